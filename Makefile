@@ -1,0 +1,41 @@
+# make verify: the main job.  make test: every test.  make bench: the comparisons.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# The text and GPT-2's vocabulary, where a copy is already at hand; otherwise they are downloaded.
+ifneq ($(wildcard ../shared/data),)
+export GPT_HARNESS_DATA ?= $(abspath ../shared/data)
+export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/data/tiktoken)
+endif
+
+.PHONY: verify test bench report setup clean
+
+verify: $(STAMP)
+	$(BIN)/pytest verifications/
+
+bench: $(STAMP)
+	$(BIN)/pytest benchmarks/ --benchmark-autosave
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy harness gpt benchmarks
+	$(BIN)/pytest
+
+report: $(STAMP)
+	$(BIN)/gpt-harness report
+
+setup: $(STAMP)
+
+# Installed again only when the lock or the package's own metadata change.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gpt-harness needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+clean:
+	rm -rf .venv build *.egg-info
