@@ -1,0 +1,82 @@
+"""The key-value cache: what attention has already computed, so that decoding does not repeat it."""
+
+import torch
+from torch import Tensor
+
+from gpt.config import GPTConfig
+from gpt.errors import CacheError, ContextError
+
+
+class KVCache:
+    """Keys and values of up to `block_size` positions for every layer, allocated once.
+
+    `length` is the number of positions held. Setting it to a smaller number forgets the latest ones.
+    The memory is 2 * L * B * C * T elements: 37.7 MB for GPT-2 small at 1024 tokens in 16 bits.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise CacheError(f"batch_size={batch_size} is not positive; give at least 1")
+        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.head_size)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, T, D)
+        self.values = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, T, D)
+        self.length = 0
+        self.layers = [LayerCache(self, k, v) for k, v in zip(self.keys, self.values, strict=True)]
+
+    @property
+    def batch_size(self) -> int:
+        """How many sequences the cache holds side by side."""
+        return self.keys.size(1)
+
+    @property
+    def capacity(self) -> int:
+        """The most positions that the cache can hold: the model's context."""
+        return self.keys.size(3)
+
+    @property
+    def bytes(self) -> int:
+        """What the cache occupies in memory, full or not."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def check_room(self, batch_size: int, positions: int) -> None:
+        """Raise `CacheError` or `ContextError` unless `positions` more fit for `batch_size` sequences."""
+        if batch_size != self.batch_size:
+            raise CacheError(
+                f"the ids have a batch of {batch_size} and the cache one of {self.batch_size}; "
+                f"make a cache with new_cache({batch_size})"
+            )
+        if self.length + positions > self.capacity:
+            raise ContextError(
+                f"the cache holds {self.length} positions and {positions} more do not fit in its "
+                f"{self.capacity}; positions are absolute, so start a new cache with the latest tokens"
+            )
+
+
+class LayerCache:
+    """One layer's part of a `KVCache` (or one head's part of that): views, no memory of its own."""
+
+    def __init__(self, cache: KVCache, keys: Tensor, values: Tensor) -> None:
+        self.cache = cache
+        self.keys = keys
+        self.values = values
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (..., T, D) after what is held and return everything, (..., length + T, D).
+
+        The cache's `length` moves on once, when all layers have written.
+        """
+        start, new = self.cache.length, keys.size(-2)
+        self.keys.narrow(-2, start, new).copy_(keys)
+        self.values.narrow(-2, start, new).copy_(values)
+        return self.keys.narrow(-2, 0, start + new), self.values.narrow(-2, 0, start + new)
+
+    def head(self, number: int) -> "LayerCache":
+        """One head's part: (B, H, T, D) -> (B, T, D)."""
+        return LayerCache(self.cache, self.keys[:, number], self.values[:, number])

@@ -1,0 +1,86 @@
+"""The shape of a GPT as one frozen dataclass, and the published shapes as data."""
+
+from dataclasses import dataclass, fields
+
+from gpt.errors import ConfigError
+
+ATTENTIONS = ("looped", "naive", "flash")
+INITS = ("gpt2", "unscaled", "pytorch", "kaiming")
+
+LAYER_NORM_EPS = 1e-5  # GPT-2's, in every published size
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """What a GPT looks like; the defaults are GPT-2 small.
+
+    Raises `ConfigError` when a value has the wrong type or describes no GPT.
+    """
+
+    vocab_size: int = 50257
+    block_size: int = 1024
+    """The context: the most tokens that the model sees at once."""
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    """At GPT-2's four sites: the embeddings, the attention weights and both residual branches."""
+    bias: bool = True
+    """False drops the biases of every linear layer and LayerNorm (published GPT-2 has them)."""
+    tied: bool = True
+    """Whether the head is the token embedding, one parameter with two uses."""
+    attention: str = "flash"
+    """How attention is computed: "looped" (head by head), "naive" (batched) or "flash" (fused)."""
+    init: str = "gpt2"
+    """How the weights start: a name in `gpt.init.RECIPES`."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is not positive; give at least 1")
+        if self.n_embd % self.n_head:
+            below = max(self.n_head, self.n_embd - self.n_embd % self.n_head)
+            raise ConfigError(
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; the heads share the width "
+                f"evenly: try n_embd={below} or another n_head"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} is outside [0, 1); it is the share of values dropped")
+        _check_choice("attention", self.attention, ATTENTIONS)
+        _check_choice("init", self.init, INITS)
+
+    @property
+    def head_size(self) -> int:
+        """The width of one head, D = C / H."""
+        return self.n_embd // self.n_head
+
+
+def _check_type(name: str, value: object, expected: object) -> None:
+    # bool is an int in Python, and an int is a fine float: the two cases that isinstance alone gets wrong.
+    if expected is float:
+        right = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif expected is int:
+        right = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        right = isinstance(value, expected)  # type: ignore[arg-type]  # str and bool
+    if not right:
+        kind = getattr(expected, "__name__", expected)
+        raise ConfigError(f"{name}={value!r} is of type {type(value).__name__}; expected {kind}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
+
+
+PRESETS: dict[str, GPTConfig] = {
+    # Every size of debug differs from every other, so that a swapped dimension cannot hide.
+    "debug": GPTConfig(vocab_size=211, block_size=32, n_layer=3, n_head=4, n_embd=48),
+    # Published: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+    "gpt2": GPTConfig(n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
+}

@@ -1,0 +1,268 @@
+"""Text and GPT-2's tokenizer, from the user's folders or downloaded once; `python -m gpt.data` fetches all."""
+
+import hashlib
+import os
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gpt.errors import DataCorrupt, DataError, DataUnavailable, TextError
+
+if TYPE_CHECKING:
+    import tiktoken
+
+TIMEOUT_SECONDS = 5.0
+"""How long a download may take to connect, and then between two pieces."""
+
+BPE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published file, what it is called in a data folder, and how to know it again."""
+
+    file: str
+    url: str
+    sha256: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """What its publisher calls it."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+TEXTS: dict[str, Source] = {
+    "tinyshakespeare": Source(
+        "tinyshakespeare.txt",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        1_115_394,
+    ),
+}
+
+
+def _bpe(name: str, sha256: str, size: int) -> Source:
+    # tiktoken calls a file in its cache by the sha1 of where it comes from.
+    return Source(hashlib.sha1(f"{BPE}{name}".encode()).hexdigest(), f"{BPE}{name}", sha256, size)
+
+
+# The sums are those in tiktoken_ext/openai_public.py.
+VOCABULARY = (
+    _bpe("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", 456_318),
+    _bpe("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", 1_042_301),
+)
+
+
+def tokens(name_or_path: str | os.PathLike[str] = "tinyshakespeare") -> Tensor:
+    """The GPT-2 tokens of a text, (N) of int64.
+
+    Raises as `load_text` and `tokenizer` do.
+    """
+    text = load_text(name_or_path)
+    # Ordinary: "<|endoftext|>" in somebody's text is text, not the end of it.
+    return torch.tensor(tokenizer().encode_ordinary(text), dtype=torch.int64)
+
+
+def windows(tokens: Tensor, *, batch: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Random windows of a text and the tokens that follow them: inputs and targets, (batch, length) each."""
+    if len(tokens) <= length:
+        raise TextError(
+            f"the text has {len(tokens)} tokens, and a window of {length} with its targets needs {length + 1}; "
+            "give a longer text or a shorter window"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(len(tokens) - length, (batch, 1), generator=generator)  # (batch, 1)
+    where = starts + torch.arange(length)  # (batch, 1) + (length) -> (batch, length)
+    return tokens[where], tokens[where + 1]
+
+
+def load_text(name_or_path: str | os.PathLike[str] = "tinyshakespeare") -> str:
+    """A text by the name of a published one, or any file in UTF-8.
+
+    Raises `DataUnavailable` when there is none, `DataCorrupt` when a published one is not what was published,
+    `TextError` when it is empty or not UTF-8.
+    """
+    source = TEXTS.get(str(name_or_path))
+    path = locate((source,)) / source.file if source else Path(name_or_path).expanduser()
+    try:
+        raw = path.read_bytes()  # not as text, which would change the line ends
+    except OSError as error:
+        raise DataUnavailable(
+            f"{path}: cannot be read ({error.strerror}); expected a file, or one of {', '.join(TEXTS)}"
+        ) from error
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"{path}: the byte {raw[error.start]:#04x} at offset {error.start} is not UTF-8 ({error.reason}); "
+            "convert the file, for instance with iconv -f latin1 -t utf-8"
+        ) from error
+    if not text:
+        raise TextError(f"{path}: is empty; expected a text")
+    return text
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> "tiktoken.Encoding":
+    """GPT-2's byte-pair encoding, with tiktoken.
+
+    Raises `DataUnavailable` or `DataCorrupt` where its two files cannot be had.
+    """
+    import tiktoken
+
+    with _environment("TIKTOKEN_CACHE_DIR", str(locate(VOCABULARY))):
+        return tiktoken.get_encoding("gpt2")
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+# ---------------------------------------------------------------------------- where the files are
+
+
+def locate(sources: tuple[Source, ...]) -> Path:
+    """The folder that holds all of `sources`, verified; downloaded into the user's cache if there is none."""
+    folders = places(sources)
+    for folder in folders:
+        if all((folder / source.file).is_file() for source in sources):
+            for source in sources:
+                verify(folder / source.file, source)
+            return folder
+    for source in sources:
+        fetch(source, folders[-1], looked=folders)
+    return folders[-1]
+
+
+def places(sources: tuple[Source, ...]) -> list[Path]:
+    """The folders where `sources` are looked for, in order; the last is where downloads go."""
+    data, cache = os.environ.get("GPT_HARNESS_DATA"), cache_folder()
+    own = [Path(data).expanduser()] if data else []
+    if sources != VOCABULARY:
+        return [*own, cache]
+    theirs = os.environ.get("TIKTOKEN_CACHE_DIR")
+    found = [Path(theirs).expanduser()] if theirs else []
+    return [*found, *(folder / "tiktoken" for folder in own), cache / "tiktoken"]
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this project's downloads."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gpt-harness"
+
+
+def verify(path: Path, source: Source) -> None:
+    """Raise `DataCorrupt` unless the file is the published one."""
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataUnavailable(f"{path}: cannot be read ({error.strerror})") from error
+    if found != source.sha256:
+        raise DataCorrupt(
+            f"{path}: has the sha256 {found}, expected {source.sha256}; it was changed or damaged: delete it "
+            "and run `python -m gpt.data`"
+        )
+
+
+# ---------------------------------------------------------------------------- downloading
+
+_failed: dict[str, DataError] = {}  # each file is asked for once a process, so that nothing waits twice
+
+
+def fetch(source: Source, folder: Path, *, looked: list[Path]) -> None:
+    """Download one file into `folder`, whole and verified, or not at all."""
+    target = folder / source.file
+    if target.is_file():
+        return verify(target, source)
+    if source.url not in _failed:
+        try:
+            return _download(source, target)
+        except DataCorrupt as error:
+            _failed[source.url] = error
+        except (OSError, ValueError, HTTPException) as error:  # no network, a timeout, an odd answer
+            _failed[source.url] = DataUnavailable(
+                f"{source.name} ({source.file}) is not in {', '.join(map(str, looked))}, and {source.url} "
+                f"cannot be downloaded ({error}); with a network, `python -m gpt.data` fetches it"
+            )
+    raise _failed[source.url]
+
+
+def _download(source: Source, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".fetching-", delete=False) as partial:
+        try:
+            found = hashlib.sha256()
+            for piece in _pieces(source):
+                found.update(piece)
+                partial.write(piece)
+            if found.hexdigest() != source.sha256:
+                raise DataCorrupt(
+                    f"{source.url}: the download has the sha256 {found.hexdigest()}, expected "
+                    f"{source.sha256}; nothing was kept"
+                )
+            partial.close()
+            os.chmod(partial.name, 0o644)
+            os.replace(partial.name, target)
+        finally:
+            Path(partial.name).unlink(missing_ok=True)
+
+
+def _pieces(source: Source) -> Iterator[bytes]:
+    """The file as it arrives, with progress on stderr."""
+    print(f"fetching {source.url} ({source.size:,} bytes)", file=sys.stderr, flush=True)
+    request = urllib.request.Request(source.url, headers={"User-Agent": "gpt-harness"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        done = 0
+        while piece := answer.read(1 << 16):
+            done += len(piece)
+            if done > source.size:
+                raise ValueError(f"more than the {source.size:,} bytes that were published")
+            _progress(source, done)
+            yield piece
+    if done < source.size:
+        raise ValueError(f"the connection ended after {done:,} of {source.size:,} bytes")
+
+
+def _progress(source: Source, done: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == source.size else ""
+        print(f"\r{source.name}: {done:,} of {source.size:,} bytes", end=end, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Fetch everything that is not at hand, and say where it is."""
+    problems = 0
+    for sources in ((TEXTS["tinyshakespeare"],), VOCABULARY):
+        try:
+            folder = locate(sources)
+        except DataError as error:
+            problems += 1
+            print(error, file=sys.stderr)
+        else:
+            for source in sources:
+                print(f"{source.name}: {folder / source.file}")
+    return min(problems, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Whole models on disk, in Hugging Face's layout: config.json and model.safetensors."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gpt.checkpoint import Checkpoint, digest, read_json
+from gpt.config import LAYER_NORM_EPS, PRESETS, GPTConfig
+from gpt.errors import ConfigError, WeightsError
+from gpt.hub import CONFIG, SINGLE, locate
+from gpt.weights import HuggingFaceWeights, entries, to_huggingface
+
+if TYPE_CHECKING:
+    from gpt.model import GPT
+
+# What a configuration must say, where it says anything, for this GPT-2 to be the same function.
+REPRESENTABLE: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+    "layer_norm_epsilon": (LAYER_NORM_EPS,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+}
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+
+
+def from_pretrained(
+    kind: "type[GPT]",
+    name: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    attention: str = "flash",
+    dropout: float | None = None,
+    download: bool = True,
+) -> "GPT":
+    """A GPT of class `kind` with published weights, in eval mode.
+
+    `name` is "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", any other GPT-2 of the hub by its id, or a
+    directory; the hub's local cache is looked at before the hub. Only safetensors are read, never a pickle.
+    The weights keep their dtype unless `dtype` is given, and the configuration's dropout unless `dropout` is.
+
+    Raises `WeightsUnavailable` when there is nothing to load, `ConfigError` for a configuration that is not
+    GPT-2's function, `WeightsError` for a damaged checkpoint or one that does not fit.
+    """
+    config_file, weight_files = locate(name, download=download)
+    raw = read_json(config_file)
+    config = config_from_huggingface(raw, config_file, attention=attention, dropout=dropout)
+    checkpoint = Checkpoint(weight_files)
+    checkpoint.verify()
+    model = kind(config, device="meta")
+    try:
+        weights = HuggingFaceWeights(checkpoint, checkpoint.shapes)
+        weights.check_fit(model)
+        dtype = dtype or _only_dtype(weights, config)
+    except WeightsError as error:
+        raise WeightsError(f"{config_file.parent}: {error}") from error
+    # One tensor after the other, straight to where it stays: the peak is the weights once.
+    state = {entry.ours: _copy(weights.read(entry), dtype, device) for entry in entries(config)}
+    if config.tied:
+        state["lm_head.weight"] = state["transformer.wte.weight"]
+    model.load_state_dict(state, assign=True)
+    model.restore_masks(device)
+    return model.eval()
+
+
+def _only_dtype(weights: HuggingFaceWeights, config: GPTConfig) -> torch.dtype:
+    kinds = {weights.tensor(entry.theirs).dtype for entry in entries(config)}
+    if len(kinds) > 1:
+        raise WeightsError(f"the weights mix {', '.join(sorted(map(str, kinds)))}; choose one with dtype=")
+    return kinds.pop()
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
+    """Contiguous and in memory of its own, never a view of the mapped file."""
+    return torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+
+
+def save_pretrained(model: "GPT", folder: str | os.PathLike[str]) -> None:
+    """Write what Hugging Face's `GPT2LMHeadModel.from_pretrained` reads.
+
+    Each file appears whole or not at all. The weights carry a checksum, which `from_pretrained` verifies.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.cpu() for name, tensor in to_huggingface(model).items()}
+    metadata = {"format": "pt", "sha256": digest(tensors, list(tensors))}
+    config = config_to_huggingface(model.config, next(iter(tensors.values())).dtype)
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
+            save_file(tensors, Path(staging, SINGLE), metadata=metadata)
+            Path(staging, CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            shutil.copymode(Path(staging, CONFIG), Path(staging, SINGLE))  # safetensors hides its own
+            for file in (SINGLE, CONFIG):
+                os.replace(Path(staging, file), folder / file)
+    except OSError as error:
+        raise WeightsError(f"{folder}: the model cannot be saved there ({error})") from error
+
+
+def config_to_huggingface(config: GPTConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What goes into config.json."""
+    end_of_text = 50256 if config.vocab_size > 50256 else None
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": LAYER_NORM_EPS,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def config_from_huggingface(
+    raw: Mapping[str, Any],
+    where: str | os.PathLike[str] = CONFIG,
+    *,
+    attention: str = "flash",
+    dropout: float | None = None,
+) -> GPTConfig:
+    """The GPTConfig of a config.json; `ConfigError` when it describes another function than GPT-2.
+
+    What it leaves out is as in GPT-2 small, as for Hugging Face's own reader.
+    """
+    small = PRESETS["gpt2"]
+    n_embd = raw.get("n_embd", small.n_embd)
+    for key, allowed in (REPRESENTABLE | {"n_inner": (None, 4 * n_embd)}).items():
+        if key in raw and raw[key] not in allowed:
+            options = " or ".join(repr(value) for value in allowed)
+            raise ConfigError(f"{where}: {key} is {raw[key]!r}, expected {options}; gpt.GPT is GPT-2 only")
+    try:
+        return GPTConfig(
+            vocab_size=raw.get("vocab_size", small.vocab_size),
+            block_size=raw.get("n_positions", raw.get("n_ctx", small.block_size)),
+            n_layer=raw.get("n_layer", small.n_layer),
+            n_head=raw.get("n_head", small.n_head),
+            n_embd=n_embd,
+            dropout=_only_dropout(raw) if dropout is None else dropout,
+            tied=raw.get("tie_word_embeddings", True),
+            attention=attention,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _only_dropout(raw: Mapping[str, Any]) -> float:
+    rates = {key: raw.get(key, 0.1) for key in DROPOUTS}  # 0.1 where nothing is said, as in Hugging Face's
+    if len(set(rates.values())) > 1:
+        raise ConfigError(f"the dropout differs by site, {rates}; choose one with dropout=")
+    return float(rates["embd_pdrop"])

@@ -1,0 +1,190 @@
+"""How a GPT is built: from a config object, keyword arguments or a dict, under the names that people use."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from harness.errors import MissingAbility, SubjectError
+from harness.size import Size
+
+# One row a quantity, the harness's word first; nanoGPT, minGPT, Hugging Face, LLMs-from-scratch, x-transformers.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "vocab_size": ("vocab_size", "n_vocab", "num_tokens", "d_vocab", "padded_vocab_size"),
+    "context": (
+        "block_size",
+        "n_positions",
+        "n_ctx",
+        "context_length",
+        "max_seq_len",
+        "context",
+        "max_position_embeddings",
+        "sequence_length",
+        "seq_len",
+        "max_len",
+        "max_length",
+    ),
+    "layers": ("n_layer", "n_layers", "num_layers", "layers", "depth", "num_hidden_layers"),
+    "heads": ("n_head", "n_heads", "num_heads", "heads", "num_attention_heads"),
+    "width": (
+        "n_embd",
+        "d_model",
+        "emb_dim",
+        "embed_dim",
+        "dim",
+        "hidden_size",
+        "n_embed",
+        "width",
+        "embedding_dim",
+    ),
+    "head_width": ("head_size", "d_head", "head_dim", "dim_head"),
+    "feed_forward_width": (
+        "n_inner",
+        "d_mlp",
+        "d_ff",
+        "ff_dim",
+        "hidden_dim",
+        "ffn_dim",
+        "intermediate_size",
+    ),
+    "dropout": (
+        "dropout",
+        "drop_rate",
+        "dropout_rate",
+        "dropout_p",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "attn_dropout",
+        "ff_dropout",
+        "resid_dropout",
+        "emb_dropout",
+    ),
+    "bias": ("bias", "qkv_bias", "use_bias"),
+    "tied": ("tied", "tie_weights", "tie_word_embeddings", "weight_tying", "tie_embeddings"),
+    "attention": ("attention", "attention_kind", "attn_implementation"),
+    "init": ("init", "init_recipe", "initialisation", "initialization"),
+    "seed": ("seed",),
+    "device": ("device",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Constructor:
+    """A way to build the module: which words it takes, and the call itself."""
+
+    words: frozenset[str]
+    call: Callable[[dict[str, Any]], nn.Module]
+    how: str
+
+    def takes(self, quantity: str) -> bool:
+        """Whether the subject has a setting for `quantity` (a key of SYNONYMS)."""
+        return any(word in self.words for word in SYNONYMS[quantity])
+
+    def build(self, size: Size, **options: Any) -> nn.Module:
+        """The module at `size`. Settings that the subject lacks must be what GPT-2 has, or MissingAbility is raised."""
+        quantities: dict[str, Any] = {
+            "vocab_size": size.vocab_size,
+            "context": size.context,
+            "layers": size.layers,
+            "heads": size.heads,
+            "width": size.width,
+            "head_width": size.head_width,
+            "feed_forward_width": 4 * size.width,
+            "bias": True,
+            "dropout": 0.0,
+            **options,
+        }
+        for quantity in options:
+            if quantity not in ("bias", "dropout", "seed") and not self.takes(quantity):
+                raise MissingAbility(
+                    f"the subject has no setting '{quantity}' (looked for: {', '.join(SYNONYMS[quantity])})"
+                )
+        arguments = {
+            word: value for quantity, value in quantities.items() for word in SYNONYMS[quantity] if word in self.words
+        }
+        return self.call(arguments)
+
+
+def constructor(target: Any, module: ModuleType) -> Constructor:
+    """How `target` is built. Raises SubjectError where it cannot be told."""
+    if isinstance(target, nn.Module):
+        return Constructor(frozenset(), lambda arguments: target, "a module instance")
+    if not callable(target):
+        raise SubjectError(f"{target!r} is neither a class, nor a function, nor a torch.nn.Module")
+    try:
+        parameters = dict(inspect.signature(target).parameters)
+    except (TypeError, ValueError) as error:
+        raise SubjectError(f"{target!r} does not tell its parameters: {error}") from error
+    own = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    if _knows_sizes(own):
+        return Constructor(frozenset(own), lambda arguments: _module(target, **arguments), "keyword arguments")
+    required = [p for p in own.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    extra = frozenset(name for name, p in own.items() if p.kind is p.KEYWORD_ONLY)
+    config_parameter = next(iter(required or own.values()), None)
+    if config_parameter is None or config_parameter.kind is config_parameter.KEYWORD_ONLY:
+        return Constructor(frozenset(), lambda arguments: _module(target), "a call without arguments")
+    if len(required) > 1:
+        raise SubjectError(
+            f"{target.__name__}{inspect.signature(target)} cannot be called: expected one config, or sizes by the names "
+            f"that people use ({', '.join(s[0] for s in SYNONYMS.values())}); write a factory without arguments instead"
+        )
+    config_class = _config_class(config_parameter, module)
+    if config_class is None:
+        return Constructor(
+            frozenset(word for words in SYNONYMS.values() for word in words),
+            lambda arguments: _module(target, dict(arguments)),
+            "a dict",
+        )
+    fields = frozenset(_fields(config_class))
+
+    def call(arguments: dict[str, Any]) -> nn.Module:
+        config = config_class(**{k: v for k, v in arguments.items() if k in fields})
+        return _module(target, config, **{k: v for k, v in arguments.items() if k in extra})
+
+    return Constructor(fields | extra, call, f"a {config_class.__name__}")
+
+
+def _module(target: Callable[..., Any], *args: Any, **kwargs: Any) -> nn.Module:
+    module = target(*args, **kwargs)
+    if not isinstance(module, nn.Module):
+        raise SubjectError(f"{target.__name__} returned a {type(module).__name__}, expected a torch.nn.Module")
+    return module
+
+
+def _knows_sizes(names: Iterable[str]) -> bool:
+    words = set(names)
+    return (
+        sum(any(word in words for word in SYNONYMS[q]) for q in ("vocab_size", "context", "layers", "heads", "width"))
+        >= 3
+    )
+
+
+def _config_class(parameter: inspect.Parameter, module: ModuleType) -> Callable[..., Any] | None:
+    """The class that the parameter is annotated with, or else the one beside the subject that knows its sizes."""
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        annotation = getattr(module, annotation, annotation)
+    candidates = [annotation, *vars(module).values()]
+    for candidate in candidates:
+        if (
+            inspect.isclass(candidate)
+            and not issubclass(candidate, nn.Module | Mapping)
+            and _knows_sizes(_fields(candidate))
+        ):
+            return candidate
+    return None
+
+
+def _fields(config_class: Any) -> list[str]:
+    if dataclasses.is_dataclass(config_class):
+        return [field.name for field in dataclasses.fields(config_class) if field.init]
+    try:
+        return list(inspect.signature(config_class).parameters)
+    except (TypeError, ValueError):
+        return []

@@ -1,0 +1,70 @@
+"""Find the object that `FILE.py:NAME` or `package.module:NAME` names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness.errors import SubjectError, did_you_mean
+
+FORM = "expected FILE.py:NAME or package.module:NAME"
+
+
+def locate(spec: str) -> tuple[Any, ModuleType]:
+    """The named object and its module. Raises SubjectError, in one line, for whatever can go wrong on the way."""
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise SubjectError(f"'{spec}' names no attribute; {FORM}")
+    module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
+    target: Any = module
+    for word in name.split("."):
+        if not hasattr(target, word):
+            known = [n for n in vars(target) if not n.startswith("_")] if hasattr(target, "__dict__") else []
+            raise SubjectError(f"{where} has no '{word}'; {did_you_mean(word, known)}")
+        target = getattr(target, word)
+    return target, module
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise SubjectError(f"{path} is not a file (looked from {Path.cwd()}); {FORM}")
+    name = f"_subject_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and copy look their module up here
+    # As with `python FILE.py`, the file's own folder is where its imports are found first.
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise SubjectError(_did_not_import(str(path), error)) from error
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the `pytest` command, unlike `python -m pytest`, leaves it out
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise SubjectError(_did_not_import(name, error)) from error
+
+
+def _did_not_import(name: str, error: BaseException) -> str:
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [
+        frame for frame in frames if "importlib" not in frame.filename and "/harness/adapters/" not in frame.filename
+    ]
+    place = f" ({inside[-1].filename}:{inside[-1].lineno})" if inside else ""
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}:{error.lineno})"
+    return f"{name} does not import: {type(error).__name__}: {' '.join(str(error).split())}{place}"

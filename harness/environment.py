@@ -1,0 +1,74 @@
+"""What a result depends on besides the code under test: versions, processor, threads, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "tiktoken", "numpy", "pytest", "pytest-benchmark", "gpt-harness")
+
+
+def environment(folder: Path) -> dict[str, Any]:
+    """The machine, the versions and the git commit of `folder`, as a JSON-ready mapping. Imports torch."""
+    import torch
+
+    versions = {name: _version(name) for name in PACKAGES}
+    commit = _git(folder, "rev-parse", "--short", "HEAD")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": versions["transformers"],
+        "packages": versions,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "git_commit": commit,
+        "git_dirty": bool(_git(folder, "status", "--porcelain")) if commit else None,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most physical memory that this process, or any finished child of it, has held at once."""
+    import resource
+
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(peaks) * (1 if sys.platform == "darwin" else 1024)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

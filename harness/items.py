@@ -1,0 +1,130 @@
+"""Suites and checks as pytest sees them: a file to collect and its items."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import SuiteError
+
+if TYPE_CHECKING:
+    from harness.run import Record
+    from harness.suite import Check
+
+# Options that change what a check means, and so belong into the command that runs it again.
+MEANING = ("--subject", "--text", "--pretrained")
+
+
+class SuiteFile(pytest.File):
+    """A suite of checks."""
+
+    def collect(self) -> Iterator[CheckItem]:
+        """One item a check, expanded over its matrix and cases."""
+        from harness.suite import read_suite
+
+        try:
+            suite = read_suite(self.path)
+        except SuiteError as error:
+            raise self.CollectError(str(error)) from None
+        self.config.addinivalue_line("markers", f"{suite.name}: {suite.title}")
+        for check in suite.checks:
+            yield CheckItem.from_parent(self, name=check.id, check=check)
+
+
+class CheckItem(pytest.Item):
+    """One check as a test item."""
+
+    def __init__(self, *, check: Check, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.check = check
+        self.record: Record | None = None
+        parameters = check.parameters
+        self.add_marker(check.suite)
+        if "size" in parameters:
+            self.add_marker("debug" if parameters["size"] == "debug" else "full")
+        if parameters.get("tokens") == "text":
+            self.add_marker("text")
+        if parameters.get("weights") == "pretrained":
+            self.add_marker("pretrained")
+
+    def runtest(self) -> None:
+        """Run the check; a verdict other than pass is raised as pytest expects it."""
+        from harness.plugin import subject_of
+        from harness.run import run
+
+        self.record = run(self.check, subject_of(self.config))
+        if self.record.verdict == "skip":
+            pytest.skip(self.record.message)
+        if self.record.verdict != "pass":
+            raise NotAsExpected(self.record)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """A failed check as a colleague would report it; anything else as pytest does."""
+        if isinstance(excinfo.value, NotAsExpected):
+            return told(excinfo.value.record, self.rerun())
+        return super().repr_failure(excinfo)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Where the check stands in its suite."""
+        return self.path, self.check.line - 1, self.check.id
+
+    def row(self) -> dict[str, Any] | None:
+        """The record as a JSON-ready row, once the check ran."""
+        return None if self.record is None else self.record.as_row(id=self.nodeid, rerun=self.rerun())
+
+    def rerun(self) -> str:
+        """The command that runs this check again, alone."""
+        words = ["pytest", self.nodeid]
+        for option in MEANING:
+            value = self.config.getoption(option)
+            if value is not None:
+                words += [option, value]
+        return shlex.join(words)
+
+
+class NotAsExpected(Exception):
+    """Carries the record of a failed check to pytest."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(record.message)
+        self.record = record
+
+
+def told(record: Record, rerun: str) -> str:
+    """A failed or broken check in full: found, expected, where, with what, why, source, and how to run it again."""
+    check = record.check
+    lines = (
+        {"error": record.message} if record.verdict == "error" else {"found": record.found, "expected": record.expected}
+    )
+    if record.where:
+        lines["where"] = (
+            f"first at {record.where[0]}"
+            + (f"; also {', '.join(record.where[1:6])}" if record.where[1:] else "")
+            + (" ..." if record.where[6:] else "")
+        )
+    if hint := record.details.get("hint"):
+        lines["hint"] = str(hint)
+    lines |= {
+        "with": " ".join(f"{key}={value}" for key, value in check.parameters.items()),
+        "why": check.why,
+        "source": check.source,
+        "again": rerun,
+    }
+    told = [
+        textwrap.fill(
+            text,
+            width=110,
+            initial_indent=f"  {label:<10}",
+            subsequent_indent=" " * 12,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for label, text in lines.items()
+        if text
+    ]
+    return "\n".join([f"{check.file}:{check.line}: {record.subject}: {check.id}", *told])

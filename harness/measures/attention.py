@@ -1,0 +1,192 @@
+"""Measures of attention and causality: arms that must agree, a future that must not be seen, rows that must not mix."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness import noise
+from harness.measure import Reading, measure
+from harness.size import SIZES
+from harness.states import State, Weights, state
+from harness.subject import ChoosesAttention, Model, Subject
+from harness.tokens import batch
+
+
+@measure
+def attention_arms(
+    subject: ChoosesAttention,
+    *,
+    size: str,
+    attention: str,
+    against: str,
+    compare: Literal["outputs", "gradients"],
+    weights: Weights = "probe",
+    rows: int = 2,
+    length: int = 24,
+) -> Reading:
+    """The noise verdict on one way to compute attention against another: every block, the logits, every gradient."""
+    comparison = _arms(subject, size, attention, against, weights, rows, length)
+    return noise.reading(getattr(comparison, compare))
+
+
+@measure
+def future_leak(subject: Subject, *, size: str, weights: Weights = "probe", length: int = 24) -> Reading:
+    """How far earlier positions move when later tokens change, by component; 1 is the size of the activations.
+
+    In float64, where rounding is below 1e-12. The first component that moves is where the future gets in.
+    """
+    model = _float64(subject, size, weights)
+    ids, other = batch(SIZES[size], "random", rows=2, length=length)
+    leaks: dict[str, float] = {}
+    for cut in (1, length // 2, length - 1):
+        changed = torch.cat([ids[:, :cut], other[:, cut:]], dim=1)
+        before, after = _outputs(model, ids), _outputs(model, changed)
+        for place, tensor in before.items():
+            leaks[place] = max(leaks.get(place, 0.0), _relative(after[place][:, :cut], tensor[:, :cut]))
+    return Reading(leaks, "relative")
+
+
+@measure
+def jacobian(
+    subject: Subject,
+    *,
+    size: str,
+    half: Literal["future", "past"],
+    weights: Weights = "probe",
+    length: int = 12,
+) -> Reading:
+    """The derivative of the logits at each position by the embeddings at others, in float64, relative to the largest.
+
+    'future': the largest by any later position, which must be nothing. 'past': the smallest by any earlier position
+    or its own, which must be something.
+    """
+    model = _float64(subject, size, weights)
+    ids, _ = batch(SIZES[size], "random", rows=1, length=length)
+    stream = _outputs(model, ids)["embedding"].clone().requires_grad_()
+    with model.stream_replaced(stream):
+        logits = model.logits(ids)
+    mix = torch.randn(SIZES[size].vocab_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sensitivity = torch.stack(
+        [
+            torch.autograd.grad((logits[0, t] * mix).sum(), stream, retain_graph=True)[0][0].norm(dim=-1)
+            for t in range(length)
+        ]
+    )  # (T of the logits, T of the embeddings)
+    relative = sensitivity / sensitivity.max()
+    if half == "future":
+        found = {f"position {t}": float(relative[t, t + 1 :].max()) for t in range(length - 1)}
+    else:
+        found = {f"position {t}": float(relative[t, : t + 1].min()) for t in range(length)}
+    return Reading(found, "of the largest derivative")
+
+
+@measure
+def rows_mixing(subject: Subject, *, size: str, weights: Weights = "probe", length: int = 24) -> Reading:
+    """How far a row's outputs move when the rows beside it in the batch change, by component, in float64."""
+    model = _float64(subject, size, weights)
+    ids, other = batch(SIZES[size], "random", rows=3, length=length)
+    together = _outputs(model, ids)
+    alone = _outputs(model, ids[:1])
+    beside = _outputs(model, torch.cat([ids[:1], other[1:]]))
+    found = {
+        place: max(_relative(tensor[:1], alone[place]), _relative(tensor[:1], beside[place][:1]))
+        for place, tensor in together.items()
+    }
+    return Reading(found, "relative")
+
+
+@measure
+def prefix_consistency(subject: Subject, *, size: str, weights: Weights = "probe", length: int = 24) -> Reading:
+    """How far the outputs of a prefix depend on how long the sequence is that it begins, by component, in float64."""
+    model = _float64(subject, size, weights)
+    ids, _ = batch(SIZES[size], "random", rows=2, length=length)
+    whole = _outputs(model, ids)
+    found: dict[str, float] = {}
+    for cut in (1, length // 2, length - 1):
+        prefix = _outputs(model, ids[:, :cut])
+        for place, tensor in whole.items():
+            found[place] = max(found.get(place, 0.0), _relative(prefix[place], tensor[:, :cut]))
+    return Reading(found, "relative")
+
+
+@measure
+def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Reading:
+    """Largest distance of an attention row's sum from one, by layer, in float64.
+
+    Seen from outside, whatever the kernel: with values that are one constant vector v at every position and an output
+    projection that is the identity, attention answers (sum of the row) · v.
+    """
+    C = SIZES[size].width
+    constant = torch.linspace(1.0, 2.0, C)
+    special: State = dict(state(size, "probe"))
+    for layer in range(SIZES[size].layers):
+        attn = f"transformer.h.{layer}.attn"
+        projection, bias = special[f"{attn}.c_attn.weight"].clone(), special[f"{attn}.c_attn.bias"].clone()
+        projection[:, 2 * C :], bias[2 * C :] = 0.0, constant
+        special |= {f"{attn}.c_attn.weight": projection, f"{attn}.c_attn.bias": bias}
+        special |= {f"{attn}.c_proj.weight": torch.eye(C), f"{attn}.c_proj.bias": torch.zeros(C)}
+    model = subject.build(SIZES[size], dtype="float64").load(special)
+    ids, _ = batch(SIZES[size], "random", rows=2, length=length)
+    sums: dict[str, float] = {}
+    hooks = [
+        model.component(f"transformer.h.{layer}.attn").register_forward_hook(
+            functools.partial(_keep_row_sum, sums, f"block {layer}", constant.double())
+        )
+        for layer in range(SIZES[size].layers)
+    ]
+    with torch.no_grad():
+        model.logits(ids)
+    for hook in hooks:
+        hook.remove()
+    return Reading(sums, "from one")
+
+
+@functools.lru_cache(maxsize=8)
+def _arms(
+    subject: ChoosesAttention,
+    size: str,
+    attention: str,
+    against: str,
+    weights: Weights,
+    rows: int,
+    length: int,
+) -> noise.Comparison:
+    ids, targets = batch(SIZES[size], "random", rows=rows, length=length)
+
+    def arm(kind: str, dtype: str) -> Model:
+        return subject.build(SIZES[size], dtype=dtype, attention=kind).load(state(size, weights))
+
+    return noise.compare(
+        functools.partial(arm, against), functools.partial(arm, attention), ids, targets, backward=True
+    )
+
+
+def _float64(subject: Subject, size: str, weights: Weights) -> Model:
+    return subject.build(SIZES[size], dtype="float64").load(state(size, weights))
+
+
+def _outputs(model: Model, ids: Tensor) -> dict[str, Tensor]:
+    """The residual stream and the logits, by component in execution order."""
+    with torch.no_grad(), model.block_outputs() as outputs:
+        logits = model.logits(ids)
+    return {**outputs, "logits": logits}
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return noise.distance(found, expected) / max(float(expected.abs().max()), 1e-300)
+
+
+def _keep_row_sum(
+    sums: dict[str, float],
+    place: str,
+    constant: Tensor,
+    module: torch.nn.Module,
+    args: object,
+    output: object,
+) -> None:
+    tensor = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
+    sums[place] = noise.distance(tensor / constant, torch.ones_like(tensor))

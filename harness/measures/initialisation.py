@@ -1,0 +1,118 @@
+"""Measures of the start: the spread of every weight family, the first loss, the growth of the residual stream."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from harness import closed_forms
+from harness.measure import Reading, measure
+from harness.size import SIZES
+from harness.subject import Model, Subject
+from harness.tokens import Tokens, batch
+from harness.weights import family
+
+Recipe = Literal["gpt2", "unscaled", "pytorch", "kaiming"]
+LESSON_STREAM_STD = 0.8  # the lessons feed N(0, 0.8²) straight into the blocks
+
+
+@measure
+def weight_std(subject: Subject, *, size: str, recipe: Recipe = "gpt2", seed: int = 0) -> Reading:
+    """Std of each family of matrices over the recipe's own, in the layer where it is furthest off: 1 is right."""
+    ratios: dict[str, float] = {}
+    for name, tensor in _weights(_started(subject, size, recipe, seed)).items():
+        if tensor.ndim < 2:
+            continue
+        kind = family(name)
+        ratio = float(tensor.std(unbiased=False)) / _specified(kind, tensor, recipe, SIZES[size].layers)
+        ratios[kind] = max(ratios.get(kind, 1.0), ratio, key=lambda r: abs(r - 1))
+    return Reading(ratios, "of the recipe's std")
+
+
+@measure
+def start_of_vectors(subject: Subject, *, size: str) -> Reading:
+    """Largest distance of each family of norms and biases from where GPT-2 starts them: gains 1, biases 0."""
+    distances: dict[str, float] = {}
+    for name, tensor in _weights(subject.build(SIZES[size])).items():
+        if tensor.ndim == 1:
+            start = 1.0 if family(name).startswith("ln_") and name.endswith("weight") else 0.0
+            distances[family(name)] = max(distances.get(family(name), 0.0), float((tensor - start).abs().max()))
+    return Reading(distances)
+
+
+@measure
+def layers_alike(subject: Subject, *, size: str) -> Reading:
+    """Pairs of layers that start with the same matrix: deep copies of one prototype, or a seed set anew."""
+    by_family: dict[str, list[Tensor]] = {}
+    for name, tensor in _weights(subject.build(SIZES[size])).items():
+        if ".h." in name and tensor.ndim == 2:
+            by_family.setdefault(family(name), []).append(tensor)
+    alike = {
+        kind: sum(torch.equal(a, b) for a, b in itertools.combinations(tensors, 2))
+        for kind, tensors in by_family.items()
+    }
+    return Reading(alike, "pairs")
+
+
+@measure
+def initial_loss(
+    subject: Subject, *, size: str, tokens: Tokens, rows: int = 4, length: int = 128, seed: int = 0
+) -> Reading:
+    """Cross entropy at the subject's own start, in nats."""
+    ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
+    with torch.no_grad():
+        loss = float(subject.build(SIZES[size], seed=seed).loss(ids, targets))
+    return Reading(loss, "nats", {"closed form": closed_forms.initial_loss(SIZES[size]), "tokens": rows * length})
+
+
+@measure
+def activation_std(
+    subject: Subject,
+    *,
+    size: str,
+    stream: Literal["embedding", "normal"],
+    recipe: Recipe = "gpt2",
+    rows: int = 4,
+    length: int = 128,
+    seed: int = 0,
+) -> Reading:
+    """Std of the residual stream before the first block and after each, beside its mean-field prediction.
+
+    From the embeddings of random tokens, or with the lessons' N(0, 0.8²) in their place.
+    """
+    model = _started(subject, size, recipe, seed)
+    ids, _ = batch(SIZES[size], "random", rows=rows, length=length, seed=seed)
+    normal = stream == "normal"
+    with torch.no_grad(), model.block_outputs() as outputs:
+        if normal:
+            noise = torch.randn(rows, length, SIZES[size].width, generator=torch.Generator().manual_seed(seed))
+            with model.stream_replaced(LESSON_STREAM_STD * noise):
+                model.logits(ids)
+        else:
+            model.logits(ids)
+    found = {place: float(tensor.std()) for place, tensor in outputs.items()}
+    predicted = closed_forms.residual_std(
+        SIZES[size], recipe, stream_std=LESSON_STREAM_STD if normal else None, length=length
+    )
+    return Reading(found, "std", {"predicted": dict(zip(found, predicted, strict=True))})
+
+
+def _started(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
+    """The subject at its own start; GPT-2's recipe is what every subject starts from unless it is asked otherwise."""
+    options: dict[str, Any] = {} if recipe == "gpt2" else {"init": recipe}
+    return subject.build(SIZES[size], seed=seed, **options)
+
+
+def _weights(model: Model) -> dict[str, Tensor]:
+    return model.weights.read(dict(model.module.named_parameters()))
+
+
+def _specified(kind: str, tensor: Tensor, recipe: Recipe, layers: int) -> float:
+    fan_in = tensor.shape[0]  # published orientation: (in, out)
+    embedding, linear, residual, _ = closed_forms.recipe_stds(recipe, fan_in=fan_in, layers=layers)
+    if kind in ("wte.weight", "wpe.weight", "lm_head.weight"):
+        return embedding
+    return residual if kind.endswith("c_proj.weight") else linear

@@ -1,0 +1,129 @@
+"""Measures of parity with Hugging Face's GPT-2: the same weights, the same tokens, every output and every gradient."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness import noise
+from harness.measure import Reading, measure
+from harness.oracle import oracle
+from harness.size import SIZES
+from harness.states import Weights, state
+from harness.subject import Generates, Model, Subject
+from harness.tokens import Tokens, batch
+
+
+@measure
+def parity(
+    subject: Subject,
+    *,
+    size: str,
+    compare: Literal["blocks", "logits", "loss", "gradients"],
+    weights: Weights = "probe",
+    tokens: Tokens = "random",
+    rows: int = 2,
+    length: int = 24,
+    backward: bool = True,
+) -> Reading:
+    """The noise verdict on the subject against Hugging Face's eager GPT-2, both holding the same weights."""
+    comparison = _comparison(subject, size, weights, tokens, rows, length, backward)
+    if compare == "gradients":
+        return noise.reading(comparison.gradients)
+    wanted = {"logits": ["logits"], "loss": ["loss"]}.get(compare)
+    return noise.reading(
+        [d for d in comparison.outputs if (d.where in wanted if wanted else d.where not in ("logits", "loss"))]
+    )
+
+
+@measure
+def half_precision_error(
+    subject: Subject,
+    *,
+    size: str,
+    dtype: Literal["bfloat16", "float16"],
+    weights: Weights = "probe",
+    tokens: Tokens = "random",
+    rows: int = 2,
+    length: int = 24,
+) -> Reading:
+    """Error of the subject's logits in a 16-bit dtype over Hugging Face's own, both against the float64 oracle.
+
+    Root mean square. 1 means as accurate as Hugging Face; a part that drops more bits than the dtype does shows as more.
+    """
+    ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
+    given = state(size, weights)
+    truth = _logits(oracle(SIZES[size], given, "float64"), ids)
+    theirs = _error(_logits(oracle(SIZES[size], given, dtype), ids), truth)
+    own = _error(_logits(subject.build(SIZES[size], dtype=dtype).load(given), ids), truth)
+    return Reading(
+        own / theirs,
+        "of Hugging Face's error",
+        {"error": own, "Hugging Face's error": theirs, "rms of the logits": _rms(truth)},
+    )
+
+
+@measure
+def greedy_tokens_differing(
+    subject: Generates,
+    *,
+    size: str,
+    weights: Weights = "probe",
+    tokens: Tokens = "random",
+    prompt_length: int = 8,
+    new_tokens: int = 16,
+) -> Reading:
+    """Tokens of the greedy continuation in which the subject and Hugging Face's `generate` differ."""
+    prompt, _ = batch(SIZES[size], tokens, rows=2, length=prompt_length)
+    given = state(size, weights)
+    theirs = _huggingface_greedy(oracle(SIZES[size], given, "float32"), prompt, new_tokens)
+    model = subject.build(SIZES[size]).load(given)
+    own = subject.generate(model, prompt, new_tokens, temperature=0.0)
+    differing = (own != theirs).nonzero()
+    details = {"subject": own.tolist(), "Hugging Face": theirs.tolist()}
+    if len(differing):
+        row, position = differing[0].tolist()
+        details["hint"] = f"first at row {row}, position {position}"
+    return Reading(int((own != theirs).sum()), "tokens", details)
+
+
+@functools.lru_cache(maxsize=8)
+def _comparison(
+    subject: Subject, size: str, weights: Weights, tokens: Tokens, rows: int, length: int, backward: bool
+) -> noise.Comparison:
+    """One comparison serves the checks on its blocks, logits, loss and gradients."""
+    ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
+    return noise.compare(
+        lambda dtype: oracle(SIZES[size], state(size, weights), dtype),
+        lambda dtype: subject.build(SIZES[size], dtype=dtype).load(state(size, weights)),
+        ids,
+        targets,
+        backward=backward,
+    )
+
+
+def _logits(model: Model, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.logits(ids)
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.double().pow(2).mean().sqrt())
+
+
+def _error(found: Tensor, truth: Tensor) -> float:
+    return _rms(found.double() - truth)
+
+
+def _huggingface_greedy(model: Model, prompt: Tensor, new_tokens: int) -> Tensor:
+    answer: Tensor = model.module.generate(  # type: ignore[operator]
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return answer

@@ -1,0 +1,65 @@
+"""Measures that need GPT-2's released weights: what others have published of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.measure import Reading, measure
+from harness.resources import text_tokens
+from harness.size import SIZES
+from harness.states import state
+from harness.subject import Generates, Subject
+
+END_OF_TEXT = 50256
+NEWLINE, TWO_NEWLINES = 198, 628
+# llm.c, test_gpt2.c and dev/test: ten AdamW steps on one batch; (beta2, weight decay, clip at this norm).
+LLM_C = {
+    "test": ((0.999, 0.01, None),
+             [5.270007, 4.059707, 3.375123, 2.800783, 2.315382, 1.849029, 1.394656, 0.999147, 0.624080, 0.376511]),
+    "train": ((0.95, 0.0, 1.0),
+              [5.270009, 4.060681, 3.320085, 2.717550, 2.181066, 1.653923, 1.168050, 0.736873, 0.401021, 0.187493]),
+}  # fmt: skip
+
+
+@measure
+def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: str = "pretrained") -> Reading:
+    """Losses of ten training steps, beside the ten that llm.c publishes for the same weights, tokens and recipe."""
+    (beta2, decay, clip), published = LLM_C[recipe]
+    model = subject.build(SIZES[size]).load(state(size, weights))  # type: ignore[arg-type]
+    stream = llm_c_tokens(text_tokens())[: 4 * 64 + 1] % SIZES[size].vocab_size
+    ids, targets = stream[:-1].view(4, 64), stream[1:].view(4, 64)
+    optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-4, betas=(0.9, beta2), eps=1e-8, weight_decay=decay)
+    losses = {}
+    for step in range(len(published)):
+        optimizer.zero_grad()
+        loss = model.loss(ids, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.module.parameters(), clip)
+        optimizer.step()
+        losses[f"step {step}"] = float(loss.detach())
+    return Reading(losses, "nats", {"predicted": dict(zip(losses, published, strict=True))})
+
+
+@measure
+def greedy_tokens(
+    subject: Generates, *, prompt: list[int], new_tokens: int, size: str = "124M", weights: str = "pretrained"
+) -> Reading:
+    """The greedy continuation of a prompt, the prompt included, as ids apart by spaces."""
+    model = subject.build(SIZES[size]).load(state(size, weights))  # type: ignore[arg-type]
+    answer = subject.generate(model, torch.tensor([prompt]), new_tokens, temperature=0.0)
+    return Reading(" ".join(map(str, answer[0].tolist())), "token ids")
+
+
+def llm_c_tokens(stream: Tensor) -> Tensor:
+    """TinyShakespeare's tokens as llm.c packs them: each section begins with the end-of-text token.
+
+    llm.c encodes section by section, so the two newlines between them become one token, which a text that is encoded
+    whole keeps apart.
+    """
+    breaks = (stream[:-1] == NEWLINE) & (stream[1:] == NEWLINE)
+    packed = stream.clone()
+    packed[:-1][breaks] = TWO_NEWLINES
+    packed[1:][breaks] = END_OF_TEXT
+    return torch.cat([torch.tensor([END_OF_TEXT]), packed])

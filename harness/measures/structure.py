@@ -1,0 +1,233 @@
+"""Measures of structure: how many parameters, tied or not, under which names, in which shapes."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness import closed_forms
+from harness.errors import MissingAbility
+from harness.measure import Reading, measure
+from harness.size import SIZES
+from harness.states import Weights, state
+from harness.subject import Model, Subject
+from harness.tokens import batch
+from harness.weights import family, published_shapes
+
+
+@measure
+def parameter_count(subject: Subject, *, size: str, tied: bool = True) -> Reading:
+    """How many parameters the model has, each counted once; on the meta device, so that no size is too big."""
+    model = _on_meta(subject, size, **({} if tied else {"tied": False}))
+    count = sum(parameter.numel() for parameter in model.module.parameters())
+    details: dict[str, Any] = {"components": _by_child(model.module)}
+    if (cause := closed_forms.cause_of_count(SIZES[size], count)) is not None:
+        details["hint"] = cause
+    return Reading(count, "parameters", details)
+
+
+@measure
+def parameters_by_component(subject: Subject, *, size: str) -> Reading:
+    """Parameters beyond (or short of) GPT-2's, for each family of weights over all layers."""
+    model = _on_meta(subject, size)
+    found: Counter[str] = Counter()
+    for name, tensor in model.weights.read(dict(model.module.named_parameters())).items():
+        found[family(name)] += tensor.numel()
+    wanted: Counter[str] = Counter()
+    for name, shape in published_shapes(SIZES[size]).items():
+        wanted[family(name)] += torch.Size(shape).numel()
+    excess = {name: found[name] - wanted[name] for name in {**wanted, **found}}
+    return Reading(excess, "parameters", {"components": dict(found)})
+
+
+@measure
+def head_storages(
+    subject: Subject,
+    *,
+    size: str,
+    after: Literal["construction", "load_state_dict", "load_assign", "deepcopy", "to_dtype", "training_step"],
+) -> Reading:
+    """How many distinct memory blocks hold a (vocabulary, width) matrix: one when head and embedding are tied.
+
+    Compared by `data_ptr`, after something that is known to break the tie.
+    """
+    model = subject.build(SIZES[size])
+    module = model.module
+    if after == "load_state_dict":
+        module.load_state_dict(module.state_dict())
+    elif after == "load_assign":
+        module.load_state_dict({name: tensor.clone() for name, tensor in module.state_dict().items()}, assign=True)
+    elif after == "deepcopy":
+        module = copy.deepcopy(module)
+    elif after == "to_dtype":
+        module = module.to(torch.bfloat16)
+    elif after == "training_step":
+        _training_step(model)
+    shape = (SIZES[size].vocab_size, SIZES[size].width)
+    holders = {
+        name: tensor.data_ptr()
+        for name, tensor in module.named_parameters(remove_duplicate=False)
+        if tuple(tensor.shape) in (shape, shape[::-1])
+    }
+    return Reading(len(set(holders.values())), "storages", {"holders": sorted(holders)})
+
+
+@measure
+def published_names_differing(subject: Subject, *, size: str) -> Reading:
+    """State-dict keys that Hugging Face's GPT-2 has and the subject lacks, or the other way round.
+
+    A skip for a subject that goes by names of its own.
+    """
+    own = set(_on_meta(subject, size).module.state_dict())
+    published = {*published_shapes(SIZES[size]), "lm_head.weight"}
+    bare = {key.removeprefix("transformer.") for key in published}
+    wanted = published if len(own & published) >= len(own & bare) else bare
+    if len(own & wanted) < len(wanted) / 2:
+        raise MissingAbility(f"{subject.name} goes by parameter names of its own ({sorted(own)[0]}, ...)")
+    differing = sorted(own ^ wanted)
+    return Reading(len(differing), "names", {"names": differing, "hint": ", ".join(differing[:6])})
+
+
+@measure
+def tensors_left_behind(subject: Subject, *, size: str) -> Reading:
+    """Tensors that a module keeps but does not register: `.to(device)` and `state_dict` would pass them by."""
+    model = subject.build(SIZES[size])
+    registered = {id(t) for t in (*model.module.parameters(), *model.module.buffers())}
+    left = [
+        f"{path or 'model'}.{name}"
+        for path, module in model.module.named_modules()
+        for name, value in vars(module).items()
+        if not name.startswith("_") and _holds_stranger(value, registered)
+    ]
+    return Reading(len(left), "tensors", {"names": left, "hint": ", ".join(left[:6])})
+
+
+@measure
+def buffers_that_train(subject: Subject, *, size: str) -> Reading:
+    """Buffers that require a gradient, and square (context, context) masks that are parameters."""
+    model = subject.build(SIZES[size])
+    context = SIZES[size].context
+    strange = [name for name, buffer in model.module.named_buffers() if buffer.requires_grad]
+    strange += [name for name, p in model.module.named_parameters() if tuple(p.shape[-2:]) == (context, context)]
+    return Reading(len(strange), "buffers", {"hint": ", ".join(strange[:6])})
+
+
+@measure
+def boundary_shapes(subject: Subject, *, size: str, rows: int = 2, length: int = 24) -> Reading:
+    """Whether each component's output is (batch, time, width), and the logits (batch, time, vocabulary)."""
+    model = subject.build(SIZES[size])
+    ids, _ = batch(SIZES[size], "random", rows=rows, length=length)
+    found: dict[str, tuple[int, ...]] = {}
+    hooks = [
+        model.component(name).register_forward_hook(_keep_shape(found, name.removeprefix("transformer.")))
+        for name in _components(SIZES[size].layers)
+    ]
+    try:
+        with torch.no_grad():
+            found["logits"] = tuple(model.logits(ids).shape)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wanted = {name: (rows, length, SIZES[size].width) for name in found if name != "logits"}
+    wanted["logits"] = (rows, length, SIZES[size].vocab_size)
+    return Reading(
+        {name: found[name] == wanted[name] for name in wanted},
+        details={"shapes": {k: str(v) for k, v in found.items()}},
+    )
+
+
+@measure
+def answer_to_a_long_sequence(subject: Subject, *, size: str) -> Reading:
+    """What one token more than the context gives: 'clear error' (its message names the limit), 'unclear error' or 'no error'."""
+    model = subject.build(SIZES[size])
+    context = SIZES[size].context
+    ids, _ = batch(SIZES[size], "random", rows=1, length=context + 1)
+    try:
+        with torch.no_grad():
+            model.logits(ids)
+    except Exception as error:
+        clear = str(context) in str(error)
+        return Reading(
+            "clear error" if clear else "unclear error", details={"hint": f"{type(error).__name__}: {error}"}
+        )
+    return Reading("no error")
+
+
+@measure
+def forward_changes(subject: Subject, *, size: str, weights: Weights = "probe", dropout: float = 0.1) -> Reading:
+    """What an eval forward pass changes that it must not: its own answer the second time, its input, its state."""
+    try:
+        model = subject.build(SIZES[size], dropout=dropout).load(state(size, weights))
+    except MissingAbility:
+        model = subject.build(SIZES[size])
+    ids, _ = batch(SIZES[size], "random", rows=2, length=min(24, SIZES[size].context))
+    given, before = ids.clone(), {name: t.clone() for name, t in model.module.state_dict().items()}
+    with torch.no_grad():
+        first, second = model.logits(ids), model.logits(ids)
+    after = model.module.state_dict()
+    return Reading(
+        {
+            "the answer, run twice": not torch.equal(first, second),
+            "the input ids": not torch.equal(ids, given),
+            "the state dict": any(not torch.equal(tensor, after[name]) for name, tensor in before.items()),
+            "the training flag": model.module.training,
+        }
+    )
+
+
+def _on_meta(subject: Subject, size: str, **options: Any) -> Model:
+    """The subject without its numbers; built in earnest where it cannot do without, if it is not too big."""
+    try:
+        return subject.build(SIZES[size], device="meta", **options)
+    except (NotImplementedError, RuntimeError) as error:
+        if SIZES[size].width > SIZES["124M"].width:
+            raise MissingAbility(
+                f"{subject.name} does not build on the meta device ({error}), and is too big to build"
+            ) from error
+        return subject.build(SIZES[size], **options)
+
+
+def _by_child(module: nn.Module) -> dict[str, int]:
+    """Parameters of each top-level part (of `transformer`, where that holds them), shared ones counted once."""
+    parts: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, parameter in module.named_parameters():
+        words = [word for word in name.split(".") if word != "transformer"]
+        if id(parameter) not in seen:
+            parts[words[0]] = parts.get(words[0], 0) + parameter.numel()
+        seen.add(id(parameter))
+    return parts
+
+
+def _training_step(model: Model) -> None:
+    ids, targets = batch(model.size, "random", rows=2, length=min(24, model.size.context))
+    optimizer = torch.optim.SGD(model.module.parameters(), lr=0.1)
+    model.loss(ids, targets).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def _components(layers: int) -> list[str]:
+    parts = ("ln_1", "attn", "ln_2", "mlp")
+    blocks = [f"transformer.h.{layer}{part}" for layer in range(layers) for part in (*(f".{p}" for p in parts), "")]
+    return [*blocks, "transformer.ln_f"]
+
+
+def _keep_shape(found: dict[str, tuple[int, ...]], name: str) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        tensor = output if isinstance(output, Tensor) else output[0]
+        found[name] = tuple(tensor.shape)
+
+    return hook
+
+
+def _holds_stranger(value: Any, registered: set[int]) -> bool:
+    values = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+    return any(
+        (isinstance(item, Tensor) and id(item) not in registered)
+        or (isinstance(item, nn.Module) and any(id(p) not in registered for p in item.parameters()))
+        for item in values
+    )

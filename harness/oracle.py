@@ -1,0 +1,52 @@
+"""The outside oracle: Hugging Face's GPT-2 with eager attention, wrapped as a Model like any subject's."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from harness.adapters.names import map_by_names
+from harness.size import Size
+from harness.states import State
+from harness.subject import Model
+
+
+def oracle(size: Size, state: State, dtype: str) -> Model:
+    """Hugging Face's GPT2LMHeadModel holding `state` in `dtype`, in eval mode. Shares memory with a float32 state."""
+    from transformers import GPT2LMHeadModel
+
+    with torch.device("meta"):
+        module = GPT2LMHeadModel(huggingface_config(size))
+    cast = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
+    cast["lm_head.weight"] = cast["transformer.wte.weight"]
+    module.load_state_dict(cast, assign=True)
+    module.tie_weights()
+    return Model(module.eval(), size, _call, map_by_names(module, size))
+
+
+def huggingface_config(size: Size) -> object:
+    """The GPT2Config of `size`, without dropout, with eager attention."""
+    from transformers import GPT2Config
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity(logging.ERROR)
+    return GPT2Config(
+        vocab_size=size.vocab_size,
+        n_positions=size.context,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,  # generation ends by length alone
+        eos_token_id=None,
+        attn_implementation="eager",
+    )
+
+
+def _call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    # Never labels=: Hugging Face shifts them once more.
+    return module(ids, use_cache=False).logits, None

@@ -1,0 +1,110 @@
+"""The pytest plugin: hooks only. Suites become test items, records go to disk, the reports follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.items import CheckItem, SuiteFile
+from harness.session import Session
+
+if TYPE_CHECKING:
+    from harness.session import Writer
+    from harness.subject import Subject
+
+# A name, not an import: the harness knows no particular GPT, but a run without --subject judges the reference.
+DEFAULT_SUBJECT = "gpt:GPT"
+SUITE_FOLDER = "verifications"
+
+_subject = pytest.StashKey["Subject"]()
+_session = pytest.StashKey[Session]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options that the suites and the benchmarks share."""
+    group = parser.getgroup("gpt-harness", "judging a GPT (gpt-harness)")
+    group.addoption(
+        "--subject",
+        metavar="FILE.py:NAME",
+        help=f"the GPT to judge: FILE.py:NAME or package.module:NAME (default: {DEFAULT_SUBJECT}, the reference)",
+    )
+    group.addoption(
+        "--text",
+        metavar="NAME|FILE",
+        help="where real tokens are taken from: tinyshakespeare (default) or a UTF-8 file of yours",
+    )
+    group.addoption(
+        "--pretrained",
+        metavar="NAME|DIR",
+        help="the released GPT-2 weights: a directory, or a name in the local cache or on the hub (default: gpt2)",
+    )
+    group.addoption(
+        "--reports",
+        metavar="DIR",
+        help="where records, tables, plots and the page go (default: reports/ in the rootdir)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, so that --strict-markers holds, and the part that writes, in the controlling process."""
+    for marker in (
+        "debug: a check at the debug size (milliseconds)",
+        "full: a check at a published size (124M parameters or more)",
+        "text: a check on real text",
+        "pretrained: a check that needs GPT-2's released weights",
+    ):
+        config.addinivalue_line("markers", marker)
+    from harness.resources import Resources
+
+    Resources.configure(text=config.getoption("--text"), pretrained=config.getoption("--pretrained"))
+    if not hasattr(config, "workerinput"):
+        config.stash[_session] = Session(config)
+        config.pluginmanager.register(config.stash[_session], "gpt-harness-session")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A --subject that cannot be had ends the run here, in one line; in an xdist worker it would crash the worker."""
+    config = session.config
+    named = config.getoption("--subject")
+    if named and not config.getoption("collectonly") and not hasattr(config, "workerinput"):
+        try:
+            subject_of(config)
+        except HarnessError as error:
+            pytest.exit(f"--subject {named}: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
+    """Every *.toml below a folder named `verifications` is a suite, and so is one named on the command line."""
+    if file_path.suffix == ".toml" and (SUITE_FOLDER in file_path.parts[-2:-1] or parent.session.isinitpath(file_path)):
+        return SuiteFile.from_parent(parent, path=file_path)
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Hang the record on the report, which travels from an xdist worker to the controlling process."""
+    report = yield
+    if isinstance(item, CheckItem) and report.when == "call" and (row := item.row()) is not None:
+        from harness.record import encode
+
+        report.gpt_harness_row = encode(row)
+    return report
+
+
+def subject_of(config: pytest.Config) -> Subject:
+    """The subject of this run, looked up once. Raises SubjectError."""
+    if _subject not in config.stash:
+        from harness.adapters import adapt
+
+        config.stash[_subject] = adapt(config.getoption("--subject") or DEFAULT_SUBJECT)
+    return config.stash[_subject]
+
+
+def recorder_of(config: pytest.Config) -> Writer:
+    """Where a benchmark writes its comparisons: `recorder_of(config).write(row)`."""
+    return config.stash[_session].writer("bench")

@@ -1,0 +1,99 @@
+"""The report on disk: one page, its tables as CSV and its plots as PNG and SVG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from harness import record
+from harness.errors import HarnessError
+from harness.report.page import page, plots
+from harness.report.run import Row, Run
+from harness.report.tables import tables
+
+PAGE = "index.md"
+KINDS = ("verify", "bench")
+
+
+def write(folder: Path, verify: list[Row] | None, bench: list[Row] | None) -> list[Path]:
+    """Write the report of a verification run, a benchmark run or both into `folder`; its files, page first.
+
+    What the page that was there before linked to, and the new one does not, is removed.
+    """
+    judged, timed = (Run.of(records) if records else None for records in (verify, bench))
+    before = linked(folder)
+    written = [*write_tables(folder / "tables", judged, timed), *write_plots(folder / "plots", judged, timed)]
+    for stale in before - set(written):
+        stale.unlink(missing_ok=True)
+    path = folder / PAGE
+    path.write_text(page(verify, bench), encoding="utf-8")
+    return [path, *written]
+
+
+def write_tables(folder: Path, verify: Run | None, bench: Run | None) -> Iterator[Path]:
+    """One CSV a table that has rows."""
+    import pandas
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (columns, rows) in tables(verify, bench).items():
+        path = folder / f"{name}.csv"
+        pandas.DataFrame(rows, columns=columns, dtype=object).to_csv(path, index=False, errors="replace")
+        yield path
+
+
+def write_plots(folder: Path, verify: Run | None, bench: Run | None) -> Iterator[Path]:
+    """Every figure that has data, as PNG and SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for plot in plots(verify, bench):
+        yield from plot.save(folder)
+
+
+def linked(folder: Path) -> set[Path]:
+    """The tables and plots that the page in `folder` links to: the files of an earlier report."""
+    path = folder / PAGE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return {folder / link for link in re.findall(r"\]\(((?:tables|plots)/[\w-]+\.(?:csv|png|svg))\)", text)}
+
+
+def write_latest(folder: Path, records: Path | None = None) -> list[Path]:
+    """Write the report of the newest runs in `records` (by default `folder`/records) into `folder`.
+
+    Raises HarnessError where there is none.
+    """
+    records = records or folder / "records"
+    newest = [path for kind in KINDS if (path := latest(records, kind)) is not None]
+    if not newest:
+        raise HarnessError(
+            f"no records in {records}: looked for verify-*.jsonl and bench-*.jsonl; "
+            "`pytest verifications/` or `pytest benchmarks/` writes them"
+        )
+    return write_from(folder, newest)
+
+
+def write_from(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Write the report of these record files, at most one a kind, into `folder`. Raises HarnessError."""
+    runs: dict[str, tuple[Path, list[Row]]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise HarnessError(f"{path}: no such file; expected the records of a run (*.jsonl)")
+        rows = record.read(path)
+        kind = str(rows[0].get("run"))
+        if kind not in KINDS:
+            raise HarnessError(f"{path}:1: records of a run of kind {kind!r}; expected one of {', '.join(KINDS)}")
+        if kind in runs:
+            raise HarnessError(f"{path} and {runs[kind][0]} are both of kind '{kind}'; a report shows one run of each")
+        runs[kind] = (path, rows)
+    verify, bench = (runs[kind][1] if kind in runs else None for kind in KINDS)
+    return write(folder, verify, bench)
+
+
+def latest(folder: Path, kind: str) -> Path | None:
+    """The newest record file of a kind, by the time in its name."""
+    return max(folder.glob(f"{kind}-*.jsonl"), key=age, default=None)
+
+
+def age(path: Path) -> tuple[str, int]:
+    """What orders record files by time: the stamp in the name, then the number behind it."""
+    _, stamp, again = [*path.stem.split("-"), "0"][:3]
+    return stamp, int(again) if again.isdigit() else 0

@@ -1,0 +1,100 @@
+"""One run as a report sees it: its header, checks, comparisons and footer, picked out of the records."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.report.wording import date, plain
+
+Row = dict[str, Any]
+VERDICTS = ("pass", "fail", "error", "skip")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of one run, by kind. `footer` is None when the run died before its end."""
+
+    header: Row = field(default_factory=dict)
+    checks: tuple[Row, ...] = ()
+    comparisons: tuple[Row, ...] = ()
+    footer: Row | None = None
+
+    @classmethod
+    def of(cls, records: list[Row]) -> Run:
+        """Sort records by what they are; kinds that this version does not know are left out."""
+        by_kind: dict[str, list[Row]] = {}
+        for record in records:
+            by_kind.setdefault(str(record.get("kind")), []).append(record)
+        return cls(
+            header=next(iter(by_kind.get("header", [])), {}),
+            checks=tuple(by_kind.get("record", [])),
+            comparisons=tuple(by_kind.get("comparison", [])),
+            footer=next(iter(by_kind.get("footer", [])), None),
+        )
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run ended before it had done all it set out to do."""
+        return self.footer is None or self.footer.get("complete") is False
+
+    @property
+    def subject(self) -> str:
+        """What was judged or timed."""
+        subject = self.header.get("subject")
+        name = subject.get("name") if isinstance(subject, dict) else subject
+        return plain(name) if name else "an unnamed subject"
+
+    @property
+    def environment(self) -> Row:
+        """The machine and versions of the run, as its header states them."""
+        environment = self.header.get("environment")
+        return environment if isinstance(environment, dict) else {}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many checks ended with each verdict, counted again from the records."""
+        return count(self.checks)
+
+    def of_verdict(self, *verdicts: str) -> list[Row]:
+        """The checks that ended so, in the order of the run."""
+        return [check for check in self.checks if check.get("verdict") in verdicts]
+
+
+def count(checks: tuple[Row, ...] | list[Row]) -> dict[str, int]:
+    """Checks by verdict, every verdict present."""
+    found = [check.get("verdict") for check in checks]
+    return {verdict: found.count(verdict) for verdict in VERDICTS}
+
+
+def machine(run: Run) -> str:
+    """The line under every figure: processor, threads, versions, date, subject and commit."""
+    environment = run.environment
+    processor = re.sub(r"\((R|TM|r|tm)\)", "", plain(environment.get("cpu") or "unknown processor"))
+    parts = [
+        plain(environment["gpu"]) if environment.get("gpu") else None,
+        " ".join(processor.split()),
+        plural(environment.get("cores"), "core"),
+        plural(environment.get("threads"), "thread"),
+        *(f"{name} {plain(environment[name])}" for name in ("torch", "transformers") if environment.get(name)),
+        date(run.header.get("started")).split(" ")[0],
+        run.subject,
+        commit(environment),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def commit(environment: Row) -> str | None:
+    """The commit that was measured; a tree with uncommitted changes says so."""
+    if not environment.get("git_commit"):
+        return None
+    changed = " + uncommitted changes" if environment.get("git_dirty") else ""
+    return f"commit {plain(environment['git_commit'])[:10]}{changed}"
+
+
+def plural(count: object, noun: str) -> str | None:
+    """`2 cores`, `1 core`; None where the count is not known."""
+    if not isinstance(count, int):
+        return None
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,191 @@
+"""The page's sections on a verification run: failures, skips, suites, and what the checks measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from harness.report import activation, tables, wording
+from harness.report.figure import Plot
+from harness.report.markdown import LONGEST_TABLE, code, csv, escape, figure, missing, prose, rest, table
+from harness.report.run import VERDICTS, Row, Run, count, plural
+from harness.report.tables import as_mapping
+from harness.report.wording import as_float, number
+
+COMMAND = "pytest verifications/"
+IN_FULL = 10  # failures told in full; the others are listed
+SLOWEST = 10
+
+
+def sections(run: Run, found: list[Plot]) -> Iterator[str]:
+    """All but the slowest checks, which come later on the page."""
+    yield from failures(run)
+    yield from skips(run)
+    yield from suites(run)
+    yield from parameter_counts(run)
+    yield from activations(run, [plot for plot in found if plot.section == "activations"])
+    yield from noise(run, [plot for plot in found if plot.section == "parity"])
+
+
+def failures(run: Run) -> Iterator[str]:
+    """Every check that failed or broke: the first ones in full, the others in a line."""
+    bad = run.of_verdict("fail", "error")
+    yield from ("## What failed", "")
+    if not bad:
+        yield from ("Nothing." if run.counts["pass"] else "Nothing was judged.", "")
+    for check in bad[:IN_FULL]:
+        yield from failure(check)
+    others = bad[IN_FULL:]
+    if others:
+        rows = [
+            [code(name(check)), escape("; ".join(tables.places(check)[:2]), 60), prose(check.get("message"), 120)]
+            for check in others[:LONGEST_TABLE]
+        ]
+        yield from (f"### And {len(others)} more", "")
+        yield from table(["check", "where", "message"], rows)
+        yield from rest(len(others), "checks")
+
+
+def name(check: Row) -> str:
+    """A check under its suite: `structure/parameter-count`."""
+    return f"{wording.plain(check.get('suite'))}/{wording.plain(check.get('check'))}"
+
+
+def failure(check: Row) -> Iterator[str]:
+    """One failed check: what was found and expected, where, with what, why, and how to run it again."""
+    broke = check.get("verdict") == "error"
+    title = f"### {escape(check.get('suite'))} / {escape(check.get('check'))}"
+    yield from (f"{title} (error)" if broke else title, "")
+    value = f"{number(check.get('value'))} {wording.plain(check.get('unit') or '')}"
+    told = {
+        "error": prose(check.get("message")) if broke else "",
+        "found": "" if broke else prose(check.get("found") or value),
+        "expected": prose(check.get("expected_text") or wording.expectation(check.get("expected"))),
+        "where": escape(wording.entries(tables.places(check), 6)),
+        "likely": prose(as_mapping(check.get("details")).get("hint") or ""),
+        "with": escape(wording.parameters(as_mapping(check.get("parameters")))),
+        "why": prose(check.get("why") or ""),
+        "source": prose(check.get("source") or ""),
+        "again": code(check.get("rerun") or ""),
+    }
+    yield from (f"- **{key}**: {text}" for key, text in told.items() if text)
+    yield ""
+
+
+def skips(run: Run) -> Iterator[str]:
+    """What was skipped, one line a reason; the reason says what would unskip it."""
+    reasons: dict[str, list[Row]] = {}
+    for check in run.of_verdict("skip"):
+        reasons.setdefault(str(check.get("message") or "no reason given"), []).append(check)
+    if reasons:
+        yield from ("## What was skipped", "")
+        for reason, checks in reasons.items():
+            names = [code(each) for each in dict.fromkeys(map(name, checks))]
+            yield f"- {plural(len(checks), 'check')} ({wording.entries(names, 5)}): {prose(reason)}"
+        yield ""
+
+
+def suites(run: Run) -> Iterator[str]:
+    """The verdict by suite, what does not pass in bold."""
+    yield from ("## Verdict by suite", "")
+    rows = []
+    for suite in dict.fromkeys(check.get("suite") for check in run.checks):
+        own = [check for check in run.checks if check.get("suite") == suite]
+        counts, total = count(own), sum(as_float(check.get("seconds")) or 0.0 for check in own)
+        worst = next((v for v in ("fail", "error") if counts[v]), None)
+        verdict = f"**{worst}**" if worst else "pass" if counts["pass"] else "skipped"
+        rows.append([escape(suite), verdict, *(str(counts[v] or "") for v in VERDICTS), wording.duration(total)])
+    yield from table(["suite", "verdict", *VERDICTS, "time"], rows, right=(*VERDICTS, "time"))
+    if rows:
+        yield from (f"Every check, one row each: {csv('checks')}.", "")
+
+
+def parameter_counts(run: Run) -> Iterator[str]:
+    """Parameter counts by component, one row a size and tying."""
+    yield from ("## Parameters", "")
+    rows = list(tables.components(run))
+    if not rows:
+        yield from missing("No parameters were counted in this run", COMMAND)
+        return
+    components = [each for each in dict.fromkeys(row["component"] for row in rows) if each != "total"]
+    columns = [*(components if len(components) <= 8 else []), "total"]
+    cells = []
+    for (size, tied), group in groupby(rows, key=lambda row: (row["size"], row["tied"])):
+        counted = {row["component"]: row["parameters"] for row in group}
+        numbers = [escape(number(counted[each])) if counted.get(each) is not None else "" for each in columns]
+        cells.append([escape(size), "tied" if tied is True else "untied" if tied is False else "", *numbers])
+    titles = [escape(column) for column in columns]
+    yield from table(["size", "head", *titles], cells, right=titles)
+    yield from (f"Counted on the built model, each parameter once: {csv('parameters')}.", "")
+
+
+def activations(run: Run, found: list[Plot]) -> Iterator[str]:
+    """Activation std by stream and recipe: where it starts, where it ends, where theory puts it."""
+    yield from ("## Activations at initialisation", "")
+    rows = []
+    for stream, lines in activation.lines(run).items():
+        for line in lines:
+            predicted = line.predicted.get(line.places[-1])
+            numbers = [number(line.std[0]), number(line.std[-1]), number(predicted) if predicted else ""]
+            title = escape(activation.STREAMS.get(stream, stream))
+            rows.append([title, escape(line.recipe), *numbers, wording.factor(line.growth), escape(line.verdict)])
+    if not rows:
+        yield from missing("No activations were measured in this run", COMMAND)
+        return
+    for plot in found:
+        yield from figure(plot)
+    numeric = ["std at entry", "std at the end", "predicted", "growth"]
+    yield from table(["stream", "recipe", *numeric, "verdict"], rows, right=numeric)
+    yield from (f"Every block: {csv('activations')}.", "")
+
+
+def noise(run: Run, found: list[Plot]) -> Iterator[str]:
+    """The noise verdict of every check that has one, by its worst comparison."""
+    yield from ("## Rounding or a bug", "")
+    judged = [check for check in run.checks if tables.comparisons(check)]
+    if not judged:
+        yield from missing("Nothing was compared in float32 and float64 in this run", COMMAND)
+        return
+    for plot in found:
+        yield from figure(plot)
+    rows = []
+    for check in judged[:LONGEST_TABLE]:
+        compared = tables.comparisons(check)
+        worst = max(compared, key=badness)
+        verdict = escape(worst.get("verdict"))
+        sides = [f"{small(worst.get(f'float{bits}'))} / {small(worst.get(f'floor{bits}'))}" for bits in (32, 64)]
+        asked = escape(wording.parameters(as_mapping(check.get("parameters"))), 120)
+        shown = verdict if verdict in {"equal", "rounding"} else f"**{verdict}**"
+        rows.append([code(name(check)), asked, str(len(compared)), shown, escape(worst.get("where"), 60), *sides])
+    numeric = ["float32 / floor", "float64 / floor"]
+    yield from table(["check", "with", "compared", "verdict", "worst at", *numeric], rows, right=["compared", *numeric])
+    yield from rest(len(judged), "parity", "Every component with its floors")
+
+
+def badness(row: Row) -> tuple[int, float]:
+    """Order of comparisons: by verdict, then by the float64 difference in floors; NaN is the worst."""
+    rank = {"equal": 0, "rounding": 1}.get(str(row.get("verdict")), 2)
+    difference, floor = as_float(row.get("float64")), as_float(row.get("floor64"))
+    return rank, float("inf") if difference is None else difference / floor if floor else difference
+
+
+def small(value: object) -> str:
+    """A difference at two digits."""
+    return wording.decimal(float(value), 2) if isinstance(value, int | float) else "–"
+
+
+def slowest(run: Run) -> Iterator[str]:
+    """The checks that took longest."""
+    timed = [check for check in run.checks if as_float(check.get("seconds"))]
+    ranked = sorted(timed, key=lambda check: -check["seconds"])[:SLOWEST]
+    if not ranked:
+        return
+    total = sum(check["seconds"] for check in timed)
+    share = sum(check["seconds"] for check in ranked) / total
+    yield from (f"## The {plural(len(ranked), 'slowest check')}", "")
+    yield from (f"Together {share:.0%} of the {wording.duration(total)} that the checks took.", "")
+    rows = [
+        [wording.duration(check["seconds"]), code(check.get("id") or name(check)), escape(check.get("verdict"))]
+        for check in ranked
+    ]
+    yield from table(["time", "check", "verdict"], rows, right=["time"])

@@ -1,0 +1,76 @@
+"""What a check needs besides the subject and may not find: real text, released weights."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.errors import MissingResource
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A name, not an import: whoever ships a text and a tokenizer can take its place.
+TEXT_SOURCE = "gpt.data:tokens"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The names under which this run looks for text and weights."""
+
+    text: str = "tinyshakespeare"
+    pretrained: str = "gpt2"
+    current: ClassVar[Resources]
+
+    @classmethod
+    def configure(cls, *, text: str | None = None, pretrained: str | None = None) -> None:
+        """Set the names for this process; None leaves the default."""
+        cls.current = cls(text or cls.text, pretrained or cls.pretrained)
+
+
+Resources.current = Resources()
+
+
+def text_tokens() -> Tensor:
+    """The run's text as GPT-2 tokens, 1-D int64. MissingResource where there is none, with the way to get it."""
+    return _text_tokens(Resources.current.text)
+
+
+def pretrained_directory() -> Path:
+    """The folder of the released weights. MissingResource where they cannot be had."""
+    return _pretrained_directory(Resources.current.pretrained)
+
+
+@functools.cache
+def _text_tokens(name: str) -> Tensor:
+    module, function = TEXT_SOURCE.split(":")
+    source = getattr(importlib.import_module(module), function)
+    try:
+        tokens: Tensor = source(name)
+    except (OSError, ValueError) as error:
+        raise MissingResource(f"text '{name}': {error}") from error
+    return tokens
+
+
+@functools.cache
+def _pretrained_directory(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "model.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise MissingResource(
+            f"pretrained weights '{name}': not a directory, not in the local cache, and not to be had from the hub "
+            f"({type(error).__name__}); name a directory with --pretrained DIR"
+        ) from error

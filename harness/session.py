@@ -1,0 +1,141 @@
+"""What one run leaves behind: its records as they come, the summary in the terminal, the reports at the end."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.record import Recorder
+
+VERDICTS = ("pass", "fail", "error", "skip")
+SLOWEST = 10
+
+
+class Session:
+    """A plugin of the controlling process only: under xdist the workers measure and this one writes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.folder = Path(config.getoption("--reports") or config.rootpath / "reports")
+        self.rows: list[dict[str, Any]] = []
+        self.written: list[Path] = []
+        self._writers: dict[str, Writer] = {}
+        self._deselected = 0
+
+    def writer(self, run: str) -> Writer:
+        """The record file of this run, of kind 'verify' or 'bench'; made when the first record comes."""
+        if run not in self._writers:
+            self._writers[run] = Writer(self._open(run), self.rows)
+        return self._writers[run]
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """Count what -k and -m left out, so that the report can say that the run was partial."""
+        self._deselected += len(items)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write a check's record the moment it is known."""
+        row = getattr(report, "gpt_harness_row", None)
+        if row is not None:
+            self.writer("verify").write(row)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Close the record files and write the reports from them, after Ctrl-C too."""
+        if not self._writers:
+            return
+        from harness.environment import peak_memory_bytes
+
+        for writer in self._writers.values():
+            writer.recorder.close(
+                {
+                    "finished": _now(),
+                    "peak_memory_bytes": peak_memory_bytes(),
+                    "deselected": self._deselected,
+                    "complete": exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR),
+                }
+            )
+        from harness.report import write_latest
+
+        self.written = write_latest(self.folder)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The verdict by suite, the slowest checks, and where the reports are."""
+        checks = [row for row in self.rows if row.get("kind") == "record"]
+        if checks:
+            _summarise(terminalreporter, checks)
+        if self.written:
+            pages = [path for path in self.written if path.suffix == ".md"]
+            records = ", ".join(_relative(writer.recorder.path, self.config) for writer in self._writers.values())
+            terminalreporter.write_line("")
+            terminalreporter.write_line(f"records: {records}")
+            terminalreporter.write_line(
+                f"report:  {', '.join(_relative(page, self.config) for page in pages)}", bold=True
+            )
+
+    def _open(self, run: str) -> Recorder:
+        from harness.environment import environment
+        from harness.plugin import DEFAULT_SUBJECT
+        from harness.record import Recorder
+
+        started = _now()
+        stamp = started.replace(":", "").replace("-", "")
+        header = {
+            "run": run,
+            "started": started,
+            "subject": {"name": self.config.getoption("--subject") or DEFAULT_SUBJECT},
+            "arguments": list(self.config.invocation_params.args),
+            "environment": environment(self.config.rootpath),
+        }
+        for attempt in range(100):
+            name = f"{run}-{stamp}" + (f"-{attempt}" if attempt else "")
+            try:
+                return Recorder(self.folder / "records" / f"{name}.jsonl", header)
+            except FileExistsError:
+                continue  # another run began in the same second
+        raise FileExistsError(f"{self.folder}/records holds a hundred runs of {stamp}")
+
+
+class Writer:
+    """Appends rows to the record file and keeps them for the summary."""
+
+    def __init__(self, recorder: Recorder, rows: list[dict[str, Any]]) -> None:
+        self.recorder = recorder
+        self._rows = rows
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; it is on disk when this returns."""
+        self.recorder.write(row)
+        self._rows.append(row)
+
+
+def _summarise(terminal: pytest.TerminalReporter, rows: list[dict[str, Any]]) -> None:
+    terminal.section("verdict by suite")
+    suites: dict[str, Counter[str]] = {}
+    seconds: Counter[str] = Counter()
+    for row in rows:
+        suites.setdefault(row["suite"], Counter())[row["verdict"]] += 1
+        seconds[row["suite"]] += row["seconds"]
+    width = max(map(len, suites))
+    for suite, counts in sorted(suites.items()):
+        told = "  ".join(f"{counts[v]:>3} {v}" if counts[v] else " " * 8 for v in VERDICTS)
+        colour = {"red": True} if counts["fail"] or counts["error"] else {"green": True}
+        terminal.write_line(f"{suite:<{width}}  {told}  {seconds[suite]:>6.1f} s", **colour)
+    terminal.section(f"{min(SLOWEST, len(rows))} slowest checks")
+    for row in sorted(rows, key=lambda r: -r["seconds"])[:SLOWEST]:
+        terminal.write_line(f"{row['seconds']:>6.1f} s  {row['id']}")
+
+
+def _relative(path: Path, config: pytest.Config) -> str:
+    try:
+        return str(path.resolve().relative_to(config.invocation_params.dir))
+    except ValueError:
+        return str(path)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,206 @@
+"""What the harness asks of a GPT under judgement: the protocols, one an ability, and the handle on a built model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import MissingAbility, SubjectError
+from harness.size import Size
+from harness.weights import WeightMap
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """An implementation that can be built at a size. The one ability that every subject has."""
+
+    name: str
+
+    def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
+        """A fresh model in eval mode. `options`: attention, init, tied, dropout, bias, where the subject has them.
+
+        Raises MissingAbility for a size or an option that the subject does not have.
+        """
+        ...
+
+
+@runtime_checkable
+class ChoosesAttention(Subject, Protocol):
+    """Offers several ways to compute attention, as `build(..., attention=NAME)`."""
+
+    attentions: tuple[str, ...]
+
+
+@runtime_checkable
+class ChoosesInit(Subject, Protocol):
+    """Offers several initialisation recipes, as `build(..., init=NAME)`."""
+
+    recipes: tuple[str, ...]
+
+
+@runtime_checkable
+class Unties(Subject, Protocol):
+    """Can be built with a head of its own, as `build(..., tied=False)`."""
+
+    unties: bool
+
+
+@runtime_checkable
+class Generates(Subject, Protocol):
+    """Continues a prompt."""
+
+    def generate(
+        self,
+        model: Model,
+        ids: Tensor,
+        new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        use_cache: bool | None = None,
+    ) -> Tensor:
+        """`ids` (B, T) int64 -> (B, T + new_tokens). Temperature 0 is greedy; `use_cache=None` leaves the choice."""
+        ...
+
+
+@runtime_checkable
+class Caches(Subject, Protocol):
+    """Decodes step by step with a key/value cache."""
+
+    def new_cache(self, model: Model, batch_size: int) -> Any:
+        """An empty cache for `batch_size` sequences of up to the model's context."""
+        ...
+
+    def step(self, model: Model, ids: Tensor, cache: Any) -> Tensor:
+        """Append `ids` (B, T) to the cache; the logits (B, T, V) of those positions."""
+        ...
+
+
+@runtime_checkable
+class Checkpoints(Subject, Protocol):
+    """Reads and writes a Hugging Face GPT-2 directory (config.json, model.safetensors)."""
+
+    def load_checkpoint(self, directory: Path) -> Model:
+        """The model that the directory holds."""
+        ...
+
+    def save_checkpoint(self, model: Model, directory: Path) -> None:
+        """Write `model` so that Hugging Face's GPT2LMHeadModel reads it."""
+        ...
+
+
+@dataclass
+class Model:
+    """A built module, and how to call it: whatever its style, `logits`, `loss` and named weights come out alike."""
+
+    module: nn.Module
+    size: Size
+    calling: Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+    weight_map: WeightMap | None = None
+    weight_map_missing: str = ""
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Next-token logits of every position: `ids` (B, T) int64 -> (B, T, V)."""
+        logits, _ = self.calling(self.module, ids, None)
+        return self._checked(logits, ids)
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy in nats, of `targets` (B, T) already shifted by the caller; the model's own where it has one."""
+        return self.logits_and_loss(ids, targets)[1]
+
+    def logits_and_loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Both from one forward pass."""
+        logits, loss = self.calling(self.module, ids, targets)
+        logits = self._checked(logits, ids)
+        if loss is None:
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss
+
+    @property
+    def weights(self) -> WeightMap:
+        """How the model's parameters stand to the published checkpoint's; MissingAbility where nobody knows."""
+        if self.weight_map is None:
+            raise MissingAbility(f"no weight map: {self.weight_map_missing}")
+        return self.weight_map
+
+    def load(self, published: dict[str, Tensor]) -> Model:
+        """Copy a published state dict (Hugging Face's names and orientation) into the module, in place."""
+        self.weights.write(published, dict(self.module.named_parameters()))
+        return self
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Every parameter's gradient under its published name; zeros where backward never came."""
+        own = {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for name, parameter in self.module.named_parameters()
+        }
+        return self.weights.read(own)
+
+    def component(self, published: str) -> nn.Module:
+        """The submodule that holds the published component (`transformer.h.0.attn`, say)."""
+        return self.module.get_submodule(self.weights.path(published))
+
+    @contextlib.contextmanager
+    def block_outputs(self) -> Iterator[dict[str, Tensor]]:
+        """While open, collects the residual stream: 'embedding' (B, T, C), then 'block 0' ... of each forward."""
+        outputs: dict[str, Tensor] = {}
+        hooks = []
+        for layer in range(self.size.layers):
+            block = self.component(f"transformer.h.{layer}")
+            if layer == 0:
+                hooks.append(block.register_forward_pre_hook(_keep_input(outputs, "embedding"), with_kwargs=True))
+            hooks.append(block.register_forward_hook(_keep_output(outputs, f"block {layer}")))
+        try:
+            yield outputs
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextlib.contextmanager
+    def stream_replaced(self, stream: Tensor) -> Iterator[None]:
+        """While open, the first block reads `stream` (B, T, C) instead of the embeddings."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if args:
+                return (stream, *args[1:]), kwargs
+            first = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
+            return args, {**kwargs, first: stream}
+
+        # Prepended: whoever keeps the block's input then keeps what the block reads.
+        block = self.component("transformer.h.0")
+        handle = block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _checked(self, logits: Tensor, ids: Tensor) -> Tensor:
+        expected = (*ids.shape, self.size.vocab_size)
+        if tuple(logits.shape) != expected:
+            raise SubjectError(
+                f"logits have shape {tuple(logits.shape)}, expected {expected}: (batch, time, vocabulary) for ids of "
+                f"shape {tuple(ids.shape)}"
+            )
+        return logits
+
+
+def _keep_input(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        outputs[name] = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+
+    return hook
+
+
+def _keep_output(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        outputs[name] = output if isinstance(output, Tensor) else output[0]
+
+    return hook

@@ -1,0 +1,314 @@
+"""The comparing engine under a simulated clock: who is timed, in which order, for how long, and who is refused."""
+
+import dataclasses
+import json
+import random
+
+import pytest
+
+from harness.compare import LOOKS, Arm, Budget, Comparison, Finding, Work, measure
+from harness.errors import HarnessError, MissingAbility
+from harness.record import encode
+
+
+class Machine:
+    """A clock that only work moves on, and a log of who worked."""
+
+    def __init__(self, noise=0.0):
+        self.now = 0.0
+        self.log = []
+        self.noise = noise
+        self.dice = random.Random(0)
+
+    def clock(self):
+        return self.now
+
+    def arm(self, name, seconds, *, answer=42, prepare_seconds=0.0, twin_of=None, tokens=10):
+        def call():
+            self.log.append(name)
+            self.now += seconds * (1 + self.noise * self.dice.random())
+
+        def prepare():
+            self.log.append(f"prepare {name}")
+            self.now += prepare_seconds
+
+        def build():
+            self.log.append(f"build {name}")
+            return Work(call=call, answer=lambda: answer, prepare=prepare, tokens=tokens)
+
+        return Arm(name, build, twin_of=twin_of)
+
+    def measure(self, comparison, **options):
+        return measure(comparison, clock=self.clock, **options)
+
+
+def right_is_42(name, work):
+    answer = work.answer()
+    if answer == 42:
+        return Finding("pass", "equal to the control's answer")
+    return Finding("fail", f"answers {answer}, the control answers 42")
+
+
+def comparison(*arms, control="control", verify=right_is_42):
+    return Comparison("toy", "A toy", "forward", control, arms, verify, axis="T", point=8)
+
+
+def test_a_ratio_is_an_arms_time_over_the_controls():
+    machine = Machine()
+    measured = machine.measure(comparison(machine.arm("control", 0.010), machine.arm("fast", 0.005)))
+    assert measured.ratios["fast"].ratio == pytest.approx(0.5)
+    assert measured.ratios["fast"].verdict == "FASTER"
+    assert "control" not in measured.ratios
+
+
+def test_a_wrong_arm_has_no_time_however_fast_it_is():
+    machine = Machine()
+    measured = machine.measure(
+        comparison(machine.arm("control", 0.010), machine.arm("cheat", 0.0001, answer=41))
+    )
+    row = next(arm for arm in measured.row()["arms"] if arm["arm"] == "cheat")
+    assert row["verified"] == {"verdict": "fail", "message": "answers 41, the control answers 42"}
+    assert (row["seconds"], row["median_seconds"], row["tokens_per_second"]) == (None, None, None)
+    assert "cheat" not in measured.ratios
+    assert "cheat" not in machine.log, "it was never even run on the clock"
+    assert measured.seconds["control"], "the others are measured all the same"
+
+
+def test_beside_a_wrong_control_nothing_is_timed():
+    machine = Machine()
+    measured = machine.measure(
+        comparison(machine.arm("control", 0.010, answer=0), machine.arm("fast", 0.005))
+    )
+    assert measured.findings["control"].verdict == "fail"
+    assert measured.findings["fast"].verdict == "error"
+    assert "unverified" in measured.findings["fast"].message
+    assert not measured.seconds
+
+
+def test_the_control_is_verified_first_wherever_it_stands():
+    machine, judged = Machine(), []
+
+    def verify(name, work):
+        judged.append(name)
+        return Finding("pass", "")
+
+    machine.measure(comparison(machine.arm("a", 0.01), machine.arm("control", 0.01), verify=verify))
+    assert judged == ["control", "a"]
+
+
+def test_the_arms_take_turns_block_by_block_in_random_order():
+    machine = Machine(noise=0.5)
+    measured = machine.measure(comparison(machine.arm("control", 0.01), machine.arm("b", 0.01)))
+    blocks = [entry.removeprefix("prepare ") for entry in machine.log if entry.startswith("prepare")]
+    rounds = len(measured.seconds["b"])
+    turns = [tuple(blocks[i : i + 2]) for i in range(len(blocks) - 2 * rounds, len(blocks), 2)]
+    assert all(set(turn) == {"control", "b"} for turn in turns)
+    assert len(set(turns)) == 2, "both orders come up"
+
+
+def test_the_order_is_the_same_for_the_same_seed():
+    logs = []
+    for seed in (1, 1, 2):
+        machine = Machine(noise=0.5)
+        machine.measure(comparison(*(machine.arm(n, 0.01) for n in ("control", "b", "c", "d"))), seed=seed)
+        logs.append(machine.log)
+    assert logs[0] == logs[1] != logs[2]
+
+
+def test_the_order_of_building_varies_with_the_seed():
+    firsts = set()
+    for seed in range(8):
+        machine = Machine()
+        machine.measure(comparison(machine.arm("control", 0.01), machine.arm("b", 0.01)), seed=seed)
+        firsts.add(machine.log[0])
+    assert firsts == {"build control", "build b"}
+
+
+def test_a_block_holds_30_ms_of_the_fastest_arm_and_the_same_calls_for_all():
+    machine = Machine()
+    measured = machine.measure(comparison(machine.arm("control", 0.004), machine.arm("fast", 0.001)))
+    assert measured.calls_per_block == 30
+    calls = machine.log.count("fast"), machine.log.count("control")
+    assert calls[0] == calls[1]
+
+
+def test_a_block_holds_three_calls_at_least_and_one_of_a_long_call():
+    machine = Machine()
+    assert machine.measure(comparison(machine.arm("control", 0.2))).calls_per_block == 3
+    assert machine.measure(comparison(machine.arm("control", 0.6))).calls_per_block == 1
+
+
+def test_an_observation_is_the_best_call_of_its_block():
+    machine = Machine()
+    seconds = iter([9, 9, 0.3, 0.1, 0.2] * 100)
+
+    def call():
+        machine.now += next(seconds)
+
+    # Two warm-up calls cost 9 s, so that one call is a block, unless the estimate takes the better: it does not here.
+    work = Work(call=call, answer=lambda: 42, tokens=1)
+    measured = machine.measure(comparison(Arm("control", lambda: work)), seconds=30)
+    assert measured.calls_per_block == 1
+
+    machine = Machine()
+    seconds = iter([0.1, 0.1] + [0.3, 0.1, 0.2] * 100)
+    measured = machine.measure(comparison(Arm("control", lambda: work)))
+    assert set(measured.seconds["control"]) == {pytest.approx(0.1)}
+
+
+def test_preparing_is_not_timed():
+    machine = Machine()
+    measured = machine.measure(comparison(machine.arm("control", 0.02, prepare_seconds=1.0)), seconds=10)
+    assert measured.seconds["control"][0] == pytest.approx(0.02)
+
+
+def test_quiet_arms_stop_at_the_first_look():
+    machine = Machine()
+    measured = machine.measure(comparison(machine.arm("control", 0.01), machine.arm("b", 0.02)))
+    assert (len(measured.seconds["b"]), measured.stopped) == (LOOKS[0], "interval")
+
+
+def test_noisy_arms_go_on_until_the_last_look():
+    machine = Machine(noise=3.0)
+    measured = machine.measure(comparison(machine.arm("control", 0.2), machine.arm("b", 0.2)), seconds=1e6)
+    assert (len(measured.seconds["b"]), measured.stopped) == (LOOKS[-1], "rounds")
+
+
+def test_the_budget_ends_the_rounds_though_a_difference_is_plain():
+    machine = Machine(noise=0.5)
+    measured = machine.measure(comparison(machine.arm("control", 1.0), machine.arm("b", 9.0)), seconds=100)
+    assert measured.stopped == "budget"
+    assert machine.now < 110
+
+
+def test_four_rounds_are_measured_whatever_the_budget():
+    machine = Machine()
+    measured = machine.measure(comparison(machine.arm("control", 5.0), machine.arm("b", 5.0)), seconds=1.0)
+    assert (len(measured.seconds["b"]), measured.stopped) == (4, "budget")
+
+
+def test_only_the_chosen_arms_are_measured_and_always_with_their_control():
+    machine = Machine()
+    arms = [machine.arm(name, 0.01) for name in ("control", "b", "c")]
+    arms.append(machine.arm("b again", 0.01, twin_of="b"))
+    assert set(machine.measure(comparison(*arms), only=["c"]).seconds) == {"control", "c"}
+    assert set(machine.measure(comparison(*arms), only=["b again"]).seconds) == {"control", "b", "b again"}
+    assert set(machine.measure(comparison(*arms), only=["control"]).seconds) == {"control"}
+
+
+def test_a_twin_is_held_against_its_twin():
+    machine = Machine()
+    arms = machine.arm("control", 0.01), machine.arm("b", 0.03), machine.arm("b again", 0.03, twin_of="b")
+    measured = machine.measure(comparison(*arms))
+    assert measured.ratios["b again"].ratio == pytest.approx(1.0)
+    assert measured.ratios["b again"].verdict == "SAME"
+    assert measured.row()["ratios"][1]["against"] == "b"
+
+
+def test_a_missing_ability_is_a_skip_and_a_crash_an_error():
+    machine = Machine()
+
+    def missing():
+        raise MissingAbility("toy has no flash attention")
+
+    def crash():
+        raise TypeError("unexpected keyword\n  'attention'")
+
+    arms = machine.arm("control", 0.01), Arm("flash", missing), Arm("odd", crash)
+    measured = machine.measure(comparison(*arms))
+    assert measured.findings["flash"] == Finding("skip", "toy has no flash attention")
+    assert measured.findings["odd"] == Finding(
+        "error", "TypeError while it was built: unexpected keyword 'attention'"
+    )
+    assert set(measured.seconds) == {"control"}
+
+
+def test_without_its_control_an_arm_is_skipped_by_name():
+    machine = Machine()
+
+    def missing():
+        raise MissingAbility("toy has no naive attention")
+
+    measured = machine.measure(comparison(Arm("control", missing), machine.arm("b", 0.01)))
+    assert measured.findings["b"].verdict == "skip"
+    assert "control" in measured.findings["b"].message
+    assert not measured.seconds
+
+
+def test_an_arm_that_breaks_on_the_clock_loses_its_times():
+    machine = Machine()
+    calls = iter(range(40))
+
+    def call():
+        machine.now += 0.01
+        if next(calls) > 20:
+            raise MemoryError("out of memory")
+
+    fragile = Arm("fragile", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+    measured = machine.measure(comparison(machine.arm("control", 0.01), fragile))
+    assert measured.findings["fragile"].verdict == "error"
+    assert set(measured.seconds) == {"control"}
+    assert len(measured.seconds["control"]) == LOOKS[0]
+
+
+def test_a_verifier_that_crashes_refuses_the_arm():
+    machine = Machine()
+
+    def verify(name, work):
+        if name == "b":
+            raise RuntimeError("shapes differ")
+        return Finding("pass", "")
+
+    measured = machine.measure(
+        comparison(machine.arm("control", 0.01), machine.arm("b", 0.01), verify=verify)
+    )
+    assert measured.findings["b"].verdict == "error"
+    assert "b" not in measured.seconds
+
+
+def test_memory_is_measured_after_the_last_timed_call_with_every_ledger():
+    machine = Machine()
+
+    def peak(work):
+        machine.log.append("memory")
+        return {"profiler": 1000}
+
+    plain = machine.arm("control", 0.01)
+    arm = Arm("control", lambda: dataclasses.replace(plain.build(), ledgers={"closed form": lambda: 990}))
+    row = machine.measure(comparison(arm), peak=peak).row()
+    assert machine.log[-1] == "memory"
+    assert row["arms"][0]["ledgers"] == {"profiler": 1000, "closed form": 990}
+    assert row["arms"][0]["peak_memory_bytes"] == 1000
+    assert row["arms"][0]["peak_memory_ledger"] == "profiler"
+
+
+def test_the_row_is_json_and_carries_tokens_a_second_and_counted_positions():
+    machine = Machine()
+
+    def verify(name, work):
+        return Finding("pass", "", witness={"positions": 109, "positions_closed_form": 109})
+
+    measured = machine.measure(comparison(machine.arm("control", 0.5, tokens=100), verify=verify))
+    row = json.loads(json.dumps(encode(measured.row())))
+    assert row["kind"] == "comparison"
+    assert row["arms"][0]["tokens_per_second"] == pytest.approx(200)
+    assert row["arms"][0]["positions"] == row["arms"][0]["positions_closed_form"] == 109
+    assert measured.comparison.label == "toy forward, T=8"
+
+
+def test_a_comparison_without_its_control_cannot_be_written_down():
+    machine = Machine()
+    with pytest.raises(HarnessError, match="hold"):
+        comparison(machine.arm("a", 1), control="b")
+    with pytest.raises(HarnessError, match="distinct"):
+        comparison(machine.arm("control", 1), machine.arm("control", 1))
+
+
+def test_a_budget_is_shared_by_weight_and_savings_are_passed_on():
+    machine = Machine()
+    budget = Budget(100, [1, 1, 2], clock=machine.clock)
+    assert budget.allot(1) == pytest.approx(25)
+    machine.now += 10
+    assert budget.allot(1) == pytest.approx(30)
+    machine.now += 100
+    assert budget.allot(2) == 0.0
