@@ -1,0 +1,1 @@
+"""The bench on which a GPT is judged: suites, measures, verdicts, records, reports."""

@@ -40,7 +40,7 @@ def cause_of_count(size: Size, count: int) -> str | None:
 
 
 def initial_loss(size: Size, *, std: float = 0.02) -> float:
-    """ln V + s²/2 nats, s = std·sqrt(C): logits at the start are N(0, s²), the final norm's rows having length sqrt(C)."""
+    """ln V + s²/2 nats, s = std·sqrt(C): at the start logits are N(0, s²): ln_f's rows have length sqrt(C)."""
     return math.log(size.vocab_size) + std**2 * size.width / 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
@@ -21,6 +22,7 @@ LONG_CALL_SECONDS = 0.5
 # Looking seldom, and only at the interval's width, keeps the false alarms down; stopping on significance does not.
 LOOKS = (12, 24, 48, 96)
 TARGET_HALF_WIDTH = 0.01
+AGAIN = "-again"  # ends the name of a twin
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Arm:
     name: str
     build: Callable[[], Work]
     twin_of: str | None = None
+
+
+def with_twin(builders: Mapping[str, Callable[[int], Work]], *, of: str) -> tuple[Arm, ...]:
+    """An arm for each builder, and a twin of the arm `of`. A builder gets the copy's number: 0, or 1 for the twin."""
+    named = (Arm(name, functools.partial(build, 0)) for name, build in builders.items())
+    return (*named, Arm(of + AGAIN, functools.partial(builders[of], 1), twin_of=of))
 
 
 @dataclass(frozen=True)
@@ -260,9 +268,11 @@ def _calls_per_block(works: Sequence[Work], clock: Clock) -> int:
     The answers were computed just before, so every kernel has run once; this is each arm's second and third call.
     """
     estimates = [min(_block(work, 1, clock), _block(work, 1, clock)) for work in works]
-    if max(estimates) > LONG_CALL_SECONDS:
+    fastest, slowest = max(min(estimates), 1e-6), max(estimates)
+    if slowest > LONG_CALL_SECONDS:
         return 1
-    return max(BLOCK_CALLS, math.ceil(BLOCK_SECONDS / max(min(estimates), 1e-6)))
+    # Where arms are an order of magnitude apart, the slow one's block must not eat the time of many rounds.
+    return max(BLOCK_CALLS, min(math.ceil(BLOCK_SECONDS / fastest), int(LONG_CALL_SECONDS / slowest)))
 
 
 def _block(work: Work, calls: int, clock: Clock) -> float:

@@ -18,7 +18,7 @@ class SuiteError(HarnessError):
     """A suite file does not say what its author meant; the message begins with `file:line:`."""
 
 
-class Missing(Exception):
+class Missing(Exception):  # noqa: N818 - no error: the check is skipped
     """Not a fault: the check needs something that is not there, so it is skipped by name."""
 
 

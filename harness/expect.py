@@ -26,13 +26,13 @@ class Judgement:
 
 def _equals(found: Scalar, expected: Any) -> bool:
     # True == 1 in Python; a check that counts must not pass on a flag.
-    return isinstance(found, bool) == isinstance(expected, bool) and found == expected
+    return isinstance(found, bool) == isinstance(expected, bool) and bool(found == expected)
 
 
 def _close_to(found: Scalar, expected: Any) -> bool:
-    return abs(_number(found) - expected["value"]) <= expected.get(
-        "abs", abs(expected["value"]) * expected.get("rel", 0.0)
-    )
+    value: float = expected["value"]
+    allowed: float = expected["abs"] if "abs" in expected else abs(value) * expected["rel"]
+    return abs(_number(found) - value) <= allowed
 
 
 def _noise(found: Scalar, expected: Any) -> bool:
@@ -58,7 +58,7 @@ WORDS: dict[str, Callable[[Any], str]] = {
     "at_most": lambda e: f"at most {show(e)}",
     "at_least": lambda e: f"at least {show(e)}",
     "between": lambda e: f"between {show(e[0])} and {show(e[1])}",
-    "close_to": lambda e: f"{show(e['value'])} ± {show(e['abs']) if 'abs' in e else format(100 * e['rel'], 'g') + '%'}",
+    "close_to": lambda e: f"{show(e['value'])} ± {_tolerance(e)}",
     "noise": lambda e: "equal, bitwise" if e == "equal" else f"at most {e}",
 }
 
@@ -103,12 +103,14 @@ def judge(reading: Reading, expected: Mapping[str, Any], *, dtype: str | None = 
 def _judge_predicted(reading: Reading, tolerance: Mapping[str, float]) -> Judgement:
     """Hold each place against its own prediction, `details["predicted"]`, which the measure computes beside it."""
     predicted = reading.details.get("predicted", {})
-    wanted = f"the prediction ± {show(tolerance['abs']) if 'abs' in tolerance else format(100 * tolerance['rel'], 'g') + '%'}"
+    wanted = f"the prediction ± {_tolerance(tolerance)}"
     if not isinstance(reading.value, Mapping) or not reading.value or set(predicted) != set(reading.value):
         return Judgement(False, "nothing that was predicted", wanted)
     failed = [p for p, found in reading.value.items() if not _close_to(found, {"value": predicted[p], **tolerance})]
     shown = failed or [list(reading.value)[-1]]
-    found = ", ".join(f"{p}: {show(reading.value[p], reading.unit)} (predicted {show(predicted[p])})" for p in shown[:4])
+    found = ", ".join(
+        f"{p}: {show(reading.value[p], reading.unit)} (predicted {show(predicted[p])})" for p in shown[:4]
+    )
     return Judgement(not failed, found + (f", and {len(shown) - 4} more" if len(shown) > 4 else ""), wanted, failed)
 
 
@@ -123,6 +125,10 @@ def show(value: Any, unit: str = "") -> str:
     else:
         text = str(value)
     return f"{text} {unit}".rstrip()
+
+
+def _tolerance(tolerance: Mapping[str, float]) -> str:
+    return show(tolerance["abs"]) if "abs" in tolerance else f"{100 * tolerance['rel']:g}%"
 
 
 def _with_numbers(reading: Reading, place: str) -> str:

@@ -87,7 +87,7 @@ class CheckItem(pytest.Item):
         return shlex.join(words)
 
 
-class NotAsExpected(Exception):
+class NotAsExpected(Exception):  # noqa: N818 - says what is the matter
     """Carries the record of a failed check to pytest."""
 
     def __init__(self, record: Record) -> None:

@@ -6,15 +6,19 @@ can be nearer to it than rounding lets it, and how near the reference's own floa
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from harness import workbench
 from harness.measure import Reading
 from harness.subject import Model
+from harness.weights import Row
 
 # float64 carries 29 bits more than float32, so its rounding floor is the float32 one times 2^-29.
 PRECISION_GAIN = 2.0**-29
@@ -23,15 +27,15 @@ FLOOR_FACTOR_32 = 8.0
 FLOOR_FACTOR_64 = 64.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Difference:
     """The largest difference at one place, in both precisions, beside its floors; same unit as the quantity."""
 
     where: str
-    scale: float = 0.0
-    float32: float = math.nan
-    float64: float = math.nan
-    floor32: float = math.nan
+    scale: float
+    float32: float
+    float64: float
+    floor32: float
 
     @property
     def floor64(self) -> float:
@@ -62,11 +66,12 @@ class Difference:
 
 
 @dataclass
-class Trace:
-    """What one forward (and backward) pass gave: everything that is compared, by place, in execution order."""
+class Truth:
+    """The reference's float64 pass, and how far its own float32 pass is from it: what candidates are held against."""
 
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    gradients: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor]  # by place in execution order
+    gradients: dict[str, Tensor]  # by published name; empty without a backward pass
+    floors: _Distances
 
 
 @dataclass(frozen=True)
@@ -80,26 +85,39 @@ class Comparison:
 Make = Callable[[str], Model]
 
 
-def compare(reference: Make, candidate: Make, ids: Tensor, targets: Tensor, *, backward: bool) -> Comparison:
-    """Run both sides in both precisions; each `make(dtype)` gives a fresh model with the same weights.
+def truth(reference: Make, ids: Tensor, targets: Tensor, *, backward: bool) -> Truth:
+    """Run the reference, `make(dtype)`, in both precisions over `ids` (B, T)."""
+    workbench.clear()  # what neighbouring checks shared is not needed here, and memory is
+    kept = _Kept()
+    _pass(reference("float64"), ids, targets, backward, kept)
+    found = Truth(kept.outputs, kept.gradients, _Distances(kept.outputs, kept.gradients))
+    _pass(reference("float32"), ids, targets, backward, found.floors)
+    return found
 
-    One model is alive at a time, and gradients are compared as they arrive, so the peak is the reference's float64
-    weights and gradients together.
+
+def hold(candidate: Make, against: Truth, ids: Tensor, targets: Tensor) -> Comparison:
+    """Run the candidate in both precisions and hold it against the truth.
+
+    One model is alive at a time and gradients are compared as they arrive, so the peak is one float64 model and the
+    truth's gradients.
     """
-    truth = trace(reference("float64"), ids, targets, backward=backward)
-    outputs = {name: Difference(name, float(value.abs().max())) for name, value in truth.outputs.items()}
-    gradients = {name: Difference(name, float(value.abs().max())) for name, value in truth.gradients.items()}
-    for make, dtype, slot in (
-        (reference, "float32", "floor32"),
-        (candidate, "float32", "float32"),
-        (candidate, "float64", "float64"),
-    ):
-        distances = _Distances(truth)
-        trace(make(dtype), ids, targets, backward=backward, distances=distances)
-        for table, measured in ((outputs, distances.outputs), (gradients, distances.gradients)):
-            for name, difference in table.items():
-                setattr(difference, slot, measured.get(name, math.nan))
-    return Comparison(list(outputs.values()), list(gradients.values()))
+    measured = {dtype: _Distances(against.outputs, against.gradients) for dtype in ("float32", "float64")}
+    for dtype, distances in measured.items():
+        _pass(candidate(dtype), ids, targets, bool(against.gradients), distances)
+
+    def differences(kind: str) -> list[Difference]:
+        return [
+            Difference(
+                name,
+                scale=largest(tensor),
+                float32=getattr(measured["float32"], kind).get(name, math.nan),
+                float64=getattr(measured["float64"], kind).get(name, math.nan),
+                floor32=getattr(against.floors, kind).get(name, math.nan),
+            )
+            for name, tensor in getattr(against, kind).items()
+        ]
+
+    return Comparison(differences("outputs"), differences("gradients"))
 
 
 def reading(differences: list[Difference]) -> Reading:
@@ -109,89 +127,115 @@ def reading(differences: list[Difference]) -> Reading:
     )
 
 
-def trace(model: Model, ids: Tensor, targets: Tensor, *, backward: bool, distances: _Distances | None = None) -> Trace:
-    """One pass over `ids` (B, T). With `distances`, nothing is kept: each tensor is held against the truth at once."""
-    found = Trace()
+def distance(found: Tensor, expected: Tensor) -> float:
+    """max |found - expected|; NaN if the shapes differ or a value is not finite."""
+    if found.shape != expected.shape:
+        return math.nan
+    worst = 0.0
+    for a, b in _chunks(found, expected):
+        gap = largest(a - b)  # a float32 beside a float64 one is widened by the subtraction
+        if not math.isfinite(gap):
+            return math.nan
+        worst = max(worst, gap)
+    return worst
+
+
+def largest(tensor: Tensor) -> float:
+    """max |x|."""
+    return float(torch.linalg.vector_norm(tensor, math.inf))
+
+
+class _Sink(Protocol):
+    """Takes each tensor of a pass as soon as it is known."""
+
+    def output(self, name: str, tensor: Tensor) -> None: ...
+
+    def gradient(self, row: Row, own: Tensor) -> None: ...
+
+
+class _Kept:
+    """Keeps every tensor, the gradients' parts put together under their published names."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self._parts: dict[str, list[tuple[Row, Tensor]]] = {}
+
+    def output(self, name: str, tensor: Tensor) -> None:
+        self.outputs[name] = tensor
+
+    def gradient(self, row: Row, own: Tensor) -> None:
+        parts = self._parts.setdefault(row.published, [])
+        parts.append((row, row.to_published(own)))
+        parts.sort(key=lambda part: part[0].part or (0, 0))
+        self.gradients[row.published] = torch.cat([p for _, p in parts], dim=-1) if len(parts) > 1 else parts[0][1]
+
+
+class _Distances:
+    """Keeps of each tensor its largest distance from the expected one; NaN where one of the two is not finite."""
+
+    def __init__(self, outputs: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        self.outputs: dict[str, float] = {}
+        self.gradients: dict[str, float] = {}
+        self._expected_outputs, self._expected_gradients = outputs, gradients
+
+    def output(self, name: str, tensor: Tensor) -> None:
+        self.outputs[name] = distance(tensor, self._expected_outputs[name])
+
+    def gradient(self, row: Row, own: Tensor) -> None:
+        name = row.published
+        if name in self._expected_gradients:
+            found = distance(row.to_published(own), row.part_of(self._expected_gradients[name]))
+            before = self.gradients.get(name, 0.0)
+            self.gradients[name] = math.nan if math.isnan(found + before) else max(found, before)
+
+
+def _pass(model: Model, ids: Tensor, targets: Tensor, backward: bool, sink: _Sink) -> None:
+    """One pass over `ids`, each tensor handed to the sink at once."""
     with model.block_outputs() as blocks, torch.set_grad_enabled(backward):
         if backward:
             logits, loss = model.logits_and_loss(ids, targets)
         else:
             logits = model.logits(ids)
-    outputs = {**{name: t.detach() for name, t in blocks.items()}, "logits": logits.detach()}
+    for name, tensor in blocks.items():
+        sink.output(name, tensor.detach())
+    sink.output("logits", logits.detach())
     if backward:
-        outputs["loss"] = loss.detach()
-    for name, tensor in outputs.items():
-        if distances is None:
-            found.outputs[name] = tensor
-        else:
-            distances.output(name, tensor)
-    del outputs, blocks, logits
-    if backward:
-        _backward(model, loss, found, distances)
-    return found
+        sink.output("loss", loss.detach())
+        del blocks, logits
+        _backward(model, loss, sink)
 
 
-class _Distances:
-    """The largest distance of each arriving tensor from the truth; NaN where one of the two is not finite."""
-
-    def __init__(self, truth: Trace) -> None:
-        self.truth = truth
-        self.outputs: dict[str, float] = {}
-        self.gradients: dict[str, float] = {}
-
-    def output(self, name: str, tensor: Tensor) -> None:
-        self.outputs[name] = distance(tensor, self.truth.outputs[name])
-
-    def gradient(self, name: str, tensor: Tensor, part: Callable[[Tensor], Tensor]) -> None:
-        found = distance(tensor, part(self.truth.gradients[name]))
-        self.gradients[name] = found if math.isnan(found) else max(found, self.gradients.get(name, 0.0))
-
-
-def distance(found: Tensor, truth: Tensor) -> float:
-    """max |found - truth|, in float64; NaN if the shapes differ or a value is not finite."""
-    if found.shape != truth.shape:
-        return math.nan
-    worst = 0.0
-    for a, b in _chunks(found, truth):
-        largest = float((a.double() - b).abs().max())
-        if not math.isfinite(largest):
-            return math.nan
-        worst = max(worst, largest)
-    return worst
-
-
-def _chunks(found: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both in pieces of some rows, so that a difference of two large tensors is never whole in memory."""
-    if found.ndim == 0:
-        yield found, truth
-        return
-    yield from zip(found.split(8192), truth.split(8192), strict=True)
-
-
-def _backward(model: Model, loss: Tensor, found: Trace, distances: _Distances | None) -> None:
-    """Backward, taking each gradient as soon as it is final; a parameter without one has gradient zero."""
-    if distances is None:
-        loss.backward()  # type: ignore[no-untyped-call]
-        found.gradients = model.gradients()
-        return
+def _backward(model: Model, loss: Tensor, sink: _Sink) -> None:
+    """Backward, handing on each gradient as soon as it is final; a parameter without one has gradient zero."""
     parameters = dict(model.module.named_parameters())
     pending = {row.own: row for row in model.weights.rows}
 
     def take(own: str) -> None:
         row, parameter = pending.pop(own), parameters[own]
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        if row.published in distances.truth.gradients:
-            distances.gradient(row.published, row.to_published(gradient), row.part_of)
+        sink.gradient(row, gradient)
         parameter.grad = None
 
     hooks = [
-        parameters[own].register_post_accumulate_grad_hook(lambda _, own=own: take(own))  # type: ignore[misc]
-        for own in pending
+        parameters[own].register_post_accumulate_grad_hook(functools.partial(_taken, take, own)) for own in pending
     ]
     try:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     finally:
         for hook in hooks:
             hook.remove()
     for own in list(pending):
         take(own)
+
+
+def _taken(take: Callable[[str], None], own: str, parameter: Tensor) -> None:
+    take(own)
+
+
+def _chunks(found: Tensor, expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in pieces of some rows, so that a difference of two large tensors is never whole in memory."""
+    if found.ndim == 0:
+        yield found, expected
+    else:
+        yield from zip(found.split(8192), expected.split(8192), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from harness.adapters.names import map_by_names
 from harness.size import Size
 from harness.states import State
 from harness.subject import Model
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config
 
 
 def oracle(size: Size, state: State, dtype: str) -> Model:
@@ -26,13 +30,13 @@ def oracle(size: Size, state: State, dtype: str) -> Model:
     return Model(module.eval(), size, _call, map_by_names(module, size))
 
 
-def huggingface_config(size: Size) -> object:
+def huggingface_config(size: Size) -> GPT2Config:
     """The GPT2Config of `size`, without dropout, with eager attention."""
     from transformers import GPT2Config
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity(logging.ERROR)
-    return GPT2Config(
+    config = GPT2Config(
         vocab_size=size.vocab_size,
         n_positions=size.context,
         n_embd=size.width,
@@ -43,8 +47,9 @@ def huggingface_config(size: Size) -> object:
         attn_pdrop=0.0,
         bos_token_id=None,  # generation ends by length alone
         eos_token_id=None,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
+    return config
 
 
 def _call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:

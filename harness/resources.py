@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.errors import MissingResource
+from harness.errors import HarnessError, MissingResource
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,27 +50,35 @@ def _text_tokens(name: str) -> Tensor:
     source = getattr(importlib.import_module(module), function)
     try:
         tokens: Tensor = source(name)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
         raise MissingResource(f"text '{name}': {error}") from error
+    except Exception as error:
+        raise HarnessError(f"--text {name}: {error}") from error
     return tokens
 
 
-@functools.cache
 def _pretrained_directory(name: str) -> Path:
+    found = _looked_for(name)
+    if isinstance(found, str):
+        raise MissingResource(
+            f"pretrained weights '{name}': not a directory, not in the local cache, and not to be had from the hub "
+            f"({found}); name a directory with --pretrained DIR"
+        )
+    return found
+
+
+@functools.cache
+def _looked_for(name: str) -> Path | str:
+    """The folder, or why there is none; kept, so that an unreachable hub is waited for once."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "model.safetensors"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise MissingResource(
-            f"pretrained weights '{name}': not a directory, not in the local cache, and not to be had from the hub "
-            f"({type(error).__name__}); name a directory with --pretrained DIR"
-        ) from error
+    reason = ""
+    for local in (True, False):
+        try:
+            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local, etag_timeout=5))
+        except Exception as error:  # the hub's errors, the network library's, a name that is no repository's
+            reason = type(error).__name__
+    return reason

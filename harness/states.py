@@ -64,7 +64,7 @@ def _probe(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
 
 
 def _standard(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
-    """GPT-2's initialisation: std 0.02, residual projections 0.02/sqrt(2L), gains 1, biases 0 (Radford et al., 2019)."""
+    """GPT-2's initialisation: std 0.02, residual projections 0.02/sqrt(2L), gains 1, biases 0 (Radford et al. 2019)."""
     kind = family(name)
     if kind.endswith("bias"):
         return torch.zeros(shape)

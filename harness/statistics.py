@@ -132,11 +132,12 @@ def spread(values: Sequence[float]) -> float:
 
 
 def describe_seconds(middle: float, around: float) -> str:
-    """`1.427 ± 0.026 s`: as pyperf and hyperfine write it, in the unit that keeps the figure readable."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if middle * scale >= 1:
-            return f"{middle * scale:.4g} ± {around * scale:.2g} {unit}"
-    return f"{middle * 1e9:.4g} ± {around * 1e9:.2g} ns"
+    """`1.427 ± 0.026 s`, as pyperf and hyperfine write it: two digits of the spread, and no more of the middle."""
+    scale, unit = next(((s, u) for s, u in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")) if middle * s >= 1), (1e9, "ns"))
+    middle, around = middle * scale, around * scale
+    digits = 3 if around <= 0 else 1 - math.floor(math.log10(around))
+    places = min(max(digits, 0), 3)
+    return f"{middle:.{places}f} ± {around:.{places}f} {unit}"
 
 
 def describe_ratio(ratio: Ratio) -> str:
@@ -149,7 +150,7 @@ def describe_ratio(ratio: Ratio) -> str:
         case "SAME":
             return f"same within {max(ratio.high, 1 / ratio.low) - 1:.1%} [{ratio.low:.3f}, {ratio.high:.3f}]"
         case _:
-            return (
-                f"not resolved [{ratio.low:.2f}, {ratio.high:.2f}]: "
-                f"a change below {ratio.smallest_resolvable:.0%} cannot be seen in {ratio.rounds} rounds"
-            )
+            told = f"not resolved [{ratio.low:.2f}, {ratio.high:.2f}] in {ratio.rounds} rounds"
+            if ratio.smallest_resolvable > 1:
+                return told
+            return f"{told}, which would have shown a change of {ratio.smallest_resolvable:.0%}"

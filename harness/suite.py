@@ -207,9 +207,7 @@ def _refuse_twins(checks: list[Check]) -> None:
     seen: dict[str, Check] = {}
     for check in checks:
         if check.id in seen:
-            raise SuiteError(
-                f"{check.file}:{check.line}: a second check is called '{check.id}' (the first: line {seen[check.id].line})"
-            )
+            raise SuiteError(f"{check.file}:{check.line}: '{check.id}' is there already, in line {seen[check.id].line}")
         seen[check.id] = check
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -117,11 +118,7 @@ def constructor(target: Any, module: ModuleType) -> Constructor:
         return Constructor(frozenset(), lambda arguments: target, "a module instance")
     if not callable(target):
         raise SubjectError(f"{target!r} is neither a class, nor a function, nor a torch.nn.Module")
-    try:
-        parameters = dict(inspect.signature(target).parameters)
-    except (TypeError, ValueError) as error:
-        raise SubjectError(f"{target!r} does not tell its parameters: {error}") from error
-    own = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    own = _parameters(target)
     if _knows_sizes(own):
         return Constructor(frozenset(own), lambda arguments: _module(target, **arguments), "keyword arguments")
     required = [p for p in own.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
@@ -131,10 +128,10 @@ def constructor(target: Any, module: ModuleType) -> Constructor:
         return Constructor(frozenset(), lambda arguments: _module(target), "a call without arguments")
     if len(required) > 1:
         raise SubjectError(
-            f"{target.__name__}{inspect.signature(target)} cannot be called: expected one config, or sizes by the names "
-            f"that people use ({', '.join(s[0] for s in SYNONYMS.values())}); write a factory without arguments instead"
+            f"{target.__name__}{inspect.signature(target)} cannot be called: expected one config, or sizes by the "
+            f"names that people use ({', '.join(s[0] for s in SYNONYMS.values())}); or write a factory"
         )
-    config_class = _config_class(config_parameter, module)
+    config_class = _config_class(config_parameter, target, module)
     if config_class is None:
         return Constructor(
             frozenset(word for words in SYNONYMS.values() for word in words),
@@ -165,12 +162,33 @@ def _knows_sizes(names: Iterable[str]) -> bool:
     )
 
 
-def _config_class(parameter: inspect.Parameter, module: ModuleType) -> Callable[..., Any] | None:
-    """The class that the parameter is annotated with, or else the one beside the subject that knows its sizes."""
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """The named parameters of a callable; where a class hands **kwargs on, those of its base classes too."""
+    found: dict[str, inspect.Parameter] = {}
+    bases = (
+        [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    )
+    for function in bases:
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError) as error:
+            raise SubjectError(f"{target!r} does not tell its parameters: {error}") from error
+        for parameter in parameters[1:] if inspect.isclass(target) else parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def _config_class(parameter: inspect.Parameter, target: Any, module: ModuleType) -> Callable[..., Any] | None:
+    """The class that the parameter is annotated with, or else one beside the subject (or its bases) that knows sizes."""
+    bases = target.__mro__ if inspect.isclass(target) else ()
+    modules = [module, *(sys.modules[c.__module__] for c in bases if not c.__module__.startswith("torch"))]
     annotation = parameter.annotation
     if isinstance(annotation, str):
-        annotation = getattr(module, annotation, annotation)
-    candidates = [annotation, *vars(module).values()]
+        annotation = next((vars(m)[annotation] for m in modules if annotation in vars(m)), annotation)
+    candidates = [annotation, getattr(target, "config_class", None), *(v for m in modules for v in vars(m).values())]
     for candidate in candidates:
         if (
             inspect.isclass(candidate)

@@ -107,11 +107,12 @@ class _Unties(_Ability):
 class _Generates(_Ability):
     @classmethod
     def found_in(cls, kind: type, how: Constructor) -> bool:
-        return callable(getattr(kind, "generate", None))
+        function = getattr(kind, "generate", None)
+        return callable(function) and _counts_tokens(function)
 
     def generate(self, model: Model, ids: Tensor, new_tokens: int, **settings: Any) -> Tensor:
-        """See `Generates.generate`. A setting that the subject's generate lacks, and that matters, is MissingAbility."""
-        function = model.module.generate
+        """See `Generates.generate`. A setting that the subject lacks, and that matters, is MissingAbility."""
+        function: Any = model.module.generate
         parameters = inspect.signature(function).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for key in [key for key in settings if key not in parameters]:
@@ -127,6 +128,12 @@ class _Generates(_Ability):
         return ids_out
 
 
+def _counts_tokens(function: Any) -> bool:
+    """Whether it is called as generate(ids, new tokens, ...); Hugging Face's, for one, is not."""
+    words = list(inspect.signature(function).parameters)
+    return len(words) > 2 and any(word in words[2] for word in ("token", "length", "step", "new"))
+
+
 class _Caches(_Ability):
     @classmethod
     def found_in(cls, kind: type, how: Constructor) -> bool:
@@ -139,7 +146,8 @@ class _Caches(_Ability):
 
     def new_cache(self, model: Model, batch_size: int) -> Any:
         """See `Caches.new_cache`."""
-        return model.module.new_cache(batch_size)
+        module: Any = model.module
+        return module.new_cache(batch_size)
 
     def step(self, model: Model, ids: Tensor, cache: Any) -> Tensor:
         """See `Caches.step`."""
@@ -162,7 +170,8 @@ class _Checkpoints(_Ability):
 
     def save_checkpoint(self, model: Model, directory: Path) -> None:
         """See `Checkpoints.save_checkpoint`."""
-        model.module.save_pretrained(directory)
+        module: Any = model.module
+        module.save_pretrained(directory)
 
 
 ABILITIES: tuple[type[_Ability], ...] = (

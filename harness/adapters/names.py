@@ -17,15 +17,17 @@ MODEL = {
     r"lm_head|out_head|head|output|unembed": "lm_head",
 }
 BLOCKS = r"(h|blocks|layers|trf_blocks|transformer_blocks|block)\.(?P<layer>\d+)\.(?P<rest>.+)"
+ATTENTION = "(attn|att|sa|self_attn|attention|mha)"
+FEED_FORWARD = "(mlp|ff|ffn|ffwd|feed_forward)"
 BLOCK = {
     r"(ln_?1|norm_?1|attn_norm|ln_attn|attention_norm|input_layernorm)": "ln_1",
     r"(ln_?2|norm_?2|mlp_norm|ffn_norm|ln_mlp|post_attention_layernorm)": "ln_2",
-    r"(attn|att|sa|self_attn|attention|mha)\.(c_attn|qkv|qkv_proj|in_proj|W_qkv|Wqkv)": "attn.c_attn",
-    r"(attn|att|sa|self_attn|attention|mha)\.heads\.(?P<head>\d+)\.(?P<part>query|key|value|q|k|v)": "attn.c_attn",
-    r"(attn|att|sa|self_attn|attention|mha)\.(?P<part>W_query|W_key|W_value|(q|k|v)(_proj)?|query|key|value|w_?(q|k|v)|W_?(q|k|v|Q|K|V))": "attn.c_attn",
-    r"(attn|att|sa|self_attn|attention|mha)\.(c_proj|out_proj|proj|o_proj|W_?[oO]|out|output)": "attn.c_proj",
-    r"(mlp|ff|ffn|ffwd|feed_forward)\.(c_fc|fc_?1|up|up_proj|fc_in|(layers|net)\.0|0|linear_?1|w1)": "mlp.c_fc",
-    r"(mlp|ff|ffn|ffwd|feed_forward)\.(c_proj|fc_?2|down|down_proj|fc_out|(layers|net)\.2|2|linear_?2|w2)": "mlp.c_proj",
+    rf"{ATTENTION}\.(c_attn|qkv|qkv_proj|in_proj|W_qkv|Wqkv)": "attn.c_attn",
+    rf"{ATTENTION}\.heads\.(?P<head>\d+)\.(?P<part>query|key|value|q|k|v)": "attn.c_attn",
+    rf"{ATTENTION}\.(?P<part>W_query|W_key|W_value|query|key|value|w?_?[qkvQKV](_proj)?|W_?[qkvQKV])": "attn.c_attn",
+    rf"{ATTENTION}\.(c_proj|out_proj|proj|o_proj|W_?[oO]|out|output)": "attn.c_proj",
+    rf"{FEED_FORWARD}\.(c_fc|fc_?1|up|up_proj|fc_in|(layers|net)\.0|0|linear_?1|w1)": "mlp.c_fc",
+    rf"{FEED_FORWARD}\.(c_proj|fc_?2|down|down_proj|fc_out|(layers|net)\.2|2|linear_?2|w2)": "mlp.c_proj",
 }
 LEAVES = {r"weight|scale|gamma|g|w": "weight", r"bias|shift|beta|b": "bias"}
 PREFIXES = ("_orig_mod.", "module.", "transformer.", "model.", "gpt.", "decoder.")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from harness import noise
+from harness.errors import MissingAbility
 from harness.measure import Reading, measure
 from harness.size import SIZES
 from harness.states import State, Weights, state
-from harness.subject import ChoosesAttention, Model, Subject
+from harness.subject import ChoosesAttention, Model, Subject, holding
 from harness.tokens import batch
 
 
@@ -29,8 +30,10 @@ def attention_arms(
     length: int = 24,
 ) -> Reading:
     """The noise verdict on one way to compute attention against another: every block, the logits, every gradient."""
-    comparison = _arms(subject, size, attention, against, weights, rows, length)
-    return noise.reading(getattr(comparison, compare))
+    comparisons = _arms(subject, size, against, weights, rows, length)
+    if attention not in comparisons:
+        raise MissingAbility(f"{subject.name} has no attention '{attention}'; it has {', '.join(subject.attentions)}")
+    return noise.reading(getattr(comparisons[attention], compare))
 
 
 @measure
@@ -129,7 +132,7 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
         projection[:, 2 * C :], bias[2 * C :] = 0.0, constant
         special |= {f"{attn}.c_attn.weight": projection, f"{attn}.c_attn.bias": bias}
         special |= {f"{attn}.c_proj.weight": torch.eye(C), f"{attn}.c_proj.bias": torch.zeros(C)}
-    model = subject.build(SIZES[size], dtype="float64").load(special)
+    model = holding(subject, SIZES[size], special, "float64")
     ids, _ = batch(SIZES[size], "random", rows=2, length=length)
     sums: dict[str, float] = {}
     hooks = [
@@ -145,28 +148,26 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
     return Reading(sums, "from one")
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
 def _arms(
-    subject: ChoosesAttention,
-    size: str,
-    attention: str,
-    against: str,
-    weights: Weights,
-    rows: int,
-    length: int,
-) -> noise.Comparison:
+    subject: ChoosesAttention, size: str, against: str, weights: Weights, rows: int, length: int
+) -> dict[str, noise.Comparison]:
+    """Every other arm held against one: their reference is run once."""
     ids, targets = batch(SIZES[size], "random", rows=rows, length=length)
 
     def arm(kind: str, dtype: str) -> Model:
-        return subject.build(SIZES[size], dtype=dtype, attention=kind).load(state(size, weights))
+        return holding(subject, SIZES[size], state(size, weights), dtype, attention=kind)
 
-    return noise.compare(
-        functools.partial(arm, against), functools.partial(arm, attention), ids, targets, backward=True
-    )
+    truth = noise.truth(functools.partial(arm, against), ids, targets, backward=True)
+    return {
+        kind: noise.hold(functools.partial(arm, kind), truth, ids, targets)
+        for kind in subject.attentions
+        if kind != against
+    }
 
 
 def _float64(subject: Subject, size: str, weights: Weights) -> Model:
-    return subject.build(SIZES[size], dtype="float64").load(state(size, weights))
+    return holding(subject, SIZES[size], state(size, weights), "float64")
 
 
 def _outputs(model: Model, ids: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Measures of generation: the cache against the full forward pass, greedy and sampled tokens against their definitions."""
+"""Measures of generation: the cache against the full forward pass, tokens against their definitions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness import noise
 from harness.measure import Reading, measure
 from harness.size import SIZES
 from harness.states import Weights, state
-from harness.subject import Caches, Generates, Model
+from harness.subject import Caches, Generates, Model, holding
 from harness.tokens import Tokens, batch
 
 # The fewest draws that a bin of the chi-squared test may expect (Cochran, 1954).
@@ -34,26 +34,27 @@ def cached_logits(
     """
     length = sum(chunks)
     ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
-    differences: dict[int, noise.Difference] = {}
-    truth = None
+    full, stepped = {}, {}
     for dtype in ("float64", "float32"):
-        model = subject.build(SIZES[size], dtype=dtype).load(state(size, weights))
+        model = holding(subject, SIZES[size], state(size, weights), dtype)
         with torch.no_grad():
-            full = model.logits(ids)
-            stepped = _stepped(subject, model, ids, chunks)
-        truth = full.double() if truth is None else truth
-        for position in range(length):
-            row = differences.setdefault(
-                position, noise.Difference(f"position {position}", float(truth[:, position].abs().max()))
-            )
-            setattr(row, dtype, noise.distance(stepped[:, position], truth[:, position]))
-            if dtype == "float32":
-                row.floor32 = noise.distance(full[:, position], truth[:, position])
+            full[dtype] = model.logits(ids)
+            stepped[dtype] = _stepped(subject, model, ids, chunks)
+    truth = full["float64"]
     # One floor for all positions: that of a single one is a matter of luck.
-    floor = max(row.floor32 for row in differences.values())
-    for row in differences.values():
-        row.floor32 = floor
-    return noise.reading(list(differences.values()))
+    floor = noise.distance(full["float32"], truth)
+    return noise.reading(
+        [
+            noise.Difference(
+                f"position {t}",
+                scale=noise.largest(truth[:, t]),
+                float32=noise.distance(stepped["float32"][:, t], truth[:, t]),
+                float64=noise.distance(stepped["float64"][:, t], truth[:, t]),
+                floor32=floor,
+            )
+            for t in range(length)
+        ]
+    )
 
 
 @measure
@@ -66,9 +67,9 @@ def cached_tokens_differing(
     weights: Weights = "probe",
     rows: int = 2,
 ) -> Reading:
-    """Greedy tokens in which generation with the cache and without it differ; past the context where it is long enough."""
+    """Greedy tokens that differ with the cache and without it; past the context where there are enough."""
     prompt, _ = batch(SIZES[size], "random", rows=rows, length=prompt_length)
-    model = subject.build(SIZES[size]).load(state(size, weights))
+    model = holding(subject, SIZES[size], state(size, weights))
     cached, uncached = (
         subject.generate(model, prompt, new_tokens, temperature=0.0, use_cache=use_cache) for use_cache in (True, False)
     )
@@ -85,7 +86,7 @@ def greedy_by_definition(
     rounding of the best logit is no slip.
     """
     prompt, _ = batch(SIZES[size], "random", rows=2, length=prompt_length)
-    model = subject.build(SIZES[size]).load(state(size, weights))
+    model = holding(subject, SIZES[size], state(size, weights))
     answer = subject.generate(model, prompt, new_tokens, temperature=0.0)
     wrong = []
     for step in range(prompt_length, prompt_length + new_tokens):
@@ -105,9 +106,9 @@ def greedy_by_definition(
 
 @measure
 def seed_reproducible(subject: Generates, *, size: str, weights: Weights = "probe", new_tokens: int = 12) -> Reading:
-    """Whether a seed decides what is sampled: the same one twice alike, another one different, whatever came between."""
+    """Whether a seed decides what is sampled: twice the same alike, another one different."""
     prompt, other = batch(SIZES[size], "random", rows=2, length=6)
-    model = subject.build(SIZES[size]).load(state(size, weights))
+    model = holding(subject, SIZES[size], state(size, weights))
     first = subject.generate(model, prompt, new_tokens, seed=1)
     torch.manual_seed(99)
     subject.generate(model, other, new_tokens, seed=3)
@@ -125,7 +126,7 @@ def seed_reproducible(subject: Generates, *, size: str, weights: Weights = "prob
 def generation_changes(subject: Generates, *, size: str, weights: Weights = "probe") -> Reading:
     """What generating changes that it must not: the prompt, the weights, the training flag, the next greedy answer."""
     prompt, other = batch(SIZES[size], "random", rows=2, length=6)
-    model = subject.build(SIZES[size]).load(state(size, weights))
+    model = holding(subject, SIZES[size], state(size, weights))
     given, before = prompt.clone(), {name: t.clone() for name, t in model.module.state_dict().items()}
     first = subject.generate(model, prompt, 8, temperature=0.0)
     subject.generate(model, other, 8, temperature=0.0)
@@ -162,7 +163,7 @@ def sampling_outside(
 
 
 @measure
-def sampling_misfit(
+def sampling_p_value(
     subject: Generates,
     *,
     size: str,
@@ -172,14 +173,15 @@ def sampling_misfit(
     draws: int = 20_000,
     weights: Weights = "probe",
 ) -> Reading:
-    """Chi-squared of sampled next tokens over its degrees of freedom: near 1 for the right distribution.
+    """How likely the right distribution gives draws as far from it as these, by Pearson's chi-squared test.
 
-    Its standard deviation there is sqrt(2 / degrees of freedom); for a wrong distribution it grows with `draws`.
-    The definition: temperature, then the k likeliest, then the smallest set of mass p.
+    The definition: temperature, then the k likeliest, then the smallest set of mass p. For the right one the value is
+    anywhere between 0 and 1; for a wrong one it falls to nothing as `draws` grow.
     """
     counts, expected = _sampled(subject, size, temperature, top_k, top_p, draws, weights)
-    misfit, freedom = _chi_squared(counts, expected)
-    return Reading(misfit, "", {"degrees of freedom": freedom, "draws": draws})
+    statistic, freedom = _chi_squared(counts, expected)
+    p = float(torch.special.gammaincc(torch.tensor(freedom / 2.0).double(), torch.tensor(statistic / 2.0).double()))
+    return Reading(p, "", {"chi-squared": statistic, "degrees of freedom": freedom, "draws": draws})
 
 
 def next_token_distribution(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -205,7 +207,7 @@ def _sampled(
 ) -> tuple[Tensor, Tensor]:
     """How often each token was drawn after one prompt, and its probability by the definition: two (V) tensors."""
     prompt, _ = batch(SIZES[size], "random", rows=1, length=4)
-    model = subject.build(SIZES[size]).load(state(size, weights))
+    model = holding(subject, SIZES[size], state(size, weights))
     with torch.no_grad():
         logits = model.logits(prompt)[0, -1].double()
     prompts = prompt.expand(draws, -1).contiguous()
@@ -228,11 +230,11 @@ def _tokens_differing(found: Tensor, expected: Tensor) -> Reading:
 
 
 def _chi_squared(counts: Tensor, expected: Tensor) -> tuple[float, int]:
-    """Chi-squared per degree of freedom, tokens too rare for a bin of their own pooled into one."""
+    """Chi-squared and its degrees of freedom, tokens too rare for a bin of their own pooled into one."""
     wanted = expected * counts.sum()
     rare = wanted < FEWEST_EXPECTED
     wanted = torch.cat([wanted[~rare], wanted[rare].sum().view(1)])
     found = torch.cat([counts[~rare], counts[rare].sum().view(1)])
     found, wanted = found[wanted > 0], wanted[wanted > 0]
     freedom = max(len(wanted) - 1, 1)
-    return float(((found - wanted) ** 2 / wanted).sum()) / freedom, freedom
+    return float(((found - wanted) ** 2 / wanted).sum()), freedom

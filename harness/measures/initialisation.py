@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness import closed_forms
+from harness import closed_forms, workbench
 from harness.measure import Reading, measure
 from harness.size import SIZES
 from harness.subject import Model, Subject
@@ -36,7 +36,7 @@ def weight_std(subject: Subject, *, size: str, recipe: Recipe = "gpt2", seed: in
 def start_of_vectors(subject: Subject, *, size: str) -> Reading:
     """Largest distance of each family of norms and biases from where GPT-2 starts them: gains 1, biases 0."""
     distances: dict[str, float] = {}
-    for name, tensor in _weights(subject.build(SIZES[size])).items():
+    for name, tensor in _weights(_started(subject, size, "gpt2", 0)).items():
         if tensor.ndim == 1:
             start = 1.0 if family(name).startswith("ln_") and name.endswith("weight") else 0.0
             distances[family(name)] = max(distances.get(family(name), 0.0), float((tensor - start).abs().max()))
@@ -47,7 +47,7 @@ def start_of_vectors(subject: Subject, *, size: str) -> Reading:
 def layers_alike(subject: Subject, *, size: str) -> Reading:
     """Pairs of layers that start with the same matrix: deep copies of one prototype, or a seed set anew."""
     by_family: dict[str, list[Tensor]] = {}
-    for name, tensor in _weights(subject.build(SIZES[size])).items():
+    for name, tensor in _weights(_started(subject, size, "gpt2", 0)).items():
         if ".h." in name and tensor.ndim == 2:
             by_family.setdefault(family(name), []).append(tensor)
     alike = {
@@ -64,7 +64,7 @@ def initial_loss(
     """Cross entropy at the subject's own start, in nats."""
     ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
     with torch.no_grad():
-        loss = float(subject.build(SIZES[size], seed=seed).loss(ids, targets))
+        loss = float(_started(subject, size, "gpt2", seed).loss(ids, targets))
     return Reading(loss, "nats", {"closed form": closed_forms.initial_loss(SIZES[size]), "tokens": rows * length})
 
 
@@ -103,7 +103,7 @@ def activation_std(
 def _started(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
     """The subject at its own start; GPT-2's recipe is what every subject starts from unless it is asked otherwise."""
     options: dict[str, Any] = {} if recipe == "gpt2" else {"init": recipe}
-    return subject.build(SIZES[size], seed=seed, **options)
+    return workbench.held((subject, size, recipe, seed), lambda: subject.build(SIZES[size], seed=seed, **options))
 
 
 def _weights(model: Model) -> dict[str, Tensor]:

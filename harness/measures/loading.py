@@ -1,4 +1,4 @@
-"""Measures of loading: every tensor accounted for, the round trip through Hugging Face, the failures that are silent."""
+"""Measures of loading: every tensor accounted for, the round trip through Hugging Face, silent failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.measure import Reading, measure
 from harness.oracle import huggingface_config, oracle
 from harness.size import SIZES
 from harness.states import State, Weights, state
-from harness.subject import Checkpoints, Model, Subject
+from harness.subject import Checkpoints, Model, Subject, holding
 from harness.tokens import batch
 from harness.weights import family, published_shapes
 
@@ -24,7 +24,7 @@ from harness.weights import family, published_shapes
 @measure
 def weight_map_gaps(subject: Subject, *, size: str) -> Reading:
     """Published tensors that do not survive being written into the subject and read back, bitwise, by family."""
-    model = subject.build(SIZES[size]).load(state(size, "probe"))
+    model = holding(subject, SIZES[size], state(size, "probe"))
     back = model.weights.read(dict(model.module.named_parameters()))
     gaps = dict.fromkeys((family(name) for name in published_shapes(SIZES[size])), 0)
     for name, tensor in state(size, "probe").items():
@@ -43,13 +43,8 @@ def untransposed_projection(subject: Subject, *, size: str, length: int = 24) ->
     name = "transformer.h.0.attn.c_proj.weight"
     wrong: State = {**right, name: right[name].mT.contiguous()}
     ids, targets = batch(SIZES[size], "random", rows=2, length=length)
-    comparison = noise.compare(
-        lambda dtype: oracle(SIZES[size], right, dtype),
-        lambda dtype: subject.build(SIZES[size], dtype=dtype).load(wrong),
-        ids,
-        targets,
-        backward=False,
-    )
+    truth = noise.truth(lambda dtype: oracle(SIZES[size], right, dtype), ids, targets, backward=False)
+    comparison = noise.hold(lambda dtype: holding(subject, SIZES[size], wrong, dtype), truth, ids, targets)
     verdicts = {difference.where: difference.verdict for difference in comparison.outputs}
     return Reading(
         {
@@ -68,8 +63,8 @@ def checkpoint_round_trip(subject: Checkpoints, *, size: str) -> Reading:
     given = state(size, "probe")
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder, "ours"), Path(folder, "theirs")
-        subject.save_checkpoint(subject.build(SIZES[size]).load(given), ours)
-        huggingface = _from_huggingface(ours)
+        subject.save_checkpoint(holding(subject, SIZES[size], given), ours)
+        huggingface: Any = _from_huggingface(ours)
         read = huggingface.state_dict()
         lost_there = sum(not torch.equal(read[name], tensor) for name, tensor in given.items())
         huggingface.save_pretrained(theirs)
@@ -99,9 +94,8 @@ def loaded_parity(subject: Checkpoints, *, size: str, weights: Weights = "probe"
             model.module.to(getattr(torch, dtype))
             return model
 
-        comparison = noise.compare(
-            lambda dtype: oracle(SIZES[size], given, dtype), loaded, ids, targets, backward=False
-        )
+        truth = noise.truth(lambda dtype: oracle(SIZES[size], given, dtype), ids, targets, backward=False)
+        comparison = noise.hold(loaded, truth, ids, targets)
     return noise.reading(comparison.outputs)
 
 
@@ -110,7 +104,7 @@ Damage = Literal["truncated", "tensor missing", "tensor unknown", "shape wrong",
 
 @measure
 def damaged_checkpoint(subject: Checkpoints, *, size: str, damage: Damage) -> Reading:
-    """What the subject's own loader does with a damaged directory: 'rejected' (with an error that says so) or 'loaded'."""
+    """What the subject's own loader does with a damaged directory: 'rejected' or 'loaded'."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _save_with_huggingface(state(size, "probe"), size, folder)
@@ -123,8 +117,8 @@ def damaged_checkpoint(subject: Checkpoints, *, size: str, damage: Damage) -> Re
 
 
 def _save_with_huggingface(given: State, size: str, folder: Path) -> None:
-    model = oracle(SIZES[size], given, "float32").module
-    model.save_pretrained(folder)  # type: ignore[operator]
+    model: Any = oracle(SIZES[size], given, "float32").module
+    model.save_pretrained(folder)
 
 
 def _from_huggingface(folder: Path) -> torch.nn.Module:

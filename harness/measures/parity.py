@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from harness.measure import Reading, measure
 from harness.oracle import oracle
 from harness.size import SIZES
 from harness.states import Weights, state
-from harness.subject import Generates, Model, Subject
+from harness.subject import Generates, Model, Subject, holding
 from harness.tokens import Tokens, batch
 
 
@@ -52,13 +52,13 @@ def half_precision_error(
 ) -> Reading:
     """Error of the subject's logits in a 16-bit dtype over Hugging Face's own, both against the float64 oracle.
 
-    Root mean square. 1 means as accurate as Hugging Face; a part that drops more bits than the dtype does shows as more.
+    Root mean square. 1 is as accurate as Hugging Face; a part that drops more bits than the dtype does shows.
     """
     ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
     given = state(size, weights)
     truth = _logits(oracle(SIZES[size], given, "float64"), ids)
     theirs = _error(_logits(oracle(SIZES[size], given, dtype), ids), truth)
-    own = _error(_logits(subject.build(SIZES[size], dtype=dtype).load(given), ids), truth)
+    own = _error(_logits(holding(subject, SIZES[size], given, dtype), ids), truth)
     return Reading(
         own / theirs,
         "of Hugging Face's error",
@@ -80,10 +80,10 @@ def greedy_tokens_differing(
     prompt, _ = batch(SIZES[size], tokens, rows=2, length=prompt_length)
     given = state(size, weights)
     theirs = _huggingface_greedy(oracle(SIZES[size], given, "float32"), prompt, new_tokens)
-    model = subject.build(SIZES[size]).load(given)
+    model = holding(subject, SIZES[size], given)
     own = subject.generate(model, prompt, new_tokens, temperature=0.0)
     differing = (own != theirs).nonzero()
-    details = {"subject": own.tolist(), "Hugging Face": theirs.tolist()}
+    details: dict[str, Any] = {"subject": own.tolist(), "Hugging Face": theirs.tolist()}
     if len(differing):
         row, position = differing[0].tolist()
         details["hint"] = f"first at row {row}, position {position}"
@@ -96,13 +96,8 @@ def _comparison(
 ) -> noise.Comparison:
     """One comparison serves the checks on its blocks, logits, loss and gradients."""
     ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
-    return noise.compare(
-        lambda dtype: oracle(SIZES[size], state(size, weights), dtype),
-        lambda dtype: subject.build(SIZES[size], dtype=dtype).load(state(size, weights)),
-        ids,
-        targets,
-        backward=backward,
-    )
+    truth = noise.truth(lambda dtype: oracle(SIZES[size], state(size, weights), dtype), ids, targets, backward=backward)
+    return noise.hold(lambda dtype: holding(subject, SIZES[size], state(size, weights), dtype), truth, ids, targets)
 
 
 def _logits(model: Model, ids: Tensor) -> Tensor:

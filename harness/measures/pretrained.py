@@ -8,8 +8,8 @@ from torch import Tensor
 from harness.measure import Reading, measure
 from harness.resources import text_tokens
 from harness.size import SIZES
-from harness.states import state
-from harness.subject import Generates, Subject
+from harness.states import Weights, state
+from harness.subject import Generates, Subject, holding
 
 END_OF_TEXT = 50256
 NEWLINE, TWO_NEWLINES = 198, 628
@@ -23,10 +23,10 @@ LLM_C = {
 
 
 @measure
-def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: str = "pretrained") -> Reading:
+def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: Weights = "pretrained") -> Reading:
     """Losses of ten training steps, beside the ten that llm.c publishes for the same weights, tokens and recipe."""
     (beta2, decay, clip), published = LLM_C[recipe]
-    model = subject.build(SIZES[size]).load(state(size, weights))  # type: ignore[arg-type]
+    model = holding(subject, SIZES[size], state(size, weights))
     stream = llm_c_tokens(text_tokens())[: 4 * 64 + 1] % SIZES[size].vocab_size
     ids, targets = stream[:-1].view(4, 64), stream[1:].view(4, 64)
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-4, betas=(0.9, beta2), eps=1e-8, weight_decay=decay)
@@ -34,7 +34,7 @@ def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: 
     for step in range(len(published)):
         optimizer.zero_grad()
         loss = model.loss(ids, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(model.module.parameters(), clip)
         optimizer.step()
@@ -44,10 +44,10 @@ def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: 
 
 @measure
 def greedy_tokens(
-    subject: Generates, *, prompt: list[int], new_tokens: int, size: str = "124M", weights: str = "pretrained"
+    subject: Generates, *, prompt: list[int], new_tokens: int, size: str = "124M", weights: Weights = "pretrained"
 ) -> Reading:
     """The greedy continuation of a prompt, the prompt included, as ids apart by spaces."""
-    model = subject.build(SIZES[size]).load(state(size, weights))  # type: ignore[arg-type]
+    model = holding(subject, SIZES[size], state(size, weights))
     answer = subject.generate(model, torch.tensor([prompt]), new_tokens, temperature=0.0)
     return Reading(" ".join(map(str, answer[0].tolist())), "token ids")
 

@@ -83,7 +83,7 @@ class Plot:
         self.draw(Canvas(figure, top=0.25 + 0.21 * len(title), bottom=0.36))
         left = 0.12 / WIDTH
         figure.text(left, 1 - 0.12 / height, "\n".join(title), size=12, weight="bold", va="top", linespacing=1.25)
-        caption = textwrap.fill(self.caption, 150)
+        caption = textwrap.fill(self.caption, 180)
         figure.text(left, 0.09 / height, caption, size=7.2, color=GREY, va="bottom", linespacing=1.3)
         return figure
 
@@ -201,4 +201,4 @@ def seconds(value: float) -> str:
 
 def short(name: object) -> str:
     """A name of an arm or recipe, cut to what fits beside a line."""
-    return wording.plain(name, longest=34)
+    return wording.plain(name, longest=24)

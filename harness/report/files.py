@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,12 +23,12 @@ def write(folder: Path, verify: list[Row] | None, bench: list[Row] | None) -> li
     What the page that was there before linked to, and the new one does not, is removed.
     """
     judged, timed = (Run.of(records) if records else None for records in (verify, bench))
-    before = linked(folder)
+    before, path = linked(folder), folder / PAGE
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(verify, bench), encoding="utf-8")
     written = [*write_tables(folder / "tables", judged, timed), *write_plots(folder / "plots", judged, timed)]
     for stale in before - set(written):
         stale.unlink(missing_ok=True)
-    path = folder / PAGE
-    path.write_text(page(verify, bench), encoding="utf-8")
     return [path, *written]
 
 
@@ -38,8 +39,14 @@ def write_tables(folder: Path, verify: Run | None, bench: Run | None) -> Iterato
     folder.mkdir(parents=True, exist_ok=True)
     for name, (columns, rows) in tables(verify, bench).items():
         path = folder / f"{name}.csv"
-        pandas.DataFrame(rows, columns=columns, dtype=object).to_csv(path, index=False, errors="replace")
+        cells = [[spelled(row.get(column)) for column in columns] for row in rows]
+        pandas.DataFrame(cells, columns=columns, dtype=object).to_csv(path, index=False, errors="replace")
         yield path
+
+
+def spelled(value: object) -> object:
+    """NaN as a word: an empty cell would say that nothing was measured."""
+    return "nan" if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_plots(folder: Path, verify: Run | None, bench: Run | None) -> Iterator[Path]:

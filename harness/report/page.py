@@ -73,7 +73,7 @@ def verdict(run: Run) -> str:
         parts.append(f"{counts['error']} of {judged:,} broke before a verdict")
     first = run.of_verdict("fail", "error")[0]
     where = f", at {escape(tables.places(first)[0], 80)}" if tables.places(first) else ""
-    return f"{' and '.join(parts)}. First: {escape(first.get('suite'))} / {escape(first.get('check'))}{where}."
+    return f"{' and '.join(parts)}. First: {escape(verdicts.name(first))}{where}."
 
 
 def were(number: int) -> str:

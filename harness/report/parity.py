@@ -29,6 +29,7 @@ from harness.report.wording import as_float, decimal, parameters, plain
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+BLOCK = re.compile(r"(?:block |\bh\.|layers?\.)(\d+)")
 FEWEST, MOST = 4, 3  # comparisons that make a panel, panels in the figure
 
 
@@ -73,23 +74,33 @@ def plot(verify: Run) -> Plot | None:
 
 
 def chosen(verify: Run) -> list[Panel]:
-    """The richest checks of the parity suite (of all suites where there is none), in the order of the run."""
-    rich = [check for check in verify.checks if len(tables.comparisons(check)) >= FEWEST]
+    """The richest checks of the parity suite (of all suites where there is none), in the order of the run.
+
+    One panel for each thing that is compared: the check that found a bug, else the one with most components.
+    """
+    rich = [check for check in verify.checks if len(tables.comparisons(check)) >= FEWEST and wants_agreement(check)]
     rich = [check for check in rich if "parity" in str(check.get("suite"))] or rich
-    kept = sorted(rich, key=lambda check: -len(tables.comparisons(check)))
-    # One panel for each kind of check, and the largest model for each: the one with most components.
     kinds: dict[str, Row] = {}
-    for check in kept:
-        kinds.setdefault(str(check.get("check")), check)
-    selected = [id(check) for check in list(kinds.values())[:MOST]]
+    for check in sorted(rich, key=lambda check: (check.get("verdict") != "fail", -len(tables.comparisons(check)))):
+        compared = tables.as_mapping(check.get("parameters")).get("compare")
+        kinds.setdefault(str(compared or check.get("check")), check)
+    selected = {id(check) for check in list(kinds.values())[:MOST]}
     return [
-        Panel(
-            title=plain(f"{check.get('check')}  {parameters(tables.as_mapping(check.get('parameters')))}", longest=90),
-            points=tuple(point(row) for row in tables.comparisons(check)),
-        )
+        Panel(f"{title(check)}: largest difference", tuple(point(row) for row in tables.comparisons(check)))
         for check in rich
         if id(check) in selected
     ]
+
+
+def wants_agreement(check: Row) -> bool:
+    """Whether a difference is a bug of the subject; a check may also want one: that a known fault is caught."""
+    return "noise" in tables.as_mapping(check.get("expected"))
+
+
+def title(check: Row) -> str:
+    """A check and its parameters."""
+    asked = parameters(tables.as_mapping(check.get("parameters")))
+    return plain(f"{check.get('check')} ({asked})" if asked else check.get("check"), longest=90)
 
 
 def point(row: Row) -> Point:
@@ -134,19 +145,18 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         ticks = list(axes.get_yticks())
         axes.set_yticks([*ticks, equal], [*map(power_of_ten, ticks), "equal"])
     axes.set_xlim(-0.7, len(panel.points) - 0.3)
+    size = 5.5 if len(panel.points) <= 40 else 2.8
     labels = []
     for precision, colour in (("float32", COLOURS[0]), ("float64", COLOURS[2])):
         draw_floors(axes, [getattr(p, precision.replace("float", "floor")) for p in panel.points])
-        for index, p in enumerate(panel.points):
-            draw_difference(axes, index, p, precision, colour, size=5.5 if len(panel.points) <= 40 else 2.8,
-                            missing=high / 2, equal=equal)  # fmt: skip
+        draw_differences(axes, panel.points, precision, colour, size=size, missing=high / 2, equal=equal)
         last = next((getattr(p, precision) for p in reversed(panel.points) if getattr(p, precision)), None)
         if last:
             labels.append((len(panel.points) - 0.5, last, precision, colour))
     beside(axes, labels)
     axes.grid(visible=False, axis="x")
     label_components(axes, [p.where for p in panel.points])
-    panel_title(axes, f"{panel.title}: largest difference")
+    panel_title(axes, panel.title)
 
 
 def limits(points: Sequence[Point]) -> tuple[float, float, float]:
@@ -160,59 +170,68 @@ def limits(points: Sequence[Point]) -> tuple[float, float, float]:
 def draw_floors(axes: Axes, floors: list[float | None]) -> None:
     """The noise floors as grey bars, the first of them labelled."""
     drawn = [(index, floor) for index, floor in enumerate(floors) if floor]
-    for index, floor in drawn:
-        axes.plot([index - 0.36, index + 0.36], [floor] * 2, color="#b9b9b9", linewidth=3.2, solid_capstyle="butt")
     if drawn:
-        axes.annotate("noise floor", (drawn[0][0] - 0.36, drawn[0][1]), xytext=(0, 6), textcoords="offset points",
-                      size=7.5, color=GREY)  # fmt: skip
+        x, y = zip(*drawn, strict=True)
+        axes.hlines(y, [i - 0.36 for i in x], [i + 0.36 for i in x], color="#b9b9b9", linewidth=3.2, zorder=2)
+        axes.annotate(
+            "noise floor", (x[0] - 0.36, y[0]), xytext=(0, 6), textcoords="offset points", size=7.5, color=GREY
+        )
 
 
-def draw_difference(
-    axes: Axes,
-    index: int,
-    p: Point,
-    precision: str,
-    colour: str,
-    *,
-    size: float,
-    missing: float,
-    equal: float,
+def draw_differences(
+    axes: Axes, points: Sequence[Point], precision: str, colour: str, *, size: float, missing: float, equal: float
 ) -> None:
-    """A difference as a dot. A bug is vermilion: a ring for float32, a diamond in it for float64; NaN is a cross."""
-    value = getattr(p, precision)
-    wrong = p.verdict == "different" or value is None
-    look: dict[str, Any] = {"marker": "o", "markersize": size, "color": colour, "zorder": 3, "linestyle": ""}
-    if wrong:
-        ring = precision == "float32"
-        look |= {"color": WRONG, "marker": "o" if ring else "D", "zorder": 4}
-        look |= {"markersize": size * 1.7, "markerfacecolor": "none"} if ring else {"markersize": size * 0.8}
-    if value is None:
-        look |= {"marker": "x", "markersize": size * 1.3}
-    if value == 0:
-        look |= {"markerfacecolor": "white"}
-    axes.plot(index, missing if value is None else equal if value == 0 else value, **look)
+    """Differences as dots. A bug is vermilion: a ring for float32, a diamond in it for float64; NaN is a cross."""
+    fine = {"marker": "o", "markersize": size, "color": colour}
+    looks: dict[str, dict[str, Any]] = {
+        "fine": fine,
+        "equal": {**fine, "markerfacecolor": "white"},
+        "missing": {"marker": "x", "markersize": size * 1.3, "color": WRONG},
+        "wrong float32": {"marker": "o", "markersize": size * 1.7, "color": WRONG, "markerfacecolor": "none"},
+        "wrong float64": {"marker": "D", "markersize": size * 0.8, "color": WRONG},
+    }
+    heights: dict[str, list[tuple[int, float]]] = {}
+    for index, p in enumerate(points):
+        value = getattr(p, precision)
+        if value is None:
+            heights.setdefault("missing", []).append((index, missing))
+        elif value == 0:
+            heights.setdefault("equal", []).append((index, equal))
+        else:
+            kind = f"wrong {precision}" if p.verdict == "different" else "fine"
+            heights.setdefault(kind, []).append((index, value))
+    for kind, drawn in heights.items():
+        axes.plot(*zip(*drawn, strict=True), linestyle="", zorder=3 if kind == "fine" else 4, **looks[kind])
 
 
 def label_components(axes: Axes, names: list[str]) -> None:
-    """Every component's name where there is room, otherwise the blocks' numbers at their first components."""
+    """Every component's name where there is room, otherwise the blocks' numbers below their components."""
     names = [where.removeprefix("transformer.") for where in names]
-    if len(names) <= 20:
-        numbered = sum(where.startswith("block ") for where in names) > 1
-        names = [where.removeprefix("block ") if numbered else where for where in names]
-        slanted = sum(map(len, names)) > 110
-        axes.set_xticks(range(len(names)), names, size=8.5, rotation=25 if slanted else 0,
-                        ha="right" if slanted else "center")  # fmt: skip
-        if numbered:
-            axes.set_xlabel("block", color=GREY, size=8.5)
-        return
+    numbered = any(BLOCK.search(where) for where in names)
+    if numbered:
+        axes.set_xlabel("block", color=GREY, size=8.5)
+    short_names = [where.removeprefix("block ") if numbered else where for where in names]
+    if sum(map(len, short_names)) + len(names) <= 110 and len(set(short_names)) == len(names):
+        axes.set_xticks(range(len(names)), short_names, size=8.5)
+    elif numbered:
+        label_blocks(axes, names)
+    else:
+        cut = [plain(where, longest=16) for where in names[:: max(1, len(names) // 20)]]
+        ticks = range(0, len(names), max(1, len(names) // 20))
+        axes.set_xticks(ticks, cut, size=7.5, rotation=20, ha="right")
+
+
+def label_blocks(axes: Axes, names: list[str]) -> None:
+    """The numbers of the blocks in even steps, and what comes before and after them, where it does not touch."""
     groups: dict[str, list[int]] = {}
     for index, where in enumerate(names):
-        block = re.search(r"(?:block |\bh\.|layers?\.)(\d+)", where)
-        groups.setdefault(block[1] if block else where.split(".")[0], []).append(index)
-    kept: list[tuple[float, str]] = []
-    for group, members in groups.items():
-        middle = sum(members) / len(members)
-        if not kept or (middle - kept[-1][0]) / len(names) > 0.006 * (len(kept[-1][1]) + len(group) + 1):
-            kept.append((middle, group))
-    axes.set_xticks([middle for middle, _ in kept], [group for _, group in kept], size=8.5)
-    axes.set_xlabel("block", color=GREY, size=8.5)
+        block = BLOCK.search(where)
+        groups.setdefault(block[1] if block else plain(where.split(".")[0], longest=12), []).append(index)
+    middles = {group: sum(members) / len(members) for group, members in groups.items()}
+    step = next(step for step in (1, 2, 4, 6, 12, 24, 10**6) if len(groups) <= 20 * step)
+    kept = [group for group in groups if group.isdigit() and int(group) % step == 0]
+    for group in groups:
+        near = 0.006 * (len(group) + 3) * len(names)
+        if not group.isdigit() and all(abs(middles[group] - middles[other]) > near for other in kept):
+            kept.append(group)
+    axes.set_xticks([middles[group] for group in kept], kept, size=8.5)

@@ -55,9 +55,8 @@ def plots(bench: Run) -> list[Plot]:
 
 def group(comparison: Row) -> str:
     """The heading of a group of bars: the metric, and where it was measured."""
-    point, axis = comparison.get("point"), comparison.get("axis")
-    where = "" if point is None else f", {wording.number(point)} {plain(axis or '', longest=30)}".rstrip()
-    return plain(comparison.get("metric") or comparison.get("title"), longest=60) + where
+    title, point = plain(comparison.get("metric") or comparison.get("title"), longest=60), comparison.get("point")
+    return title if point is None else f"{title}, {wording.at(point, comparison.get('axis'))}"
 
 
 def bars(comparison: Row) -> list[Bar]:
@@ -94,6 +93,8 @@ def summary(found: list[tuple[str, Row]]) -> str:
     if len(found) >= 3 and verdicts in ({"FASTER"}, {"SLOWER"}):
         ordered = sorted(words, key=lambda text: float(text.split("x ")[0].replace(",", "")))
         return f"{ordered[0].split(' ')[0]} to {ordered[-1]}"
+    if len(found) == 1:
+        return f"{words[0]} in {found[0][0]}"
     return entries([f"{metric} {text}" for (metric, _), text in zip(found, words, strict=True)])
 
 

@@ -71,15 +71,15 @@ def count(checks: tuple[Row, ...] | list[Row]) -> dict[str, int]:
 def machine(run: Run) -> str:
     """The line under every figure: processor, threads, versions, date, subject and commit."""
     environment = run.environment
-    processor = re.sub(r"\((R|TM|r|tm)\)", "", plain(environment.get("cpu") or "unknown processor"))
+    processor = re.sub(r"\((R|TM|r|tm)\)", "", plain(environment.get("cpu") or "unknown processor", longest=60))
     parts = [
-        plain(environment["gpu"]) if environment.get("gpu") else None,
+        plain(environment["gpu"], longest=60) if environment.get("gpu") else None,
         " ".join(processor.split()),
         plural(environment.get("cores"), "core"),
         plural(environment.get("threads"), "thread"),
         *(f"{name} {plain(environment[name])}" for name in ("torch", "transformers") if environment.get(name)),
         date(run.header.get("started")).split(" ")[0],
-        run.subject,
+        plain(run.subject, longest=60),
         commit(environment),
     ]
     return " · ".join(part for part in parts if part)

@@ -104,14 +104,14 @@ def finding(curves: list[Curve], *, axis: str, metric: str, lone: bool) -> str:
     shared = [x for x in control.rows if any(x in curve.rows for curve in others)] if control else []
     if control is None or not shared:
         return f"{metric} over {axis}"
-    at = max(shared)
+    last = max(shared)
     ranked = sorted(
-        (curve for curve in others if at in curve.rows),
-        key=lambda curve: as_float(curve.rows[at]["ratio"]) or 1.0,
+        (curve for curve in others if last in curve.rows),
+        key=lambda curve: as_float(curve.rows[last]["ratio"]) or 1.0,
     )
-    said = [f"{curve.arm} {against(curve.rows[at], control.rows[at])}" for curve in ranked]
-    start = "At" if lone else f"{metric}: at"
-    return f"{start} {at:,.0f} {axis}, against {control.arm}: {'; '.join(said[:3])}"
+    said = [f"{curve.arm} {against(curve.rows[last], control.rows[last])}" for curve in ranked]
+    start = "At" if lone else f"{metric[:1].upper()}{metric[1:]} at"
+    return f"{start} {wording.at(round(last), axis)}, against {control.arm}: {'; '.join(said[:3])}"
 
 
 def against(row: Row, control: Row) -> str:

@@ -94,6 +94,12 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def at(point: Any, axis: Any) -> str:
+    """A point of a comparison: `4,096 tokens`, `T = 4,096`."""
+    name = plain(axis or "", longest=40)
+    return f"{name} = {number(point)}" if 0 < len(name) <= 2 else f"{number(point)} {name}".strip()
+
+
 def timing(median: Any, spread: Any = None) -> str:
     """A measured time with its spread, to two digits of the spread: `1.427 ± 0.026 s`."""
     if not isinstance(median, (int, float)) or not math.isfinite(median):

@@ -1,6 +1,7 @@
 """The comparing engine under a simulated clock: who is timed, in which order, for how long, and who is refused."""
 
 import dataclasses
+import itertools
 import json
 import random
 
@@ -63,9 +64,7 @@ def test_a_ratio_is_an_arms_time_over_the_controls():
 
 def test_a_wrong_arm_has_no_time_however_fast_it_is():
     machine = Machine()
-    measured = machine.measure(
-        comparison(machine.arm("control", 0.010), machine.arm("cheat", 0.0001, answer=41))
-    )
+    measured = machine.measure(comparison(machine.arm("control", 0.010), machine.arm("cheat", 0.0001, answer=41)))
     row = next(arm for arm in measured.row()["arms"] if arm["arm"] == "cheat")
     assert row["verified"] == {"verdict": "fail", "message": "answers 41, the control answers 42"}
     assert (row["seconds"], row["median_seconds"], row["tokens_per_second"]) == (None, None, None)
@@ -76,9 +75,7 @@ def test_a_wrong_arm_has_no_time_however_fast_it_is():
 
 def test_beside_a_wrong_control_nothing_is_timed():
     machine = Machine()
-    measured = machine.measure(
-        comparison(machine.arm("control", 0.010, answer=0), machine.arm("fast", 0.005))
-    )
+    measured = machine.measure(comparison(machine.arm("control", 0.010, answer=0), machine.arm("fast", 0.005)))
     assert measured.findings["control"].verdict == "fail"
     assert measured.findings["fast"].verdict == "error"
     assert "unverified" in measured.findings["fast"].message
@@ -140,20 +137,21 @@ def test_a_block_holds_three_calls_at_least_and_one_of_a_long_call():
 
 def test_an_observation_is_the_best_call_of_its_block():
     machine = Machine()
-    seconds = iter([9, 9, 0.3, 0.1, 0.2] * 100)
+    warm_up, block = [0.1, 0.1], [0.3, 0.125, 0.2]
+    seconds = itertools.chain(warm_up, itertools.cycle(block))
 
     def call():
         machine.now += next(seconds)
 
-    # Two warm-up calls cost 9 s, so that one call is a block, unless the estimate takes the better: it does not here.
-    work = Work(call=call, answer=lambda: 42, tokens=1)
-    measured = machine.measure(comparison(Arm("control", lambda: work)), seconds=30)
-    assert measured.calls_per_block == 1
+    control = Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+    measured = machine.measure(comparison(control))
+    assert measured.seconds["control"] == pytest.approx([0.125] * LOOKS[0])
 
+
+def test_a_slow_arms_block_does_not_grow_with_a_fast_one():
     machine = Machine()
-    seconds = iter([0.1, 0.1] + [0.3, 0.1, 0.2] * 100)
-    measured = machine.measure(comparison(Arm("control", lambda: work)))
-    assert set(measured.seconds["control"]) == {pytest.approx(0.1)}
+    measured = machine.measure(comparison(machine.arm("control", 0.1), machine.arm("fast", 0.0001)))
+    assert measured.calls_per_block == 5, "half a second of the slow one, not 300 calls of it"
 
 
 def test_preparing_is_not_timed():
@@ -217,9 +215,7 @@ def test_a_missing_ability_is_a_skip_and_a_crash_an_error():
     arms = machine.arm("control", 0.01), Arm("flash", missing), Arm("odd", crash)
     measured = machine.measure(comparison(*arms))
     assert measured.findings["flash"] == Finding("skip", "toy has no flash attention")
-    assert measured.findings["odd"] == Finding(
-        "error", "TypeError while it was built: unexpected keyword 'attention'"
-    )
+    assert measured.findings["odd"] == Finding("error", "TypeError while it was built: unexpected keyword 'attention'")
     assert set(measured.seconds) == {"control"}
 
 
@@ -259,9 +255,7 @@ def test_a_verifier_that_crashes_refuses_the_arm():
             raise RuntimeError("shapes differ")
         return Finding("pass", "")
 
-    measured = machine.measure(
-        comparison(machine.arm("control", 0.01), machine.arm("b", 0.01), verify=verify)
-    )
+    measured = machine.measure(comparison(machine.arm("control", 0.01), machine.arm("b", 0.01), verify=verify))
     assert measured.findings["b"].verdict == "error"
     assert "b" not in measured.seconds
 

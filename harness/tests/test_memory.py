@@ -52,9 +52,7 @@ def test_the_allocator_ledger_gives_the_known_peaks():
 
 
 def test_the_allocator_ledger_counts_scratch_by_the_thread():
-    scratch_of_a_thread = (
-        256 * 512 + 2 * 256 + 256 * D
-    ) * 4  # torch's CPU kernel: query block 256, key block 512
+    scratch_of_a_thread = (256 * 512 + 2 * 256 + 256 * D) * 4  # torch's CPU kernel: query block 256, key block 512
     output_and_statistics = H * T * D * 4 + H * T * 4
     expected = output_and_statistics + torch.get_num_threads() * scratch_of_a_thread
     assert peak_bytes(flash_attention())["profiler"] == pytest.approx(expected, rel=0.01)
@@ -83,17 +81,13 @@ def test_a_call_without_tensors_has_a_peak_of_nothing():
     assert peak_bytes(lambda: sum(range(10)))["profiler"] == 0
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="the kernel's ledger is read from Linux's /proc"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's ledger is read from Linux's /proc")
 def test_the_kernels_ledger_agrees_with_the_known_peak():
     peak = peak_bytes_in_child("harness.tests.test_memory:naive_attention", threads=1)
     assert peak / MIB == pytest.approx(99.0, rel=0.03)
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="the kernel's ledger is read from Linux's /proc"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's ledger is read from Linux's /proc")
 def test_a_child_that_dies_is_told_with_its_last_words():
     with pytest.raises(RuntimeError, match="no_such_recipe"):
         peak_bytes_in_child("harness.tests.test_memory:no_such_recipe")
