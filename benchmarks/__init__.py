@@ -1,0 +1,1 @@
+"""The comparisons: arms that do the same work, one module a question."""

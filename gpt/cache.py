@@ -28,7 +28,13 @@ class KVCache:
         self.keys = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, T, D)
         self.values = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, T, D)
         self.length = 0
-        self.layers = [LayerCache(self, k, v) for k, v in zip(self.keys, self.values, strict=True)]
+
+    def layer(self, number: int) -> "LayerCache":
+        """One layer's part, to write to and read from.
+
+        Made anew each time: kept here, it would refer back, and the memory would wait for the garbage collector.
+        """
+        return LayerCache(self, self.keys[number], self.values[number])
 
     @property
     def batch_size(self) -> int:
@@ -45,12 +51,19 @@ class KVCache:
         """What the cache occupies in memory, full or not."""
         return self.keys.nbytes + self.values.nbytes
 
-    def check_room(self, batch_size: int, positions: int) -> None:
+    def check_room(self, config: GPTConfig, batch_size: int, positions: int) -> None:
         """Raise `CacheError` or `ContextError` unless `positions` more fit for `batch_size` sequences."""
-        if batch_size != self.batch_size:
+        layers, batch, *sizes = self.keys.shape
+        if batch != batch_size:
             raise CacheError(
-                f"the ids have a batch of {batch_size} and the cache one of {self.batch_size}; "
+                f"the ids have a batch of {batch_size} and the cache one of {batch}; "
                 f"make a cache with new_cache({batch_size})"
+            )
+        expected = [config.n_head, config.block_size, config.head_size]
+        if layers != config.n_layer or sizes != expected:
+            raise CacheError(
+                f"the cache is of another model: its heads, positions and head size are {sizes} in {layers} "
+                f"layers, expected {expected} in {config.n_layer}; make one with model.new_cache"
             )
         if self.length + positions > self.capacity:
             raise ContextError(

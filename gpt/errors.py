@@ -29,7 +29,7 @@ class WeightsError(GPTError):
     """Weights that do not fit the model, or a checkpoint that cannot be trusted."""
 
 
-class WeightsUnavailable(WeightsError):  # noqa: N818 - the name says what is wrong
+class WeightsUnavailable(WeightsError, FileNotFoundError):  # noqa: N818 - the name says what is wrong
     """A checkpoint that is neither at hand nor to be had from the hub."""
 
 
@@ -41,7 +41,7 @@ class DataCorrupt(DataError):  # noqa: N818 - the name says what is wrong
     """A file or a download whose checksum is not the published one."""
 
 
-class DataUnavailable(DataError):  # noqa: N818 - the name says what is wrong
+class DataUnavailable(DataError, FileNotFoundError):  # noqa: N818 - the name says what is wrong
     """A file that is neither at hand nor to be had by downloading it."""
 
 

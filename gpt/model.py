@@ -15,6 +15,8 @@ from gpt.errors import ConfigError, ContextError, TokenError, WeightsError
 from gpt.generate import generate
 from gpt.init import RECIPES, initialise
 
+IGNORED = -100  # a target that is left out of the loss: PyTorch's default
+
 
 def causal_mask(size: int, device: torch.device | str | None = None) -> Tensor:
     """(T, T), true where the query of a row may look at the key of a column: its past and itself."""
@@ -195,7 +197,7 @@ class GPT(nn.Module):
             self.tie()
         hooks: Any = self  # torch left these two without types
         hooks.register_load_state_dict_pre_hook(_refuse_two_heads)
-        hooks.register_load_state_dict_post_hook(_tie_again)
+        hooks.register_load_state_dict_post_hook(_complete)
         if device.type != "meta":
             self.to_empty(device=device)
             generator = None if seed is None else torch.Generator(device).manual_seed(seed)
@@ -227,7 +229,7 @@ class GPT(nn.Module):
         x = self.transformer["wte"](idx) + self.transformer["wpe"](positions)  # (B, T) -> (B, T, C)
         x = self.transformer["drop"](x)
         for layer, block in enumerate(self.blocks):
-            x = block(x) if cache is None else block(x, cache.layers[layer])
+            x = block(x) if cache is None else block(x, cache.layer(layer))
         x = self.transformer["ln_f"](x)
         if cache is not None:
             cache.length += idx.size(1)
@@ -235,7 +237,8 @@ class GPT(nn.Module):
         logits = self.lm_head(x[:, -1:] if last_only else x)  # (B, T, C) -> (B, T, V)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B*T, V), (B*T)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a loss in 16 bits has 3 digits
+        return logits, F.cross_entropy(exact.flatten(0, 1), targets.flatten())  # (B*T, V), (B*T)
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -245,8 +248,9 @@ class GPT(nn.Module):
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache for `batch_size` sequences, of the kind and on the device that the weights are."""
         weight = self.blocks[0].mlp.c_fc.weight
-        kind = weight.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        kind, dtype = weight.device.type, weight.dtype
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
         return KVCache(self.config, batch_size, dtype=dtype, device=weight.device)
 
     generate = generate
@@ -263,12 +267,10 @@ class GPT(nn.Module):
 
     def restore_masks(self, device: torch.device | str | None) -> None:
         """Compute the causal masks again, on `device`."""
-        for attention in self.modules():
-            if isinstance(attention, (LoopedSelfAttention, CausalSelfAttention)):
-                mask = causal_mask(self.config.block_size, device)
-                for module in attention.modules():
-                    if hasattr(module, "mask"):
-                        module.mask = mask
+        mask = causal_mask(self.config.block_size, device)  # one for all
+        for module in self.modules():
+            if isinstance(module, (Head, CausalSelfAttention)):
+                module.mask = mask
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Everything that moves or casts a module comes through here. Leaving meta, torch makes new
@@ -285,18 +287,20 @@ class GPT(nn.Module):
         batch, time = idx.shape
         context = self.config.block_size
         if cache is not None:
-            cache.check_room(batch, time)
+            cache.check_room(self.config, batch, time)
         elif time > context:
             raise ContextError(
                 f"{time} tokens are longer than the context of {context}; "
                 f"pass the last ones, idx[:, -{context}:], or raise block_size"
             )
-        if targets is not None:
-            if last_only:
-                raise TokenError("targets need the logits of every position; leave out last_only")
-            if targets.shape != idx.shape:
-                found, expected = tuple(targets.shape), tuple(idx.shape)
-                raise TokenError(f"targets are of shape {found}; expected {expected}, as the ids are")
+        if targets is None:
+            return
+        if last_only:
+            raise TokenError("targets need the logits of every position; leave out last_only")
+        if targets.shape != idx.shape:
+            found, expected = tuple(targets.shape), tuple(idx.shape)
+            raise TokenError(f"targets are of shape {found}; expected {expected}, as the ids are")
+        check_ids(targets, self.config.vocab_size, ignored=IGNORED)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> Self:
@@ -318,8 +322,8 @@ class GPT(nn.Module):
         load_huggingface(self, state)
 
 
-def check_ids(idx: Tensor, vocab_size: int) -> None:
-    """Raise `TokenError` unless idx is (B, T) of integers, not empty, and inside the vocabulary.
+def check_ids(idx: Tensor, vocab_size: int, *, ignored: int | None = None) -> None:
+    """Raise `TokenError` unless idx is (B, T) of integers, not empty, and inside the vocabulary or `ignored`.
 
     The values are looked at on a CPU only: on a GPU that would wait for the device at every step (its own
     assertion catches the mistake there), on meta there are none, and inside torch.compile it would cut
@@ -329,15 +333,20 @@ def check_ids(idx: Tensor, vocab_size: int) -> None:
         found = str(idx.dtype) if isinstance(idx, Tensor) else type(idx).__name__
         raise TokenError(f"token ids are {found}; expected a tensor of torch.int64")
     if idx.dim() != 2 or idx.numel() == 0:
-        raise TokenError(f"token ids are of shape {tuple(idx.shape)}; expected (batch, time) with at least one token")
+        shape = tuple(idx.shape)
+        raise TokenError(f"token ids are of shape {shape}; expected (batch, time) with at least one token")
     if torch.compiler.is_compiling() or idx.device.type != "cpu" or type(idx) is not Tensor:
         return
     low, high = (int(end) for end in idx.aminmax())
-    if low < 0 or high >= vocab_size:
-        worst = low if low < 0 else high
+    if low >= 0 and high < vocab_size:
+        return
+    outside = (idx < 0) | (idx >= vocab_size)
+    if ignored is not None:
+        outside &= idx != ignored
+    if outside.any():
         raise TokenError(
-            f"token id {worst} is outside the vocabulary of {vocab_size}; ids are 0 to {vocab_size - 1}: "
-            "was the text encoded for another vocabulary?"
+            f"token id {int(idx[outside][0])} is outside the vocabulary of {vocab_size}; expected 0 to "
+            f"{vocab_size - 1}: was the text encoded for another vocabulary?"
         )
 
 
@@ -356,8 +365,11 @@ def _refuse_two_heads(model: nn.Module, state: dict[str, Tensor], prefix: str, *
         )
 
 
-def _tie_again(model: nn.Module, _: object) -> None:
-    """load_state_dict(assign=True) makes a parameter of each name."""
+def _complete(model: nn.Module, _: object) -> None:
+    """load_state_dict(assign=True) makes a parameter of each name, and leaves a meta model's masks there."""
     assert isinstance(model, GPT)
     if model.config.tied:
         model.tie()
+    device = model.lm_head.weight.device
+    if device.type != "meta" and any(mask.is_meta for mask in model.buffers()):
+        model.restore_masks(device)

@@ -69,7 +69,6 @@ def from_pretrained(
     if config.tied:
         state["lm_head.weight"] = state["transformer.wte.weight"]
     model.load_state_dict(state, assign=True)
-    model.restore_masks(device)
     return model.eval()
 
 

@@ -52,8 +52,8 @@ def _profiled_peak(call: Callable[[], object]) -> int:
     events = [event["args"] for event in events if event["args"].get("Device Type", 0) == 0]
     if not events:
         return 0
-    before = events[0]["Total Allocated"] - events[0]["Bytes"]
-    return max(0, *(event["Total Allocated"] - before for event in events))
+    before = int(events[0]["Total Allocated"]) - int(events[0]["Bytes"])
+    return max(0, *(int(event["Total Allocated"]) - before for event in events))
 
 
 def _cuda_peak(call: Callable[[], object], device: str) -> dict[str, int]:

@@ -75,7 +75,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         try:
             subject_of(config)
         except HarnessError as error:
-            pytest.exit(f"--subject {named}: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+            raise pytest.UsageError(f"--subject {named}: {error}") from None
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:

@@ -67,7 +67,7 @@ def paired_ratio(arm: Sequence[float], against: Sequence[float]) -> Ratio:
 
 
 def judge(low: float, high: float) -> Verdict:
-    """What an interval of the ratio says. SAME is a finding (all of it within 2% of 1), UNRESOLVED is the lack of one."""
+    """What an interval of the ratio says. SAME is a finding (all within 2% of 1), UNRESOLVED is the lack of one."""
     if high <= 1 + EQUIVALENCE and low >= 1 / (1 + EQUIVALENCE):
         return "SAME"
     if high < 1:

@@ -182,7 +182,7 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def _config_class(parameter: inspect.Parameter, target: Any, module: ModuleType) -> Callable[..., Any] | None:
-    """The class that the parameter is annotated with, or else one beside the subject (or its bases) that knows sizes."""
+    """The class that the parameter is annotated with, or one beside the subject or its bases that knows sizes."""
     bases = target.__mro__ if inspect.isclass(target) else ()
     modules = [module, *(sys.modules[c.__module__] for c in bases if not c.__module__.startswith("torch"))]
     annotation = parameter.annotation

@@ -87,7 +87,7 @@ def finding(comparisons: list[Row]) -> str:
 
 
 def summary(found: list[tuple[str, Row]]) -> str:
-    """An arm's ratios over the metrics: a range where all say the same, else one by one."""
+    """An arm's ratios over the metrics: one by one, or in one where all say the same."""
     words = [wording.ratio(row).split(" [")[0] for _, row in found]
     verdicts = {str(row["verdict"]) for _, row in found}
     if len(found) >= 3 and verdicts in ({"FASTER"}, {"SLOWER"}):
@@ -95,6 +95,8 @@ def summary(found: list[tuple[str, Row]]) -> str:
         return f"{ordered[0].split(' ')[0]} to {ordered[-1]}"
     if len(found) == 1:
         return f"{words[0]} in {found[0][0]}"
+    if len(set(words)) == 1:
+        return f"{words[0]} in all {len(words)}"
     return entries([f"{metric} {text}" for (metric, _), text in zip(found, words, strict=True)])
 
 
@@ -107,7 +109,8 @@ def draw(groups: dict[str, list[Bar]], canvas: Canvas) -> None:
     palette = {arm: COLOURS[index % len(COLOURS)] for index, arm in enumerate(arms)}
     y, ticks = 0.0, []
     for title, shown in groups.items():
-        axes.text(0, y, title, size=9.5, weight="bold", va="center")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        axes.text(0, y, title, size=9.5, weight="bold", va="center", bbox=box, zorder=5)
         for bar in shown:
             y += 1
             ticks.append(y)
@@ -121,7 +124,9 @@ def draw(groups: dict[str, list[Bar]], canvas: Canvas) -> None:
                               xycoords=axes.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
         y += 1.35
     axes.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
-    axes.set_xlim(0, max(bar.high or bar.relative for bar in every) * 1.02)
+    # A whisker may leave the figure (its numbers stand beside it) rather than squeeze the bars.
+    reach, longest = max(bar.high or bar.relative for bar in every), max(bar.relative for bar in every)
+    axes.set_xlim(0, min(reach * 1.02, longest * 1.6))
     axes.set_ylim(y - 0.7, -0.6)
     axes.set_yticks(ticks, [bar.arm for bar in every])
     axes.grid(visible=False, axis="y")

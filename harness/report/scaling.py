@@ -146,8 +146,7 @@ def caption(comparisons: list[Row], bench: Run) -> str:
 
 def draw(curves: list[Curve], shown: list[str], axis: str, canvas: Canvas) -> None:
     """One panel a quantity."""
-    widest = max(len(curve.arm) for curve in curves)
-    rooms = [0.3 + 0.07 * (widest + (8 if quantity == "peak_memory_bytes" else 0)) for quantity in shown]
+    rooms = [0.3 + 0.07 * max(len(label(curve, quantity)) for curve in curves) for quantity in shown]
     panels = canvas.panels([max(rooms[0], 2.5)] if len(shown) == 1 else rooms)
     colours = iter(COLOURS)
     palette = {curve.arm: GREY if curve.control else next(colours, COLOURS[0]) for curve in curves}
@@ -177,9 +176,14 @@ def panel(axes: Axes, curves: list[Curve], quantity: str, palette: dict[str, str
         if quantity == "median_seconds":
             spread = [as_float(curve.rows[at].get("spread_seconds")) or 0.0 for at in x]
             axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5)
-        exponent = slope(points[curve.arm]) if quantity == "peak_memory_bytes" else None
-        labels.append((x[-1], y[-1], curve.arm + (f"  n^{exponent:.2f}" if exponent is not None else ""), colour))
+        labels.append((x[-1], y[-1], label(curve, quantity), colour))
     beside(axes, labels)
+
+
+def label(curve: Curve, quantity: str) -> str:
+    """An arm's name, and for memory, which has no noise, the power of n that it grows with."""
+    exponent = slope(curve.of(quantity)) if quantity == "peak_memory_bytes" else None
+    return curve.arm if exponent is None else f"{curve.arm}  n^{exponent:.2f}"
 
 
 def slope(points: list[tuple[float, float]]) -> float | None:

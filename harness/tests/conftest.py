@@ -2,11 +2,21 @@
 
 from pathlib import Path
 
+import matplotlib.pyplot  # noqa: F401 - see below
+import pandas  # noqa: F401
 import pytest
+import torch  # noqa: F401
+from transformers import GPT2LMHeadModel  # noqa: F401
 
+import gpt  # noqa: F401
+from harness.measure import measures
 from harness.suite import read_suite
 
 pytest_plugins = ["pytester"]
+
+# pytester forgets every module that a run inside this process imports first, and torch does not survive a second
+# import: so all of them are imported here.
+measures()
 
 VERIFICATIONS = Path(__file__).parents[2] / "verifications"
 

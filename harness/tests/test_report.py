@@ -181,6 +181,19 @@ def test_titles_state_what_was_measured_and_not_what_was_hoped():
     assert plot.finding == "2 of 4 differ by more than rounding; the first is block 2, by 9e-4 in float64"
 
 
+def test_a_title_says_once_what_holds_for_every_metric():
+    rows = [comparison("peers", metric, {"hf": 2.0, "subject": 2.001}) for metric in ("forward", "decode")]
+    (plot,) = plots(None, Run.of(run("bench", rows)))
+    assert plot.finding == "Against hf: subject not resolved in all 2"
+
+
+def test_a_difference_that_a_check_wants_is_no_bug_of_the_subject():
+    shown = noise_check("fault-is-caught", [f"block {n}" for n in range(4)], compare="blocks", wrong_from=0, scale=1.0)
+    shown |= {"verdict": "pass", "expected": {"equals": "different"}}
+    assert "| different, as expected |" in page(run("verify", [shown]), None)
+    assert plots(Run.of(run("verify", [shown])), None) == []
+
+
 def test_the_parity_figure_shows_the_check_that_found_the_bug():
     fine = noise_check("large", [f"block {n}" for n in range(12)], compare="blocks", scale=1.0)
     bug = noise_check("small", [f"block {n}" for n in range(4)], compare="blocks", wrong_from=2, scale=1.0)

@@ -1,0 +1,38 @@
+"""Small models whose every parameter matters, for the tests."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt import GPT, PRESETS
+
+
+def debug(**changes: Any) -> GPT:
+    """The debug size in eval mode, with every parameter excited."""
+    return excited(GPT(replace(PRESETS["debug"], **changes), seed=0).eval())
+
+
+def excited(model: nn.Module, seed: int = 1) -> Any:
+    """Random gains and biases too: at GPT-2's own start they are ones and zeros, and half the bugs invisible."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.empty_like(parameter).normal_(0.0, 0.2, generator=generator)
+            parameter.copy_(noise + 1.0 if "ln_" in name and name.endswith("weight") else noise)
+    return model
+
+
+def ids(batch: int = 2, length: int = 32, *, seed: int = 0, vocab: int = 211) -> Tensor:
+    """Random token ids of the debug vocabulary."""
+    return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def as_attention(model: GPT, attention: str) -> GPT:
+    """The same weights, in another form of attention."""
+    from gpt.weights import to_huggingface
+
+    other = GPT(replace(model.config, attention=attention), seed=9).eval().to(model.lm_head.weight.dtype)
+    other.load_huggingface(to_huggingface(model))
+    return other
