@@ -116,11 +116,11 @@ class Closeness:
 class SameTokens:
     """Judges greedy generation: the control's tokens, logits of each step near float64's, and the positions counted.
 
-    `truth` gives float64 logits (B, T, V) of ids (B, T) in one pass without a cache. `positions` is how many an arm
+    `truth` answers with the float64 logits (B, T, V) of ids (B, T). `positions` is how many an arm
     of that name processes by closed form: an arm that counts otherwise does not do what its name says.
     """
 
-    truth: Callable[[Tensor], Tensor]
+    truth: Callable[[Tensor], Work]
     control: str
     bound: float
     positions: Mapping[str, int]
@@ -135,8 +135,8 @@ class SameTokens:
         assert self._generated is not None
         expected = self.positions[name]
         if answer.positions not in (None, expected):
-            told = f"processed {answer.positions:,} positions, but {name} generation takes {expected:,}"
-            return Finding("fail", f"{told}: it does not do what its name says")
+            counted = f"processed {answer.positions:,} positions, but {name} generation takes {expected:,}"
+            return Finding("fail", f"{counted}: it does not do what its name says")
         if not torch.equal(answer.ids, self._generated.ids):
             step = int((answer.ids != self._generated.ids).any(0).nonzero()[0])
             return Finding("fail", f"token {step} differs from the control's greedy choice")
@@ -162,7 +162,8 @@ class SameTokens:
     @functools.cached_property
     def _truth(self) -> Tensor:
         assert self._generated is not None
-        return self.truth(self._generated.ids[:, :-1])
+        truth: Tensor = self.truth(self._generated.ids[:, :-1]).answer()
+        return truth
 
 
 class MatrixProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__

@@ -145,29 +145,35 @@ def config_from_huggingface(
 
     What it leaves out is as in GPT-2 small, as for Hugging Face's own reader.
     """
-    small = PRESETS["gpt2"]
-    n_embd = raw.get("n_embd", small.n_embd)
-    for key, allowed in (REPRESENTABLE | {"n_inner": (None, 4 * n_embd)}).items():
+    for key, allowed in REPRESENTABLE.items():
         if key in raw and raw[key] not in allowed:
-            options = " or ".join(repr(value) for value in allowed)
-            raise ConfigError(f"{where}: {key} is {raw[key]!r}, expected {options}; gpt.GPT is GPT-2 only")
+            raise _other_function(where, key, raw[key], allowed)
+    small = PRESETS["gpt2"]
     try:
-        return GPTConfig(
+        config = GPTConfig(
             vocab_size=raw.get("vocab_size", small.vocab_size),
             block_size=raw.get("n_positions", raw.get("n_ctx", small.block_size)),
             n_layer=raw.get("n_layer", small.n_layer),
             n_head=raw.get("n_head", small.n_head),
-            n_embd=n_embd,
+            n_embd=raw.get("n_embd", small.n_embd),
             dropout=_only_dropout(raw) if dropout is None else dropout,
             tied=raw.get("tie_word_embeddings", True),
             attention=attention,
         )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+    if raw.get("n_inner") not in (None, 4 * config.n_embd):
+        raise _other_function(where, "n_inner", raw["n_inner"], (4 * config.n_embd,))
+    return config
 
 
-def _only_dropout(raw: Mapping[str, Any]) -> float:
+def _other_function(where: object, key: str, found: object, allowed: tuple[Any, ...]) -> ConfigError:
+    options = " or ".join(repr(value) for value in allowed)
+    return ConfigError(f"{where}: {key} is {found!r}, expected {options}; gpt.GPT is GPT-2 and nothing else")
+
+
+def _only_dropout(raw: Mapping[str, Any]) -> Any:
     rates = {key: raw.get(key, 0.1) for key in DROPOUTS}  # 0.1 where nothing is said, as in Hugging Face's
-    if len(set(rates.values())) > 1:
+    if any(rate != rates["embd_pdrop"] for rate in rates.values()):
         raise ConfigError(f"the dropout differs by site, {rates}; choose one with dropout=")
-    return float(rates["embd_pdrop"])
+    return rates["embd_pdrop"]

@@ -103,6 +103,7 @@ class Measured:
     tokens: dict[str, int] = field(default_factory=dict)
     ratios: dict[str, Ratio] = field(default_factory=dict)
     ledgers: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     calls_per_block: int = 0
     stopped: str = "nothing to measure"
 
@@ -124,6 +125,7 @@ class Measured:
             "control": comparison.control,
             "calls_per_block": self.calls_per_block,
             "stopped": self.stopped,
+            "notes": self.notes,
             "arms": [self._arm_row(name) for name in self.findings],
             "ratios": [self._ratio_row(name, ratio) for name, ratio in self.ratios.items()],
         }
@@ -191,8 +193,7 @@ def measure(
         if measured.against(name) != name and measured.against(name) in measured.seconds:
             measured.ratios[name] = paired_ratio(times, measured.seconds[measured.against(name)])
         if peak is not None:
-            measured.ledgers[name] = {**peak(works[name])}
-            measured.ledgers[name] |= {ledger: count() for ledger, count in works[name].ledgers.items()}
+            _weigh(measured, name, works[name], peak)
     return measured
 
 
@@ -283,6 +284,17 @@ def _block(work: Work, calls: int, clock: Clock) -> float:
         work.call()
         best = min(best, clock() - start)
     return best
+
+
+def _weigh(measured: Measured, name: str, work: Work, peak: Callable[[Work], Mapping[str, int]]) -> None:
+    """Fill in the arm's ledgers of memory. One that cannot be had is a note; the times stand without it."""
+    ledgers = measured.ledgers.setdefault(name, {})
+    try:
+        ledgers |= peak(work)
+        for ledger, count in work.ledgers.items():
+            ledgers[ledger] = count()
+    except Exception as error:
+        measured.notes.append(f"memory of {name}: {type(error).__name__}: {error}")
 
 
 def _narrow(measured: Measured) -> bool:

@@ -164,6 +164,8 @@ def test_a_pickle_is_not_opened(saved):
         ("n_head", 5),
         ("attn_pdrop", 0.3),
         ("vocab_size", "211"),
+        ("n_embd", None),
+        ("embd_pdrop", []),
     ],
 )
 def test_a_configuration_of_another_function_is_refused_by_name(saved, key, value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,18 +12,20 @@ from harness.errors import SubjectError
 
 def call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Logits (B, T, V) of every position, and the model's own loss where it gives one (None otherwise)."""
+    keyword = _targets_keyword(module)
     if targets is not None:
-        try:
-            return unpack(module(ids, targets))
-        except TypeError as error:
-            if "positional argument" not in str(error):
-                raise
-        return unpack(module(ids))
+        return unpack(module(ids, **{keyword: targets}) if keyword else module(ids))
     logits, loss = unpack(module(ids))
-    if logits.ndim == 3 and logits.shape[1] == 1 and ids.shape[1] > 1:
+    if keyword and logits.ndim == 3 and logits.shape[1] == 1 and ids.shape[1] > 1:
         # nanoGPT answers with the last position only, unless it is given targets.
-        logits, loss = unpack(module(ids, ids))
+        logits, loss = unpack(module(ids, **{keyword: ids}))
     return logits, loss
+
+
+def _targets_keyword(module: nn.Module) -> str | None:
+    """The parameter of `forward` that takes targets, already shifted. `labels` is not it: Hugging Face shifts those."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in ("targets", "target", "y", "tgt") if name in parameters), None)
 
 
 def unpack(answer: Any) -> tuple[Tensor, Tensor | None]:

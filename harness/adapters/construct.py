@@ -131,20 +131,40 @@ def constructor(target: Any, module: ModuleType) -> Constructor:
             f"{target.__name__}{inspect.signature(target)} cannot be called: expected one config, or sizes by the "
             f"names that people use ({', '.join(s[0] for s in SYNONYMS.values())}); or write a factory"
         )
-    config_class = _config_class(config_parameter, target, module)
-    if config_class is None:
-        return Constructor(
-            frozenset(word for words in SYNONYMS.values() for word in words),
-            lambda arguments: _module(target, dict(arguments)),
-            "a dict",
-        )
-    fields = frozenset(_fields(config_class))
+    classes = _config_classes(config_parameter, target, module)
+    words = frozenset(word for c in classes for word in _fields(c)) or frozenset(
+        w for ws in SYNONYMS.values() for w in ws
+    )
 
     def call(arguments: dict[str, Any]) -> nn.Module:
-        config = config_class(**{k: v for k, v in arguments.items() if k in fields})
-        return _module(target, config, **{k: v for k, v in arguments.items() if k in extra})
+        keywords = {key: value for key, value in arguments.items() if key in extra}
+        return _first_that_fits(
+            [
+                *(lambda c=c: _module(target, c(**_only(arguments, _fields(c))), **keywords) for c in classes),
+                lambda: _module(target, dict(arguments), **keywords),
+            ]
+        )
 
-    return Constructor(fields | extra, call, f"a {config_class.__name__}")
+    return Constructor(words | extra, call, f"a {classes[0].__name__}" if classes else "a dict")
+
+
+def _only(arguments: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: arguments[name] for name in names if name in arguments}
+
+
+def _first_that_fits(ways: list[Callable[[], nn.Module]]) -> nn.Module:
+    """The first way to build that raises no error of the kind that a config of the wrong class gives.
+
+    Where none fits, the first error is the one to tell: it comes from the likeliest way.
+    """
+    first: Exception | None = None
+    for way in ways:
+        try:
+            return way()
+        except (TypeError, AttributeError, KeyError) as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _module(target: Callable[..., Any], *args: Any, **kwargs: Any) -> nn.Module:
@@ -181,22 +201,28 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _config_class(parameter: inspect.Parameter, target: Any, module: ModuleType) -> Callable[..., Any] | None:
-    """The class that the parameter is annotated with, or one beside the subject or its bases that knows sizes."""
+def _config_classes(parameter: inspect.Parameter, target: Any, module: ModuleType) -> list[Callable[..., Any]]:
+    """The class that the parameter is annotated with; else those beside the subject, or its bases, that know sizes."""
     bases = target.__mro__ if inspect.isclass(target) else ()
     modules = [module, *(sys.modules[c.__module__] for c in bases if not c.__module__.startswith("torch"))]
     annotation = parameter.annotation
     if isinstance(annotation, str):
         annotation = next((vars(m)[annotation] for m in modules if annotation in vars(m)), annotation)
-    candidates = [annotation, getattr(target, "config_class", None), *(v for m in modules for v in vars(m).values())]
-    for candidate in candidates:
-        if (
-            inspect.isclass(candidate)
-            and not issubclass(candidate, nn.Module | Mapping)
-            and _knows_sizes(_fields(candidate))
-        ):
-            return candidate
-    return None
+    stated = [annotation, getattr(target, "config_class", None)]
+    beside = [value for m in modules for value in vars(m).values()]
+    for candidates in (stated, beside):
+        found = [c for c in candidates if _is_config_class(c)]
+        if found:
+            return list(dict.fromkeys(found))
+    return []
+
+
+def _is_config_class(candidate: Any) -> bool:
+    return (
+        inspect.isclass(candidate)
+        and not issubclass(candidate, nn.Module | Mapping)
+        and _knows_sizes(_fields(candidate))
+    )
 
 
 def _fields(config_class: Any) -> list[str]:

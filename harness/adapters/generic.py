@@ -57,6 +57,8 @@ class AdaptedSubject:
                 module = self.how.build(size, **options)
         else:
             module = self.how.build(size, device=device, **options)
+        if not self.how.words and not _is_of(size, module):
+            raise MissingAbility(f"{self.name} is built at a size of its own, which is not {size.name}")
         return self.handle(module.eval().to(getattr(torch, dtype)), size)
 
     def handle(self, module: nn.Module, size: Size) -> Model:
@@ -65,6 +67,12 @@ class AdaptedSubject:
             return Model(module, size, call, map_by_names(module, size))
         except ValueError as error:
             return Model(module, size, call, None, str(error))
+
+
+def _is_of(size: Size, module: nn.Module) -> bool:
+    """Whether a module that takes no sizes happens to have these: both embeddings have rows and columns to tell."""
+    shapes = {tuple(parameter.shape) for parameter in module.parameters()}
+    return {(size.vocab_size, size.width), (size.context, size.width)} <= shapes
 
 
 class _Ability:
