@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +60,24 @@ def pytest_configure(config: pytest.Config) -> None:
         "pretrained: a check that needs GPT-2's released weights",
     ):
         config.addinivalue_line("markers", marker)
+    if any(SUITE_FOLDER in Path(argument.split("::")[0]).parts for argument in config.args):
+        _let_threads_sleep()
     from harness.resources import Resources
 
     Resources.configure(text=config.getoption("--text"), pretrained=config.getoption("--pretrained"))
     if not hasattr(config, "workerinput"):
         config.stash[_session] = Session(config)
         config.pluginmanager.register(config.stash[_session], "gpt-harness-session")
+
+
+def _let_threads_sleep() -> None:
+    """Have OpenMP's threads sleep, not spin, while they wait; it is read once, when torch is loaded.
+
+    With another program on the same cores a spinning thread keeps from work the very one that it waits for: on two
+    shared cores the suites then take three times as long. Timings are not for suites, so nothing here depends on it.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.hookimpl(tryfirst=True)

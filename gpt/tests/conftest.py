@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """These models are tiny: on a busy machine a second thread costs more in waiting than it does in work."""
     threads = torch.get_num_threads()
