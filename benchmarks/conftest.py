@@ -78,12 +78,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a point and an arm; at the first point the control's twin is among the arms."""
+    """One test a point and an arm; at the first point the twin of the control, too (with --quick, if cheap)."""
     marker = metafunc.definition.get_closest_marker("compares")
     if marker is None:
         return
     asked = marker.kwargs
-    points = asked["quick"] if metafunc.config.getoption("--quick") else asked["points"]
+    quick = metafunc.config.getoption("--quick")
+    points = asked["quick"] if quick else asked["points"]
+    twin = [] if quick and asked.get("weight", 1) > 1 else [asked["arms"][0] + AGAIN]
     if not asked.get("any_length", False):
         room = SIZES[metafunc.config.getoption("--size")].context - asked.get("prompt", 0)
         points = [point for point in points if point is None or point <= room] or [room]
@@ -92,7 +94,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         [
             _case(metafunc, point, arm, asked.get("axis"))
             for point in points
-            for arm in (*asked["arms"], *([asked["arms"][0] + AGAIN] if point == points[0] else []))
+            for arm in (*asked["arms"], *(twin if point == points[0] else []))
         ],
     )
 

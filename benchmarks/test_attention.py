@@ -60,7 +60,7 @@ def test_layer(workshop: Workshop, compare: Callable[[Comparison], None], point:
     compare(_comparison("layer forward", point, kinds, work, truth, bound=float32_bound(block)))
 
 
-@pytest.mark.compares(arms=("naive", "flash"), axis="tokens", points=(1024,), quick=(256,), weight=3)
+@pytest.mark.compares(arms=("naive", "flash"), axis="tokens", points=(1024,), quick=(128,), weight=3)
 def test_model(workshop: Workshop, compare: Callable[[Comparison], None], point: int) -> None:
     """The whole model, of whose work attention is a part."""
     ids = batch(workshop.size, "random", rows=1, length=point)[0].to(workshop.device)

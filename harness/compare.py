@@ -17,8 +17,8 @@ from harness.statistics import FEWEST_ROUNDS, Ratio, median, paired_ratio, sprea
 # 30 ms is one observation, and the arms take turns, block by block, in random order.
 BLOCK_CALLS = 3
 BLOCK_SECONDS = 0.030
-# A call this long has averaged over more noise than a whole block of short ones: it is a block of its own.
-LONG_CALL_SECONDS = 0.5
+# A call this long averages over eight such blocks: it is a block of its own, and the time goes into more rounds.
+LONG_CALL_SECONDS = 0.25
 # Looking seldom, and only at the interval's width, keeps the false alarms down; stopping on significance does not.
 LOOKS = (12, 24, 48, 96)
 TARGET_HALF_WIDTH = 0.01
@@ -68,7 +68,8 @@ def with_twin(builders: Mapping[str, Callable[[int], Work]], *, of: str) -> tupl
 class Comparison:
     """Arms that do the same work at one point of an axis, the control that they are held against, and the judge.
 
-    `verify` gets an arm's name and its work, the control's first, and says whether the answer is right.
+    `verify` gets an arm's name and its work, the control's first, and says whether the answer is right. `weigh`
+    says whether memory is measured: the trace of a call of many thousand operations costs more than the call.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Comparison:
     verify: Callable[[str, Work], Finding]
     axis: str | None = None
     point: int | None = None
+    weigh: bool = True
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -192,7 +194,7 @@ def measure(
         measured.tokens[name] = works[name].tokens
         if measured.against(name) != name and measured.against(name) in measured.seconds:
             measured.ratios[name] = paired_ratio(times, measured.seconds[measured.against(name)])
-        if peak is not None:
+        if peak is not None and comparison.weigh:
             _weigh(measured, name, works[name], peak)
     return measured
 
@@ -268,10 +270,11 @@ def _calls_per_block(works: Sequence[Work], clock: Clock) -> int:
 
     The answers were computed just before, so every kernel has run once; this is each arm's second and third call.
     """
-    estimates = [min(_block(work, 1, clock), _block(work, 1, clock)) for work in works]
-    fastest, slowest = max(min(estimates), 1e-6), max(estimates)
-    if slowest > LONG_CALL_SECONDS:
+    estimates = [_block(work, 1, clock) for work in works]
+    if max(estimates) > LONG_CALL_SECONDS:
         return 1
+    estimates = [min(first, _block(work, 1, clock)) for first, work in zip(estimates, works, strict=True)]
+    fastest, slowest = max(min(estimates), 1e-6), max(estimates)
     # Where arms are an order of magnitude apart, the slow one's block must not eat the time of many rounds.
     return max(BLOCK_CALLS, min(math.ceil(BLOCK_SECONDS / fastest), int(LONG_CALL_SECONDS / slowest)))
 

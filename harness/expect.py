@@ -10,6 +10,7 @@ from typing import Any
 from harness.errors import did_you_mean
 from harness.measure import Reading, Scalar
 
+SHOWN = 2  # places told in full; `where` names the others
 # From the strictest to what never passes; `noise = "rounding"` accepts everything up to and including rounding.
 NOISE_WORDS = ("equal", "rounding", "different")
 
@@ -94,9 +95,9 @@ def judge(reading: Reading, expected: Mapping[str, Any], *, dtype: str | None = 
         return Judgement(False, "nothing was compared", wanted)
     failed = [place for place, found in reading.value.items() if not COMPARATORS[kind](found, value)]
     shown = failed or list(reading.value)
-    found = ", ".join(f"{place}: {_with_numbers(reading, place)}" for place in shown[:4])
-    if len(shown) > 4:
-        found += f", and {len(shown) - 4} more"
+    found = ", ".join(f"{place}: {_with_numbers(reading, place)}" for place in shown[:SHOWN])
+    if len(shown) > SHOWN:
+        found += f", and {len(shown) - SHOWN} more"
     return Judgement(not failed, found, wanted, failed)
 
 
@@ -109,9 +110,11 @@ def _judge_predicted(reading: Reading, tolerance: Mapping[str, float]) -> Judgem
     failed = [p for p, found in reading.value.items() if not _close_to(found, {"value": predicted[p], **tolerance})]
     shown = failed or [list(reading.value)[-1]]
     found = ", ".join(
-        f"{p}: {show(reading.value[p], reading.unit)} (predicted {show(predicted[p])})" for p in shown[:4]
+        f"{p}: {show(reading.value[p], reading.unit)} (predicted {show(predicted[p])})" for p in shown[:SHOWN]
     )
-    return Judgement(not failed, found + (f", and {len(shown) - 4} more" if len(shown) > 4 else ""), wanted, failed)
+    return Judgement(
+        not failed, found + (f", and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""), wanted, failed
+    )
 
 
 def show(value: Any, unit: str = "") -> str:

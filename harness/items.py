@@ -66,7 +66,8 @@ class CheckItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """A failed check as a colleague would report it; anything else as pytest does."""
         if isinstance(excinfo.value, NotAsExpected):
-            return told(excinfo.value.record, self.rerun())
+            place = f"{_shown(self.path, self.config)}:{self.check.line}"
+            return f"{place}: {told(excinfo.value.record, self.rerun())}"
         return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
@@ -79,7 +80,7 @@ class CheckItem(pytest.Item):
 
     def rerun(self) -> str:
         """The command that runs this check again, alone."""
-        words = ["pytest", self.nodeid]
+        words = ["pytest", f"{_shown(self.path, self.config)}::{self.check.id}"]
         for option in MEANING:
             value = self.config.getoption(option)
             if value is not None:
@@ -127,4 +128,10 @@ def told(record: Record, rerun: str) -> str:
         for label, text in lines.items()
         if text
     ]
-    return "\n".join([f"{check.file}:{check.line}: {record.subject}: {check.id}", *told])
+    return "\n".join([f"{record.subject}: {check.id}", *told])
+
+
+def _shown(path: Path, config: pytest.Config) -> str:
+    """A path as the user would type it where pytest was started."""
+    folder = config.invocation_params.dir
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)

@@ -50,7 +50,7 @@ def head_storages(
     subject: Subject,
     *,
     size: str,
-    after: Literal["construction", "load_state_dict", "load_assign", "deepcopy", "to_dtype", "training_step"],
+    after: Literal["construction", "load_state_dict", "deepcopy", "to_dtype", "training_step"],
 ) -> Reading:
     """How many distinct memory blocks hold a (vocabulary, width) matrix: one when head and embedding are tied.
 
@@ -60,8 +60,6 @@ def head_storages(
     module = model.module
     if after == "load_state_dict":
         module.load_state_dict(module.state_dict())
-    elif after == "load_assign":
-        module.load_state_dict({name: tensor.clone() for name, tensor in module.state_dict().items()}, assign=True)
     elif after == "deepcopy":
         module = copy.deepcopy(module)
     elif after == "to_dtype":

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot  # noqa: F401 - see below
 import pandas  # noqa: F401
 import pytest
-import torch  # noqa: F401
+import torch
 from transformers import GPT2LMHeadModel  # noqa: F401
 
 import gpt  # noqa: F401
@@ -26,3 +26,12 @@ def shipped():
     """Every check that the project ships, by 'suite::id'."""
     suites = [read_suite(path) for path in sorted(VERIFICATIONS.glob("*.toml"))]
     return {f"{suite.name}::{check.id}": check for suite in suites for check in suite.checks}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These models are tiny: on a busy machine a second thread costs more in waiting than it does in work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

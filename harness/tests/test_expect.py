@@ -86,4 +86,4 @@ def test_a_bound_can_be_stated_for_each_dtype_and_an_unstated_dtype_fails():
 def test_a_failure_names_every_place_that_failed_and_counts_the_rest():
     found = judge(Reading({f"block {i}": 1.0 for i in range(6)} | {"logits": 0.0}), {"at_most": 0.5})
     assert found.where == [f"block {i}" for i in range(6)]
-    assert found.found == "block 0: 1, block 1: 1, block 2: 1, block 3: 1, and 2 more"
+    assert found.found == "block 0: 1, block 1: 1, and 4 more"

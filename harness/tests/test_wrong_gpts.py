@@ -10,7 +10,7 @@ WRONG = "harness.tests.wrong_gpts:"
 REJECTED = [
     ("UntiedHead", "structure::parameter-count,size=debug,tied=true", "an untied head"),
     ("UntiedHead", "structure::head-is-tied,size=debug,after=construction", "2 storages"),
-    ("TieLostOnLoad", "structure::head-is-tied,size=debug,after=load_assign", "2 storages"),
+    ("TieLostOnLoad", "structure::head-is-tied,size=debug,after=load_state_dict", "2 storages"),
     ("BlocksInAList", "structure::parameter-count,size=debug,tied=true", "plain list"),
     ("BlocksInAList", "structure::nothing-left-behind", "hidden"),
     ("MaskInAnAttribute", "structure::nothing-left-behind", "my_mask"),

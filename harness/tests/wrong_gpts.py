@@ -34,8 +34,7 @@ class UntiedHead(GPT):
 class TieLostOnLoad(GPT):
     def load_state_dict(self, state, strict=True, assign=False):
         answer = super().load_state_dict(state, strict, assign)
-        if assign:
-            self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach().clone())
+        self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach().clone())
         return answer
 
 
