@@ -73,7 +73,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if config.getoption("--quick"):
         told.append("--quick: shorter sequences, fewer points, wider intervals; the same model")
     if busy > 0.5:
-        told.append(f"other work is going on (load {busy:.1f}): it will take longer, and resolve less")
+        told.append(
+            f"other work is going on (load {busy:.1f}): this takes longer and resolves less; --threads 1 suffers least"
+        )
     return told
 
 
