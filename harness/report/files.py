@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -64,12 +65,14 @@ def linked(folder: Path) -> set[Path]:
 
 
 def write_latest(folder: Path, records: Path | None = None) -> list[Path]:
-    """Write the report of the newest runs in `records` (by default `folder`/records) into `folder`.
+    """Write the report of the newest run in `records` (by default `folder`/records) into `folder`.
 
-    Raises HarnessError where there is none.
+    Beside it goes the newest run of the other kind that has the same subject. Raises HarnessError where there is none.
     """
     records = records or folder / "records"
-    newest = [path for kind in KINDS if (path := latest(records, kind)) is not None]
+    paths = sorted((path for kind in KINDS for path in records.glob(f"{kind}-*.jsonl")), key=age, reverse=True)
+    of_the_same = [path for path in paths if subject_of(path) == subject_of(paths[0])]
+    newest = [path for kind in KINDS if (path := latest(of_the_same, kind)) is not None]
     if not newest:
         raise HarnessError(
             f"no records in {records}: looked for verify-*.jsonl and bench-*.jsonl; "
@@ -95,9 +98,18 @@ def write_from(folder: Path, paths: Iterable[Path]) -> list[Path]:
     return write(folder, verify, bench)
 
 
-def latest(folder: Path, kind: str) -> Path | None:
+def latest(paths: list[Path], kind: str) -> Path | None:
     """The newest record file of a kind, by the time in its name."""
-    return max(folder.glob(f"{kind}-*.jsonl"), key=age, default=None)
+    return max((path for path in paths if path.name.startswith(f"{kind}-")), key=age, default=None)
+
+
+def subject_of(path: Path) -> str:
+    """Whom a record file is about, by its header alone; nobody, where that cannot be read."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            return str(json.loads(file.readline())["subject"]["name"])
+        except (ValueError, KeyError, TypeError):
+            return ""
 
 
 def age(path: Path) -> tuple[str, int]:

@@ -313,8 +313,18 @@ def save(folder, name, rows):
 def test_the_newest_records_are_by_the_time_in_the_name_and_then_by_the_number(tmp_path):
     for stamp in ("20261121T100000Z", "20261122T153000Z", "20261122T153000Z-2", "20261122T153000Z-10"):
         save(tmp_path, f"verify-{stamp}.jsonl", [])
-    assert latest(tmp_path, "verify").name == "verify-20261122T153000Z-10.jsonl"
-    assert latest(tmp_path, "bench") is None
+    paths = list(tmp_path.iterdir())
+    assert latest(paths, "verify").name == "verify-20261122T153000Z-10.jsonl"
+    assert latest(paths, "bench") is None
+
+
+def test_a_report_never_joins_the_verdict_on_one_subject_to_the_times_of_another(tmp_path):
+    records = tmp_path / "records"
+    save(records, "bench-20261121T100000Z.jsonl", run("bench", bench_rows()[:1], subject="theirs.py:GPT"))
+    save(records, "verify-20261122T100000Z.jsonl", run("verify", [check()], subject="mine.py:GPT"))
+    text = write_latest(tmp_path)[0].read_text(encoding="utf-8")
+    assert "Report on mine.py" in text
+    assert "Benchmarked" not in text
 
 
 def test_gpt_harness_report_makes_the_report_from_records_alone(tmp_path, capsys):
