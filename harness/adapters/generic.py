@@ -124,7 +124,8 @@ class _Generates(_Ability):
         parameters = inspect.signature(function).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for key in [key for key in settings if key not in parameters]:
-                if settings.pop(key) not in (None, 1.0):
+                value = settings.pop(key)
+                if value is not None and (key, value) != ("temperature", 1.0):  # which change nothing
                     raise MissingAbility(f"generate of {self.name} has no setting '{key}'")
         ids_out = function(ids, new_tokens, **{k: v for k, v in settings.items() if v is not None})
         if not isinstance(ids_out, Tensor) or ids_out.shape != (ids.shape[0], ids.shape[1] + new_tokens):
