@@ -218,7 +218,9 @@ def _backward(model: Model, loss: Tensor, sink: _Sink) -> None:
         parameter.grad = None
 
     hooks = [
-        parameters[own].register_post_accumulate_grad_hook(functools.partial(_taken, take, own)) for own in pending
+        parameters[own].register_post_accumulate_grad_hook(functools.partial(_taken, take, own))
+        for own in pending
+        if parameters[own].requires_grad  # a frozen one is taken at the end, as zero
     ]
     try:
         loss.backward()

@@ -14,7 +14,7 @@ from harness.resources import pretrained_directory
 from harness.size import SIZES, Size
 from harness.weights import family, published_shapes
 
-Weights = Literal["probe", "standard", "pretrained"]
+Weights = Literal["probe", "extreme", "standard", "pretrained"]
 State = dict[str, Tensor]
 
 
@@ -25,7 +25,7 @@ def state(size: str, weights: Weights) -> State:
 
 @functools.lru_cache(maxsize=1)
 def _seeded(size: str, weights: str) -> State:
-    make = _probe if weights == "probe" else _standard
+    make = {"probe": _probe, "extreme": _extreme, "standard": _standard}[weights]
     return {name: make(name, shape, SIZES[size]) for name, shape in published_shapes(SIZES[size]).items()}
 
 
@@ -61,6 +61,14 @@ def _probe(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
         return noise * 1.5 / math.sqrt(size.width)
     gain = 1.2 if kind == "mlp.c_fc.weight" else 0.6
     return noise * gain / math.sqrt(shape[0])
+
+
+def _extreme(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
+    """The probe weights with attention so sharp that scores are in the hundreds: a mask of -50 is no mask then."""
+    tensor = _probe(name, shape, size)
+    if family(name) == "attn.c_attn.weight":
+        tensor[:, : 2 * size.width] *= 8
+    return tensor
 
 
 def _standard(name: str, shape: tuple[int, ...], size: Size) -> Tensor:

@@ -114,7 +114,8 @@ class Model:
 
     def logits(self, ids: Tensor) -> Tensor:
         """Next-token logits of every position: `ids` (B, T) int64 -> (B, T, V)."""
-        logits, _ = self.calling(self.module, ids, None)
+        with self._default_dtype():
+            logits, _ = self.calling(self.module, ids.contiguous(), None)
         return self._checked(logits, ids)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -123,7 +124,8 @@ class Model:
 
     def logits_and_loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Both from one forward pass."""
-        logits, loss = self.calling(self.module, ids, targets)
+        with self._default_dtype():
+            logits, loss = self.calling(self.module, ids.contiguous(), targets.contiguous())
         logits = self._checked(logits, ids)
         if loss is None:
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -186,6 +188,17 @@ class Model:
             yield
         finally:
             handle.remove()
+
+    @contextlib.contextmanager
+    def _default_dtype(self) -> Iterator[None]:
+        """A constant that a float64 model makes on the way, `torch.tensor(0.79...)`, is float64 as well."""
+        before = torch.get_default_dtype()
+        if next(self.module.parameters()).dtype == torch.float64:
+            torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
     def _checked(self, logits: Tensor, ids: Tensor) -> Tensor:
         expected = (*ids.shape, self.size.vocab_size)

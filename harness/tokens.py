@@ -19,6 +19,8 @@ def batch(size: Size, tokens: Tokens, *, rows: int, length: int, seed: int = 0) 
     if tokens == "random":
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(size.vocab_size, (rows, length + 1), generator=generator)
+        # Both ends of the vocabulary occur: a loss that ignores token 0 shows, and a table that is one row short.
+        drawn[0, 1:3] = torch.tensor([0, size.vocab_size - 1])[:length]
         return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
     stream = text_tokens()
     needed = rows * length + 1

@@ -44,7 +44,9 @@ class WeightMap:
         """Copy published tensors into the own ones, in place. A shape that does not fit names both sides."""
         with torch.no_grad():
             for row in self.rows:
-                source = row.part_of(published[row.published])
+                # A head of its own starts as the checkpoint has it: the token embedding.
+                name = "transformer.wte.weight" if row.published == "lm_head.weight" else row.published
+                source = row.part_of(published[name])
                 source = source.mT if row.transposed else source
                 target = own[row.own]
                 if source.shape != target.shape:

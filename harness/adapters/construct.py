@@ -74,6 +74,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "device": ("device",),
 }
 
+# Quantities that are abilities: claimed only where the subject names them.
+CHOICES = ("tied", "attention", "init", "seed", "device")
+
 
 @dataclasses.dataclass(frozen=True)
 class Constructor:
@@ -98,7 +101,7 @@ class Constructor:
             "head_width": size.head_width,
             "feed_forward_width": 4 * size.width,
             "bias": True,
-            "dropout": 0.0,
+            "dropout": 0.1,  # GPT-2's; in eval mode, where nearly everything is judged, it must not show
             **options,
         }
         for quantity in options:
@@ -132,9 +135,9 @@ def constructor(target: Any, module: ModuleType) -> Constructor:
             f"names that people use ({', '.join(s[0] for s in SYNONYMS.values())}); or write a factory"
         )
     classes = _config_classes(config_parameter, target, module)
-    words = frozenset(word for c in classes for word in _fields(c)) or frozenset(
-        w for ws in SYNONYMS.values() for w in ws
-    )
+    # A dict does not tell what is read from it: the sizes must be, a choice of attention, say, need not.
+    in_a_dict = frozenset(word for quantity, ws in SYNONYMS.items() if quantity not in CHOICES for word in ws)
+    words = frozenset(word for c in classes for word in _fields(c)) or in_a_dict
 
     def call(arguments: dict[str, Any]) -> nn.Module:
         keywords = {key: value for key, value in arguments.items() if key in extra}

@@ -125,6 +125,9 @@ class _Generates(_Ability):
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for key in [key for key in settings if key not in parameters]:
                 value = settings.pop(key)
+                if key == "seed" and value is not None:
+                    torch.manual_seed(value)  # it draws from the global generator
+                    continue
                 if value is not None and (key, value) != ("temperature", 1.0):  # which change nothing
                     raise MissingAbility(f"generate of {self.name} has no setting '{key}'")
         ids_out = function(ids, new_tokens, **{k: v for k, v in settings.items() if v is not None})

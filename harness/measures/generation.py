@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harness import noise
+from harness.adapters.calling import unpack
 from harness.measure import Reading, measure
 from harness.size import SIZES
 from harness.states import Weights, state
 from harness.subject import Caches, Generates, Model, holding
 from harness.tokens import Tokens, batch
 
-# The fewest draws that a bin of the chi-squared test may expect (Cochran, 1954).
-FEWEST_EXPECTED = 5.0
+DRAWS = 8_000
+SAMPLED_STEPS = 3
 
 
 @measure
@@ -24,19 +26,22 @@ def cached_logits(
     *,
     size: str,
     chunks: list[int],
+    attention: str = "",
     weights: Weights = "probe",
     tokens: Tokens = "random",
     rows: int = 2,
 ) -> Reading:
     """The noise verdict on the logits of each position decoded with the cache, against one uncached forward pass.
 
-    `chunks`: how many tokens each call appends; the first is the prefill.
+    `chunks`: how many tokens each call appends; the first is the prefill. `attention`: one of the subject's, or its
+    default.
     """
+    options = {"attention": attention} if attention else {}
     length = sum(chunks)
     ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
     full, stepped = {}, {}
     for dtype in ("float64", "float32"):
-        model = holding(subject, SIZES[size], state(size, weights), dtype)
+        model = holding(subject, SIZES[size], state(size, weights), dtype, **options)
         with torch.no_grad():
             full[dtype] = model.logits(ids)
             stepped[dtype] = _stepped(subject, model, ids, chunks)
@@ -109,10 +114,10 @@ def seed_reproducible(subject: Generates, *, size: str, weights: Weights = "prob
     """Whether a seed decides what is sampled: twice the same alike, another one different."""
     prompt, other = batch(SIZES[size], "random", rows=2, length=6)
     model = holding(subject, SIZES[size], state(size, weights))
-    first = subject.generate(model, prompt, new_tokens, seed=1)
+    first = subject.generate(model, prompt, new_tokens, seed=0)
     torch.manual_seed(99)
     subject.generate(model, other, new_tokens, seed=3)
-    again = subject.generate(model, prompt, new_tokens, seed=1)
+    again = subject.generate(model, prompt, new_tokens, seed=0)
     another = subject.generate(model, prompt, new_tokens, seed=2)
     return Reading(
         {
@@ -128,11 +133,14 @@ def generation_changes(subject: Generates, *, size: str, weights: Weights = "pro
     prompt, other = batch(SIZES[size], "random", rows=2, length=6)
     model = holding(subject, SIZES[size], state(size, weights))
     given, before = prompt.clone(), {name: t.clone() for name, t in model.module.state_dict().items()}
+    graphs: list[bool] = []
+    hook = model.module.register_forward_hook(lambda m, args, out: graphs.append(unpack(out)[0].requires_grad))
     first = subject.generate(model, prompt, 8, temperature=0.0)
+    hook.remove()
     subject.generate(model, other, 8, temperature=0.0)
     again = subject.generate(model, prompt, 8, temperature=0.0)
     model.module.train()
-    subject.generate(model, prompt, 2, temperature=0.0)
+    in_training_mode = subject.generate(model, prompt, 8, temperature=0.0)
     training = model.module.training
     after = model.module.state_dict()
     return Reading(
@@ -141,7 +149,8 @@ def generation_changes(subject: Generates, *, size: str, weights: Weights = "pro
             "the state dict": any(not torch.equal(t, after[name]) for name, t in before.items()),
             "the training flag": not training,
             "the next answer": not torch.equal(first, again),
-            "the answer needs a gradient": first.requires_grad,
+            "the answer in training mode": not torch.equal(first, in_training_mode),
+            "gradients are recorded": any(graphs),
         }
     )
 
@@ -154,12 +163,12 @@ def sampling_outside(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    draws: int = 20_000,
+    prompt_length: int = 4,
     weights: Weights = "probe",
 ) -> Reading:
-    """Sampled next tokens to which the definition gives no probability at all."""
-    counts, expected = _sampled(subject, size, temperature, top_k, top_p, draws, weights)
-    return Reading(int(counts[expected == 0].sum()), "draws", {"support": int((expected > 0).sum()), "draws": draws})
+    """Sampled tokens to which the definition gives no probability at all, step by step."""
+    steps = _sampled(subject, size, temperature, top_k, top_p, prompt_length, weights)
+    return Reading({f"step {n}": int((step.probability == 0).sum()) for n, step in enumerate(steps)}, "draws")
 
 
 @measure
@@ -170,54 +179,83 @@ def sampling_p_value(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    draws: int = 20_000,
+    prompt_length: int = 4,
     weights: Weights = "probe",
 ) -> Reading:
-    """How likely the right distribution gives draws as far from it as these, by Pearson's chi-squared test.
+    """How likely the right distribution gives draws as far from it as these, step by step and for two steps together.
 
-    The definition: temperature, then the k likeliest, then the smallest set of mass p. For the right one the value is
-    anywhere between 0 and 1; for a wrong one it falls to nothing as `draws` grow.
+    The definition: temperature, then the k likeliest, then the smallest set of mass p. Each draw is turned into a
+    number that is uniform on [0, 1] if it came from that distribution, whatever its context was; Pearson's chi-squared
+    test judges the numbers. For the right sampler the value is anywhere between 0 and 1, for a wrong one it falls to
+    nothing as draws are added.
     """
-    counts, expected = _sampled(subject, size, temperature, top_k, top_p, draws, weights)
-    statistic, freedom = _chi_squared(counts, expected)
-    p = float(torch.special.gammaincc(torch.tensor(freedom / 2.0).double(), torch.tensor(statistic / 2.0).double()))
-    return Reading(p, "", {"chi-squared": statistic, "degrees of freedom": freedom, "draws": draws})
+    steps = _sampled(subject, size, temperature, top_k, top_p, prompt_length, weights)
+    found = {f"step {n}": _p_of_uniform([step.uniform], bins=20) for n, step in enumerate(steps)}
+    found["steps 0 and 1 together"] = _p_of_uniform([steps[0].uniform, steps[1].uniform], bins=6)
+    return Reading(found, "", {"draws": DRAWS})
 
 
 def next_token_distribution(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """The definition: logits (V) -> probabilities (V). `top_k` 0 and `top_p` 1 filter nothing.
+    """The definition: logits (..., V) -> probabilities (..., V). `top_k` 0 and `top_p` 1 filter nothing.
 
     Top-p keeps the smallest set of likeliest tokens whose mass, after top-k, reaches p (Holtzman et al., 2020).
     """
-    probabilities = (logits / temperature).softmax(0)
-    order = probabilities.argsort(descending=True)
+    ordered, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
     if top_k:
-        probabilities[order[top_k:]] = 0.0
-        probabilities = probabilities / probabilities.sum()
+        ordered[..., top_k:] = 0.0
+        ordered = ordered / ordered.sum(-1, keepdim=True)
     if top_p < 1.0:
-        before = probabilities[order].cumsum(0) - probabilities[order]
-        probabilities[order[before >= top_p]] = 0.0
-        probabilities = probabilities / probabilities.sum()
-    return probabilities
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0
+        ordered = ordered / ordered.sum(-1, keepdim=True)
+    return torch.zeros_like(ordered).scatter(-1, order, ordered)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What was drawn at one step, for each of the rows: (N) tensors."""
+
+    probability: Tensor  # of the drawn token, by the definition, given the row's own context
+    uniform: Tensor  # U(0, 1) if the draws are right
 
 
 @functools.lru_cache(maxsize=8)
 def _sampled(
-    subject: Generates, size: str, temperature: float, top_k: int, top_p: float, draws: int, weights: Weights
-) -> tuple[Tensor, Tensor]:
-    """How often each token was drawn after one prompt, and its probability by the definition: two (V) tensors."""
-    prompt, _ = batch(SIZES[size], "random", rows=1, length=4)
+    subject: Generates, size: str, temperature: float, top_k: int, top_p: float, prompt_length: int, weights: Weights
+) -> list[_Step]:
+    """Three tokens drawn after one prompt, many times over, held against the definition step by step."""
+    prompt, _ = batch(SIZES[size], "random", rows=1, length=prompt_length)
     model = holding(subject, SIZES[size], state(size, weights))
-    with torch.no_grad():
-        logits = model.logits(prompt)[0, -1].double()
-    prompts = prompt.expand(draws, -1).contiguous()
+    prompts = prompt.expand(DRAWS, -1).contiguous()
     filters = {"top_k": top_k or None, "top_p": top_p if top_p < 1.0 else None}
-    answer = subject.generate(model, prompts, 1, temperature=temperature, seed=0, **filters)  # type: ignore[arg-type]
-    expected = next_token_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-    return torch.bincount(answer[:, -1], minlength=len(expected)).double(), expected
+    answer = subject.generate(model, prompts, SAMPLED_STEPS, temperature=temperature, seed=0, **filters)  # type: ignore[arg-type]
+    within = torch.rand(SAMPLED_STEPS, DRAWS, generator=torch.Generator().manual_seed(0)).double()
+    steps = []
+    for step in range(SAMPLED_STEPS):
+        end = prompt_length + step
+        with torch.no_grad():
+            logits = model.logits(answer[:, max(0, end - SIZES[size].context) : end])[:, -1].double()
+        expected = next_token_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        drawn = answer[:, end : end + 1]
+        mass = expected.gather(1, drawn)[:, 0]
+        below = (expected.cumsum(1).gather(1, drawn)[:, 0] - mass).clamp(min=0.0)
+        steps.append(_Step(mass, below + within[step] * mass))
+    return steps
+
+
+def _p_of_uniform(numbers: list[Tensor], *, bins: int) -> float:
+    """The p-value of numbers (N) that should be uniform on [0, 1], or of several that should be independent as well."""
+    cell = torch.zeros_like(numbers[0], dtype=torch.int64)
+    for uniform in numbers:
+        cell = cell * bins + (uniform * bins).long().clamp(0, bins - 1)
+    cells = bins ** len(numbers)
+    counts = torch.bincount(cell, minlength=cells).double()
+    expected = len(cell) / cells
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((cells - 1) / 2.0).double(), statistic / 2))
 
 
 def _stepped(subject: Caches, model: Model, ids: Tensor, chunks: list[int]) -> Tensor:
+    subject.step(model, ids.flip(1)[:, :2], subject.new_cache(model, ids.shape[0]))  # must leave no trace
     cache = subject.new_cache(model, ids.shape[0])
     return torch.cat([subject.step(model, chunk, cache) for chunk in ids.split(chunks, dim=1)], dim=1)
 
@@ -227,14 +265,3 @@ def _tokens_differing(found: Tensor, expected: Tensor) -> Reading:
     first = differing[0].tolist() if len(differing) else None
     hint = f"first at row {first[0]}, position {first[1]}" if first else ""
     return Reading(len(differing), "tokens", {"hint": hint})
-
-
-def _chi_squared(counts: Tensor, expected: Tensor) -> tuple[float, int]:
-    """Chi-squared and its degrees of freedom, tokens too rare for a bin of their own pooled into one."""
-    wanted = expected * counts.sum()
-    rare = wanted < FEWEST_EXPECTED
-    wanted = torch.cat([wanted[~rare], wanted[rare].sum().view(1)])
-    found = torch.cat([counts[~rare], counts[rare].sum().view(1)])
-    found, wanted = found[wanted > 0], wanted[wanted > 0]
-    freedom = max(len(wanted) - 1, 1)
-    return float(((found - wanted) ** 2 / wanted).sum()), freedom

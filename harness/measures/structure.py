@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections import Counter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from harness import closed_forms
+from harness import closed_forms, noise
 from harness.errors import MissingAbility
 from harness.measure import Reading, measure
 from harness.size import SIZES
@@ -63,7 +65,8 @@ def head_storages(
     elif after == "deepcopy":
         module = copy.deepcopy(module)
     elif after == "to_dtype":
-        module = module.to(torch.bfloat16)
+        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+            module = module.to(dtype)
     elif after == "training_step":
         _training_step(model)
     shape = (SIZES[size].vocab_size, SIZES[size].width)
@@ -77,16 +80,21 @@ def head_storages(
 
 @measure
 def published_names_differing(subject: Subject, *, size: str) -> Reading:
-    """State-dict keys that Hugging Face's GPT-2 has and the subject lacks, or the other way round.
+    """State-dict keys of parameters that Hugging Face's GPT-2 has and the subject lacks, or the other way round.
 
-    A skip for a subject that goes by names of its own.
+    Buffers do not count (older checkpoints have masks), nor a head that is the embedding under no name of its own. A
+    skip for a subject that goes by names of its own.
     """
-    own = set(_on_meta(subject, size).module.state_dict())
+    module = _on_meta(subject, size).module
+    own = {name for name in module.state_dict() if name not in dict(module.named_buffers())}
     published = {*published_shapes(SIZES[size]), "lm_head.weight"}
     bare = {key.removeprefix("transformer.") for key in published}
     wanted = published if len(own & published) >= len(own & bare) else bare
     if len(own & wanted) < len(wanted) / 2:
         raise MissingAbility(f"{subject.name} goes by parameter names of its own ({sorted(own)[0]}, ...)")
+    vocabularies = [p for p in module.parameters() if p.shape == (SIZES[size].vocab_size, SIZES[size].width)]
+    if len(vocabularies) == 1:
+        own |= {"lm_head.weight"}
     differing = sorted(own ^ wanted)
     return Reading(len(differing), "names", {"names": differing, "hint": ", ".join(differing[:6])})
 
@@ -178,6 +186,64 @@ def forward_changes(subject: Subject, *, size: str, weights: Weights = "probe", 
     )
 
 
+@measure
+def training_against_evaluation(subject: Subject, *, size: str, weights: Weights = "probe") -> Reading:
+    """How far training mode without dropout is from eval mode, in float64: the loss, and every gradient by family."""
+    model = holding(subject, SIZES[size], state(size, weights), "float64", dropout=0.0)
+    ids, targets = batch(SIZES[size], "random", rows=2, length=24)
+    losses, gradients = [], []
+    for training in (False, True):
+        model.module.train(training)
+        model.module.zero_grad(set_to_none=True)
+        loss = model.loss(ids, targets)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: tensor.clone() for name, tensor in model.gradients().items()})
+    found = {"loss": noise.distance(losses[1], losses[0]) / float(losses[0])}
+    for name, expected in gradients[0].items():
+        gap = noise.distance(gradients[1][name], expected) / max(noise.largest(expected), 1e-300)
+        found[family(name)] = gap if math.isnan(gap) else max(found.get(family(name), 0.0), gap)
+    return Reading(found, "relative")
+
+
+@measure
+def dropout_sites(subject: Subject, *, size: str, rate: float = 0.1) -> Reading:
+    """Dropouts of that rate in one training pass, over GPT-2's: the embeddings' sum, and three a block.
+
+    Counted where they happen: torch's dropout functions, and the dropout of its fused attention.
+    """
+    model = subject.build(SIZES[size], dropout=rate)
+    ids, _ = batch(SIZES[size], "random", rows=2, length=24)
+    model.module.train()
+    with _CountedDropouts() as counted, torch.no_grad():
+        model.logits(ids)
+    sites = {f"rate {found:g}": count for found, count in sorted(counted.rates.items())}
+    return Reading(
+        counted.rates[rate] - (1 + 3 * SIZES[size].layers), "sites", {"found": sites, "hint": f"found {sites}"}
+    )
+
+
+class _CountedDropouts(TorchFunctionMode):
+    """While open, counts calls that drop something, by rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates: Counter[float] = Counter()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        rate = 0.0
+        if function in (torch.nn.functional.dropout, torch.dropout, torch.dropout_):
+            names = ("input", "p", "training" if function is torch.nn.functional.dropout else "train")
+            bound = {"p": 0.5, "training": True, "train": True, **dict(zip(names, args, strict=False)), **given}
+            rate = bound["p"] if bound["training"] and bound["train"] else 0.0
+        elif function is torch.nn.functional.scaled_dot_product_attention:
+            rate = given.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+        if rate:
+            self.rates[rate] += 1
+        return function(*args, **given)
+
+
 def _on_meta(subject: Subject, size: str, **options: Any) -> Model:
     """The subject without its numbers; built in earnest where it cannot do without, if it is not too big."""
     try:
@@ -204,6 +270,7 @@ def _by_child(module: nn.Module) -> dict[str, int]:
 
 def _training_step(model: Model) -> None:
     ids, targets = batch(model.size, "random", rows=2, length=min(24, model.size.context))
+    model.module.train()
     optimizer = torch.optim.SGD(model.module.parameters(), lr=0.1)
     model.loss(ids, targets).backward()
     optimizer.step()

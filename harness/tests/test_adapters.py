@@ -201,6 +201,9 @@ def test_a_model_whose_names_say_nothing_is_skipped_where_weights_are_needed(shi
     record = run(shipped["parity::debug,weights=probe,compare=logits"], subject)
     assert record.verdict == "skip"
     assert "blocks.0.att.alpha.weight" in record.message
+    record = run(shipped["loading::weight-map-is-complete,size=debug"], subject)
+    assert record.verdict == "error", "a run in which nothing was compared must not be green"
+    assert "Add a subject" in record.message
 
 
 def test_what_is_written_through_a_weight_map_is_read_back_under_the_published_names(foreign):

@@ -327,6 +327,80 @@ class CacheWrongPastTheContext(GPT):
         return answer
 
 
+class NewNumbersForNobody(GPT):
+    """One stream of random numbers, begun anew at each step."""
+
+    def generate(self, idx, max_new_tokens, **options):
+        for _ in range(max_new_tokens):
+            idx = super().generate(idx, 1, **options)
+        return idx
+
+
+class FiltersTheFirstTokenOnly(GPT):
+    def generate(self, idx, max_new_tokens, *, top_k=None, **options):
+        idx = super().generate(idx, 1, top_k=top_k, **options)
+        options["seed"] = options.get("seed") and options["seed"] + 1
+        return super().generate(idx, max_new_tokens - 1, **options)
+
+
+class GeneratesInTrainingMode(GPT):
+    def generate(self, idx, max_new_tokens, **options):
+        evaluating, training = self.eval, self.training
+        self.eval = lambda: self
+        try:
+            return super().generate(idx, max_new_tokens, **options)
+        finally:
+            self.eval = evaluating
+            self.train(training)
+
+
+class CacheKeptBetweenPrompts(GPT):
+    def new_cache(self, batch_size):
+        if not hasattr(self, "kept"):
+            self.kept = super().new_cache(batch_size)
+        return self.kept
+
+
+# training mode
+
+
+class MaskOnlyInEval(Wrong):
+    def damage(self):
+        for attention in self.attentions():
+            attention.flash = False
+            attention.attend_naive = lambda q, k, v, a=attention, right=attention.attend_naive: (
+                (q @ k.mT / q.size(-1) ** 0.5).softmax(-1) @ v if a.training else right(q, k, v)
+            )
+
+
+class ResidualDropoutForgotten(Wrong):
+    def damage(self):
+        for block in self.transformer["h"]:
+            block.mlp.dropout = nn.Identity()
+
+
+class LossLeavesOutTokenZero(GPT):
+    def forward(self, idx, targets=None, **options):
+        if targets is None:
+            return super().forward(idx, **options)
+        return super().forward(idx, targets.masked_fill(targets == 0, -100), **options)
+
+
+class LastPositionRepeated(Wrong):
+    def damage(self):
+        last = self.config.block_size - 2
+        self.transformer["wpe"].register_forward_pre_hook(lambda m, args: (args[0].clamp(max=last),))
+
+
+class MaskOfMinusFifty(Wrong):
+    def damage(self):
+        for attention in self.attentions():
+            attention.flash = False
+            attention.attend_naive = lambda q, k, v, a=attention: (
+                (q @ k.mT / q.size(-1) ** 0.5).masked_fill(~a.mask[: q.size(-2), : k.size(-2)], -50.0).softmax(-1) @ v
+            )
+
+
 # controls: equivalent programs, which no check may flag
 
 
