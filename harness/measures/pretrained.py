@@ -27,8 +27,9 @@ def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: 
     """Losses of ten training steps, beside the ten that llm.c publishes for the same weights, tokens and recipe."""
     (beta2, decay, clip), published = LLM_C[recipe]
     model = holding(subject, SIZES[size], state(size, weights))
-    stream = llm_c_tokens(text_tokens())[: 4 * 64 + 1] % SIZES[size].vocab_size
-    ids, targets = stream[:-1].view(4, 64), stream[1:].view(4, 64)
+    length = min(64, SIZES[size].context)
+    stream = llm_c_tokens(text_tokens())[: 4 * length + 1] % SIZES[size].vocab_size
+    ids, targets = stream[:-1].view(4, length), stream[1:].view(4, length)
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-4, betas=(0.9, beta2), eps=1e-8, weight_decay=decay)
     losses = {}
     for step in range(len(published)):

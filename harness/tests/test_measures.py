@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness import closed_forms
+from harness.adapters import adapt
+from harness.errors import MissingResource
 from harness.measures.generation import next_token_distribution
-from harness.measures.pretrained import llm_c_tokens
-from harness.resources import text_tokens
+from harness.measures.pretrained import llm_c_losses, llm_c_tokens
+from harness.resources import Resources, text_tokens
 from harness.size import SIZES
 from harness.states import state
 from harness.tokens import batch
@@ -124,3 +127,42 @@ def test_llm_c_packs_a_text_section_by_section():
     sections = text.split("\n\n")[:-1]
     expected = [token for section in sections for token in [50256, *encode(section + "\n\n")]]
     assert llm_c_tokens(stream)[: len(expected)].tolist() == expected
+
+
+@pytest.mark.parametrize("recipe", ["test", "train"])
+def test_ten_steps_of_llm_c_s_recipe_overfit_one_batch(recipe):
+    """The published losses need the released weights; that the code trains is seen on probe weights."""
+    try:
+        text_tokens()
+    except MissingResource as missing:
+        pytest.skip(str(missing))
+    reading = llm_c_losses(adapt("gpt:GPT"), recipe=recipe, size="debug", weights="probe")
+    losses = list(reading.value.values())
+    assert len(losses) == 10
+    assert losses == sorted(losses, reverse=True)
+    assert reading.details["predicted"]["step 0"] == pytest.approx(5.27, abs=1e-3)
+
+
+def test_released_weights_are_read_under_bare_and_under_prefixed_names(tmp_path, monkeypatch):
+    """The hub's file has no `transformer.`, one that `save_pretrained` wrote has it; masks are left out."""
+    size = SIZES["debug"]
+    monkeypatch.setitem(SIZES, "124M", size)
+    for prefix in ("", "transformer."):
+        given = {f"{prefix}{name.removeprefix('transformer.')}": t for name, t in state("debug", "probe").items()}
+        save_file({**given, f"{prefix}h.0.attn.bias": torch.ones(1, 1, 2, 2)}, tmp_path / "model.safetensors")
+        Resources.configure(pretrained=str(tmp_path))
+        try:
+            found = state("124M", "pretrained")
+        finally:
+            Resources.configure()
+        assert all(torch.equal(found[name], tensor) for name, tensor in state("debug", "probe").items())
+
+
+def test_weights_that_cannot_be_had_are_a_missing_resource_that_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Resources.configure(pretrained="nobody/no-such-gpt2")
+    try:
+        with pytest.raises(MissingResource, match="name a directory with --pretrained DIR"):
+            state("124M", "pretrained")
+    finally:
+        Resources.configure()
