@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except HarnessError as error:
+    except (HarnessError, OSError) as error:
         print(f"gpt-harness {options.command}: {error}", file=sys.stderr)
         return 2
 

@@ -10,6 +10,7 @@ from typing import Any
 from harness.errors import did_you_mean
 from harness.measure import Reading, Scalar
 
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 SHOWN = 2  # places told in full; `where` names the others
 # From the strictest to what never passes; `noise = "rounding"` accepts everything up to and including rounding.
 NOISE_WORDS = ("equal", "rounding", "different")
@@ -64,15 +65,20 @@ WORDS: dict[str, Callable[[Any], str]] = {
 }
 
 
-def problem_with(expected: Mapping[str, Any]) -> str | None:
+def problem_with(expected: Any) -> str | None:
     """What is wrong with an expectation as it stands in a suite, or None."""
     kinds = [*COMPARATORS, "near_predicted"]
+    if not isinstance(expected, Mapping):
+        return f"expect: expected a table, as {{ at_most = 1e-12 }}, found {expected!r}"
     if len(expected) != 1:
         return f"expected exactly one of {', '.join(kinds)}; found {', '.join(expected) or 'none'}"
     ((kind, value),) = expected.items()
     if kind not in kinds:
         return f"unknown expectation '{kind}'; {did_you_mean(kind, kinds)}"
-    values = value.values() if _is_per_dtype(kind, value) else [value]
+    per_dtype = _is_per_dtype(kind, value)
+    if per_dtype and (not value or not set(value) <= set(DTYPES)):
+        return f"{kind}: expected a value for each of the dtypes {', '.join(DTYPES)}, found {dict(value)!r}"
+    values = value.values() if per_dtype else [value]
     for one in values:
         if (reason := _problem_with_value(kind, one)) is not None:
             return f"{kind}: {reason}, found {one!r}"

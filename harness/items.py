@@ -67,7 +67,7 @@ class CheckItem(pytest.Item):
         """A failed check as a colleague would report it; anything else as pytest does."""
         if isinstance(excinfo.value, NotAsExpected):
             place = f"{_shown(self.path, self.config)}:{self.check.line}"
-            return f"{place}: {told(excinfo.value.record, self.rerun())}"
+            return told(excinfo.value.record, place, self.rerun())
         return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
@@ -96,12 +96,12 @@ class NotAsExpected(Exception):  # noqa: N818 - says what is the matter
         self.record = record
 
 
-def told(record: Record, rerun: str) -> str:
-    """A failed or broken check in full: found, expected, where, with what, why, source, and how to run it again."""
-    check = record.check
-    lines = (
-        {"error": record.message} if record.verdict == "error" else {"found": record.found, "expected": record.expected}
-    )
+def told(record: Record, place: str, rerun: str) -> str:
+    """A failed or broken check in full: found, expected, where, with what, why, source, and how to run it again.
+
+    pytest's short summary shows the first line.
+    """
+    check, lines = record.check, {}
     if record.where:
         lines["where"] = (
             f"first at {record.where[0]}"
@@ -111,9 +111,11 @@ def told(record: Record, rerun: str) -> str:
     if hint := record.details.get("hint"):
         lines["hint"] = str(hint)
     lines |= {
+        "subject": record.subject,
         "with": " ".join(f"{key}={value}" for key, value in check.parameters.items()),
         "why": check.why,
         "source": check.source,
+        "check": place,
         "again": rerun,
     }
     told = [
@@ -128,7 +130,7 @@ def told(record: Record, rerun: str) -> str:
         for label, text in lines.items()
         if text
     ]
-    return "\n".join([f"{record.subject}: {check.id}", *told])
+    return "\n".join([textwrap.fill(record.message, width=110, break_long_words=False), *told])
 
 
 def _shown(path: Path, config: pytest.Config) -> str:

@@ -131,13 +131,15 @@ def distance(found: Tensor, expected: Tensor) -> float:
     """max |found - expected|; NaN if the shapes differ or a value is not finite."""
     if found.shape != expected.shape:
         return math.nan
-    worst = 0.0
+    gap = 0.0
     for a, b in _chunks(found, expected):
-        gap = largest(a - b)  # a float32 beside a float64 one is widened by the subtraction
-        if not math.isfinite(gap):
-            return math.nan
-        worst = max(worst, gap)
-    return worst
+        gap = worst(gap, largest(a - b))  # a float32 beside a float64 one is widened by the subtraction
+    return gap if math.isfinite(gap) else math.nan
+
+
+def worst(a: float, b: float) -> float:
+    """The larger of two, and NaN if either is: `max` would drop it, and with it what went wrong."""
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
 
 
 def largest(tensor: Tensor) -> float:
@@ -186,8 +188,7 @@ class _Distances:
         name = row.published
         if name in self._expected_gradients:
             found = distance(row.to_published(own), row.part_of(self._expected_gradients[name]))
-            before = self.gradients.get(name, 0.0)
-            self.gradients[name] = math.nan if math.isnan(found + before) else max(found, before)
+            self.gradients[name] = worst(found, self.gradients.get(name, 0.0))
 
 
 def _pass(model: Model, ids: Tensor, targets: Tensor, backward: bool, sink: _Sink) -> None:

@@ -85,7 +85,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """A --subject that cannot be had ends the run here, in one line; in an xdist worker it would crash the worker."""
     config = session.config
     named = config.getoption("--subject")
-    if named and not config.getoption("collectonly") and not hasattr(config, "workerinput"):
+    if named is not None and not config.getoption("collectonly") and not hasattr(config, "workerinput"):
         try:
             subject_of(config)
         except HarnessError as error:
@@ -99,6 +99,14 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
     return None
 
 
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """In an xdist worker: tell the controlling process how many were left out."""
+    for config in {item.config for item in items}:
+        if hasattr(config, "workeroutput"):
+            told = config.workeroutput
+            told["deselected"] = told.get("deselected", 0) + len(items)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Hang the record on the report, which travels from an xdist worker to the controlling process."""
@@ -107,7 +115,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
         from harness.record import encode
 
         report.gpt_harness_row = encode(row)
+        if report.skipped:  # by name, where the check stands, not where the harness skips
+            report.longrepr = (str(item.path), item.check.line, row["message"])
     return report
+
+
+def subject_name(config: pytest.Config) -> str:
+    """What the user names, or the reference; an empty name is not the reference (`--subject "$UNSET"`)."""
+    named = config.getoption("--subject")
+    return DEFAULT_SUBJECT if named is None else str(named)
 
 
 def subject_of(config: pytest.Config) -> Subject:
@@ -115,7 +131,7 @@ def subject_of(config: pytest.Config) -> Subject:
     if _subject not in config.stash:
         from harness.adapters import adapt
 
-        config.stash[_subject] = adapt(config.getoption("--subject") or DEFAULT_SUBJECT)
+        config.stash[_subject] = adapt(subject_name(config))
     return config.stash[_subject]
 
 

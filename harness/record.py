@@ -39,22 +39,30 @@ def decode(value: Any) -> Any:
 
 def read(path: Path) -> list[Row]:
     """Every row of a record file. A last line that a dying run left half written is dropped; any other is an error."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines: that splits at separators which JSON leaves as they are within a string.
+    lines = path.read_text(encoding="utf-8", errors="backslashreplace").removesuffix("\n").split("\n")
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(decode(json.loads(line)))
-        except json.JSONDecodeError as error:
+            rows.append(_row(line))
+        except ValueError as error:
             if number == len(lines):
                 break
             raise HarnessError(
-                f"{path}:{number}: not a JSON line ({error.msg}); the file was edited or damaged"
+                f"{path}:{number}: not a JSON line of a record ({error}); the file was edited or damaged"
             ) from error
     if not rows or rows[0].get("kind") != "header":
         raise HarnessError(f"{path}:1: expected a header row; this is no record file of gpt-harness")
     if rows[0].get("schema") != SCHEMA:
         raise HarnessError(f"{path}:1: schema {rows[0].get('schema')!r}, this version reads {SCHEMA}")
     return rows
+
+
+def _row(line: str) -> Row:
+    row = decode(json.loads(line))
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, found {type(row).__name__}")
+    return row
 
 
 class Recorder:
@@ -65,7 +73,8 @@ class Recorder:
         self.path = path
         self.counts: dict[str, int] = {}
         self._started = time.monotonic()
-        self._file: IO[str] = path.open("x", encoding="utf-8")
+        # A path or a message may hold half a character; the record is to survive it.
+        self._file: IO[str] = path.open("x", encoding="utf-8", errors="backslashreplace")
         self._write({"kind": "header", "schema": SCHEMA, **header})
 
     def write(self, row: Mapping[str, Any]) -> None:

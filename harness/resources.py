@@ -28,7 +28,7 @@ class Resources:
     @classmethod
     def configure(cls, *, text: str | None = None, pretrained: str | None = None) -> None:
         """Set the names for this process; None leaves the default."""
-        cls.current = cls(text or cls.text, pretrained or cls.pretrained)
+        cls.current = cls(cls.text if text is None else text, cls.pretrained if pretrained is None else pretrained)
 
 
 Resources.current = Resources()
@@ -51,6 +51,8 @@ def _text_tokens(name: str) -> Tensor:
     try:
         tokens: Tensor = source(name)
     except FileNotFoundError as error:
+        if name != Resources.text:  # the user named it: a slip of the pen must not turn checks off
+            raise HarnessError(f"--text {name}: {error}") from error
         raise MissingResource(f"text '{name}': {error}") from error
     except Exception as error:
         raise HarnessError(f"--text {name}: {error}") from error
@@ -60,10 +62,11 @@ def _text_tokens(name: str) -> Tensor:
 def _pretrained_directory(name: str) -> Path:
     found = _looked_for(name)
     if isinstance(found, str):
-        raise MissingResource(
+        told = (
             f"pretrained weights '{name}': not a directory, not in the local cache, and not to be had from the hub "
-            f"({found}); name a directory with --pretrained DIR"
+            f"({found}); fetch them with `hf download gpt2`, or name a directory with --pretrained DIR"
         )
+        raise MissingResource(told) if name == Resources.pretrained else HarnessError(told)
     return found
 
 

@@ -79,7 +79,9 @@ def run(check: Check, subject: Subject) -> Record:
         return record("skip", str(missing))
     except HarnessError as error:
         return record("error", str(error))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a subject raises what it likes: SystemExit, pytest's own skip, a class of its own
         return record("error", _told(error), details={"traceback": _traceback(error)})
     return _judged(check, measure, reading, record)
 
@@ -104,7 +106,8 @@ def _judged(check: Check, measure: Measure, reading: Reading, record: Any) -> Re
 @contextlib.contextmanager
 def _globals_restored() -> Iterator[None]:
     """A subject may change PyTorch's global state; the next check must not notice."""
-    dtype, threads, deterministic = (
+    device, dtype, threads, deterministic = (
+        torch.get_default_device(),
         torch.get_default_dtype(),
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
@@ -114,6 +117,8 @@ def _globals_restored() -> Iterator[None]:
             torch.manual_seed(0)
             yield
     finally:
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(True)
         torch.use_deterministic_algorithms(deterministic)
@@ -126,12 +131,18 @@ def _told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     place = f" at {last.filename}:{last.lineno} in {last.name}" if last else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}{place}"
+    return f"{type(error).__name__}: {' '.join(_text(error).split())[:500]}{place}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its message cannot be shown: {type(second).__name__})"
 
 
 def _traceback(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))[-4000:]
+    return "".join(traceback.format_tb(error.__traceback__))[-4000:]
 
 
 def _summary(protocol: type) -> str:

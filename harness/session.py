@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +23,25 @@ class Session:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.folder = Path(config.getoption("--reports") or config.rootpath / "reports")
+        self.folder = self._folder()
+        self.started = _now()
+        self._began = time.monotonic()
+        self.trouble: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.written: list[Path] = []
         self._writers: dict[str, Writer] = {}
         self._deselected = 0
+
+    def _folder(self) -> Path:
+        """Where reports go. A folder that cannot be written is a usage error now, not a crash after the first check."""
+        named = self.config.getoption("--reports")
+        # Without a configuration file the rootdir is wherever the arguments point; the user is in the current folder.
+        home = self.config.rootpath if self.config.inipath else self.config.invocation_params.dir
+        folder = home / "reports" if named is None else Path(named)
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise pytest.UsageError(f"--reports {folder}: {existing} is not a folder that can be written")
+        return folder
 
     def writer(self, run: str) -> Writer:
         """The record file of this run, of kind 'verify' or 'bench'; made when the first record comes."""
@@ -41,7 +57,16 @@ class Session:
         """Write a check's record the moment it is known."""
         row = getattr(report, "gpt_harness_row", None)
         if row is not None:
-            self.writer("verify").write(row)
+            try:
+                self.writer("verify").write(row)
+            except OSError as error:  # a full disk must not cost the verdicts
+                self.rows.append(row)
+                self.trouble.append(f"a record was not written: {error}")
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """What -k and -m left out is known to xdist's workers only, and to each of them alike."""
+        self._deselected = max(self._deselected, getattr(node, "workeroutput", {}).get("deselected", 0))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -49,25 +74,30 @@ class Session:
         if not self._writers:
             return
         from harness.environment import peak_memory_bytes
-
-        for writer in self._writers.values():
-            writer.recorder.close(
-                {
-                    "finished": _now(),
-                    "peak_memory_bytes": peak_memory_bytes(),
-                    "deselected": self._deselected,
-                    "complete": exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR),
-                }
-            )
+        from harness.errors import HarnessError
         from harness.report import write_latest
 
-        self.written = write_latest(self.folder)
+        footer = {
+            "finished": _now(),
+            "wall_seconds": time.monotonic() - self._began,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "deselected": self._deselected,
+            "complete": exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR),
+        }
+        try:
+            for writer in self._writers.values():
+                writer.recorder.close(footer)
+            self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
+        except (OSError, HarnessError) as error:
+            self.trouble.append(f"the report was not written: {error}")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The verdict by suite, the slowest checks, and where the reports are."""
         checks = [row for row in self.rows if row.get("kind") == "record"]
         if checks:
             _summarise(terminalreporter, checks)
+        for trouble in dict.fromkeys(self.trouble):
+            terminalreporter.write_line(trouble, red=True)
         if self.written:
             pages = [path for path in self.written if path.suffix == ".md"]
             records = ", ".join(_relative(writer.recorder.path, self.config) for writer in self._writers.values())
@@ -79,15 +109,14 @@ class Session:
 
     def _open(self, run: str) -> Recorder:
         from harness.environment import environment
-        from harness.plugin import DEFAULT_SUBJECT
+        from harness.plugin import subject_name
         from harness.record import Recorder
 
-        started = _now()
-        stamp = started.replace(":", "").replace("-", "")
+        stamp = self.started.replace(":", "").replace("-", "")
         header = {
             "run": run,
-            "started": started,
-            "subject": {"name": self.config.getoption("--subject") or DEFAULT_SUBJECT},
+            "started": self.started,
+            "subject": {"name": subject_name(self.config)},
             "arguments": list(self.config.invocation_params.args),
             "environment": environment(self.config.rootpath),
         }
@@ -125,6 +154,15 @@ def _summarise(terminal: pytest.TerminalReporter, rows: list[dict[str, Any]]) ->
         told = "  ".join(f"{counts[v]:>3} {v}" if counts[v] else " " * 8 for v in VERDICTS)
         colour = {"red": True} if counts["fail"] or counts["error"] else {"green": True}
         terminal.write_line(f"{suite:<{width}}  {told}  {seconds[suite]:>6.1f} s", **colour)
+    skipped: dict[str, list[str]] = {}
+    for row in rows:
+        if row["verdict"] == "skip":
+            skipped.setdefault(row["message"], []).append(f"{row['suite']}/{row['id'].rpartition('::')[2]}")
+    if skipped:
+        terminal.section("skipped, by what is missing")
+        for reason, names in skipped.items():
+            terminal.write_line(reason)
+            terminal.write_line("    " + "  ".join(names))
     terminal.section(f"{min(SLOWEST, len(rows))} slowest checks")
     for row in sorted(rows, key=lambda r: -r["seconds"])[:SLOWEST]:
         terminal.write_line(f"{row['seconds']:>6.1f} s  {row['id']}")

@@ -13,10 +13,14 @@ from typing import Any, get_args, get_origin
 from harness.errors import SuiteError, did_you_mean
 from harness.expect import problem_with
 from harness.measure import Measure, measures
+from harness.size import SIZES
 
 SUITE_KEYS = {"title", "about"}
 CHECK_KEYS = {"name", "measure", "parameters", "matrix", "cases", "expect", "why", "source"}
 CASE_KEYS = {"parameters", "expect"}
+RESERVED = {"skip", "skipif", "xfail", "parametrize", "usefixtures", "filterwarnings", "debug", "full", "text"}
+# Parameters that count something: none of it is no check.
+COUNTS = {"rows", "length", "new_tokens", "prompt_length"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,14 @@ class Suite:
 
 def read_suite(path: Path) -> Suite:
     """The suite in `path`. Whatever is not understood is a SuiteError with file and line."""
-    text = path.read_text(encoding="utf-8")
+    if path.stem in RESERVED:
+        raise SuiteError(
+            f"{path}:1: a suite's name becomes a marker, and '{path.stem}' is one of pytest's; rename the file"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SuiteError(f"{path}:1: not UTF-8: {error}") from error
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -68,6 +79,8 @@ def read_suite(path: Path) -> Suite:
         if not isinstance(head.get(key), str):
             raise SuiteError(f"{path}:1: [suite] needs a {key}, as a string")
     raw = data.get("check", [])
+    if not isinstance(raw, list) or not all(isinstance(table, dict) for table in raw):
+        raise SuiteError(f"{path}:{lines.first('check')}: expected [[check]], in double brackets, once for each check")
     if not raw:
         raise SuiteError(f"{path}:1: a suite of no checks; expected at least one [[check]]")
     checks = [check for index, table in enumerate(raw) for check in _expand(path.stem, table, lines, index)]
@@ -81,7 +94,7 @@ class _Lines:
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         self.lines = text.splitlines()
-        self.starts = [number for number, line in enumerate(self.lines, 1) if re.match(r"\s*\[\[check\]\]", line)]
+        self.starts = [number for number, line in enumerate(self.lines, 1) if re.match(r"\s*\[\[\s*check\s*\]\]", line)]
 
     def of(self, index: int, word: str | None = None) -> int:
         """The line of `word` within the index-th [[check]], or of that header."""
@@ -92,6 +105,10 @@ class _Lines:
                 if re.search(rf"\b{re.escape(word)}\b", self.lines[number - 1].split("#")[0]):
                     return number
         return start
+
+    def first(self, word: str) -> int:
+        """The first line of the file that has `word`, or 1."""
+        return next((n for n, text in enumerate(self.lines, 1) if re.search(rf"\b{re.escape(word)}\b", text)), 1)
 
     def error(self, index: int, word: str | None, message: str) -> SuiteError:
         return SuiteError(f"{self.path}:{self.of(index, word)}: {message}")
@@ -124,7 +141,7 @@ def _expand(suite: str, table: dict[str, Any], lines: _Lines, index: int) -> Ite
     for parameters, varying, expected in _combinations(table, lines, index):
         _validate_parameters(known[table["measure"]], parameters, lines, index)
         if (reason := problem_with(expected)) is not None:
-            word = next((kind for kind in expected if len(expected) == 1), "expect")
+            word = next(iter(expected)) if isinstance(expected, dict) and len(expected) == 1 else "expect"
             raise lines.error(index, word, f"{name}: {reason}")
         yield Check(
             suite=suite,
@@ -152,6 +169,8 @@ def _combinations(
         if not isinstance(values, list) or not values:
             raise lines.error(index, key, f"matrix.{key}: expected a list of values, found {values!r}")
     for case in cases:
+        if not isinstance(case, dict) or not isinstance(case.get("parameters", {}), dict):
+            raise lines.error(index, "cases", f"a case is a table with parameters and expect; found {case!r}")
         for key in case:
             if key not in CASE_KEYS:
                 raise lines.error(index, key, f"unknown key '{key}' of a case; {did_you_mean(key, CASE_KEYS)}")
@@ -178,6 +197,10 @@ def _validate_parameters(measure: Measure, parameters: Mapping[str, Any], lines:
                 key,
                 f"parameter {key} of {measure.name}: expected {_type_name(measure.types[key])}, found {value!r}",
             )
+        if key == "size" and value not in SIZES:
+            raise lines.error(index, str(value), f"unknown size '{value}'; {did_you_mean(value, SIZES)}")
+        if key in COUNTS and value < 1:
+            raise lines.error(index, key, f"parameter {key} of {measure.name}: expected 1 or more, found {value!r}")
     if missing := measure.required - set(parameters):
         raise lines.error(index, "parameters", f"{measure.name} needs the parameter '{sorted(missing)[0]}'")
 

@@ -197,7 +197,11 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
         except (TypeError, ValueError) as error:
             raise SubjectError(f"{target!r} does not tell its parameters: {error}") from error
         for parameter in parameters[1:] if inspect.isclass(target) else parameters:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            own = function is bases[0]
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            # Of a base class, what can be handed on by name; its config has come under the own one's name.
+            if own or parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not parameter.empty:
                 found.setdefault(parameter.name, parameter)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

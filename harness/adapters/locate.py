@@ -24,7 +24,9 @@ def locate(spec: str) -> tuple[Any, ModuleType]:
     for word in name.split("."):
         if not hasattr(target, word):
             known = [n for n in vars(target) if not n.startswith("_")] if hasattr(target, "__dict__") else []
-            raise SubjectError(f"{where} has no '{word}'; {did_you_mean(word, known)}")
+            raise SubjectError(
+                f"{where} has no '{word}'; {did_you_mean(word, known) if known else 'it defines nothing'}"
+            )
         target = getattr(target, word)
     return target, module
 
@@ -42,7 +44,9 @@ def _import_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         del sys.modules[name]
         raise SubjectError(_did_not_import(str(path), error)) from error
     return module
@@ -53,7 +57,9 @@ def _import_module(name: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))  # the `pytest` command, unlike `python -m pytest`, leaves it out
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise SubjectError(_did_not_import(name, error)) from error
 
 

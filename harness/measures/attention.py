@@ -49,7 +49,7 @@ def future_leak(subject: Subject, *, size: str, weights: Weights = "probe", leng
         changed = torch.cat([ids[:, :cut], other[:, cut:]], dim=1)
         before, after = _outputs(model, ids), _outputs(model, changed)
         for place, tensor in before.items():
-            leaks[place] = max(leaks.get(place, 0.0), _relative(after[place][:, :cut], tensor[:, :cut]))
+            leaks[place] = noise.worst(leaks.get(place, 0.0), _relative(after[place][:, :cut], tensor[:, :cut]))
     return Reading(leaks, "relative")
 
 
@@ -96,7 +96,7 @@ def rows_mixing(subject: Subject, *, size: str, weights: Weights = "probe", leng
     alone = _outputs(model, ids[:1])
     beside = _outputs(model, torch.cat([ids[:1], other[1:]]))
     found = {
-        place: max(_relative(tensor[:1], alone[place]), _relative(tensor[:1], beside[place][:1]))
+        place: noise.worst(_relative(tensor[:1], alone[place]), _relative(tensor[:1], beside[place][:1]))
         for place, tensor in together.items()
     }
     return Reading(found, "relative")
@@ -112,7 +112,7 @@ def prefix_consistency(subject: Subject, *, size: str, weights: Weights = "probe
     for cut in (1, length // 2, length - 1):
         prefix = _outputs(model, ids[:, :cut])
         for place, tensor in whole.items():
-            found[place] = max(found.get(place, 0.0), _relative(prefix[place], tensor[:, :cut]))
+            found[place] = noise.worst(found.get(place, 0.0), _relative(prefix[place], tensor[:, :cut]))
     return Reading(found, "relative")
 
 
@@ -178,7 +178,7 @@ def _outputs(model: Model, ids: Tensor) -> dict[str, Tensor]:
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return noise.distance(found, expected) / max(float(expected.abs().max()), 1e-300)
+    return noise.distance(found, expected) / max(noise.largest(expected), 1e-300)
 
 
 def _keep_row_sum(

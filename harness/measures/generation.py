@@ -99,7 +99,7 @@ def greedy_by_definition(
         with torch.no_grad():
             last = model.logits(window)[:, -1]
         chosen = last.gather(1, answer[:, step : step + 1])[:, 0]
-        if bool((chosen < last.max(dim=1).values - 1e-4 * last.abs().max()).any()):
+        if not bool((chosen >= last.max(dim=1).values - 1e-4 * last.abs().max()).all()):  # NaN is no argmax
             wrong.append(step)
     kept = bool(torch.equal(answer[:, :prompt_length], prompt))
     return Reading(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections import Counter
 from typing import Any, Literal
@@ -202,7 +201,7 @@ def training_against_evaluation(subject: Subject, *, size: str, weights: Weights
     found = {"loss": noise.distance(losses[1], losses[0]) / float(losses[0])}
     for name, expected in gradients[0].items():
         gap = noise.distance(gradients[1][name], expected) / max(noise.largest(expected), 1e-300)
-        found[family(name)] = gap if math.isnan(gap) else max(found.get(family(name), 0.0), gap)
+        found[family(name)] = noise.worst(gap, found.get(family(name), 0.0))
     return Reading(found, "relative")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ def write(folder: Path, verify: list[Row] | None, bench: list[Row] | None) -> li
     judged, timed = (Run.of(records) if records else None for records in (verify, bench))
     before, path = linked(folder), folder / PAGE
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(verify, bench), encoding="utf-8")
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")  # a reader, or a second run, never meets half a page
+    fresh.write_text(page(verify, bench), encoding="utf-8", errors="replace")
+    fresh.replace(path)
     written = [*write_tables(folder / "tables", judged, timed), *write_plots(folder / "plots", judged, timed)]
     for stale in before - set(written):
         stale.unlink(missing_ok=True)
@@ -64,15 +67,17 @@ def linked(folder: Path) -> set[Path]:
     return {folder / link for link in re.findall(r"\]\(((?:tables|plots)/[\w-]+\.(?:csv|png|svg))\)", text)}
 
 
-def write_latest(folder: Path, records: Path | None = None) -> list[Path]:
+def write_latest(folder: Path, records: Path | None = None, *, of: Iterable[Path] = ()) -> list[Path]:
     """Write the report of the newest run in `records` (by default `folder`/records) into `folder`.
 
-    Beside it goes the newest run of the other kind that has the same subject. Raises HarnessError where there is none.
+    `of` names the run's own files instead, whatever else has been written meanwhile. Beside it goes the newest run of
+    the other kind that has the same subject. Raises HarnessError where there is none.
     """
     records = records or folder / "records"
     paths = sorted((path for kind in KINDS for path in records.glob(f"{kind}-*.jsonl")), key=age, reverse=True)
-    of_the_same = [path for path in paths if subject_of(path) == subject_of(paths[0])]
-    newest = [path for kind in KINDS if (path := latest(of_the_same, kind)) is not None]
+    own = list(of) or paths[:1]
+    beside = [path for path in paths if own and subject_of(path) == subject_of(own[0])]
+    newest = [path for kind in KINDS if (path := latest(own, kind) or latest(beside, kind)) is not None]
     if not newest:
         raise HarnessError(
             f"no records in {records}: looked for verify-*.jsonl and bench-*.jsonl; "

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from harness import closed_forms
 from harness.adapters import adapt
-from harness.errors import MissingResource
+from harness.errors import HarnessError, MissingResource
 from harness.measures.generation import next_token_distribution
 from harness.measures.pretrained import llm_c_losses, llm_c_tokens
 from harness.resources import Resources, text_tokens
@@ -158,11 +158,11 @@ def test_released_weights_are_read_under_bare_and_under_prefixed_names(tmp_path,
         assert all(torch.equal(found[name], tensor) for name, tensor in state("debug", "probe").items())
 
 
-def test_weights_that_cannot_be_had_are_a_missing_resource_that_says_what_to_do(monkeypatch):
+def test_weights_that_were_named_and_cannot_be_had_are_an_error_that_says_what_to_do(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Resources.configure(pretrained="nobody/no-such-gpt2")
     try:
-        with pytest.raises(MissingResource, match="name a directory with --pretrained DIR"):
+        with pytest.raises(HarnessError, match="name a directory with --pretrained DIR"):
             state("124M", "pretrained")
     finally:
         Resources.configure()

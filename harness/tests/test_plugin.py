@@ -65,13 +65,14 @@ def test_a_failure_is_told_in_full(project):
     result = project.runpytest("-k", "wrong")
     result.stdout.fnmatch_lines(
         [
-            "*verifications/small.toml:13: gpt:GPT: wrong",
-            "  found     96,576 parameters",
-            "  expected  96,577",
+            "found 96,576 parameters; expected 96,577",
+            "  subject   gpt:GPT",
             "  with      size=debug",
             "  why       one too many, on purpose",
             "  source    this test",
+            "  check     verifications/small.toml:13",
             "  again     pytest verifications/small.toml::wrong",
+            "FAILED verifications/small.toml::wrong - found 96,576 parameters; *",
         ]
     )
 
@@ -85,7 +86,8 @@ def test_the_command_that_a_failure_names_runs_that_check_alone(project):
 
 def test_a_skip_names_what_is_missing(project):
     result = project.runpytest("-rs", "-k", "lacking")
-    result.stdout.fnmatch_lines(["SKIPPED*gpt:GPT has no attention 'spiral'; it has looped, naive, flash"])
+    told = "gpt:GPT has no attention 'spiral'; it has looped, naive, flash"
+    result.stdout.fnmatch_lines([told, "    small/lacking", f"SKIPPED*verifications/small.toml:2?: {told}"])
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,77 @@ def test_collect_only_lists_the_checks_and_builds_nothing(project):
 def test_a_selection_says_so_in_its_footer(project):
     project.runpytest("-k", "right")
     assert records(project)[-1]["deselected"] == 2
+
+
+def test_a_selection_says_so_under_xdist_too(project):
+    """Only the workers know what -k left out."""
+    project.runpytest("-k", "right", "-n", "2")
+    assert records(project)[-1]["deselected"] == 2
+
+
+@pytest.mark.parametrize("place", ["a_file", "a_file/below"])
+def test_reports_that_cannot_be_written_are_a_usage_error_before_anything_runs(project, place):
+    (project.path / "a_file").write_text("")
+    result = project.runpytest("--reports", place)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: --reports {place}: *a_file is not a folder that can be written"])
+
+
+def test_a_report_that_cannot_be_written_at_the_end_costs_one_line_and_no_verdict(project):
+    (project.path / "reports" / "index.md").mkdir(parents=True)
+    result = project.runpytest()
+    result.assert_outcomes(passed=1, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["the report was not written: *", "FAILED *::wrong - found 96,576*"])
+
+
+def test_the_report_is_of_this_run_whatever_lies_beside_it(project):
+    folder = project.path / "reports" / "records"
+    folder.mkdir(parents=True)
+    later = {"kind": "header", "schema": 1, "run": "verify", "subject": {"name": "other.py:GPT"}, "environment": {}}
+    (folder / "verify-20990101T000000Z.jsonl").write_text(json.dumps(later) + "\n")
+    project.runpytest()
+    assert "Report on gpt:GPT" in (project.path / "reports" / "index.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--text", "no_such.txt", "*--text no_such.txt*"),
+        ("--pretrained", "/no/such/folder", "*pretrained weights '/no/such/folder'*"),
+    ],
+)
+def test_a_resource_that_the_user_named_and_that_is_not_there_is_an_error_not_a_skip(project, option, value, told):
+    lines = SUITE.split("[[check]]")
+    uses = "tokens = 'text'" if option == "--text" else "weights = 'pretrained'"
+    check = lines[1].replace('"right"', '"uses"').replace("parameter_count", "parity")
+    check = check.replace('size = "debug"', f'size = "124M", compare = "loss", {uses}').replace(
+        "equals = 96_576", 'noise = "rounding"'
+    )
+    (project.path / "verifications" / "small.toml").write_text(lines[0] + "[[check]]" + check)
+    result = project.runpytest(option, value)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([told])
+
+
+def test_an_empty_subject_is_not_the_reference(project):
+    """`--subject "$UNSET"` is how CI judges nothing and stays green."""
+    result = project.runpytest("--subject", "")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import pytest; pytest.skip('no')",
+        "raise type('Odd', (BaseException,), {})('odd')",
+        "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})()",
+        "raise ValueError('a\\u2028b \\udce9')",
+    ],
+)
+def test_whatever_a_subject_raises_is_an_error_verdict_on_record(project, body):
+    project.makepyfile(mine=f"from gpt import *\nclass Mine(GPT):\n    def __init__(self, c, **o):\n        {body}")
+    project.runpytest("--subject", "mine.py:Mine").assert_outcomes(failed=3)
+    assert [row["verdict"] for row in records(project)[1:-1]] == ["error"] * 3
 
 
 def test_a_mistake_in_a_suite_is_a_collection_error_and_the_other_suites_are_collected(project):

@@ -70,6 +70,15 @@ def test_a_file_that_is_no_record_file_is_refused(tmp_path, content):
         read(path)
 
 
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\x0cb", "half a character: \udce9", 'quote " and \\'])
+def test_a_text_of_any_characters_is_one_line(tmp_path, text):
+    """U+2028 in a message once made a run's own records unreadable, and a path that is no UTF-8 ended the run."""
+    writer = recorder(tmp_path)
+    writer.write({"kind": "record", "message": text})
+    writer.write({"kind": "record", "message": "next"})
+    assert [row.get("message") for row in read(writer.path)][2] == "next"
+
+
 def test_an_existing_record_file_is_never_overwritten(tmp_path):
     recorder(tmp_path)
     with pytest.raises(FileExistsError):

@@ -72,6 +72,13 @@ MISTAKES = {
     "a missing why": ('why = "because"', "", "small.toml:5: a check needs a why, as a string"),
     "a missing parameter": ('size = "debug"', "", "small.toml:8: parameter_count needs the parameter 'size'"),
     "no suite table": ("[suite]", "[suit]", "small.toml:1: expected a [suite] table"),
+    "an unknown size": ('"debug"', '"125M"', "small.toml:8: unknown size '125M'; did you mean '124M'?"),
+    "an expectation that is no table": ("{ equals = 1 }", '"rounding"', "small.toml:9: count: expect: expected a table"),
+    "an unknown dtype": ("equals = 1", "at_most = { float33 = 1.0 }", "small.toml:9: count: at_most: expected a value for each of the dtypes"),
+    "a bound for no dtype": ("equals = 1", "at_most = {}", "small.toml:9: count: at_most: expected a value for each"),
+    "single brackets": ("[[check]]", "[check]", "small.toml:5: expected [[check]], in double brackets"),
+    "a case that is no table": ("expect = { equals = 1 }", "cases = [1]", "small.toml:9: a case is a table with parameters and expect; found 1"),
+    "a count of nothing": ('measure = "parameter_count"\nparameters = { size = "debug" }', 'measure = "rows_mixing"\nparameters = { size = "debug", length = 0 }', "small.toml:8: parameter length of rows_mixing: expected 1 or more, found 0"),
     "broken TOML": ("title = ", "title ", "small.toml:2: not TOML"),
     "a name with capitals": ('"count"', '"Count it"', "small.toml:6: name 'Count it': expected lower-case words joined by '-'"),
 }  # fmt: skip
@@ -90,3 +97,20 @@ def test_two_checks_of_one_name_are_refused(tmp_path):
 
 def test_a_suite_of_no_checks_is_refused(tmp_path):
     assert "a suite of no checks" in refused(tmp_path, GOOD[: GOOD.index("[[check]]")])
+
+
+def test_a_byte_order_mark_is_no_mistake_and_other_bytes_are_named(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert read_suite(path).name == "small"
+    path.write_bytes(GOOD.encode() + b"\xff")
+    with pytest.raises(SuiteError, match="not UTF-8"):
+        read_suite(path)
+
+
+def test_a_suite_named_like_a_marker_of_pytest_is_refused(tmp_path):
+    """A suite called `skip` once skipped itself, without a record."""
+    path = tmp_path / "skip.toml"
+    path.write_text(GOOD)
+    with pytest.raises(SuiteError, match="rename the file"):
+        read_suite(path)

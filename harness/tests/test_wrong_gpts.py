@@ -85,6 +85,21 @@ def test_every_suite_that_needs_no_weights_rejects_a_wrong_gpt(shipped):
     assert suites == {check.split("::")[0] for _, check, _ in REJECTED}
 
 
+NAN_MUST_NOT_PASS = [
+    "attention::no-future-leak,weights=probe",
+    "attention::prefix-is-independent-of-length",
+    "attention::rows-do-not-mix",
+    "generation::greedy-by-definition,size=debug,prompt_length=5,new_tokens=20",
+    "structure::training-mode-differs-by-dropout-alone",
+]
+
+
+@pytest.mark.parametrize("check", NAN_MUST_NOT_PASS)
+def test_a_model_that_answers_nan_passes_no_comparison(shipped, check):
+    """`max(0.0, nan)` is 0.0, and once let a model of NaN through the causality checks."""
+    assert run(shipped[check], adapt(WRONG + "Babbles")).verdict in ("fail", "error")
+
+
 # What the fault leaves alone: a check that turned red for any difference at all would localise nothing.
 LEFT_ALONE = [
     ("ExactGelu", "attention::no-future-leak,weights=probe"),

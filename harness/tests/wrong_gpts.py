@@ -207,7 +207,8 @@ class NormInHalf(Wrong):
 
 class Babbles(Wrong):
     def damage(self):
-        self.register_forward_hook(lambda m, args, out: (out[0] * float("nan"), out[1]))
+        nan = float("nan")
+        self.register_forward_hook(lambda m, args, out: (out[0] * nan, out[1] if out[1] is None else out[1] * nan))
 
 
 class OneTokenShort(Wrong):
