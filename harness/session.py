@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -162,7 +163,8 @@ def _summarise(terminal: pytest.TerminalReporter, rows: list[dict[str, Any]]) ->
         terminal.section("skipped, by what is missing")
         for reason, names in skipped.items():
             terminal.write_line(reason)
-            terminal.write_line("    " + "  ".join(names))
+            for line in textwrap.wrap("  ".join(names), width=110, break_long_words=False, break_on_hyphens=False):
+                terminal.write_line(f"    {line}")
     terminal.section(f"{min(SLOWEST, len(rows))} slowest checks")
     for row in sorted(rows, key=lambda r: -r["seconds"])[:SLOWEST]:
         terminal.write_line(f"{row['seconds']:>6.1f} s  {row['id']}")

@@ -216,6 +216,8 @@ def dropout_sites(subject: Subject, *, size: str, rate: float = 0.1) -> Reading:
     model.module.train()
     with _CountedDropouts() as counted, torch.no_grad():
         model.logits(ids)
+    if not counted.rates:
+        raise MissingAbility(f"{subject.name} drops nothing in training mode: it has no dropout, or none of torch's")
     sites = {f"rate {found:g}": count for found, count in sorted(counted.rates.items())}
     return Reading(
         counted.rates[rate] - (1 + 3 * SIZES[size].layers), "sites", {"found": sites, "hint": f"found {sites}"}
