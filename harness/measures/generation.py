@@ -16,7 +16,7 @@ from harness.states import Weights, state
 from harness.subject import Caches, Generates, Model, holding
 from harness.tokens import Tokens, batch
 
-DRAWS = 8_000
+DRAWS = 4_000
 SAMPLED_STEPS = 3
 
 
