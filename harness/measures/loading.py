@@ -56,7 +56,7 @@ def untransposed_projection(subject: Subject, *, size: str, length: int = 24) ->
     verdicts = {difference.where: difference.verdict for difference in comparison.outputs}
     return Reading(
         {
-            "it loads without an error": True,  # or this line would not have been reached
+            "every shape still fits": all(wrong[key].shape == tensor.shape for key, tensor in right.items()),
             "the embeddings agree": verdicts["embedding"] != "different",
             "block 0 is found different": verdicts["block 0"] == "different",
             "the logits are found different": verdicts["logits"] == "different",
