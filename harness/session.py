@@ -34,11 +34,16 @@ class Session:
         self._deselected = 0
 
     def _folder(self) -> Path:
-        """Where reports go. A folder that cannot be written is a usage error now, not a crash after the first check."""
+        """Where reports go. One that was named and cannot be written is a usage error now, before the first check.
+
+        Unnamed it is no error yet: other projects have this plugin loaded too, and may never write a report.
+        """
         named = self.config.getoption("--reports")
         # Without a configuration file the rootdir is wherever the arguments point; the user is in the current folder.
         home = self.config.rootpath if self.config.inipath else self.config.invocation_params.dir
-        folder = home / "reports" if named is None else Path(named)
+        if named is None:
+            return home / "reports"
+        folder = Path(named)
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise pytest.UsageError(f"--reports {folder}: {existing} is not a folder that can be written")
