@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -72,7 +71,6 @@ class Recorder:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.counts: dict[str, int] = {}
-        self._started = time.monotonic()
         # A path or a message may hold half a character; the record is to survive it.
         self._file: IO[str] = path.open("x", encoding="utf-8", errors="backslashreplace")
         self._write({"kind": "header", "schema": SCHEMA, **header})
@@ -86,14 +84,7 @@ class Recorder:
 
     def close(self, footer: Mapping[str, Any]) -> None:
         """Append the footer: what is missing from a run that died."""
-        self._write(
-            {
-                "kind": "footer",
-                "wall_seconds": time.monotonic() - self._started,
-                "counts": self.counts,
-                **footer,
-            }
-        )
+        self._write({"kind": "footer", "counts": self.counts, **footer})
         self._file.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
