@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from harness.errors import MissingAbility, SubjectError
+from harness.precision import Float32AsFloat64
 from harness.size import Size
 from harness.weights import WeightMap
 
@@ -126,10 +127,11 @@ class Model:
         """Both from one forward pass."""
         with self._default_dtype():
             logits, loss = self.calling(self.module, ids.contiguous(), targets.contiguous())
-        logits = self._checked(logits, ids)
+        checked = self._checked(logits, ids)
         if loss is None:
+            # Of all columns: those of a padded vocabulary take part in the softmax.
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return logits, loss
+        return checked, loss
 
     @property
     def weights(self) -> WeightMap:
@@ -152,8 +154,21 @@ class Model:
         return self.weights.read(own)
 
     def component(self, published: str) -> nn.Module:
-        """The submodule that holds the published component (`transformer.h.0.attn`, say)."""
-        return self.module.get_submodule(self.weights.path(published))
+        """The submodule that is the published component (`transformer.h.0.attn`, say).
+
+        MissingAbility where the subject has no module for it, as when a block keeps all of its parameters itself.
+        """
+        try:
+            return self.module.get_submodule(self.weights.path(published))
+        except LookupError as error:
+            raise MissingAbility(str(error)) from error
+
+    @property
+    def vocabulary_is_padded(self) -> bool:
+        """Whether the token embedding has more rows than there are tokens."""
+        return self.weight_map is not None and any(
+            row.published == "transformer.wte.weight" and row.layout is not None for row in self.weight_map.rows
+        )
 
     @contextlib.contextmanager
     def block_outputs(self) -> Iterator[dict[str, Tensor]]:
@@ -191,17 +206,22 @@ class Model:
 
     @contextlib.contextmanager
     def _default_dtype(self) -> Iterator[None]:
-        """A constant that a float64 model makes on the way, `torch.tensor(0.79...)`, is float64 as well."""
+        """What a float64 model makes on the way, `torch.tensor(0.79...)` or `x.float()`, is float64 as well."""
         before = torch.get_default_dtype()
-        if next(self.module.parameters()).dtype == torch.float64:
-            torch.set_default_dtype(torch.float64)
-        try:
+        if next(self.module.parameters()).dtype != torch.float64:
             yield
+            return
+        torch.set_default_dtype(torch.float64)
+        try:
+            with Float32AsFloat64():
+                yield
         finally:
             torch.set_default_dtype(before)
 
     def _checked(self, logits: Tensor, ids: Tensor) -> Tensor:
         expected = (*ids.shape, self.size.vocab_size)
+        if self.vocabulary_is_padded and logits.shape[-1] > self.size.vocab_size:
+            logits = logits[..., : self.size.vocab_size]
         if tuple(logits.shape) != expected:
             raise SubjectError(
                 f"logits have shape {tuple(logits.shape)}, expected {expected}: (batch, time, vocabulary) for ids of "
@@ -236,6 +256,8 @@ def holding(
     torch.set_default_dtype(torch.float64 if dtype == "float64" else before)
     try:
         with _NothingDrawn():
+            model = subject.build(size, dtype=dtype, **options)
+        if model.weights.strangers or model.vocabulary_is_padded:  # what is not overwritten starts as it does
             model = subject.build(size, dtype=dtype, **options)
     finally:
         torch.set_default_dtype(before)

@@ -1,0 +1,452 @@
+"""The forward pass explained: the first operation that differs, what stands in its place, and the next one after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.diagnosis import fits
+from harness.diagnosis.explanations import Explanation, explanations
+from harness.diagnosis.finding import Finding
+from harness.diagnosis.formula import At, Change, Formula, place, visible
+from harness.diagnosis.observe import SAME, Line, Observation
+from harness.size import Size
+
+State = dict[str, Tensor]
+MOST_FINDINGS = 12
+
+
+@dataclasses.dataclass
+class Explained:
+    """The outcome: findings in execution order, the changes that make GPT-2 compute what the subject computes."""
+
+    findings: list[Finding]
+    changes: list[Change]
+    complete: bool  # whether, with those changes, the logits agree
+
+
+def explain(observed: Observation, ids: Tensor, weights: State, size: Size, forced: dict[str, Tensor]) -> Explained:
+    """Explain why the subject's forward pass differs from GPT-2's with the same float64 weights.
+
+    `forced`: what the subject's blocks gave (`h.0` and so on, and `embedding`), where hooks can see it; with it, the
+    search goes on behind a difference that no explanation fits.
+    """
+    return _Search(observed, ids, weights, size, forced).run()
+
+
+@dataclasses.dataclass
+class _Found:
+    """One explanation in one layer."""
+
+    explanation: Explanation | None
+    layer: int | None
+    finding: Finding
+
+
+class _Search:
+    def __init__(
+        self, observed: Observation, ids: Tensor, weights: State, size: Size, forced: dict[str, Tensor]
+    ) -> None:
+        self.observed, self.ids, self.weights, self.size, self.forced = observed, ids, weights, size, forced
+        self.changes: list[Change] = []
+        self.found: list[_Found] = []
+        anchors = [f"h.{layer}{part}" for layer in range(size.layers) for part in (".residual.attn", "")]
+        self.anchors = ["embedding", *anchors, "ln_f", "head"]
+
+    def run(self) -> Explained:
+        complete = False
+        for _ in range(MOST_FINDINGS):
+            taps = self._taps(self.changes)
+            reached = self._reached(taps)
+            if reached == len(self.anchors):
+                complete = True
+                break
+            if not self._step(taps, reached):
+                break
+        return Explained(_merged(self.found), self.changes, complete)
+
+    def _taps(self, changes: Sequence[Change]) -> dict[str, Any]:
+        formula = Formula(self.size, self.weights, changes)
+        formula(self.ids)
+        return formula.taps
+
+    def _reached(self, taps: dict[str, Any]) -> int:
+        """How many anchors, in execution order, the subject passes with the right values."""
+        if self._logits_agree(taps["head"]):
+            return len(self.anchors)
+        seen = [number for number, anchor in enumerate(self.anchors[:-1]) if self._seen(taps, anchor) is not None]
+        return max(seen, default=-1) + 1
+
+    def _step_before(self, taps: dict[str, Any], reached: int) -> int:
+        """The step at which the subject passed the last right anchor."""
+        step = self._seen(taps, self.anchors[reached - 1]) if reached else None
+        return -1 if step is None else step
+
+    def _logits_agree(self, logits: Tensor) -> bool:
+        gap = (self.observed.logits - logits).abs().max()
+        return bool(gap <= SAME * logits.abs().max())
+
+    def _seen(self, taps: dict[str, Any], name: str) -> int | None:
+        """The step at which the subject computed the value of this place."""
+        value = taps.get(name)
+        if isinstance(value, tuple):
+            steps = [self.observed.find(part) for part in value]
+            return None if None in steps else max(step for step in steps if step is not None)
+        return None if value is None else self.observed.find(value)
+
+    def _step(self, taps: dict[str, Any], reached: int) -> bool:
+        """Find what is wrong at the anchor where the subject leaves GPT-2's way; False where the search must end."""
+        anchor = self.anchors[reached]
+        layer = int(anchor.split(".")[1]) if anchor.startswith("h.") else None
+        best = self._best(taps, reached, layer)
+        if best is not None:
+            explanation, at, change = best
+            self.changes.insert(0, change)
+            self.found.append(_Found(explanation, at, self._explained(explanation, at, taps, reached)))
+            return True
+        self.found.append(_Found(None, layer, self._unexplained(taps, anchor, layer)))
+        return self._force(anchor, layer)
+
+    def _best(
+        self, taps: dict[str, Any], reached: int, layer: int | None
+    ) -> tuple[Explanation, int | None, Change] | None:
+        """The explanation that takes the subject furthest; where none does, the one that explains most of its steps."""
+        passed = self._step_before(taps, reached)
+        candidates = [(e, layer if _is_of_a_block(e.operation) else None) for e in self._candidates(layer, reached)]
+        furthest: list[tuple[int, Explanation, int | None, Change]] = []
+        for explanation, at in candidates:
+            change = Change(explanation.operation, explanation.function, at)
+            progress = self._progress(self._taps_from(taps, change, at), change, reached, passed)
+            if progress > 0:
+                furthest.append((progress, explanation, at, change))
+                if explanation is self._last:
+                    break  # what was wrong in the layer before
+        if furthest:
+            best = max(progress for progress, *_ in furthest)
+            return next((e, at, change) for progress, e, at, change in furthest if progress == best)
+        return self._most_steps(taps, layer, passed, candidates)
+
+    @property
+    def _last(self) -> Explanation | None:
+        return self.found[-1].explanation if self.found else None
+
+    def _candidates(self, layer: int | None, reached: int) -> list[Explanation]:
+        """Explanations of what lies where the subject leaves GPT-2's way, the last one that fitted first."""
+        listed = [e for e in explanations() if self._concerns(e, layer, reached)]
+        return sorted(listed, key=lambda e: e is not self._last)
+
+    def _most_steps(
+        self, taps: dict[str, Any], layer: int | None, passed: int, candidates: list[tuple[Explanation, int | None]]
+    ) -> tuple[Explanation, int | None, Change] | None:
+        """With two mistakes before the next anchor no single explanation reaches it; the first of them shows inside.
+
+        It must explain the operation itself and at least one that follows: a single value may be there by chance.
+        """
+        if layer is None:
+            return None
+        known = self._steps_explained(taps, layer, passed)
+        best, most = None, 1
+        for explanation, at in candidates:
+            if at is None or explanation.operation == "block":
+                continue
+            change = Change(explanation.operation, explanation.function, at)
+            with_it = self._taps_from(taps, change, at)
+            own = self._seen(with_it, place(explanation.operation, at)) if with_it else None
+            new = self._steps_explained(with_it, layer, passed) - known
+            if own in new and len(new) > most:
+                best, most = (explanation, at, change), len(new)
+        return best
+
+    def _concerns(self, explanation: Explanation, layer: int | None, reached: int) -> bool:
+        """Whether the explanation's operation lies where the subject leaves GPT-2's way."""
+        operation, anchor = explanation.operation, self.anchors[reached]
+        already = any(
+            change.operation == operation and change.layer in (None, layer) for change in self.changes
+        )
+        if already:
+            return False
+        if operation.startswith("embedding"):
+            return anchor == "embedding" or reached <= 1
+        if operation == "blocks":
+            return anchor != "embedding"
+        if operation == "ln_f":
+            return anchor in ("ln_f", "head")
+        if operation == "head":
+            return anchor == "head"
+        if layer is None:
+            return False
+        if anchor.endswith("residual.attn"):
+            return True
+        return not operation.startswith(("ln_1", "attn", "residual.attn"))
+
+    def _taps_from(self, taps: dict[str, Any], change: Change, layer: int | None) -> dict[str, Any]:
+        """What the formula computes with the change: of its own block alone, or of everything."""
+        formula = Formula(self.size, self.weights, [change, *self.changes])
+        try:
+            if layer is None:
+                formula(self.ids)
+            else:
+                formula.do("block", layer, taps["embedding"] if layer == 0 else taps[f"h.{layer - 1}"])
+        except (RuntimeError, IndexError, KeyError):
+            return {}  # this explanation does not fit these sizes
+        return formula.taps
+
+    def _progress(self, taps: dict[str, Any], change: Change, reached: int, passed: int) -> int:
+        """How many more anchors the subject passes, with the change, from the one where it left.
+
+        Each must be a step of its own: with a change that leaves something out, an old value stands at a new place.
+        """
+        further, stale = 0, False
+        for number in range(reached, len(self.anchors)):
+            name = self.anchors[number]
+            if name not in taps:
+                if not stale:
+                    break
+                taps, stale = self._taps([change, *self.changes]), False  # an old value: what comes after it decides
+            if name == "head":
+                agrees = self._logits_agree(taps[name])
+            else:
+                step = self.observed.find(taps[name], after=passed)
+                agrees = step is not None
+                stale = stale or (not agrees and self.observed.find(taps[name]) is not None)
+                passed = passed if step is None else step
+            if agrees:
+                further = number - reached + 1
+        return further
+
+    def _steps_explained(self, taps: dict[str, Any], layer: int, passed: int) -> set[int]:
+        steps = {self._seen(taps, name) for name in taps if name.startswith(f"h.{layer}.")}
+        return {step for step in steps if step is not None and step > passed}
+
+    def _explained(self, explanation: Explanation, layer: int | None, taps: dict[str, Any], reached: int) -> Finding:
+        name = place(explanation.operation, layer)
+        with_it = self._taps(self.changes)
+        line = self._line_of(with_it, name, self._seen(with_it, name), made=_is_a_setting(explanation))
+        return Finding(
+            where=place(explanation.component, layer),
+            fault=explanation.fault,
+            cause=explanation.says,
+            evidence=self._evidence(taps, with_it, reached),
+            source="" if line is None else str(line),
+            text="" if line is None else line.text,
+        )
+
+    def _evidence(self, right: dict[str, Any], wrong: dict[str, Any], reached: int) -> str:
+        """The subject's own value at the next anchor, held against GPT-2's and against the explanation's."""
+        for anchor in self.anchors[reached:]:
+            expected, explained = right.get(anchor), wrong.get(anchor)
+            step = None if explained is None else self._seen(wrong, anchor)
+            own = self.observed.logits if anchor == "head" else self._own(step)
+            if own is None or expected is None:
+                continue
+            left = min(_gap(own, explained.permute(order)) for order in _orders(explained.ndim))
+            return (
+                f"{_in_words(anchor)} differs from GPT-2's by {_gap(own, expected):.1e}; with this in GPT-2's place "
+                f"by {left:.0e}"
+            )
+        return "more of its steps are explained with this than without"
+
+    def _own(self, step: int | None) -> Tensor | None:
+        return None if step is None else self.observed.steps[step].tensor
+
+    def _line_of(self, taps: dict[str, Any], name: str, found: int | None, *, made: bool) -> Line | None:
+        """The line that computed the wrong value; where none did (a step left out), the one that came next instead."""
+        order = list(taps)
+        position = order.index(name)
+        before = [self._seen(taps, other) for other in order[max(0, position - 6) : position]]
+        last = max((step for step in before if step is not None), default=-1)
+        if found is not None and found > last:
+            return self.observed.line(found, made=made)
+        for other in order[position + 1 :]:
+            step = self._seen(taps, other)
+            if step is not None and step > last:
+                return self.observed.line(step)
+        return self.observed.line(found)
+
+    def _unexplained(self, taps: dict[str, Any], anchor: str, layer: int | None) -> Finding:
+        """Where it leaves GPT-2's way when nothing in the table explains it, and what can be said of the value."""
+        names = _between(list(taps), self.anchors, anchor)
+        seen = {name: self._seen(taps, name) for name in names}
+        last = max((number for number, name in enumerate(names) if seen[name] is not None), default=-1)
+        where = names[last + 1] if last + 1 < len(names) else anchor
+        passed = self._step_before(taps, self.anchors.index(anchor))
+        after = max((step for step in seen.values() if step is not None), default=passed)
+        before = f"h.{layer - 1}" if layer else "embedding"
+        changed_between = last < 0 and layer is not None and self._differs(before, taps)
+        if changed_between:
+            where = before
+        fit = None if changed_between else self._fit(taps, names[last + 1 :], layer, after)
+        line = self.observed.line(self._first_stranger(taps, after), made=fit is not None and fit.fault != "")
+        return Finding(
+            where=where,
+            fault=fit.fault if fit else "",
+            cause=fit.says if fit else "no explanation of the catalogue fits",
+            evidence="; ".join(
+                text for text in ("what comes before it agrees with GPT-2", *self._about(anchor, taps, after)) if text
+            ),
+            source="" if line is None else str(line),
+            text="" if line is None else line.text,
+        )
+
+    def _differs(self, name: str, taps: dict[str, Any]) -> bool:
+        """Whether what the next block reads is not what GPT-2 has there, though the subject computed that as well."""
+        value = self.forced.get(name)
+        return value is not None and not _gap(value, taps[name]) <= SAME * float(taps[name].abs().max())
+
+    def _fit(self, taps: dict[str, Any], names: list[str], layer: int | None, after: int) -> fits.Fit | None:
+        """A constant that makes one of the operations give a value of the subject's."""
+        for name in names:
+            expected = taps[name]
+            if not isinstance(expected, Tensor):
+                continue
+            found = [v for v in self._later(expected, after) if bool(torch.isfinite(v).all())]
+            operation = name.split(".", 2)[2] if layer is not None and name.count(".") > 1 else name
+            fit = None
+            if operation in ("ln_1", "ln_2", "ln_f"):
+                fit = fits.epsilon(operation, At(Formula(self.size, self.weights), layer), self._input(taps, name), found)
+            elif operation == "attn.mix" and layer is not None:
+                fit = fits.scale(self._attend(taps, layer), found, self.size.head_width**-0.5)
+            if bool(torch.isfinite(expected).all()):
+                fit = fit or fits.factor(name, expected, found) or fits.offset(name, expected, found)
+            if fit is not None:
+                return fit
+        return None
+
+    def _later(self, expected: Tensor, after: int) -> list[Tensor]:
+        own = [tensor for number, tensor in self.observed.like(expected) if number > after]
+        return [*own, self.observed.logits] if expected.shape == self.observed.logits.shape else own
+
+    def _input(self, taps: dict[str, Any], name: str) -> Tensor:
+        """What a norm reads: the stream as it is there."""
+        order = [anchor for anchor in taps if anchor == "embedding" or anchor in self.anchors]
+        position = list(taps).index(name)
+        earlier = [anchor for anchor in order if list(taps).index(anchor) < position]
+        stream: Tensor = taps[earlier[-1]]
+        return stream
+
+    def _attend(self, taps: dict[str, Any], layer: int) -> Callable[[float], Tensor]:
+        q, k, v = taps[f"h.{layer}.attn.split"]
+        scores = (q @ k.mT).masked_fill(~visible(q.shape[2], k.shape[2]), -math.inf)
+        return lambda factor: (scores * factor).softmax(-1) @ v
+
+    def _about(self, anchor: str, taps: dict[str, Any], after: int) -> list[str]:
+        own = self.observed.logits if anchor == "head" else self.forced.get(anchor)
+        expected = taps[anchor]
+        told = f"{_in_words(anchor)} differs by {_gap(own, expected):.1e}" if own is not None else ""
+        if own is not None and not bool(torch.isfinite(own).all()):
+            told = f"{_in_words(anchor)} is not finite"
+        values = [own] if own is not None else self._later(expected, after)
+        return [told, fits.where_it_differs(expected, values)]
+
+    def _first_stranger(self, taps: dict[str, Any], after: int) -> int | None:
+        """The first step after the last right one whose value GPT-2 does not compute."""
+        return next(
+            (
+                number
+                for number in range(after + 1, len(self.observed.steps))
+                if not self._is_known(self.observed.steps[number].tensor, taps)
+            ),
+            None,
+        )
+
+    def _is_known(self, tensor: Tensor, taps: dict[str, Any]) -> bool:
+        """Whether a value is one that GPT-2 computes as well, or a weight."""
+        sums = _fingerprint(tensor)
+        return any(_close(sums, other) for other in self._fingerprints(id(taps), taps))
+
+    def _fingerprints(self, key: int, taps: dict[str, Any]) -> list[tuple[int, float, float]]:
+        if getattr(self, "_key", None) != key:
+            self._key = key
+            values = [part for value in taps.values() for part in (value if isinstance(value, tuple) else (value,))]
+            values += list(self.weights.values())
+            self._prints = [_fingerprint(value) for value in values]
+        return self._prints
+
+    def _force(self, anchor: str, layer: int | None) -> bool:
+        """Put the subject's own value where no explanation fits, so that what comes after it is judged on its own."""
+        name = anchor if layer is None else f"h.{layer}"
+        value = self.forced.get(name)
+        if value is None or not bool(torch.isfinite(value).all()) or name == "head":
+            return False
+        operation = name if layer is None else "block"
+        self.changes.append(Change(operation, functools.partial(_constant, value), layer))
+        return True
+
+
+def _constant(value: Tensor, *inputs: Any) -> Tensor:
+    return value
+
+
+def _in_words(anchor: str) -> str:
+    """`h.1.residual.attn` -> what stands there, for a sentence."""
+    if anchor == "head":
+        return "the logits' value"
+    words = anchor.split(".")
+    if anchor.startswith("h."):
+        return f"the stream after block {words[1]}" + ("'s attention" if len(words) > 2 else "")
+    return {"embedding": "the embeddings' sum", "ln_f": "the final norm's output"}[anchor]
+
+
+def _is_a_setting(explanation: Explanation) -> bool:
+    """Whether what is wrong stands where a layer is made (`nn.GELU()`, `eps=1e-6`), not where it is called."""
+    return explanation.operation == "mlp.activation" or explanation.fault.startswith(("ln-eps", "qkv-bias", "mlp-bias"))
+
+
+def _is_of_a_block(operation: str) -> bool:
+    return operation.startswith(("ln_1", "ln_2", "attn", "mlp", "residual", "block")) and operation != "blocks"
+
+
+def _between(order: list[str], anchors: list[str], anchor: str) -> list[str]:
+    """The places after the anchor before, up to this one."""
+    number = anchors.index(anchor)
+    before = anchors[number - 1] if number else None
+    start = order.index(before) + 1 if before in order else 0
+    return order[start : order.index(anchor) + 1]
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    if found.numel() != expected.numel():
+        return math.nan
+    difference = (found.reshape(-1) - expected.reshape(-1)).abs()
+    return float(torch.where(found.reshape(-1) == expected.reshape(-1), 0.0, difference).max())
+
+
+def _orders(ndim: int) -> list[tuple[int, ...]]:
+    import itertools
+
+    return list(itertools.permutations(range(ndim)))
+
+
+def _fingerprint(tensor: Tensor) -> tuple[int, float, float]:
+    finite = torch.nan_to_num(tensor, posinf=0.0, neginf=0.0)
+    return tensor.numel(), float(finite.sum()), float(finite.abs().sum())
+
+
+def _close(a: tuple[int, float, float], b: tuple[int, float, float]) -> bool:
+    slack = 1e-9 * max(a[2], b[2])
+    return a[0] == b[0] and abs(a[1] - b[1]) <= slack and abs(a[2] - b[2]) <= slack
+
+
+def _merged(found: list[_Found]) -> list[Finding]:
+    """One finding for one cause: the same explanation in several layers is told once."""
+    groups: dict[Any, list[_Found]] = {}
+    for number, item in enumerate(found):
+        key = (item.explanation.fault, item.explanation.operation, item.explanation.says) if item.explanation else number
+        groups.setdefault(key, []).append(item)
+    merged = []
+    for items in groups.values():
+        first = items[0].finding
+        layers = [item.layer for item in items if item.layer is not None]
+        if len(layers) > 1:
+            number = layers[0]
+            where = first.where.replace(f"h.{number}", "h.*", 1)
+            told = f"in layers {', '.join(map(str, layers))}: {first.cause}" if layers != list(range(len(layers))) else first.cause
+            first = dataclasses.replace(first, where=where, cause=told)
+        merged.append(first)
+    return merged

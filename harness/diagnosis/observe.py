@@ -1,0 +1,206 @@
+"""What a subject computes, tensor by tensor, with the line of the user's source that made each."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import linecache
+import math
+import os
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.subject import Model
+
+# Two float64 programs for one function differ by some 1e-15 of the values' size; a bug leaves far more.
+SAME = 1e-10
+_TORCH = os.path.dirname(torch.__file__)
+_HARNESS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of source, as a user would open it."""
+
+    file: str
+    number: int
+
+    def __str__(self) -> str:
+        folder = os.getcwd() + os.sep
+        return f"{self.file.removeprefix(folder)}:{self.number}"
+
+    @property
+    def text(self) -> str:
+        """The line itself, without its indentation."""
+        return linecache.getline(self.file, self.number).strip()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the subject's: its name in PyTorch, a copy of what it gave, and where it was asked for.
+
+    `made`: for a layer of PyTorch's own (`nn.GELU()`), the line that made the layer.
+    """
+
+    operation: str
+    tensor: Tensor
+    dtype: torch.dtype
+    line: Line | None
+    made: Line | None = None
+
+
+@dataclass
+class Observation:
+    """One forward pass of the subject, step by step, and its logits."""
+
+    steps: list[Step]
+    logits: Tensor
+    _index: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for number, step in enumerate(self.steps):
+            self._index.setdefault(step.tensor.numel(), []).append((number, *_sums(step.tensor)))
+
+    def find(self, expected: Tensor, *, after: int = -1, tolerance: float = SAME) -> int | None:
+        """The first step that gave `expected`, its axes in any order; None where no step did."""
+        candidates = self._index.get(expected.numel())
+        if not candidates:
+            return None
+        total, size = _sums(expected)
+        if math.isnan(total):
+            return None
+        slack = max(tolerance, 1e-12) * max(size, 1e-300) * 10
+        for number, other_total, other_size in candidates:
+            close = abs(total - other_total) <= slack and abs(size - other_size) <= slack
+            if number > after and close and _same(self.steps[number].tensor, expected, tolerance):
+                return number
+        return None
+
+    def like(self, expected: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Steps that gave as many values as `expected` has, in its shape."""
+        for number, *_ in self._index.get(expected.numel(), []):
+            yield number, self.steps[number].tensor.reshape(expected.shape)
+
+    def line(self, number: int | None, *, made: bool = False) -> Line | None:
+        """Where in the user's source a step was asked for, or where the layer that does it was made."""
+        if number is None:
+            return None
+        step = self.steps[number]
+        return (step.made if made else None) or step.line
+
+
+def observe(model: Model, ids: Tensor, births: Births | None = None) -> Observation:
+    """One forward pass over `ids` (B, T) without gradients."""
+    with torch.no_grad(), Recorder(births) as recorder:
+        logits = model.logits(ids)
+    return Observation(recorder.steps, logits.detach().double())
+
+
+class Births:
+    """While open, notes the line of the user's source on which each module is made."""
+
+    def __init__(self) -> None:
+        self.lines: weakref.WeakKeyDictionary[nn.Module, Line] = weakref.WeakKeyDictionary()
+
+    def __enter__(self) -> Births:
+        self._before = before = nn.Module.__init__
+
+        def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            before(module, *args, **kwargs)
+            if (line := users_line()) is not None:
+                self.lines[module] = line
+
+        nn.Module.__init__ = init  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        nn.Module.__init__ = self._before  # type: ignore[method-assign]
+
+
+class Recorder(TorchDispatchMode):
+    """While open, keeps a copy of every floating tensor that an operation gives."""
+
+    def __init__(self, births: Births | None = None) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._births = births or Births()
+        self._modules: list[nn.Module] = []
+
+    def __enter__(self) -> Recorder:
+        self._hooks = (
+            register_module_forward_pre_hook(lambda module, args: self._modules.append(module)),
+            register_module_forward_hook(lambda module, args, out: self._left(module), always_call=True),
+        )
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def _left(self, module: nn.Module) -> None:
+        if module in self._modules:
+            del self._modules[self._modules.index(module) :]
+
+    def _made(self) -> Line | None:
+        module = self._modules[-1] if self._modules else None
+        ready_made = module is not None and type(module).__module__.startswith("torch.")
+        return self._births.lines.get(module) if ready_made and module is not None else None
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = function(*args, **(kwargs or {}))
+        line = made = None
+        for tensor in answer if isinstance(answer, tuple | list) else (answer,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.is_meta:
+                if line is None:
+                    line, made = users_line(), self._made()
+                copy = tensor.detach().to(torch.float64, copy=True)  # what comes next may write into it
+                self.steps.append(Step(function.overloadpacket.__name__, copy, tensor.dtype, line, made))
+        return answer
+
+
+def users_line() -> Line | None:
+    """The innermost line on the stack that is the user's own: neither torch's, nor ours, nor an installed package's."""
+    frame = sys._getframe(1)
+    installed: Line | None = None
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, "<")) and not _is_ours(name):
+            line = Line(name, frame.f_lineno)
+            if "site-packages" not in name:
+                return line if "_pytest" not in name and not name.endswith("/bin/pytest") else installed
+            if "pytest" not in name and "pluggy" not in name:
+                installed = installed or line
+        frame = frame.f_back  # type: ignore[assignment]
+    return installed
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(_HARNESS) and f"{os.sep}tests{os.sep}" not in name and f"{os.sep}faults{os.sep}" not in name
+
+
+def _sums(tensor: Tensor) -> tuple[float, float]:
+    finite = torch.nan_to_num(tensor.double(), nan=math.nan, posinf=0.0, neginf=0.0)
+    return float(finite.sum()), float(finite.abs().sum())
+
+
+def _same(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether two tensors of as many values are one, but for the order of the expected one's axes."""
+    flat = found.reshape(-1)
+    allowed = tolerance * max(float(torch.nan_to_num(expected, posinf=0.0, neginf=0.0).abs().max()), 1e-300)
+    for order in itertools.permutations(range(expected.ndim)):
+        other = expected.permute(order).reshape(-1)
+        with contextlib.suppress(RuntimeError):
+            gap = (flat - other).abs()
+            gap = torch.where(flat == other, 0.0, gap)  # infinities that are alike
+            if float(gap.max()) <= allowed:
+                return True
+    return False
