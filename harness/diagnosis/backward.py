@@ -16,6 +16,7 @@ from harness.subject import Model
 from harness.weights import family
 
 SAME = 1e-8  # relative to the gradient's largest value
+SUM = "the embeddings' sum"
 # What each operation reads, in words, for a sentence about where the gradient stops.
 INPUTS: dict[str, tuple[str, ...]] = {
     "embedding": ("the token embeddings", "the position embeddings"),
@@ -34,7 +35,18 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "mlp.c_proj": ("the activation's output",),
     "head": ("what the head reads",),
 }
-FAULTS = {"residual.attn": "residual-detached", "residual.mlp": "residual-detached"}
+FAULTS = {
+    "the skip around attention": "residual-detached",
+    "the skip around the MLP": "residual-mlp-detached",
+    "the attention branch": "attention-without-gradient",
+    "the MLP branch": "mlp-without-gradient",
+    "the queries": "queries-detached",
+    "the keys": "keys-detached",
+    "the attention weights": "attn-weights-detached",
+    "the values": "values-detached",
+    SUM: "embedding-detached",
+    "what the head reads": "head-detached",
+}
 
 
 def explain(
@@ -73,9 +85,14 @@ def explain(
     if best is not None and best[0] == 0:
         _, operation, says, layer, _ = best
         where = place(operation, layer) if layer is not None or not _of_block(operation) else f"h.*.{operation}"
-        fault = FAULTS.get(operation, "gradient-stopped")
+        fault = FAULTS.get(says, "gradient-stopped")
         evidence = f"{differs}; with the gradient stopped there every gradient agrees"
         return [_finding(where, fault, f"the gradient does not flow through {says}", evidence, line)]
+    rows = _rows_without(own[first], right[first])
+    if rows and len(wrong) == 1:
+        cause = f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))} of {family(first)} learn nothing as an input"
+        fault = "embedding-padding-index" if "wte" in first else ""
+        return [_finding(_component(first), fault, cause, differs, line)]
     ratio = _ratio(own, right, wrong)
     if ratio is not None:
         cause = f"every gradient that differs is {ratio:.6g} times what it should be"
@@ -109,6 +126,7 @@ def _stops(size: Size) -> Iterator[tuple[str, int | None, Change, str]]:
                 continue
             for number, says in enumerate(inputs):
                 yield operation, layer, Change(operation, _stopped(operation, number), layer), says
+    yield "embedding", None, Change("embedding", lambda at, token, position: (token + position).detach()), SUM
     head: Operation = lambda at, x: x @ at["wte.weight"].detach().mT  # noqa: E731 - as the formula's table has them
     yield "head", None, Change("head", head), "the head's weight, which is the token embedding"
     yield (
@@ -140,7 +158,14 @@ def _frozen(model: Model, own: dict[str, Tensor], right: dict[str, Tensor], wron
     families = ", ".join(dict.fromkeys(family(name) for name in reversed(wrong)))
     cause = f"{families}: requires_grad is off" if off else f"{families}: no gradient arrives"
     evidence = f"the gradient of {len(wrong)} parameter{'s' * (len(wrong) > 1)} is exactly 0; every other one agrees"
-    return Finding(_component(wrong[0]), "gradient-frozen", cause, evidence)
+    return Finding(_component(wrong[0]), "wpe-frozen" if families == "wpe.weight" else "gradient-frozen", cause, evidence)
+
+
+def _rows_without(own: Tensor, right: Tensor) -> list[int]:
+    """The few rows of a table whose gradient is another, where all others agree."""
+    gap = (own - right).abs().flatten(1).amax(1) if own.ndim > 1 else (own - right).abs()
+    rows = (gap > SAME * right.abs().max()).nonzero().flatten().tolist()
+    return rows if len(rows) <= 4 else []
 
 
 def _ratio(own: dict[str, Tensor], right: dict[str, Tensor], wrong: list[str]) -> float | None:

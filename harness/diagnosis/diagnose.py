@@ -68,7 +68,7 @@ def _one_way(subject: Subject, weights: Weights, *, training: bool) -> list[Find
     given = {name: tensor.double() for name, tensor in state(SIZE, weights).items()}
     passed = forward.explain(observe(model, ids, births), ids, given, size, _streams(model, ids))
     findings = list(passed.findings)
-    if not passed.complete or weights == "extreme":
+    if not passed.complete or passed.forced or weights == "extreme":
         return findings
     lost = loss.explain(model, given, size, passed.changes, births)
     if lost:

@@ -77,7 +77,7 @@ def _embeddings() -> Iterator[Explanation]:
     )
     for offset in (1, 2, -1):
         yield Explanation(
-            "pos-offset",
+            "pos-from-one" if offset == 1 else "pos-offset",
             place,
             f"positions are shifted by {offset:+d}",
             positions(lambda at, ids, p, offset=offset: p + offset),  # type: ignore[misc]
@@ -91,7 +91,7 @@ def _embeddings() -> Iterator[Explanation]:
         )
     for last in (-2, -3):
         yield Explanation(
-            "pos-table-too-short",
+            "pos-last-clamped",
             place,
             "positions are clamped before the end of the context",
             positions(lambda at, ids, p, last=last: p.clamp(max=at.size.context + last)),  # type: ignore[misc]
@@ -102,6 +102,13 @@ def _embeddings() -> Iterator[Explanation]:
         "positions are computed in bfloat16, where integers above 256 collapse",
         positions(lambda at, ids, p: p.bfloat16().long()),
     )
+    for half in (False, True):
+        yield Explanation(
+            "pos-sinusoidal",
+            place,
+            "sines and cosines stand in the place of the learned positions",
+            lambda at, ids, half=half: _sinusoids(at, ids.shape[1], in_halves=half),
+        )
     yield Explanation("pos-multiplied", "embedding", "token and position embeddings are multiplied", lambda at, t, p: t * p)
     yield Explanation("pos-missing", "embedding", "position embeddings are not added", lambda at, t, p: t)
     yield Explanation("token-embedding-missing", "embedding", "token embeddings are not added", lambda at, t, p: p + 0 * t)
@@ -121,17 +128,26 @@ def _embeddings() -> Iterator[Explanation]:
     )
     for name in ("ln_1", "ln_f"):
         yield Explanation(
-            "embedding-normed",
+            "embedding-ln-extra",
             "embedding",
             f"the embeddings go through {name} before the first block",
             lambda at, t, p, name=name: normalised(t + p, *_affine(at if name == "ln_f" else at.at(0), name)),
         )
     yield Explanation(
-        "embedding-normed",
+        "embedding-ln-extra",
         "embedding",
         "the embeddings are normalised before the first block",
         lambda at, t, p: F.layer_norm(t + p, t.shape[-1:]),
     )
+
+
+def _sinusoids(at: At, length: int, *, in_halves: bool) -> Tensor:
+    """The fixed positions of Vaswani et al. 2017: sines and cosines alternating, or one half each."""
+    C = at.size.width
+    steps = torch.arange(at.start, at.start + length, dtype=torch.float64)[:, None]
+    angles = steps / 10000 ** (torch.arange(0, C, 2, dtype=torch.float64) / C)
+    pairs = torch.stack((angles.sin(), angles.cos()), dim=-1)  # (T, C / 2, 2)
+    return pairs.mT.flatten(1) if in_halves else pairs.flatten(1)
 
 
 def normalised(
@@ -182,7 +198,7 @@ def _norm(name: str) -> Iterator[Explanation]:
     def norm(**settings: Any) -> Operation:
         return lambda at, x: normalised(x, *_affine(at, name), **settings)
 
-    missing = {"ln_1": "ln-missing-before-attn", "ln_2": "ln-missing-before-mlp", "ln_f": "final-ln-missing"}[name]
+    missing = {"ln_1": "ln-missing-before-attention", "ln_2": "ln-missing-before-mlp", "ln_f": "final-ln-missing"}[name]
     yield Explanation(missing, name, f"{name} is not applied", lambda at, x: x)
     yield Explanation(
         "ln-bias-ignored", name, f"{name}'s bias is not added", lambda at, x: normalised(x, at[f"{name}.weight"])
@@ -298,7 +314,7 @@ def _linear(name: str, bias_missing: str) -> Iterator[Explanation]:
 
 
 def _qkv() -> Iterator[Explanation]:
-    yield from _linear("attn.c_attn", "qkv-bias-missing")
+    yield from _linear("attn.c_attn", "qkv-bias-ignored")
     thirds = {"query": 0, "key": 1, "value": 2}
     for names in (("query",), ("value",), ("query", "key"), ("query", "value"), ("key", "value")):
 
@@ -309,7 +325,7 @@ def _qkv() -> Iterator[Explanation]:
             return x @ at["attn.c_attn.weight"] + bias
 
         says = f"the bias of the {' and the '.join(names)} is not added"
-        yield Explanation("qkv-bias-missing", "attn.qkv", says, some_biases)
+        yield Explanation("qkv-bias-ignored", "attn.qkv", says, some_biases)
     for name, third in thirds.items():
 
         def transposed(at: At, x: Tensor, third: int = third) -> Tensor:
@@ -466,7 +482,7 @@ def _scores() -> Iterator[Explanation]:
         ("scale-by-n-head", "the scores are divided by sqrt(number of heads)", lambda s: H(s) ** -0.5),
         ("scale-by-d-model", "the scores are divided by sqrt(width), not by sqrt(head size)", lambda s: C(s) ** -0.5),
         ("scale-inverted", "the scores are multiplied by sqrt(head size)", lambda s: D(s) ** 0.5),
-        ("scale-twice", "the scores are divided by the head size: its root is missing, or taken twice", lambda s: 1 / D(s)),
+        ("scale-without-root", "the scores are divided by the head size: its root is missing, or taken twice", lambda s: 1 / D(s)),
         ("scale-by-n-head", "the scores are divided by the number of heads", lambda s: 1 / H(s)),
         ("scale-by-d-model", "the scores are divided by the width", lambda s: 1 / C(s)),
         ("scale-half", "only one of queries and keys is scaled by a fourth root", lambda s: D(s) ** -0.25),
@@ -516,9 +532,9 @@ def _masks() -> Iterator[Explanation]:
     )
     yield Explanation("mask-allows-next", "attn.mask", "the mask lets every position see two ahead", fill(shifted(2)))
     yield Explanation(
-        "mask-hides-self", "attn.mask", "the mask hides every position from itself", fill(_but_first(shifted(-1)))
+        "attention-to-others-only", "attn.mask", "the mask hides every position from itself", fill(_but_first(shifted(-1)))
     )
-    yield Explanation("mask-hides-self", "attn.mask", "the mask hides every position from itself", fill(shifted(-1)))
+    yield Explanation("attention-to-others-only", "attn.mask", "the mask hides every position from itself", fill(shifted(-1)))
     yield Explanation(
         "mask-transposed",
         "attn.mask",
@@ -535,11 +551,11 @@ def _masks() -> Iterator[Explanation]:
         (0.0, "mask-fill-zero"),
         (1e-9, "mask-fill-sign-of-exponent"),
         (1e-10, "mask-fill-sign-of-exponent"),
-        (-1.0, "mask-fill-too-weak"),
-        (-10.0, "mask-fill-too-weak"),
-        (-20.0, "mask-fill-too-weak"),
-        (-50.0, "mask-fill-too-weak"),
-        (-100.0, "mask-fill-too-weak"),
+        (-1.0, "mask-fill-too-small"),
+        (-10.0, "mask-fill-too-small"),
+        (-20.0, "mask-fill-too-small"),
+        (-50.0, "mask-fill-too-small"),
+        (-100.0, "mask-fill-too-small"),
     ):
         yield Explanation(fault, "attn.mask", f"masked scores are filled with {value:g}", fill(visible, value))
         yield Explanation(
@@ -568,7 +584,7 @@ def _masks() -> Iterator[Explanation]:
         lambda at, s: s.masked_fill(~_without_first(*s.shape[-2:]), -math.inf),
     )
     yield Explanation(
-        "mask-diagonal-only",
+        "attention-to-self-only",
         "attn.mask",
         "every position sees itself alone",
         fill(lambda T, S: torch.eye(T, S, dtype=torch.bool)),
@@ -611,13 +627,13 @@ def _without_first(T: int, S: int) -> Tensor:
 def _softmaxes() -> Iterator[Explanation]:
     op = "attn.softmax"
     yield Explanation(
-        "softmax-wrong-axis",
+        "softmax-over-queries",
         op,
         "the softmax is over the queries, not over the keys",
         lambda at, s: s.softmax(-2),
     )
-    yield Explanation("softmax-wrong-axis", op, "the softmax is over the heads", lambda at, s: s.softmax(1))
-    yield Explanation("softmax-wrong-axis", op, "the softmax is over the batch", lambda at, s: s.softmax(0))
+    yield Explanation("softmax-over-queries", op, "the softmax is over the heads", lambda at, s: s.softmax(1))
+    yield Explanation("softmax-over-queries", op, "the softmax is over the batch", lambda at, s: s.softmax(0))
     yield Explanation(
         "softmax-missing", op, "the scores are used without a softmax", lambda at, s: s.masked_fill(s.isinf(), 0.0)
     )
@@ -664,6 +680,13 @@ def _mixes() -> Iterator[Explanation]:
         "the values are mixed with the attention weights transposed",
         lambda at, w, v: w.mT @ v,
     )
+    for number, says in ((-1, "last"), (0, "first")):
+
+        def dropped(at: At, w: Tensor, v: Tensor, number: int = number) -> Tensor:
+            mixed = w @ v
+            return mixed.index_fill(1, torch.tensor([number % mixed.shape[1]]), 0.0)
+
+        yield Explanation("head-dropped", "attn.mix", f"the {says} head's answer is dropped", dropped)
     yield Explanation("mix-missing", "attn.mix", "the values are not mixed by the attention weights", lambda at, w, v: v)
     yield Explanation(
         "head-merge-no-transpose",
@@ -699,13 +722,14 @@ def _outputs() -> Iterator[Explanation]:
     yield Explanation(
         "attn-out-proj-skipped", name, "the output projection is not applied", lambda at, x: x
     )
-    yield Explanation(
-        "load-conv1d-square-not-transposed",
-        name,
-        "the weight of attn.c_proj is transposed (it is square, so that every shape fits)",
-        lambda at, x: x @ at[f"{name}.weight"].mT + at[f"{name}.bias"],
-    )
-    yield from _linear(name, "attn-out-bias-missing")
+    for fault in ("load-conv1d-square-not-transposed", "attn-out-proj-transposed"):
+        yield Explanation(
+            fault,
+            name,
+            "the weight of attn.c_proj is transposed (it is square, so that every shape fits)",
+            lambda at, x: x @ at[f"{name}.weight"].mT + at[f"{name}.bias"],
+        )
+    yield from _linear(name, "attn-out-bias-dropped")
 
 
 def _residuals() -> Iterator[Explanation]:
@@ -720,18 +744,18 @@ def _residuals() -> Iterator[Explanation]:
         yield Explanation("residual-doubled", op, f"the stream is doubled at {branch}", lambda at, x, branch: 2 * x + branch)
         norm = "ln_1" if word == "attn" else "ln_2"
         yield Explanation(
-            "residual-from-normed",
+            "ln-before-residual",
             op,
             f"the skip around {branch} starts after {norm} instead of before it",
             lambda at, x, branch, norm=norm: at.formula.taps[f"h.{at.layer}.{norm}"] + branch,
         )
         for factor, says in ((0.5, "halved"), (math.sqrt(0.5), "divided by sqrt(2)")):
             yield Explanation(
-                "residual-scaled", op, f"the sum after {branch} is {says}", lambda at, x, b, f=factor: (x + b) * f
+                "residual-halved", op, f"the sum after {branch} is {says}", lambda at, x, b, f=factor: (x + b) * f
             )
-            yield Explanation("residual-scaled", op, f"{branch} is {says}", lambda at, x, b, f=factor: x + f * b)
+            yield Explanation("residual-halved", op, f"{branch} is {says}", lambda at, x, b, f=factor: x + f * b)
         yield Explanation(
-            "residual-scaled",
+            "residual-halved",
             op,
             f"{branch} is divided by sqrt(2 · layers) at every call, not once at the start",
             lambda at, x, b: x + b / math.sqrt(2 * at.size.layers),
@@ -739,8 +763,8 @@ def _residuals() -> Iterator[Explanation]:
 
 
 def _mlps() -> Iterator[Explanation]:
-    yield from _linear("mlp.c_fc", "mlp-bias-missing")
-    yield from _linear("mlp.c_proj", "mlp-bias-missing")
+    yield from _linear("mlp.c_fc", "mlp-bias-dropped")
+    yield from _linear("mlp.c_proj", "mlp-out-bias-dropped")
     op = "mlp.activation"
 
     def tanh_gelu(slope: float = GELU_SLOPE, cubic: float = 0.044715, power: int = 3, half: float = 0.5) -> Operation:
@@ -769,7 +793,7 @@ def _mlps() -> Iterator[Explanation]:
         ("gelu-coefficient-typo", "the tanh GELU with 0.7978 where sqrt(2/pi) = 0.79788 belongs", tanh_gelu(slope=0.7978)),
         ("gelu-coefficient-typo", "the tanh GELU with 0.7979 where sqrt(2/pi) = 0.79788 belongs", tanh_gelu(slope=0.7979)),
         ("gelu-coefficient-typo", "x times the normal density's tanh, without its 1 +", lambda at, x: 0.5 * x * torch.tanh(GELU_SLOPE * (x + 0.044715 * x.pow(3)))),
-        ("activation-missing", "there is no activation between the two projections", lambda at, x: x),
+        ("mlp-activation-missing", "there is no activation between the two projections", lambda at, x: x),
         ("activation-wrong", "tanh, where GPT-2 has the tanh GELU", lambda at, x: x.tanh()),
         ("activation-wrong", "a sigmoid, where GPT-2 has the tanh GELU", lambda at, x: x.sigmoid()),
         ("activation-wrong", "ELU, where GPT-2 has the tanh GELU", lambda at, x: F.elu(x)),
@@ -786,19 +810,19 @@ def _mlps() -> Iterator[Explanation]:
         yield Explanation(fault, op, says, function)
     for bound in (1.0, 2.0, 3.0, 5.0, 6.0, 10.0):
         yield Explanation(
-            "activation-clamped",
+            "gelu-clamped",
             op,
             f"the activation is clamped at {bound:g}",
             lambda at, x, bound=bound: F.gelu(x, approximate="tanh").clamp(max=bound),
         )
         yield Explanation(
-            "activation-clamped",
+            "gelu-clamped",
             op,
             f"the activation's input is clamped to ±{bound:g}",
             lambda at, x, bound=bound: F.gelu(x.clamp(-bound, bound), approximate="tanh"),
         )
     yield Explanation(
-        "mlp-out-proj-activated",
+        "mlp-activation-twice",
         "mlp.c_proj",
         "a second GELU follows mlp.c_proj",
         lambda at, x: F.gelu(OPERATIONS["mlp.c_proj"](at, x), approximate="tanh"),
@@ -833,6 +857,11 @@ def _wirings() -> Iterator[Explanation]:
         x = at.do("residual.mlp", x, at.do("mlp", at.do("ln_2", x)))
         return at.do("residual.attn", x, at.do("attn", at.do("ln_1", x)))  # type: ignore[no-any-return]
 
+    def skip_from_normed(at: At, x: Tensor) -> Tensor:
+        x = at.do("residual.attn", x, at.do("attn", at.do("ln_1", x)))
+        normed = at.do("ln_2", x)
+        return at.do("residual.mlp", normed, at.do("mlp", normed))  # type: ignore[no-any-return]
+
     def norm_after_branch(at: At, x: Tensor) -> Tensor:
         x = at.do("residual.attn", x, at.do("ln_1", at.do("attn", x)))
         return at.do("residual.mlp", x, at.do("ln_2", at.do("mlp", x)))  # type: ignore[no-any-return]
@@ -858,9 +887,10 @@ def _wirings() -> Iterator[Explanation]:
         ("residual-from-block-input", "the skip around the MLP starts at the block's input", skip_from_start),
         ("mlp-reads-attention", "the MLP reads the attention's output, not the stream", mlp_reads_attention),
         ("mlp-before-attention", "the MLP comes before the attention", mlp_first),
-        ("load-ln-swapped", "ln_1 and ln_2 are swapped", norms_swapped),
+        ("ln-swapped-in-block", "ln_1 and ln_2 are swapped", norms_swapped),
         ("mlp-branch-missing", "the block has no MLP", only_attention),
         ("attn-branch-missing", "the block has no attention", only_mlp),
+        ("ln-before-residual", "the skip around the MLP starts after ln_2 instead of before it", skip_from_normed),
         ("block-skipped", "the block is skipped", lambda at, x: x),
         ("block-applied-twice", "the block is applied twice", twice),
     ):
@@ -902,13 +932,29 @@ def _stacks() -> Iterator[Explanation]:
     for fault, says, layers in (
         ("last-block-skipped", "the last block is not run", lambda L: list(range(L - 1))),
         ("first-block-skipped", "the first block is not run", lambda L: list(range(1, L))),
-        ("blocks-reversed", "the blocks run in reverse", lambda L: list(reversed(range(L)))),
-        ("blocks-share-one-module", "every layer computes with the weights of block 0", lambda L: [0] * L),
-        ("blocks-share-one-module", "every layer computes with the weights of the last block", lambda L: [L - 1] * L),
+        ("blocks-in-reverse", "the blocks run in reverse", lambda L: list(reversed(range(L)))),
+        ("first-block-for-all", "every layer runs block 0", lambda L: [0] * L),
+        ("blocks-share-one-module", "every layer runs the last block", lambda L: [L - 1] * L),
         ("last-block-repeated", "the last block is run twice", lambda L: [*range(L), L - 1]),
         ("block-skipped", "every other block is skipped", lambda L: list(range(0, L, 2))),
     ):
         yield Explanation(fault, "blocks", says, over(layers))
+    def normed_after_each(at: At, x: Tensor) -> Tensor:
+        for layer in range(at.size.layers):
+            x = OPERATIONS["ln_f"](at, at.at(layer).do("block", x))
+        return x
+
+    def positions_late(at: At, x: Tensor) -> Tensor:
+        taps = at.formula.taps
+        x = at.at(0).do("block", taps["embedding.token"]) + taps["embedding.position"]
+        for layer in range(1, at.size.layers):
+            x = at.at(layer).do("block", x)
+        return x
+
+    yield Explanation("final-ln-after-every-block", "blocks", "ln_f is applied after every block", normed_after_each)
+    yield Explanation(
+        "wpe-added-after-first-block", "blocks", "the positions are added after the first block", positions_late
+    )
     yield Explanation(
         "input-to-every-block", "blocks", "every block receives the embeddings; only the last one's output is used", input_to_every
     )
@@ -922,7 +968,7 @@ def _heads() -> Iterator[Explanation]:
 
     table: list[tuple[str, str, Callable[[Tensor], Tensor]]] = [
         ("logits-activation", "a ReLU is applied to the logits", lambda x: x.relu()),
-        ("logits-activation", "a softmax is applied to the logits", lambda x: x.softmax(-1)),
+        ("logits-softmax", "a softmax is applied to the logits", lambda x: x.softmax(-1)),
         ("logits-activation", "a log-softmax is applied to the logits", lambda x: x.log_softmax(-1)),
         ("logits-activation", "a sigmoid is applied to the logits", lambda x: x.sigmoid()),
         ("logits-activation", "a tanh is applied to the logits", lambda x: x.tanh()),

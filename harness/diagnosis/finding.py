@@ -13,7 +13,7 @@ class Finding:
 
     `where` is a published component (`h.1.attn.mask`, `ln_f`, `init.wte.weight`, `cache.position`), with `h.*` where
     every layer has it; `fault` the catalogue's id, "" where no explanation fits; `source` and `text` the line of the
-    user's file to look at, "" where it is not known.
+    user's file to look at, "" where it is not known; `alike` the ids of other faults that are the very same program.
     """
 
     where: str
@@ -22,6 +22,7 @@ class Finding:
     evidence: str
     source: str = ""
     text: str = ""
+    alike: tuple[str, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """JSON-ready."""

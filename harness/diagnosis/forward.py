@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Explained:
     findings: list[Finding]
     changes: list[Change]
     complete: bool  # whether, with those changes, the logits agree
+    forced: bool  # whether one of the changes is the subject's own value, which holds for these ids alone
 
 
 def explain(observed: Observation, ids: Tensor, weights: State, size: Size, forced: dict[str, Tensor]) -> Explained:
@@ -44,9 +45,18 @@ def explain(observed: Observation, ids: Tensor, weights: State, size: Size, forc
 class _Found:
     """One explanation in one layer."""
 
-    explanation: Explanation | None
+    fitting: tuple[Explanation, ...]  # all that fit, the likeliest first; none where nothing does
     layer: int | None
     finding: Finding
+
+    @property
+    def explanation(self) -> Explanation | None:
+        return self.fitting[0] if self.fitting else None
+
+
+def place_of(step: int, observed: Observation, ids: Tensor, weights: State, size: Size) -> str:
+    """The place of the formula that a step of a right subject's works on."""
+    return _Search(observed, ids, weights, size, {}).where_of(step)
 
 
 class _Search:
@@ -69,7 +79,7 @@ class _Search:
                 break
             if not self._step(taps, reached):
                 break
-        return Explained(_merged(self.found), self.changes, complete)
+        return Explained(_merged(self.found, self.size.layers - 1), self.changes, complete, any(not item.fitting for item in self.found))
 
     def _taps(self, changes: Sequence[Change]) -> dict[str, Any]:
         formula = Formula(self.size, self.weights, changes)
@@ -104,63 +114,68 @@ class _Search:
         """Find what is wrong at the anchor where the subject leaves GPT-2's way; False where the search must end."""
         anchor = self.anchors[reached]
         layer = int(anchor.split(".")[1]) if anchor.startswith("h.") else None
-        best = self._best(taps, reached, layer)
-        if best is not None:
-            explanation, at, change = best
+        fitting, change = self._best(taps, reached, layer)
+        if change is not None:
             self.changes.insert(0, change)
-            self.found.append(_Found(explanation, at, self._explained(explanation, at, taps, reached)))
+            self.found.append(_Found(fitting, change.layer, self._explained(fitting, change.layer, taps, reached)))
             return True
-        self.found.append(_Found(None, layer, self._unexplained(taps, anchor, layer)))
+        self.found.append(_Found((), layer, self._unexplained(taps, anchor, layer)))
         return self._force(anchor, layer)
 
     def _best(
         self, taps: dict[str, Any], reached: int, layer: int | None
-    ) -> tuple[Explanation, int | None, Change] | None:
-        """The explanation that takes the subject furthest; where none does, the one that explains most of its steps."""
+    ) -> tuple[tuple[Explanation, ...], Change | None]:
+        """The explanations that take the subject furthest; where none does, the one that explains most of its steps."""
         passed = self._step_before(taps, reached)
-        candidates = [(e, layer if _is_of_a_block(e.operation) else None) for e in self._candidates(layer, reached)]
-        furthest: list[tuple[int, Explanation, int | None, Change]] = []
-        for explanation, at in candidates:
-            change = Change(explanation.operation, explanation.function, at)
-            progress = self._progress(self._taps_from(taps, change, at), change, reached, passed)
-            if progress > 0:
-                furthest.append((progress, explanation, at, change))
-                if explanation is self._last:
-                    break  # what was wrong in the layer before
-        if furthest:
-            best = max(progress for progress, *_ in furthest)
-            return next((e, at, change) for progress, e, at, change in furthest if progress == best)
-        return self._most_steps(taps, layer, passed, candidates)
+        concerned = [e for e in explanations() if self._concerns(e, layer, reached)]
+        here = [(e, layer if _is_of_a_block(e.operation) else None) for e in concerned]
+        # What is wrong in one layer is often wrong in all; and a value may be right, and changed before it is read.
+        again = [pair for pair in here if self.found and pair[0] in self.found[-1].fitting]
+        for candidates in (again, here, self._in_the_layer_before(layer, reached)):
+            furthest: list[tuple[int, Explanation, Change]] = []
+            for explanation, at in candidates:
+                change = Change(explanation.operation, explanation.function, at)
+                found = self._taps_from(taps, change, at, whole=at is None or at != layer)
+                progress = self._progress(found, change, reached, passed)
+                if progress > 0:
+                    furthest.append((progress, explanation, change))
+            if furthest:
+                most = max(progress for progress, *_ in furthest)
+                best = [(e, change) for progress, e, change in furthest if progress == most]
+                return tuple(e for e, _ in best), best[0][1]
+        return self._most_steps(taps, layer, passed, here)
 
-    @property
-    def _last(self) -> Explanation | None:
-        return self.found[-1].explanation if self.found else None
-
-    def _candidates(self, layer: int | None, reached: int) -> list[Explanation]:
-        """Explanations of what lies where the subject leaves GPT-2's way, the last one that fitted first."""
-        listed = [e for e in explanations() if self._concerns(e, layer, reached)]
-        return sorted(listed, key=lambda e: e is not self._last)
+    def _in_the_layer_before(self, layer: int | None, reached: int) -> list[tuple[Explanation, int | None]]:
+        before: int | None = None
+        if self.anchors[reached].endswith("residual.attn"):
+            before = layer - 1 if layer else None
+        elif layer is None and reached > 1:
+            before = self.size.layers - 1
+        if before is None:
+            return []
+        return [(e, before) for e in explanations() if e.operation in ("residual.mlp", "block")]
 
     def _most_steps(
         self, taps: dict[str, Any], layer: int | None, passed: int, candidates: list[tuple[Explanation, int | None]]
-    ) -> tuple[Explanation, int | None, Change] | None:
+    ) -> tuple[tuple[Explanation, ...], Change | None]:
         """With two mistakes before the next anchor no single explanation reaches it; the first of them shows inside.
 
         It must explain the operation itself and at least one that follows: a single value may be there by chance.
         """
         if layer is None:
-            return None
+            return (), None
         known = self._steps_explained(taps, layer, passed)
-        best, most = None, 1
+        best: tuple[tuple[Explanation, ...], Change | None] = (), None
+        most = 1
         for explanation, at in candidates:
-            if at is None or explanation.operation == "block":
+            if at != layer or explanation.operation == "block":
                 continue
             change = Change(explanation.operation, explanation.function, at)
             with_it = self._taps_from(taps, change, at)
             own = self._seen(with_it, place(explanation.operation, at)) if with_it else None
             new = self._steps_explained(with_it, layer, passed) - known
             if own in new and len(new) > most:
-                best, most = (explanation, at, change), len(new)
+                best, most = ((explanation,), change), len(new)
         return best
 
     def _concerns(self, explanation: Explanation, layer: int | None, reached: int) -> bool:
@@ -174,7 +189,7 @@ class _Search:
         if operation.startswith("embedding"):
             return anchor == "embedding" or reached <= 1
         if operation == "blocks":
-            return anchor != "embedding"
+            return True
         if operation == "ln_f":
             return anchor in ("ln_f", "head")
         if operation == "head":
@@ -183,13 +198,15 @@ class _Search:
             return False
         if anchor.endswith("residual.attn"):
             return True
-        return not operation.startswith(("ln_1", "attn", "residual.attn"))
+        return not operation.startswith(("ln_1", "attn"))
 
-    def _taps_from(self, taps: dict[str, Any], change: Change, layer: int | None) -> dict[str, Any]:
+    def _taps_from(
+        self, taps: dict[str, Any], change: Change, layer: int | None, *, whole: bool = False
+    ) -> dict[str, Any]:
         """What the formula computes with the change: of its own block alone, or of everything."""
         formula = Formula(self.size, self.weights, [change, *self.changes])
         try:
-            if layer is None:
+            if layer is None or whole:
                 formula(self.ids)
             else:
                 formula.do("block", layer, taps["embedding"] if layer == 0 else taps[f"h.{layer - 1}"])
@@ -200,31 +217,49 @@ class _Search:
     def _progress(self, taps: dict[str, Any], change: Change, reached: int, passed: int) -> int:
         """How many more anchors the subject passes, with the change, from the one where it left.
 
-        Each must be a step of its own: with a change that leaves something out, an old value stands at a new place.
+        Each must be a value that nothing before it has: with a change that leaves something out, an old value stands
+        at a new place, and only what comes after it can decide.
         """
-        further, stale = 0, False
+        further, whole, stale = 0, "model" in taps, False
         for number in range(reached, len(self.anchors)):
             name = self.anchors[number]
-            if name not in taps:
-                if not stale:
+            if name not in taps and not whole:
+                if further or not stale:
                     break
-                taps, stale = self._taps([change, *self.changes]), False  # an old value: what comes after it decides
+                taps, whole = self._taps([change, *self.changes]), True
+            if name not in taps:
+                continue
             if name == "head":
-                agrees = self._logits_agree(taps[name])
+                agrees, stale = self._logits_agree(taps[name]), False
             else:
                 step = self.observed.find(taps[name], after=passed)
-                agrees = step is not None
-                stale = stale or (not agrees and self.observed.find(taps[name]) is not None)
-                passed = passed if step is None else step
+                stale = (self.observed.find(taps[name]) is not None) if step is None else self._is_old(taps, name)
+                agrees = step is not None and not stale
+                passed = step if step is not None and agrees else passed
             if agrees:
                 further = number - reached + 1
         return further
+
+    def _is_old(self, taps: dict[str, Any], name: str) -> bool:
+        """Whether the value at a place is one that an earlier place has as well."""
+        value, names = taps[name], list(taps)
+        earlier = names[: names.index(name)]
+        if name.count(".") == 1 and earlier and taps[earlier[-1]] is value:
+            earlier.pop()  # a block's value is that of its last operation
+        return any(
+            isinstance(other := taps[place], Tensor)
+            and (other is value or (other.shape == value.shape and torch.equal(other, value)))
+            for place in earlier
+        )
 
     def _steps_explained(self, taps: dict[str, Any], layer: int, passed: int) -> set[int]:
         steps = {self._seen(taps, name) for name in taps if name.startswith(f"h.{layer}.")}
         return {step for step in steps if step is not None and step > passed}
 
-    def _explained(self, explanation: Explanation, layer: int | None, taps: dict[str, Any], reached: int) -> Finding:
+    def _explained(
+        self, fitting: tuple[Explanation, ...], layer: int | None, taps: dict[str, Any], reached: int
+    ) -> Finding:
+        explanation = fitting[0]
         name = place(explanation.operation, layer)
         with_it = self._taps(self.changes)
         line = self._line_of(with_it, name, self._seen(with_it, name), made=_is_a_setting(explanation))
@@ -254,6 +289,14 @@ class _Search:
 
     def _own(self, step: int | None) -> Tensor | None:
         return None if step is None else self.observed.steps[step].tensor
+
+    def where_of(self, step: int) -> str:
+        """The place of the formula that a step of the subject's works on: the one after the last right value."""
+        taps = self._taps(self.changes)
+        order = [name for name in taps if name not in ("model", "blocks")]
+        before = [name for name in order if (seen := self._seen(taps, name)) is not None and seen < step]
+        last = max((order.index(name) for name in before), default=-1)
+        return order[min(last + 1, len(order) - 1)]
 
     def _line_of(self, taps: dict[str, Any], name: str, found: int | None, *, made: bool) -> Line | None:
         """The line that computed the wrong value; where none did (a step left out), the one that came next instead."""
@@ -433,20 +476,34 @@ def _close(a: tuple[int, float, float], b: tuple[int, float, float]) -> bool:
     return a[0] == b[0] and abs(a[1] - b[1]) <= slack and abs(a[2] - b[2]) <= slack
 
 
-def _merged(found: list[_Found]) -> list[Finding]:
-    """One finding for one cause: the same explanation in several layers is told once."""
-    groups: dict[Any, list[_Found]] = {}
-    for number, item in enumerate(found):
-        key = (item.explanation.fault, item.explanation.operation, item.explanation.says) if item.explanation else number
-        groups.setdefault(key, []).append(item)
-    merged = []
-    for items in groups.values():
-        first = items[0].finding
-        layers = [item.layer for item in items if item.layer is not None]
-        if len(layers) > 1:
-            number = layers[0]
-            where = first.where.replace(f"h.{number}", "h.*", 1)
-            told = f"in layers {', '.join(map(str, layers))}: {first.cause}" if layers != list(range(len(layers))) else first.cause
-            first = dataclasses.replace(first, where=where, cause=told)
-        merged.append(first)
-    return merged
+def _merged(found: list[_Found], last: int) -> list[Finding]:
+    """One finding for one cause: an explanation that fits in several layers is told once, for all of them."""
+    groups: list[tuple[tuple[Explanation, ...], list[_Found]]] = []
+    for item in found:
+        for number, (fitting, members) in enumerate(groups):
+            common = tuple(explanation for explanation in fitting if explanation in item.fitting)
+            if common:
+                groups[number] = common, [*members, item]
+                break
+        else:
+            groups.append((item.fitting, [item]))
+    return [_told(fitting, members, last) for fitting, members in groups]
+
+
+def _told(fitting: tuple[Explanation, ...], members: list[_Found], last: int) -> Finding:
+    first = members[0].finding
+    if not fitting:
+        return first
+    layers = [item.layer for item in members if item.layer is not None]
+    explanation, cause = fitting[0], fitting[0].says
+    where, fault = place(explanation.component, members[0].layer), explanation.fault
+    if fault == "mask-missing" and layers == [last]:
+        fault = "mask-missing-last-layer"
+    if len(layers) > 1:
+        where = place(explanation.component, layers[0]).replace(f"h.{layers[0]}", "h.*", 1)
+        cause = cause if layers == list(range(len(layers))) else f"in layers {', '.join(map(str, layers))}: {cause}"
+    alike = dict.fromkeys(other.fault for other in fitting if other.fault != fault)
+    same = [other.says for other in fitting[1:] if other.fault != explanation.fault and other.says != explanation.says]
+    if same:
+        cause += f" (the same program: {same[0]})"
+    return dataclasses.replace(first, where=where, fault=fault, cause=cause, alike=tuple(alike))
