@@ -16,14 +16,14 @@ from harness.diagnosis.observe import Births, Recorder
 from harness.diagnosis.precision import SHORT
 from harness.size import SIZES
 from harness.states import state
-from harness.subject import Caches, Subject, holding
+from harness.subject import Caches, Model, Subject, holding
 from harness.tokens import batch
 
 SIZE = "debug"
 SAME = 1e-9
 # Prefill and single tokens; then chunks, which tell apart what single tokens cannot.
 CHUNKS = ((5, 1, 1, 1, 1), (3, 4, 2, 3))
-Start = Callable[[int, int, int], int]  # (positions held, new ones, calls so far) -> the first new position
+Start = Callable[[int, int, int, int], int]  # (positions so far, new, calls so far, keys held) -> first new position
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Slip:
     where: str
     fault: str
     says: str
-    start: Start = lambda held, new, calls: held
+    start: Start = lambda held, new, calls, kept: held
     changes: tuple[Change, ...] = ()
 
 
@@ -50,10 +50,20 @@ def explain(subject: Subject) -> list[Finding]:
         if not _agree(model.logits(ids), right):
             return []  # the forward pass itself differs, and that is told elsewhere
     measured, recorder = [], Recorder(births)
-    for chunks in CHUNKS[: 1 + 1]:
+    for chunks in CHUNKS:
         with torch.no_grad(), Recorder(births) as recorder:
-            cache = subject.new_cache(model, 2)
-            measured.append([subject.step(model, part, cache) for part in ids.split(_filling(chunks), dim=1)])
+            measured.append(_decoded(subject, model, ids, chunks))
+    another = holding(subject, SIZES[SIZE], state(SIZE, "probe"), "float64")
+    first = torch.cat(_decoded(subject, another, ids, CHUNKS[0]), dim=1)
+    again = torch.cat(_decoded(subject, another, ids, CHUNKS[0]), dim=1)
+    third = holding(subject, SIZES[SIZE], state(SIZE, "probe"), "float64")
+    if not _agree(torch.cat(_decoded(subject, third, ids, CHUNKS[0]), dim=1), first):
+        says = "decoding with a cache gives another answer each time: dropout is active"
+        return [Finding("cache", "kv-dropout-in-decoding", says, "two models with the same weights decode differently")]
+    if not _agree(again, first):
+        says = "a second prompt sees what the first one left in the cache"
+        told = "with a new cache, on the same model, the same tokens give other logits the second time"
+        return [Finding("cache.lifetime", "kv-not-reset-between-prompts", says, told)]
     wrong = [not _agree(torch.cat(parts, dim=1), right) for parts in measured]
     if not any(wrong):
         return []
@@ -70,6 +80,13 @@ def explain(subject: Subject) -> list[Finding]:
     where = "cache.append" if not wrong[0] else "cache"
     says = "decoding in chunks differs from the full pass, token by token does not" if not wrong[0] else ""
     return [Finding(where, "", says or "no explanation of the catalogue fits", evidence)]
+
+
+def _decoded(subject: Caches, model: Model, ids: Tensor, chunks: tuple[int, ...]) -> list[Tensor]:
+    """The logits of each call."""
+    cache = subject.new_cache(model, 2)
+    with torch.no_grad():
+        return [subject.step(model, part, cache) for part in ids.split(_filling(chunks), dim=1)]
 
 
 def _filling(chunks: tuple[int, ...]) -> list[int]:
@@ -94,7 +111,8 @@ def _fits(parts: list[Tensor], ids: Tensor, chunks: list[int], weights: dict[str
     past: dict[Any, Any] = {}
     held = 0
     for calls, (own, part) in enumerate(zip(parts, ids.split(chunks, dim=1), strict=True)):
-        start = min(max(slip.start(held, part.shape[1], calls), 0), SIZES[SIZE].context - part.shape[1])
+        kept = past[0][0].shape[2] if isinstance(past.get(0), tuple) else 0
+        start = min(max(slip.start(held, part.shape[1], calls, kept), 0), SIZES[SIZE].context - part.shape[1])
         formula = Formula(SIZES[SIZE], weights, slip.changes, start=start, past=past)
         try:
             if not _agree(own, formula(part)):
@@ -108,20 +126,20 @@ def _fits(parts: list[Tensor], ids: Tensor, chunks: list[int], weights: dict[str
 def slips() -> Iterator[Slip]:
     """Every way that is tried."""
     position = "cache.position"
-    yield Slip(position, "kv-pos-restart-at-zero", "positions begin at 0 at each step", lambda held, new, calls: 0)
+    yield Slip(position, "kv-pos-restart-at-zero", "positions begin at 0 at each step", lambda held, new, calls, kept: 0)
     yield Slip(
         position,
         "kv-pos-off-by-one",
         "positions of cached steps are one too high",
-        lambda held, new, calls: held + (held > 0),
+        lambda held, new, calls, kept: held + (held > 0),
     )
     yield Slip(
         position,
         "kv-pos-one-too-low",
         "positions of cached steps are one too low",
-        lambda held, new, calls: held - (held > 0),
+        lambda held, new, calls, kept: held - (held > 0),
     )
-    yield Slip(position, "kv-pos-off-by-one", "positions count calls, not tokens", lambda held, new, calls: calls)
+    yield Slip(position, "kv-pos-off-by-one", "positions count calls, not tokens", lambda held, new, calls, kept: calls)
     yield Slip(
         position,
         "kv-pos-skipped-single-token",
@@ -134,16 +152,25 @@ def slips() -> Iterator[Slip]:
     )
     for says, start in _growing():
         yield Slip(position, "kv-offset-grows-by-prompt", says, start)
-    yield Slip("cache.append", "kv-overwrites-last-slot", "new keys and values take the place of the last ones", changes=(Change("cache", _overwriting),))
+    by_keys: Start = lambda held, new, calls, kept: kept  # noqa: E731 - one of a table of them
+    by_count: Start = lambda held, new, calls, kept: held  # noqa: E731
+    for start in (by_keys, by_count):
+        for from_first in (True, False):
+            yield Slip(
+                "cache.append",
+                "kv-overwrites-last-slot",
+                "new keys and values take the place of the last ones",
+                start,
+                (Change("cache", _overwriting(from_first)),),
+            )
     yield Slip("cache.append", "kv-prepends-new", "new keys and values go before the old ones", changes=(Change("cache", _prepending),))
     yield Slip("cache.append", "kv-prepends-new", "new keys and values go before the old ones, and the mask follows", changes=(Change("cache", _prepending), Change("attn.mask", _mask_of_prepended)))
     for keys, values, says in ((False, True, "values"), (True, False, "keys"), (True, True, "keys and values")):
-        yield Slip(
-            "cache.value",
-            "kv-value-stale",
-            f"cached {says} lag one step behind",
-            changes=(Change("cache", _stale(keys, values)),),
-        )
+        for single in (True, False):
+            for kept in (True, False):
+                change = Change("cache", _stale(keys, values, single=single, kept=kept))
+                cause = f"cached {says} lag one step behind"
+                yield Slip("cache.value", "kv-value-stale", cause, changes=(change,))
     yield Slip("cache.append", "kv-keys-not-kept", "old keys and values are forgotten at each step", changes=(Change("cache", _forgetting(1)),))
     yield Slip("cache.append", "kv-keys-not-kept", "only the step before is kept", changes=(Change("cache", _forgetting(2)),))
     yield Slip("cache.value", "kv-layers-share-memory", "all layers keep the first layer's values", changes=(Change("cache", _shared(False, True)),))
@@ -179,11 +206,11 @@ def _growing() -> Iterator[tuple[str, Start]]:
 
     def over(step: Callable[[int, int], int]) -> Start:
         """The offset after so many calls, when each call adds `step(held, new)`; the calls' sizes follow the plan."""
-        return lambda held, new, calls: step(held, new)
+        return lambda held, new, calls, kept: step(held, new)
 
     yield says, over(lambda held, new: held if held <= 5 else 5 * (held - 4))
     yield says, over(lambda held, new: 2 * held)
-    yield says, lambda held, new, calls: held * (held + 1) // 2
+    yield says, lambda held, new, calls, kept: held * (held + 1) // 2
 
 
 def _seen(T: int, S: int) -> Tensor:
@@ -213,28 +240,38 @@ def _prepending(at: At, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return k, v
 
 
-def _overwriting(at: At, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    past, layer = _held(at)
-    if layer in past:
-        old = past[layer]
-        kept = max(old[0].shape[2] - (1 if (layer, "written") in past else 0), 0)
-        past[layer, "written"] = True
-        k, v = torch.cat((old[0][:, :, :kept], k), dim=2), torch.cat((old[1][:, :, :kept], v), dim=2)
-    past[layer] = k, v
-    return k, v
+def _overwriting(from_first: bool) -> Callable[[At, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Written into the last slot; from the first step after the prefill, or from the second."""
 
-
-def _stale(keys: bool, values: bool) -> Callable[[At, Tensor, Tensor], tuple[Tensor, Tensor]]:
     def function(at: At, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         past, layer = _held(at)
-        before = past.get((layer, "last"), (k, v))
-        past[layer, "last"] = k, v
-        if keys and before[0].shape == k.shape:
-            k = before[0]
-        if values and before[1].shape == v.shape:
-            v = before[1]
         if layer in past:
-            k, v = torch.cat((past[layer][0], k), dim=2), torch.cat((past[layer][1], v), dim=2)
+            old = past[layer]
+            kept = old[0].shape[2] - (from_first or (layer, "written") in past)
+            past[layer, "written"] = True
+            k, v = torch.cat((old[0][:, :, :kept], k), dim=2), torch.cat((old[1][:, :, :kept], v), dim=2)
+        past[layer] = k, v
+        return k, v
+
+    return function
+
+
+def _stale(keys: bool, values: bool, *, single: bool, kept: bool) -> Callable[[At, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What is appended is what came before: the latest of what is kept, or what the call before brought."""
+
+    def function(at: At, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        past, layer = _held(at)
+        new = k.shape[2]
+        brought = past.get((layer, "last"))
+        past[layer, "last"] = k, v
+        if layer in past:
+            old = past[layer]
+            before = old if kept else brought
+            if not single or new == 1:
+                a, b = before[0][:, :, -new:], before[1][:, :, -new:]
+                k = a if keys and a.shape == k.shape else k
+                v = b if values and b.shape == v.shape else v
+            k, v = torch.cat((old[0], k), dim=2), torch.cat((old[1], v), dim=2)
         past[layer] = k, v
         return k, v
 

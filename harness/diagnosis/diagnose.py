@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from harness.diagnosis import backward, forward, loss
+from harness.diagnosis import backward, caching, forward, generating, loading, loss, precision, readings, start, structure
 from harness.diagnosis.finding import Diagnosis, Finding
 from harness.diagnosis.observe import Births, Observation, observe
 from harness.errors import HarnessError, Missing
@@ -27,11 +27,16 @@ SIZE = "debug"
 def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
     """What is wrong with the subject, at the debug size; `records` say what failed, and so where to look.
 
-    Nothing that the subject does, short of Ctrl-C, is raised: what could not be looked into is told in `trouble`.
+    Without records everything is looked into. Nothing that the subject does, short of Ctrl-C, is raised: what could
+    not be looked into is told in `trouble`.
     """
+    failed = [record for record in records if record.verdict in ("fail", "error")]
+    suites = {record.check.suite for record in failed}
     found: list[Finding] = []
     trouble: list[str] = []
-    for part in (_computation,):
+    for part, concerns in PARTS:
+        if records and not suites & concerns:
+            continue
         try:
             found += part(subject)
         except (Missing, HarnessError) as error:
@@ -40,7 +45,18 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
             raise
         except BaseException as error:
             trouble.append(f"{type(error).__name__}: {error}")
+    known = {fault for finding in found for fault in (finding.fault, *finding.alike)}
+    found += [finding for finding in readings.explain(failed) if _is_new(finding, found, known)]
+    if failed and not found:
+        found = [Finding(failed[0].check.suite, "", "no explanation of the catalogue fits", failed[0].message)]
     return Diagnosis(tuple(found), trouble="; ".join(dict.fromkeys(trouble)))
+
+
+def _is_new(finding: Finding, found: Sequence[Finding], known: set[str]) -> bool:
+    """Whether a failed check tells of something else than what has been found: of generation, say, beside a mask."""
+    ground = finding.where.split(".")[0]
+    grounds = {other.where.split(".")[0] for other in found}
+    return finding.fault not in known and (not found or (ground in ("generation", "loading", "cache") and ground not in grounds))
 
 
 def _computation(subject: Subject) -> list[Finding]:
@@ -65,15 +81,26 @@ def _one_way(subject: Subject, weights: Weights, *, training: bool) -> list[Find
     size = SIZES[SIZE]
     ids, targets = batch(size, "random", rows=2, length=size.context)
     model, births = _held(subject, weights, training)
-    given = {name: tensor.double() for name, tensor in state(SIZE, weights).items()}
-    passed = forward.explain(observe(model, ids, births), ids, given, size, _streams(model, ids))
-    findings = list(passed.findings)
-    if not passed.complete or passed.forced or weights == "extreme":
+    given = _weights(model, weights)
+    observed, low = precision.undone(model, ids, births, observe(model, ids, births), given, size)
+    passed = forward.explain(observed, ids, given, size, {} if low else _streams(model, ids))
+    findings = [*low, *passed.findings]
+    if low or not passed.complete or passed.forced or weights == "extreme":
         return findings
     lost = loss.explain(model, given, size, passed.changes, births)
     if lost:
         return findings + lost
     return findings + backward.explain(model, ids, targets, given, size, passed.changes, births)
+
+
+def _weights(model: Model, weights: Weights) -> dict[str, Tensor]:
+    """The published weights, float64, those that the subject has no parameter for being neutral: told elsewhere."""
+    given = {name: tensor.double() for name, tensor in state(SIZE, weights).items()}
+    for row in model.weights.missing:
+        neutral = 1.0 if "ln_" in row.published and row.published.endswith("weight") else 0.0
+        given[row.published] = given[row.published].clone()
+        row.part_of(given[row.published]).fill_(neutral)
+    return given
 
 
 def _held(subject: Subject, weights: Weights, training: bool) -> tuple[Model, Births]:
@@ -130,3 +157,16 @@ def _streams(model: Model, ids: Tensor) -> dict[str, Tensor]:
     except Exception:
         return {}
     return {name.replace("block ", "h."): tensor.detach().double() for name, tensor in outputs.items()}
+
+
+_EVERY = frozenset(("structure", "behaviour", "attention", "loss", "parity", "precision", "generation", "loading"))
+# In the order in which they are told: what a model is made of, what it computes, how it starts, and what is done with it.
+PARTS: tuple[tuple[Callable[[Subject], list[Finding]], frozenset[str]], ...] = (
+    (structure.explain, frozenset(("structure", "behaviour", "loading", "interface"))),
+    (_computation, _EVERY | {"interface"}),
+    (structure.dropout, frozenset(("structure",))),
+    (start.explain, frozenset(("initialisation",))),
+    (loading.explain, frozenset(("loading",))),
+    (caching.explain, frozenset(("generation",))),
+    (generating.explain, frozenset(("generation",))),
+)

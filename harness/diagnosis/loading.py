@@ -183,7 +183,7 @@ def _cause(changed: dict[str, str], kinds: list[str], words: set[str], given: St
                 return fault, f"{name} is not loaded: it is random"
         if len(changed) > 0.9 * len(given):
             return "init-after-loading", "nothing that was loaded is left: the weights are drawn anew"
-        if all(given[name].ndim == 2 for name in changed):
+        if sum(given[name].ndim == 2 for name in changed) == sum(tensor.ndim == 2 for tensor in given.values()):
             return "init-after-loading", "the matrices are drawn anew after loading"
         return "", f"{', '.join(kinds[:3])}{' ...' * (len(kinds) > 3)} {'are' if len(kinds) > 1 else 'is'} not loaded"
     return "", "loaded tensors differ from the file"
