@@ -74,14 +74,17 @@ def explain(
     best: tuple[int, str, str, int | None, str] | None = None
     for operation, layer, change, says in _stops(size):
         with_it = gradients(size, weights, [change, *changes], ids, targets)
-        left = sum(not _agree(own[name], with_it[name]) for name in wrong + [n for n in right if n not in wrong] if name in own)
+        left = sum(
+            not _agree(own[name], with_it[name]) for name in wrong + [n for n in right if n not in wrong] if name in own
+        )
         if left < len(wrong) and (best is None or left < best[0]):
             best = (left, operation, says, layer, change.operation)
             if left == 0:
                 break
     line = _detached(recorder)
     first = wrong[0]
-    differs = f"in backward order the first gradient that differs is {first}'s, by {_gap(own[first], right[first]):.1e} of its size"
+    gap = _gap(own[first], right[first])
+    differs = f"in backward order the first gradient that differs is {first}'s, by {gap:.1e} of its size"
     if best is not None and best[0] == 0:
         _, operation, says, layer, _ = best
         where = place(operation, layer) if layer is not None or not _of_block(operation) else f"h.*.{operation}"
@@ -158,7 +161,9 @@ def _frozen(model: Model, own: dict[str, Tensor], right: dict[str, Tensor], wron
     families = ", ".join(dict.fromkeys(family(name) for name in reversed(wrong)))
     cause = f"{families}: requires_grad is off" if off else f"{families}: no gradient arrives"
     evidence = f"the gradient of {len(wrong)} parameter{'s' * (len(wrong) > 1)} is exactly 0; every other one agrees"
-    return Finding(_component(wrong[0]), "wpe-frozen" if families == "wpe.weight" else "gradient-frozen", cause, evidence)
+    return Finding(
+        _component(wrong[0]), "wpe-frozen" if families == "wpe.weight" else "gradient-frozen", cause, evidence
+    )
 
 
 def _rows_without(own: Tensor, right: Tensor) -> list[int]:
@@ -180,7 +185,9 @@ def _ratio(own: dict[str, Tensor], right: dict[str, Tensor], wrong: list[str]) -
 def _detached(recorder: Recorder) -> Line | None:
     """The line of the user's that detaches something."""
     lines = [step.line for step in recorder.steps if step.operation == "detach" and step.line is not None]
-    return next((line for line in lines if "detach" in line.text or "no_grad" in line.text or ".data" in line.text), None)
+    return next(
+        (line for line in lines if "detach" in line.text or "no_grad" in line.text or ".data" in line.text), None
+    )
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:

@@ -49,7 +49,7 @@ def explain(subject: Subject) -> list[Finding]:
     with torch.no_grad():
         if not _agree(model.logits(ids), right):
             return []  # the forward pass itself differs, and that is told elsewhere
-    measured, recorder = [], Recorder(births)
+    measured = []
     for chunks in CHUNKS:
         with torch.no_grad(), Recorder(births) as recorder:
             measured.append(_decoded(subject, model, ids, chunks))
@@ -70,13 +70,19 @@ def explain(subject: Subject) -> list[Finding]:
     low = [step for step in recorder.steps if step.dtype in SHORT]
     if low:
         line = low[0].line
-        told = ("", "") if line is None else (str(line), line.text)
+        at = ("", "") if line is None else (str(line), line.text)
         cause = f"keys and values are kept in {str(low[0].dtype).removeprefix('torch.')}"
-        return [Finding("cache.dtype", "kv-cache-low-precision", cause, "a float64 run asks for it while decoding", *told)]
+        return [
+            Finding("cache.dtype", "kv-cache-low-precision", cause, "a float64 run asks for it while decoding", *at)
+        ]
     evidence = _evidence(measured, right)
     for slip in slips():
-        if all(_fits(parts, ids, _filling(chunks), weights, slip) for parts, chunks in zip(measured, CHUNKS, strict=True)):
-            return [Finding(slip.where, slip.fault, slip.says, f"{evidence}; the formula with this slip gives the same")]
+        if all(
+            _fits(parts, ids, _filling(chunks), weights, slip) for parts, chunks in zip(measured, CHUNKS, strict=True)
+        ):
+            return [
+                Finding(slip.where, slip.fault, slip.says, f"{evidence}; the formula with this slip gives the same")
+            ]
     where = "cache.append" if not wrong[0] else "cache"
     says = "decoding in chunks differs from the full pass, token by token does not" if not wrong[0] else ""
     return [Finding(where, "", says or "no explanation of the catalogue fits", evidence)]
@@ -90,7 +96,11 @@ def _decoded(subject: Caches, model: Model, ids: Tensor, chunks: tuple[int, ...]
 
 
 def _filling(chunks: tuple[int, ...]) -> list[int]:
-    return [*chunks[:-1], 12 - sum(chunks[:-1])] if sum(chunks) != 12 and len(chunks) == 4 else [*chunks, *[1] * (12 - sum(chunks))]
+    return (
+        [*chunks[:-1], 12 - sum(chunks[:-1])]
+        if sum(chunks) != 12 and len(chunks) == 4
+        else [*chunks, *[1] * (12 - sum(chunks))]
+    )
 
 
 def _evidence(measured: list[list[Tensor]], right: Tensor) -> str:
@@ -126,7 +136,9 @@ def _fits(parts: list[Tensor], ids: Tensor, chunks: list[int], weights: dict[str
 def slips() -> Iterator[Slip]:
     """Every way that is tried."""
     position = "cache.position"
-    yield Slip(position, "kv-pos-restart-at-zero", "positions begin at 0 at each step", lambda held, new, calls, kept: 0)
+    yield Slip(
+        position, "kv-pos-restart-at-zero", "positions begin at 0 at each step", lambda held, new, calls, kept: 0
+    )
     yield Slip(
         position,
         "kv-pos-off-by-one",
@@ -144,11 +156,7 @@ def slips() -> Iterator[Slip]:
         position,
         "kv-pos-skipped-single-token",
         "a single token gets no position embedding",
-        changes=(
-            Change(
-                "embedding", lambda at, token, place: token if token.shape[1] == 1 else token + place
-            ),
-        ),
+        changes=(Change("embedding", lambda at, token, place: token if token.shape[1] == 1 else token + place),),
     )
     for says, start in _growing():
         yield Slip(position, "kv-offset-grows-by-prompt", says, start)
@@ -163,18 +171,45 @@ def slips() -> Iterator[Slip]:
                 start,
                 (Change("cache", _overwriting(from_first)),),
             )
-    yield Slip("cache.append", "kv-prepends-new", "new keys and values go before the old ones", changes=(Change("cache", _prepending),))
-    yield Slip("cache.append", "kv-prepends-new", "new keys and values go before the old ones, and the mask follows", changes=(Change("cache", _prepending), Change("attn.mask", _mask_of_prepended)))
+    yield Slip(
+        "cache.append",
+        "kv-prepends-new",
+        "new keys and values go before the old ones",
+        changes=(Change("cache", _prepending),),
+    )
+    yield Slip(
+        "cache.append",
+        "kv-prepends-new",
+        "new keys and values go before the old ones, and the mask follows",
+        changes=(Change("cache", _prepending), Change("attn.mask", _mask_of_prepended)),
+    )
     for keys, values, says in ((False, True, "values"), (True, False, "keys"), (True, True, "keys and values")):
         for single in (True, False):
             for kept in (True, False):
                 change = Change("cache", _stale(keys, values, single=single, kept=kept))
                 cause = f"cached {says} lag one step behind"
                 yield Slip("cache.value", "kv-value-stale", cause, changes=(change,))
-    yield Slip("cache.append", "kv-keys-not-kept", "old keys and values are forgotten at each step", changes=(Change("cache", _forgetting(1)),))
-    yield Slip("cache.append", "kv-keys-not-kept", "only the step before is kept", changes=(Change("cache", _forgetting(2)),))
-    yield Slip("cache.value", "kv-layers-share-memory", "all layers keep the first layer's values", changes=(Change("cache", _shared(False, True)),))
-    yield Slip("cache.value", "kv-layers-share-memory", "all layers keep the first layer's keys and values", changes=(Change("cache", _shared(True, True)),))
+    yield Slip(
+        "cache.append",
+        "kv-keys-not-kept",
+        "old keys and values are forgotten at each step",
+        changes=(Change("cache", _forgetting(1)),),
+    )
+    yield Slip(
+        "cache.append", "kv-keys-not-kept", "only the step before is kept", changes=(Change("cache", _forgetting(2)),)
+    )
+    yield Slip(
+        "cache.value",
+        "kv-layers-share-memory",
+        "all layers keep the first layer's values",
+        changes=(Change("cache", _shared(False, True)),),
+    )
+    yield Slip(
+        "cache.value",
+        "kv-layers-share-memory",
+        "all layers keep the first layer's keys and values",
+        changes=(Change("cache", _shared(True, True)),),
+    )
     yield Slip(
         "cache.mask",
         "kv-mask-top-left",
@@ -256,7 +291,9 @@ def _overwriting(from_first: bool) -> Callable[[At, Tensor, Tensor], tuple[Tenso
     return function
 
 
-def _stale(keys: bool, values: bool, *, single: bool, kept: bool) -> Callable[[At, Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _stale(
+    keys: bool, values: bool, *, single: bool, kept: bool
+) -> Callable[[At, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What is appended is what came before: the latest of what is kept, or what the call before brought."""
 
     def function(at: At, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +303,7 @@ def _stale(keys: bool, values: bool, *, single: bool, kept: bool) -> Callable[[A
         past[layer, "last"] = k, v
         if layer in past:
             old = past[layer]
-            before = old if kept else brought
+            before = old if kept or brought is None else brought
             if not single or new == 1:
                 a, b = before[0][:, :, -new:], before[1][:, :, -new:]
                 k = a if keys and a.shape == k.shape else k

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis import backward, caching, forward, generating, loading, loss, precision, readings, start, structure
+from harness.diagnosis import (
+    backward,
+    caching,
+    forward,
+    generating,
+    loading,
+    loss,
+    precision,
+    readings,
+    start,
+    structure,
+)
 from harness.diagnosis.finding import Diagnosis, Finding
 from harness.diagnosis.observe import Births, Observation, observe
 from harness.errors import HarnessError, Missing
@@ -35,7 +46,7 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
     found: list[Finding] = []
     trouble: list[str] = []
     for part, concerns in PARTS:
-        if records and not suites & concerns:
+        if (records and not suites & concerns) or (concerns == {"generation"} and _unsteady(found)):
             continue
         try:
             found += part(subject)
@@ -45,18 +56,16 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
             raise
         except BaseException as error:
             trouble.append(f"{type(error).__name__}: {error}")
-    known = {fault for finding in found for fault in (finding.fault, *finding.alike)}
-    found += [finding for finding in readings.explain(failed) if _is_new(finding, found, known)]
+    if not found:  # what a check says by itself counts where nothing deeper was found: one cause, many red lines
+        found = readings.explain(failed)
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", "no explanation of the catalogue fits", failed[0].message)]
     return Diagnosis(tuple(found), trouble="; ".join(dict.fromkeys(trouble)))
 
 
-def _is_new(finding: Finding, found: Sequence[Finding], known: set[str]) -> bool:
-    """Whether a failed check tells of something else than what has been found: of generation, say, beside a mask."""
-    ground = finding.where.split(".")[0]
-    grounds = {other.where.split(".")[0] for other in found}
-    return finding.fault not in known and (not found or (ground in ("generation", "loading", "cache") and ground not in grounds))
+def _unsteady(found: Sequence[Finding]) -> bool:
+    """Whether rounding or chance is in the forward pass already: what is decoded or drawn then differs by it."""
+    return any("low-precision" in finding.fault or finding.where == "dropout" for finding in found)
 
 
 def _computation(subject: Subject) -> list[Finding]:
@@ -71,9 +80,21 @@ def _computation(subject: Subject) -> list[Finding]:
     for weights, training in ways:
         findings = _one_way(subject, weights, training=training)
         if findings:
-            mode = "in training mode only: " if training else ""
-            return [dataclasses.replace(finding, cause=mode + finding.cause) for finding in findings]
-    return []
+            return [_in_training_only(finding) for finding in findings] if training else findings
+    return precision.overflow(subject)
+
+
+IN_TRAINING = {
+    "mask-missing": "mask-only-in-evaluation",
+    "residual-detached": "residual-detached-in-training",
+    "loss-label-smoothing-left-on": "loss-label-smoothing-in-training",
+}
+
+
+def _in_training_only(finding: Finding) -> Finding:
+    cause = f"in training mode only: {finding.cause}"
+    fault = IN_TRAINING.get(finding.fault, finding.fault)
+    return dataclasses.replace(finding, fault=fault, cause=cause, alike=(*finding.alike, finding.fault))
 
 
 def _one_way(subject: Subject, weights: Weights, *, training: bool) -> list[Finding]:
@@ -131,8 +152,8 @@ def _changing(subject: Subject) -> Finding | None:
     drops = number is not None and "drop" in first.steps[number].operation + (line.text if line else "")
     gap = float((first.logits - second.logits).abs().max())
     return Finding(
-        where=_place_of(first, number, subject),
-        fault=("attn-dropout-active-in-eval" if drops else ""),
+        where="dropout" if drops else "block",
+        fault=_dropping(first, number) if drops else "",
         cause=("dropout is active in eval mode" if drops else "the same input gives another answer the second time"),
         evidence=f"two forward passes in eval mode differ by {gap:.1e} in the logits",
         source="" if line is None else str(line),
@@ -140,13 +161,10 @@ def _changing(subject: Subject) -> Finding | None:
     )
 
 
-def _place_of(observed: Observation, number: int | None, subject: Subject) -> str:
-    """The place of the formula that a step comes after, read off the shape of what the step gave."""
-    size = SIZES[SIZE]
-    if number is None:
-        return "block"
-    shape = tuple(observed.steps[number].tensor.shape)
-    return "attn" if shape.count(24) > 1 or size.head_width in shape else "dropout"
+def _dropping(observed: Observation, number: int | None) -> str:
+    """Attention weights are (..., T, T); everything else that is dropped is as wide as the stream."""
+    shape = () if number is None else tuple(observed.steps[number].tensor.shape)
+    return "attn-dropout-active-in-eval" if shape.count(24) > 1 else "dropout-active-in-eval"
 
 
 def _streams(model: Model, ids: Tensor) -> dict[str, Tensor]:
@@ -160,7 +178,7 @@ def _streams(model: Model, ids: Tensor) -> dict[str, Tensor]:
 
 
 _EVERY = frozenset(("structure", "behaviour", "attention", "loss", "parity", "precision", "generation", "loading"))
-# In the order in which they are told: what a model is made of, what it computes, how it starts, and what is done with it.
+# In the order in which they are told: what a model is made of, what it computes, how it starts, what is done with it.
 PARTS: tuple[tuple[Callable[[Subject], list[Finding]], frozenset[str]], ...] = (
     (structure.explain, frozenset(("structure", "behaviour", "loading", "interface"))),
     (_computation, _EVERY | {"interface"}),

@@ -109,9 +109,13 @@ def _embeddings() -> Iterator[Explanation]:
             "sines and cosines stand in the place of the learned positions",
             lambda at, ids, half=half: _sinusoids(at, ids.shape[1], in_halves=half),
         )
-    yield Explanation("pos-multiplied", "embedding", "token and position embeddings are multiplied", lambda at, t, p: t * p)
+    yield Explanation(
+        "pos-multiplied", "embedding", "token and position embeddings are multiplied", lambda at, t, p: t * p
+    )
     yield Explanation("pos-missing", "embedding", "position embeddings are not added", lambda at, t, p: t)
-    yield Explanation("token-embedding-missing", "embedding", "token embeddings are not added", lambda at, t, p: p + 0 * t)
+    yield Explanation(
+        "token-embedding-missing", "embedding", "token embeddings are not added", lambda at, t, p: p + 0 * t
+    )
     yield Explanation("pos-subtracted", "embedding", "position embeddings are subtracted", lambda at, t, p: t - p)
     yield Explanation("pos-added-twice", "embedding", "position embeddings are added twice", lambda at, t, p: t + 2 * p)
     yield Explanation(
@@ -163,9 +167,7 @@ def normalised(
 ) -> Tensor:
     """A LayerNorm with every one of its parts open to question."""
     middle = x.mean(axes, keepdim=True) if centred else torch.zeros_like(x[..., :1])
-    variance = (
-        x.var(axes, keepdim=True, correction=correction) if centred else x.pow(2).mean(axes, keepdim=True)
-    )
+    variance = x.var(axes, keepdim=True, correction=correction) if centred else x.pow(2).mean(axes, keepdim=True)
     deviation = variance.sqrt() + epsilon if outside else (variance + epsilon).sqrt()
     return (x - middle) / deviation * gain + bias
 
@@ -233,8 +235,9 @@ def _norm(name: str) -> Iterator[Explanation]:
         "ln-no-mean-subtraction",
         name,
         f"{name} divides by the standard deviation, but does not subtract the mean",
-        lambda at, x: x / (x.var(-1, keepdim=True, correction=0) + EPSILON).sqrt() * at[f"{name}.weight"]
-        + at[f"{name}.bias"],
+        lambda at, x: (
+            x / (x.var(-1, keepdim=True, correction=0) + EPSILON).sqrt() * at[f"{name}.weight"] + at[f"{name}.bias"]
+        ),
     )
     yield Explanation(
         "ln-no-variance",
@@ -246,10 +249,10 @@ def _norm(name: str) -> Iterator[Explanation]:
         "ln-divides-by-variance",
         name,
         f"{name} divides by the variance instead of its root",
-        lambda at, x: (x - x.mean(-1, keepdim=True))
-        / (x.var(-1, keepdim=True, correction=0) + EPSILON)
-        * at[f"{name}.weight"]
-        + at[f"{name}.bias"],
+        lambda at, x: (
+            (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + EPSILON) * at[f"{name}.weight"]
+            + at[f"{name}.bias"]
+        ),
     )
     for epsilon in (1e-6, 1e-12, 1e-8, 1e-7, 1e-10, 0.0, 1e-4):
         yield Explanation("ln-eps-wrong", name, f"{name}'s epsilon is {epsilon:g}, not 1e-5", norm(epsilon=epsilon))
@@ -289,7 +292,7 @@ def _norm(name: str) -> Iterator[Explanation]:
         name,
         f"{name} is evaluated in bfloat16",
         lambda at, x: F.layer_norm(
-            x.bfloat16(), x.shape[-1:], *(tensor.bfloat16() for tensor in _affine(at, name)), EPSILON
+            x.bfloat16(), x.shape[-1:], at[f"{name}.weight"].bfloat16(), at[f"{name}.bias"].bfloat16(), EPSILON
         ).to(x.dtype),
     )
 
@@ -339,7 +342,7 @@ def _qkv() -> Iterator[Explanation]:
         )
 
     def all_transposed(at: At, x: Tensor) -> Tensor:
-        blocks = at["attn.c_attn.weight"].unflatten(1, (3, -1))  # (in, 3, out)
+        blocks: Tensor = at["attn.c_attn.weight"].unflatten(1, (3, -1))  # (in, 3, out)
         return x @ blocks.permute(2, 1, 0).flatten(1) + at["attn.c_attn.bias"]
 
     yield Explanation(
@@ -390,7 +393,8 @@ def _qkv() -> Iterator[Explanation]:
         return x.reshape(x.shape[0], at.size.heads, x.shape[1], at.size.head_width)
 
     def strided(at: At, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (at.size.head_width, at.size.heads)).permute(0, 3, 1, 2)
+        apart: Tensor = x.unflatten(-1, (at.size.head_width, at.size.heads))
+        return apart.permute(0, 3, 1, 2)
 
     yield Explanation(
         "head-split-view-no-transpose",
@@ -419,32 +423,32 @@ def _qkv() -> Iterator[Explanation]:
         each(strided),
     )
 
-    def parts(function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Operation:
+    def of_heads(function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Operation:
         return lambda at, qkv: function(*OPERATIONS["attn.split"](at, qkv))
 
     yield Explanation(
         "heads-share-keys",
         "attn.split",
         "every head uses the keys of head 0",
-        parts(lambda q, k, v: (q, k[:, :1].expand_as(k), v)),
+        of_heads(lambda q, k, v: (q, k[:, :1].expand_as(k), v)),
     )
     yield Explanation(
         "heads-share-values",
         "attn.split",
         "every head uses the values of head 0",
-        parts(lambda q, k, v: (q, k, v[:, :1].expand_as(v))),
+        of_heads(lambda q, k, v: (q, k, v[:, :1].expand_as(v))),
     )
     yield Explanation(
         "heads-share-keys",
         "attn.split",
         "every head uses the keys and values of head 0 (multi-query)",
-        parts(lambda q, k, v: (q, k[:, :1].expand_as(k), v[:, :1].expand_as(v))),
+        of_heads(lambda q, k, v: (q, k[:, :1].expand_as(k), v[:, :1].expand_as(v))),
     )
     yield Explanation(
         "heads-share-queries",
         "attn.split",
         "every head uses the queries of head 0",
-        parts(lambda q, k, v: (q[:, :1].expand_as(q), k, v)),
+        of_heads(lambda q, k, v: (q[:, :1].expand_as(q), k, v)),
     )
     for fault, says, function in (
         ("key-is-query", "the keys are the queries", lambda q, k, v: (q, q, v)),
@@ -454,12 +458,12 @@ def _qkv() -> Iterator[Explanation]:
         ("query-is-value", "the queries are the values", lambda q, k, v: (v, k, v)),
         ("key-is-value", "the keys are the values", lambda q, k, v: (q, v, v)),
     ):
-        yield Explanation(fault, "attn.split", says, parts(function), where="attn.qkv")
+        yield Explanation(fault, "attn.split", says, of_heads(function), where="attn.qkv")
     yield Explanation(
         "qk-normalised",
         "attn.split",
         "queries and keys are normalised",
-        parts(lambda q, k, v: (F.normalize(q, dim=-1), F.normalize(k, dim=-1), v)),
+        of_heads(lambda q, k, v: (F.normalize(q, dim=-1), F.normalize(k, dim=-1), v)),
     )
 
 
@@ -467,9 +471,7 @@ def _scores() -> Iterator[Explanation]:
     yield Explanation(
         "scores-transposed", "attn.scores", "the scores are K Qᵀ instead of Q Kᵀ", lambda at, q, k: k @ q.mT
     )
-    yield Explanation(
-        "scores-negated", "attn.scores", "the scores have the wrong sign", lambda at, q, k: -(q @ k.mT)
-    )
+    yield Explanation("scores-negated", "attn.scores", "the scores have the wrong sign", lambda at, q, k: -(q @ k.mT))
     yield Explanation(
         "scores-by-distance",
         "attn.scores",
@@ -482,7 +484,11 @@ def _scores() -> Iterator[Explanation]:
         ("scale-by-n-head", "the scores are divided by sqrt(number of heads)", lambda s: H(s) ** -0.5),
         ("scale-by-d-model", "the scores are divided by sqrt(width), not by sqrt(head size)", lambda s: C(s) ** -0.5),
         ("scale-inverted", "the scores are multiplied by sqrt(head size)", lambda s: D(s) ** 0.5),
-        ("scale-without-root", "the scores are divided by the head size: its root is missing, or taken twice", lambda s: 1 / D(s)),
+        (
+            "scale-without-root",
+            "the scores are divided by the head size: its root is missing, or taken twice",
+            lambda s: 1 / D(s),
+        ),
         ("scale-by-n-head", "the scores are divided by the number of heads", lambda s: 1 / H(s)),
         ("scale-by-d-model", "the scores are divided by the width", lambda s: 1 / C(s)),
         ("scale-half", "only one of queries and keys is scaled by a fourth root", lambda s: D(s) ** -0.25),
@@ -532,9 +538,14 @@ def _masks() -> Iterator[Explanation]:
     )
     yield Explanation("mask-allows-next", "attn.mask", "the mask lets every position see two ahead", fill(shifted(2)))
     yield Explanation(
-        "attention-to-others-only", "attn.mask", "the mask hides every position from itself", fill(_but_first(shifted(-1)))
+        "attention-to-others-only",
+        "attn.mask",
+        "the mask hides every position from itself",
+        fill(_but_first(shifted(-1))),
     )
-    yield Explanation("attention-to-others-only", "attn.mask", "the mask hides every position from itself", fill(shifted(-1)))
+    yield Explanation(
+        "attention-to-others-only", "attn.mask", "the mask hides every position from itself", fill(shifted(-1))
+    )
     yield Explanation(
         "mask-transposed",
         "attn.mask",
@@ -599,7 +610,7 @@ def _masks() -> Iterator[Explanation]:
 
     def after(renormalise: bool) -> Operation:
         def function(at: At, weights: Tensor, v: Tensor) -> Tensor:
-            scores = at.formula.taps[f"h.{at.layer}.attn.scale"]
+            scores: Tensor = at.formula.taps[f"h.{at.layer}.attn.scale"]
             kept = scores.softmax(-1) * visible(*scores.shape[-2:])
             return (kept / kept.sum(-1, keepdim=True) if renormalise else kept) @ v
 
@@ -637,7 +648,9 @@ def _softmaxes() -> Iterator[Explanation]:
     yield Explanation(
         "softmax-missing", op, "the scores are used without a softmax", lambda at, s: s.masked_fill(s.isinf(), 0.0)
     )
-    yield Explanation("softmax-is-sigmoid", op, "a sigmoid stands in the place of the softmax", lambda at, s: s.sigmoid())
+    yield Explanation(
+        "softmax-is-sigmoid", op, "a sigmoid stands in the place of the softmax", lambda at, s: s.sigmoid()
+    )
     yield Explanation(
         "softmax-off-by-one",
         op,
@@ -687,7 +700,9 @@ def _mixes() -> Iterator[Explanation]:
             return mixed.index_fill(1, torch.tensor([number % mixed.shape[1]]), 0.0)
 
         yield Explanation("head-dropped", "attn.mix", f"the {says} head's answer is dropped", dropped)
-    yield Explanation("mix-missing", "attn.mix", "the values are not mixed by the attention weights", lambda at, w, v: v)
+    yield Explanation(
+        "mix-missing", "attn.mix", "the values are not mixed by the attention weights", lambda at, w, v: v
+    )
     yield Explanation(
         "head-merge-no-transpose",
         "attn.merge",
@@ -701,7 +716,10 @@ def _mixes() -> Iterator[Explanation]:
         lambda at, m: m.permute(0, 2, 3, 1).flatten(2),
     )
     yield Explanation(
-        "head-merge-wrong-factor", "attn.merge", "heads are merged in reverse", lambda at, m: m.flip(1).transpose(1, 2).flatten(2)
+        "head-merge-wrong-factor",
+        "attn.merge",
+        "heads are merged in reverse",
+        lambda at, m: m.flip(1).transpose(1, 2).flatten(2),
     )
     yield Explanation(
         "head-merge-no-transpose",
@@ -719,9 +737,7 @@ def _mixes() -> Iterator[Explanation]:
 
 def _outputs() -> Iterator[Explanation]:
     name = "attn.c_proj"
-    yield Explanation(
-        "attn-out-proj-skipped", name, "the output projection is not applied", lambda at, x: x
-    )
+    yield Explanation("attn-out-proj-skipped", name, "the output projection is not applied", lambda at, x: x)
     for fault in ("load-conv1d-square-not-transposed", "attn-out-proj-transposed"):
         yield Explanation(
             fault,
@@ -739,9 +755,13 @@ def _residuals() -> Iterator[Explanation]:
             f"residual-{word}-missing", op, f"there is no skip around {branch}", lambda at, x, branch: branch
         )
         yield Explanation(f"{word}-branch-missing", op, f"{branch} is not added to the stream", lambda at, x, branch: x)
-        yield Explanation("residual-sign", op, f"{branch} is subtracted from the stream", lambda at, x, branch: x - branch)
+        yield Explanation(
+            "residual-sign", op, f"{branch} is subtracted from the stream", lambda at, x, branch: x - branch
+        )
         yield Explanation("residual-doubled", op, f"{branch} is added twice", lambda at, x, branch: x + 2 * branch)
-        yield Explanation("residual-doubled", op, f"the stream is doubled at {branch}", lambda at, x, branch: 2 * x + branch)
+        yield Explanation(
+            "residual-doubled", op, f"the stream is doubled at {branch}", lambda at, x, branch: 2 * x + branch
+        )
         norm = "ln_1" if word == "attn" else "ln_2"
         yield Explanation(
             "ln-before-residual",
@@ -894,9 +914,12 @@ def _wirings() -> Iterator[Explanation]:
         ("block-skipped", "the block is skipped", lambda at, x: x),
         ("block-applied-twice", "the block is applied twice", twice),
     ):
-        yield Explanation(fault, "block", says, function)
+        yield Explanation(fault, "block", says, function, where="ln_1" if fault == "ln-swapped-in-block" else "")
     yield Explanation(
-        "mlp-missing", "mlp", "the MLP is one projection up and down of the wrong input", lambda at, x: torch.zeros_like(x)
+        "mlp-missing",
+        "mlp",
+        "the MLP is one projection up and down of the wrong input",
+        lambda at, x: torch.zeros_like(x),
     )
     for other in range(3):
         yield Explanation(
@@ -939,6 +962,7 @@ def _stacks() -> Iterator[Explanation]:
         ("block-skipped", "every other block is skipped", lambda L: list(range(0, L, 2))),
     ):
         yield Explanation(fault, "blocks", says, over(layers))
+
     def normed_after_each(at: At, x: Tensor) -> Tensor:
         for layer in range(at.size.layers):
             x = OPERATIONS["ln_f"](at, at.at(layer).do("block", x))
@@ -951,15 +975,29 @@ def _stacks() -> Iterator[Explanation]:
             x = at.at(layer).do("block", x)
         return x
 
-    yield Explanation("final-ln-after-every-block", "blocks", "ln_f is applied after every block", normed_after_each)
+    says = "ln_f is applied after every block"
+    yield Explanation("final-ln-after-every-block", "blocks", says, normed_after_each, where="ln_f")
     yield Explanation(
-        "wpe-added-after-first-block", "blocks", "the positions are added after the first block", positions_late
+        "wpe-added-after-first-block",
+        "blocks",
+        "the positions are added after the first block",
+        positions_late,
+        where="embedding",
     )
     yield Explanation(
-        "input-to-every-block", "blocks", "every block receives the embeddings; only the last one's output is used", input_to_every
+        "input-to-every-block",
+        "blocks",
+        "every block receives the embeddings; only the last one's output is used",
+        input_to_every,
     )
-    yield Explanation("stream-added-again", "blocks", "the embeddings are added again after every block", input_added_again)
+    yield Explanation(
+        "stream-added-again", "blocks", "the embeddings are added again after every block", input_added_again
+    )
     yield Explanation("blocks-skipped", "blocks", "no block is run", lambda at, x: x)
+
+
+def _soft_capped(cap: float, x: Tensor) -> Tensor:
+    return cap * (x / cap).tanh()
 
 
 def _heads() -> Iterator[Explanation]:
@@ -981,8 +1019,14 @@ def _heads() -> Iterator[Explanation]:
         ("logits-normalised", "the logits have their mean subtracted", lambda x: x - x.mean(-1, keepdim=True)),
     ]
     for cap in (5.0, 10.0, 15.0, 20.0, 30.0, 50.0):
-        table.append(("logits-soft-capped", f"the logits are soft-capped at {cap:g}", lambda x, c=cap: c * (x / c).tanh()))  # type: ignore[misc]
-        table.append(("logits-clamped", f"the logits are clamped to ±{cap:g}", lambda x, c=cap: x.clamp(-c, c)))  # type: ignore[misc]
+        table += [
+            ("logits-soft-capped", f"the logits are soft-capped at {cap:g}", functools.partial(_soft_capped, cap)),
+            (
+                "logits-clamped",
+                f"the logits are clamped to ±{cap:g}",
+                functools.partial(torch.clamp, min=-cap, max=cap),
+            ),
+        ]
     for fault, says, function in table:
         yield Explanation(fault, "head", says, answer(function))
     yield Explanation(

@@ -1,4 +1,4 @@
-"""What can be said of a value that no listed explanation gives: a constant fitted to it, or how it stands to GPT-2's."""
+"""What can be said of a value that no listed explanation gives: a fitted constant, or how it stands to GPT-2's."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def scale(attend: Callable[[float], Tensor], found: list[Tensor], right: float) 
     best = (low + high) / 2
     if distance(best) > 1e-6 * max(float(value.abs().max()) for value in found):
         return None
-    return Fit("scale-wrong", f"the scores are multiplied by {math.exp(best):.5g}, not by {right:.5g} = 1/sqrt(head size)")
+    return Fit(
+        "scale-wrong", f"the scores are multiplied by {math.exp(best):.5g}, not by {right:.5g} = 1/sqrt(head size)"
+    )
 
 
 def offset(what: str, expected: Tensor, found: Iterable[Tensor]) -> Fit | None:

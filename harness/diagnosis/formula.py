@@ -163,7 +163,8 @@ def split(at: At, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def heads(at: At, x: Tensor) -> Tensor:
     """(B, T, C) -> (B, H, T, D)."""
-    return x.unflatten(-1, (at.size.heads, at.size.head_width)).transpose(1, 2)
+    split_up: Tensor = x.unflatten(-1, (at.size.heads, at.size.head_width))
+    return split_up.transpose(1, 2)
 
 
 def visible(T: int, S: int) -> Tensor:

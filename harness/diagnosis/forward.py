@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +54,8 @@ class _Found:
         return self.fitting[0] if self.fitting else None
 
 
-def place_of(step: int, observed: Observation, ids: Tensor, weights: State, size: Size) -> str:
-    """The place of the formula that a step of a right subject's works on."""
+def place_of(step: int, observed: Observation, ids: Tensor, weights: State, size: Size) -> tuple[str, str]:
+    """The place whose value a right subject had last at a step, and the one that comes after it."""
     return _Search(observed, ids, weights, size, {}).where_of(step)
 
 
@@ -79,7 +79,12 @@ class _Search:
                 break
             if not self._step(taps, reached):
                 break
-        return Explained(_merged(self.found, self.size.layers - 1), self.changes, complete, any(not item.fitting for item in self.found))
+        return Explained(
+            _merged(self.found, self.size.layers - 1),
+            self.changes,
+            complete,
+            any(not item.fitting for item in self.found),
+        )
 
     def _taps(self, changes: Sequence[Change]) -> dict[str, Any]:
         formula = Formula(self.size, self.weights, changes)
@@ -181,9 +186,7 @@ class _Search:
     def _concerns(self, explanation: Explanation, layer: int | None, reached: int) -> bool:
         """Whether the explanation's operation lies where the subject leaves GPT-2's way."""
         operation, anchor = explanation.operation, self.anchors[reached]
-        already = any(
-            change.operation == operation and change.layer in (None, layer) for change in self.changes
-        )
+        already = any(change.operation == operation and change.layer in (None, layer) for change in self.changes)
         if already:
             return False
         if operation.startswith("embedding"):
@@ -278,7 +281,7 @@ class _Search:
             expected, explained = right.get(anchor), wrong.get(anchor)
             step = None if explained is None else self._seen(wrong, anchor)
             own = self.observed.logits if anchor == "head" else self._own(step)
-            if own is None or expected is None:
+            if own is None or expected is None or explained is None:
                 continue
             left = min(_gap(own, explained.permute(order)) for order in _orders(explained.ndim))
             return (
@@ -290,13 +293,13 @@ class _Search:
     def _own(self, step: int | None) -> Tensor | None:
         return None if step is None else self.observed.steps[step].tensor
 
-    def where_of(self, step: int) -> str:
-        """The place of the formula that a step of the subject's works on: the one after the last right value."""
+    def where_of(self, step: int) -> tuple[str, str]:
+        """The place whose right value the subject had last at a step, and the place that comes after it."""
         taps = self._taps(self.changes)
         order = [name for name in taps if name not in ("model", "blocks")]
         before = [name for name in order if (seen := self._seen(taps, name)) is not None and seen < step]
         last = max((order.index(name) for name in before), default=-1)
-        return order[min(last + 1, len(order) - 1)]
+        return order[max(last, 0)], order[min(last + 1, len(order) - 1)]
 
     def _line_of(self, taps: dict[str, Any], name: str, found: int | None, *, made: bool) -> Line | None:
         """The line that computed the wrong value; where none did (a step left out), the one that came next instead."""
@@ -352,7 +355,9 @@ class _Search:
             operation = name.split(".", 2)[2] if layer is not None and name.count(".") > 1 else name
             fit = None
             if operation in ("ln_1", "ln_2", "ln_f"):
-                fit = fits.epsilon(operation, At(Formula(self.size, self.weights), layer), self._input(taps, name), found)
+                fit = fits.epsilon(
+                    operation, At(Formula(self.size, self.weights), layer), self._input(taps, name), found
+                )
             elif operation == "attn.mix" and layer is not None:
                 fit = fits.scale(self._attend(taps, layer), found, self.size.head_width**-0.5)
             if bool(torch.isfinite(expected).all()):
@@ -499,9 +504,10 @@ def _told(fitting: tuple[Explanation, ...], members: list[_Found], last: int) ->
     where, fault = place(explanation.component, members[0].layer), explanation.fault
     if fault == "mask-missing" and layers == [last]:
         fault = "mask-missing-last-layer"
-    if len(layers) > 1:
+    if layers == list(range(last + 1)):
         where = place(explanation.component, layers[0]).replace(f"h.{layers[0]}", "h.*", 1)
-        cause = cause if layers == list(range(len(layers))) else f"in layers {', '.join(map(str, layers))}: {cause}"
+    elif len(layers) > 1:
+        cause = f"in layers {', '.join(map(str, layers))}: {cause}"
     alike = dict.fromkeys(other.fault for other in fitting if other.fault != fault)
     same = [other.says for other in fitting[1:] if other.fault != explanation.fault and other.says != explanation.says]
     if same:

@@ -112,7 +112,14 @@ def _greedy(subject: Generates, model: Model) -> list[Finding]:
         return []  # not the tokens that were asked for: what the lengths are is told elsewhere
     except Exception as error:
         told = f"{type(error).__name__}: {error}"[:200]
-        return [Finding("generation.temperature", "gen-temperature-zero", "temperature 0 is an error, not the likeliest token", told)]
+        return [
+            Finding(
+                "generation.temperature",
+                "gen-temperature-zero",
+                "temperature 0 is an error, not the likeliest token",
+                told,
+            )
+        ]
     try:
         # Random tokens fill the context: greedy ones soon repeat, and any window of them looks alike.
         long = subject.generate(model, full, 5, temperature=0.0)
@@ -137,12 +144,16 @@ def _greedy(subject: Generates, model: Model) -> list[Finding]:
             if _is_argmax(long, logits, context) and _is_argmax(short, logits):
                 if not fault:
                     return []
-                return [Finding(where, fault, says, "every greedy token is the likeliest of that, and not of the right one")]
+                return [
+                    Finding(where, fault, says, "every greedy token is the likeliest of that, and not of the right one")
+                ]
     if bool(_is_argmax(short, ways[0][3])):
         uncached = _uncached(subject, model, full, long)
         if uncached:
             return uncached
-    likely = [Finding("generation.temperature", "gen-temperature-zero", "temperature 0 does not take the likeliest token", "")]
+    likely = [
+        Finding("generation.temperature", "gen-temperature-zero", "temperature 0 does not take the likeliest token", "")
+    ]
     return likely if not _is_argmax(short, ways[0][3]) and _varies(subject, model, prompt) else []
 
 
@@ -202,15 +213,37 @@ def _seeds(subject: Generates, model: Model) -> list[Finding]:
     except Exception:
         return []
     if not torch.equal(first, again):
-        return [Finding(where, "gen-seed-ignored", "the seed is not used", "the same seed gives other tokens the second time")]
+        return [
+            Finding(
+                where, "gen-seed-ignored", "the seed is not used", "the same seed gives other tokens the second time"
+            )
+        ]
     if not torch.equal(zero, zero_again):
-        return [Finding(where, "gen-seed-zero-ignored", "seed 0 is taken for none", "seed 0 gives other tokens the second time, seed 5 the same")]
+        return [
+            Finding(
+                where,
+                "gen-seed-zero-ignored",
+                "seed 0 is taken for none",
+                "seed 0 gives other tokens the second time, seed 5 the same",
+            )
+        ]
     if torch.equal(first, other) and torch.equal(first, zero):
         greedy = subject.generate(model, prompt, 12, temperature=0.0)
         if torch.equal(first, greedy):
             where = "generation.temperature"
-            return [Finding(where, "gen-samples-greedily", "the likeliest token is always taken", "at temperature 1 every seed gives the greedy tokens")]
-        return [Finding(where, "gen-seed-fixed", "every seed gives the same tokens", "seeds 0, 5 and 6 give the same tokens")]
+            return [
+                Finding(
+                    where,
+                    "gen-samples-greedily",
+                    "the likeliest token is always taken",
+                    "at temperature 1 every seed gives the greedy tokens",
+                )
+            ]
+        return [
+            Finding(
+                where, "gen-seed-fixed", "every seed gives the same tokens", "seeds 0, 5 and 6 give the same tokens"
+            )
+        ]
     return []
 
 
@@ -235,14 +268,18 @@ def _distributions(subject: Generates, model: Model) -> list[Finding]:
         return _large_k(subject, model)
     names = "; ".join(str(run.setting) for run in wrong[:3]) + (" ..." if len(wrong) > 3 else "")
     evidence = f"the probabilities that it draws from are not the definition's, asked for {names}"
-    told = ("", "") if line is None else (str(line), line.text)
+    at = ("", "") if line is None else (str(line), line.text)
     for where, fault, says, distribution in ways():
         if all(_fits(run, distribution) for run in runs):
-            return [Finding(where, fault, says, f"{evidence}; with this they agree, for every setting tried", *told)]
-    words = [w for w, used in (("top_k", all(r.setting.top_k for r in wrong)), ("top_p", all(r.setting.top_p for r in wrong))) if used]
+            return [Finding(where, fault, says, f"{evidence}; with this they agree, for every setting tried", *at)]
+    words = [
+        w
+        for w, used in (("top_k", all(r.setting.top_k for r in wrong)), ("top_p", all(r.setting.top_p for r in wrong)))
+        if used
+    ]
     if not words and all(r.setting.temperature != 1 for r in wrong):
         words = ["temperature"]
-    return [Finding(".".join(["generation", *words[:1]]), "", "no explanation of the catalogue fits", evidence, *told)]
+    return [Finding(".".join(["generation", *words[:1]]), "", "no explanation of the catalogue fits", evidence, *at)]
 
 
 def _large_k(subject: Generates, model: Model) -> list[Finding]:
@@ -253,7 +290,9 @@ def _large_k(subject: Generates, model: Model) -> list[Finding]:
         return []
     except Exception as error:
         told = f"{type(error).__name__}: {error}"[:200]
-        return [Finding("generation.top_k", "gen-topk-larger-than-vocab", "a top_k beyond the vocabulary is an error", told)]
+        return [
+            Finding("generation.top_k", "gen-topk-larger-than-vocab", "a top_k beyond the vocabulary is an error", told)
+        ]
     return []
 
 
@@ -284,9 +323,8 @@ def _fits(run: Seen, distribution: Distribution) -> bool:
             return False
         in_order = [p.sort(dim=-1, descending=True).values for p in (found, expected)]
         columns = max(p.shape[1] for p in in_order)
-        same = torch.allclose(
-            *(torch.nn.functional.pad(p, (0, columns - p.shape[1])) for p in in_order), atol=SAME, rtol=0
-        )
+        padded = [torch.nn.functional.pad(p, (0, columns - p.shape[1])) for p in in_order]
+        same = torch.allclose(padded[0], padded[1], atol=SAME, rtol=0)
         mass = expected.gather(1, run.tokens[step][:, None])[:, 0]
         if not same or not torch.allclose(mass, run.taken[step], atol=SAME, rtol=0):
             return False
@@ -331,16 +369,48 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
         return lambda logits, s, step: definition(logits, Setting(function(s, step), s.top_k, s.top_p), step)
 
     yield place, "gen-temperature-after-softmax", "the temperature has no effect", temperature(lambda s, step: 1.0)
-    yield place, "gen-temperature-twice", "the temperature is applied twice", temperature(lambda s, step: s.temperature**2)
-    yield place, "gen-temperature-multiplied", "logits are multiplied by the temperature", temperature(lambda s, step: 1 / s.temperature)
-    yield place, "gen-temperature-cumulative", "the temperature is applied once more at every step", temperature(lambda s, step: s.temperature ** (step + 1))
-    yield place, "gen-temperature-dropped-with-top-k", "with top-k the temperature is forgotten", temperature(lambda s, step: 1.0 if s.top_k else s.temperature)
-    yield place, "gen-temperature-dropped-with-top-p", "with top-p the temperature is forgotten", temperature(lambda s, step: 1.0 if s.top_p else s.temperature)
-    yield place, "gen-temperature-root", "the root of the temperature is used", temperature(lambda s, step: math.sqrt(s.temperature))
+    yield (
+        place,
+        "gen-temperature-twice",
+        "the temperature is applied twice",
+        temperature(lambda s, step: s.temperature**2),
+    )
+    yield (
+        place,
+        "gen-temperature-multiplied",
+        "logits are multiplied by the temperature",
+        temperature(lambda s, step: 1 / s.temperature),
+    )
+    yield (
+        place,
+        "gen-temperature-cumulative",
+        "the temperature is applied once more at every step",
+        temperature(lambda s, step: s.temperature ** (step + 1)),
+    )
+    yield (
+        place,
+        "gen-temperature-dropped-with-top-k",
+        "with top-k the temperature is forgotten",
+        temperature(lambda s, step: 1.0 if s.top_k else s.temperature),
+    )
+    yield (
+        place,
+        "gen-temperature-dropped-with-top-p",
+        "with top-p the temperature is forgotten",
+        temperature(lambda s, step: 1.0 if s.top_p else s.temperature),
+    )
+    yield (
+        place,
+        "gen-temperature-root",
+        "the root of the temperature is used",
+        temperature(lambda s, step: math.sqrt(s.temperature)),
+    )
     place = "generation.top_k"
 
     def top_k(function: Callable[[int], int | None]) -> Distribution:
-        return lambda logits, s, step: definition(logits, Setting(s.temperature, function(s.top_k) if s.top_k else None, s.top_p), step)
+        return lambda logits, s, step: definition(
+            logits, Setting(s.temperature, function(s.top_k) if s.top_k else None, s.top_p), step
+        )
 
     yield place, "gen-topk-off-by-one", "k + 1 tokens are kept", top_k(lambda k: k + 1)
     yield place, "gen-topk-one-too-few", "k - 1 tokens are kept", top_k(lambda k: max(k - 1, 1))
@@ -350,7 +420,12 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
         def filled(logits: Tensor, s: Setting, step: int, fill: float = fill) -> Tensor:
             return keep_top_p(keep_top_k(warmed(logits, s.temperature), s.top_k, fill).softmax(-1), s.top_p)
 
-        yield place, "gen-topk-fill-tiny-positive", f"logits beyond the k likeliest become {fill:g}, not minus infinity", filled
+        yield (
+            place,
+            "gen-topk-fill-tiny-positive",
+            f"logits beyond the k likeliest become {fill:g}, not minus infinity",
+            filled,
+        )
 
     def of_the_first_row(logits: Tensor, s: Setting, step: int) -> Tensor:
         warm = warmed(logits, s.temperature)
@@ -369,8 +444,18 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
             else function(keep_top_k(warmed(logits, s.temperature), s.top_k).softmax(-1), s)
         )
 
-    yield place, "gen-topp-drops-crossing-token", "the nucleus leaves out the token that crosses p", top_p(lambda q, s: keep_top_p(q, s.top_p, -1))
-    yield place, "gen-topp-keeps-one-more", "the nucleus keeps one token more than it needs", top_p(lambda q, s: keep_top_p(q, s.top_p, 1))
+    yield (
+        place,
+        "gen-topp-drops-crossing-token",
+        "the nucleus leaves out the token that crosses p",
+        top_p(lambda q, s: keep_top_p(q, s.top_p, -1)),
+    )
+    yield (
+        place,
+        "gen-topp-keeps-one-more",
+        "the nucleus keeps one token more than it needs",
+        top_p(lambda q, s: keep_top_p(q, s.top_p, 1)),
+    )
     yield place, "gen-topp-ignored", "top_p has no effect", top_p(lambda q, s: q)
     yield place, "gen-topp-complement", "the nucleus holds 1 - p", top_p(lambda q, s: keep_top_p(q, 1 - (s.top_p or 0)))
 
@@ -380,7 +465,12 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
             whole = whole * (keep_top_k(whole, s.top_k) > -math.inf)
         return keep_top_p(whole, s.top_p) if s.top_p else whole / whole.sum(-1, keepdim=True)
 
-    yield place, "gen-topp-after-topk-unnormalised", "after top-k the mass is not normalised before top-p counts it", unnormalised
+    yield (
+        place,
+        "gen-topp-after-topk-unnormalised",
+        "after top-k the mass is not normalised before top-p counts it",
+        unnormalised,
+    )
 
     def before_top_k(logits: Tensor, s: Setting, step: int) -> Tensor:
         kept = keep_top_p(warmed(logits, s.temperature).softmax(-1), s.top_p)
@@ -393,7 +483,12 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
         kept = keep_top_p(keep_top_k(logits[:, -1], s.top_k).softmax(-1), s.top_p) ** (1 / s.temperature)
         return kept / kept.sum(-1, keepdim=True)
 
-    yield place, "gen-topp-before-temperature", "the nucleus is chosen before the temperature is applied", before_temperature
+    yield (
+        place,
+        "gen-topp-before-temperature",
+        "the nucleus is chosen before the temperature is applied",
+        before_temperature,
+    )
 
     def unsorted(q: Tensor, s: Setting) -> Tensor:
         kept = q * (q.cumsum(-1) - q < (s.top_p or 1))
@@ -409,9 +504,13 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
     def first_only(logits: Tensor, s: Setting, step: int) -> Tensor:
         return definition(logits, s if step == 0 else Setting(s.temperature), step)
 
-    yield "generation.top_k", "gen-filters-first-token-only", "top_k and top_p hold for the first token only", first_only
+    yield (
+        "generation.top_k",
+        "gen-filters-first-token-only",
+        "top_k and top_p hold for the first token only",
+        first_only,
+    )
     for number, fault in ((0, "gen-wrong-position"), (-2, "gen-last-but-one-position")):
-
         for cached in (False, True):
 
             def elsewhere(logits: Tensor, s: Setting, step: int, number: int = number, cached: bool = cached) -> Tensor:

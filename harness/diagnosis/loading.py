@@ -35,7 +35,9 @@ def explain(subject: Subject) -> list[Finding]:
     found = _told(_changed(given, loaded.weights.read(dict(loaded.module.named_parameters()))), "loading", given)
     if not found and len({p.data_ptr() for p in _vocabularies(loaded.module)}) > 1:
         evidence = "after loading, two tensors of (vocabulary, width)"
-        found.append(Finding("tying", "tie-broken-by-load-assign", "loading breaks the tie of head and embedding", evidence))
+        found.append(
+            Finding("tying", "tie-broken-by-load-assign", "loading breaks the tie of head and embedding", evidence)
+        )
     return found or _saving(subject, given)
 
 
@@ -154,7 +156,10 @@ def _told(changed: dict[str, str], where: str, given: State) -> list[Finding]:
     evidence += " ..." if len(kinds) > 4 else ""
     fault, cause = _cause(changed, kinds, words, given)
     if where == "loading.save":
-        saved = {"load-conv1d-square-not-transposed": "save-not-transposed", "load-half-precision-roundtrip": "save-half-precision"}
+        saved = {
+            "load-conv1d-square-not-transposed": "save-not-transposed",
+            "load-half-precision-roundtrip": "save-half-precision",
+        }
         fault, cause = saved.get(fault, fault), cause.replace("is left", "is written")
     if len(kinds) == 2 and {kind.rpartition(".")[0] for kind in kinds} <= {"ln_1", "ln_2"}:
         place = f"{where}.ln_1"
@@ -164,7 +169,9 @@ def _told(changed: dict[str, str], where: str, given: State) -> list[Finding]:
 
 
 def _cause(changed: dict[str, str], kinds: list[str], words: set[str], given: State) -> tuple[str, str]:
-    swapped = {f"is {kind.replace('ln_1', 'ln_2') if 'ln_1' in kind else kind.replace('ln_2', 'ln_1')}" for kind in kinds}
+    swapped = {
+        f"is {kind.replace('ln_1', 'ln_2') if 'ln_1' in kind else kind.replace('ln_2', 'ln_1')}" for kind in kinds
+    }
     if all(kind.startswith(("ln_1", "ln_2")) for kind in kinds) and words <= swapped:
         return "load-ln-swapped", "ln_1 and ln_2 are exchanged"
     for word, (fault, says) in SAYS.items():

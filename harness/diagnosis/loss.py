@@ -34,69 +34,77 @@ EXPLANATIONS: list[tuple[str, str, Loss]] = [
     (
         "labels-shifted-twice",
         "the targets, already shifted, are shifted once more",
-        lambda l, t, i: cross_entropy(l[:, :-1], t[:, 1:]),
+        lambda x, t, i: cross_entropy(x[:, :-1], t[:, 1:]),
     ),
-    ("labels-not-shifted", "the targets are the inputs: the model learns to copy", lambda l, t, i: cross_entropy(l, i)),
+    ("labels-not-shifted", "the targets are the inputs: the model learns to copy", lambda x, t, i: cross_entropy(x, i)),
     (
         "labels-shifted-backwards",
         "every position is to predict the token before it",
-        lambda l, t, i: cross_entropy(l[:, 1:], i[:, :-1]),
+        lambda x, t, i: cross_entropy(x[:, 1:], i[:, :-1]),
     ),
     (
         "labels-shifted-backwards",
         "the targets are shifted the wrong way",
-        lambda l, t, i: cross_entropy(l[:, 1:], t[:, :-1]),
+        lambda x, t, i: cross_entropy(x[:, 1:], t[:, :-1]),
     ),
     (
         "labels-roll-wraparound",
         "the targets are rolled: the last position is to predict the first token",
-        lambda l, t, i: cross_entropy(l, i.roll(-1, 1)),
+        lambda x, t, i: cross_entropy(x, i.roll(-1, 1)),
     ),
-    ("labels-roll-wraparound", "the targets are rolled once more", lambda l, t, i: cross_entropy(l, t.roll(-1, 1))),
-    ("labels-roll-wraparound", "the targets are rolled backwards", lambda l, t, i: cross_entropy(l, t.roll(1, 1))),
+    ("labels-roll-wraparound", "the targets are rolled once more", lambda x, t, i: cross_entropy(x, t.roll(-1, 1))),
+    ("labels-roll-wraparound", "the targets are rolled backwards", lambda x, t, i: cross_entropy(x, t.roll(1, 1))),
     (
         "labels-row-mismatch",
         "the targets belong to another row of the batch",
-        lambda l, t, i: cross_entropy(l, t.roll(1, 0)),
+        lambda x, t, i: cross_entropy(x, t.roll(1, 0)),
     ),
     (
         "loss-wrong-class-dim",
         "logits (B, T, V) are reshaped to (B, V, T), not transposed",
-        lambda l, t, i: F.cross_entropy(l.reshape(l.shape[0], l.shape[2], l.shape[1]), t),
+        lambda x, t, i: F.cross_entropy(x.reshape(x.shape[0], x.shape[2], x.shape[1]), t),
     ),
     (
         "loss-ignore-index-real-token",
         "targets that are token 0 are ignored",
-        lambda l, t, i: cross_entropy(l, t.masked_fill(t == 0, IGNORED)),
+        lambda x, t, i: cross_entropy(x, t.masked_fill(t == 0, IGNORED)),
     ),
-    ("loss-summed", "the loss is summed, not averaged", lambda l, t, i: _summed(l, t)),
-    ("loss-summed", "the loss is summed over time and averaged over rows", lambda l, t, i: _summed(l, t) / t.shape[0]),
-    ("loss-summed", "the loss is summed over rows and averaged over time", lambda l, t, i: _summed(l, t) / t.shape[1]),
-    ("loss-in-bits", "the loss is in bits, not in nats", lambda l, t, i: cross_entropy(l, t) / math.log(2)),
-    ("loss-scaled", "the loss is halved", lambda l, t, i: cross_entropy(l, t) / 2),
-    ("loss-scaled", "the loss is divided by the vocabulary", lambda l, t, i: cross_entropy(l, t) / l.shape[-1]),
-    ("loss-of-probabilities", "a softmax is applied before the cross entropy", lambda l, t, i: cross_entropy(l.softmax(-1), t)),
-    ("loss-last-position-only", "only the last position counts", lambda l, t, i: cross_entropy(l[:, -1], t[:, -1])),
-    ("loss-last-target-dropped", "the last position is left out", lambda l, t, i: cross_entropy(l[:, :-1], t[:, :-1])),
-    ("loss-position-left-out", "the first position is left out", lambda l, t, i: cross_entropy(l[:, 1:], t[:, 1:])),
-    ("loss-row-left-out", "only the first row of the batch counts", lambda l, t, i: cross_entropy(l[:1], t[:1])),
-    ("loss-is-perplexity", "the loss is the perplexity", lambda l, t, i: cross_entropy(l, t).exp()),
-    ("logits-low-precision", "the loss is computed in bfloat16", lambda l, t, i: cross_entropy(l.bfloat16(), t).double()),
-    ("logits-low-precision", "the loss is computed in float16", lambda l, t, i: cross_entropy(l.half(), t).double()),
+    ("loss-summed", "the loss is summed, not averaged", lambda x, t, i: _summed(x, t)),
+    ("loss-summed", "the loss is summed over time and averaged over rows", lambda x, t, i: _summed(x, t) / t.shape[0]),
+    ("loss-summed", "the loss is summed over rows and averaged over time", lambda x, t, i: _summed(x, t) / t.shape[1]),
+    ("loss-in-bits", "the loss is in bits, not in nats", lambda x, t, i: cross_entropy(x, t) / math.log(2)),
+    ("loss-scaled", "the loss is halved", lambda x, t, i: cross_entropy(x, t) / 2),
+    ("loss-scaled", "the loss is divided by the vocabulary", lambda x, t, i: cross_entropy(x, t) / x.shape[-1]),
+    (
+        "loss-of-probabilities",
+        "a softmax is applied before the cross entropy",
+        lambda x, t, i: cross_entropy(x.softmax(-1), t),
+    ),
+    ("loss-last-position-only", "only the last position counts", lambda x, t, i: cross_entropy(x[:, -1], t[:, -1])),
+    ("loss-last-target-dropped", "the last position is left out", lambda x, t, i: cross_entropy(x[:, :-1], t[:, :-1])),
+    ("loss-position-left-out", "the first position is left out", lambda x, t, i: cross_entropy(x[:, 1:], t[:, 1:])),
+    ("loss-row-left-out", "only the first row of the batch counts", lambda x, t, i: cross_entropy(x[:1], t[:1])),
+    ("loss-is-perplexity", "the loss is the perplexity", lambda x, t, i: cross_entropy(x, t).exp()),
+    (
+        "logits-low-precision",
+        "the loss is computed in bfloat16",
+        lambda x, t, i: cross_entropy(x.bfloat16(), t).double(),
+    ),
+    ("logits-low-precision", "the loss is computed in float16", lambda x, t, i: cross_entropy(x.half(), t).double()),
     (
         "logits-low-precision",
         "the logits are rounded to bfloat16 for the loss",
-        lambda l, t, i: cross_entropy(l.bfloat16().double(), t),
+        lambda x, t, i: cross_entropy(x.bfloat16().double(), t),
     ),
     (
         "loss-averaged-over-pads",
         "ignored targets (-100) count in the average's denominator",
-        lambda l, t, i: _summed(l, t) / t.numel(),
+        lambda x, t, i: _summed(x, t) / t.numel(),
     ),
     (
         "loss-mask-dropped",
         "ignored targets (-100) are counted as token 0",
-        lambda l, t, i: cross_entropy(l, t.clamp(min=0)),
+        lambda x, t, i: cross_entropy(x, t.clamp(min=0)),
     ),
 ]
 for smoothing in (0.1, 0.05, 0.2, 0.01):
@@ -104,12 +112,14 @@ for smoothing in (0.1, 0.05, 0.2, 0.01):
         (
             "loss-label-smoothing-left-on",
             f"label smoothing of {smoothing:g} is on",
-            lambda l, t, i, s=smoothing: cross_entropy(l, t, label_smoothing=s),  # type: ignore[misc]
+            lambda x, t, i, s=smoothing: cross_entropy(x, t, label_smoothing=s),  # type: ignore[misc]
         )
     )
 
 
-def explain(model: Model, weights: dict[str, Tensor], size: Size, changes: Sequence[Change], births: Births) -> list[Finding]:
+def explain(
+    model: Model, weights: dict[str, Tensor], size: Size, changes: Sequence[Change], births: Births
+) -> list[Finding]:
     """Why the loss of a model whose logits are explained by `changes` is not the mean cross entropy of its targets."""
     cases = list(_cases(size))
     measured = []
@@ -122,9 +132,9 @@ def explain(model: Model, weights: dict[str, Tensor], size: Size, changes: Seque
         logits.append(formula(ids))
 
     def losses(loss: Loss) -> list[float]:
-        return [float(loss(l, targets, ids)) for l, (ids, targets) in zip(logits, cases, strict=True)]
+        return [float(loss(x, targets, ids)) for x, (ids, targets) in zip(logits, cases, strict=True)]
 
-    right = losses(lambda l, t, i: cross_entropy(l, t))
+    right = losses(lambda x, t, i: cross_entropy(x, t))
     if _agree(measured, right):
         return []
     line = next((step.line for step in reversed(recorder.steps) if step.tensor.ndim == 0 and step.line), None)
@@ -143,9 +153,7 @@ def explain(model: Model, weights: dict[str, Tensor], size: Size, changes: Seque
             fault, cause = "loss-scaled", f"the loss is {ratios[0]:.6g} times the mean cross entropy"
     if fault:
         told += "; with this in its place the two agree on every batch tried"
-    return [
-        Finding("loss", fault, cause, told, "" if line is None else str(line), "" if line is None else line.text)
-    ]
+    return [Finding("loss", fault, cause, told, "" if line is None else str(line), "" if line is None else line.text)]
 
 
 def _cases(size: Size) -> list[tuple[Tensor, Tensor]]:

@@ -118,7 +118,7 @@ class Births:
             if (line := users_line()) is not None:
                 self.lines[module] = line
 
-        nn.Module.__init__ = init  # type: ignore[method-assign]
+        nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from torch.overrides import TorchFunctionMode
 from harness.diagnosis import forward
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.observe import Births, Line, Observation, Recorder, users_line
-from harness.size import Size
-from harness.subject import Model
+from harness.size import SIZES, Size
+from harness.states import state
+from harness.subject import Model, Subject, holding
+from harness.tokens import batch
 
 SHORT = tuple(
     getattr(torch, name)
@@ -32,13 +36,23 @@ FAULTS = {
 }
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One request for fewer bits: after how many steps, on which line, for which dtype, of numbers that count."""
+
+    steps: int
+    line: Line | None
+    dtype: str
+    of_integers: bool
+
+
 class InFull(TorchFunctionMode):
     """While open, whoever asks PyTorch for a 16-bit or shorter dtype gets float64; notes where that was asked."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
-        self.asked: list[tuple[int, Line | None, str]] = []  # (steps before, line, dtype)
+        self.asked: list[Asked] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
@@ -48,7 +62,9 @@ class InFull(TorchFunctionMode):
             function = torch.Tensor.double
         if asked is None:
             return function(*args, **given)
-        self.asked.append((len(self.recorder.steps), users_line(), str(asked).removeprefix("torch.")))
+        whole = not (args and isinstance(args[0], Tensor) and args[0].is_floating_point())
+        dtype = str(asked).removeprefix("torch.")
+        self.asked.append(Asked(len(self.recorder.steps), users_line(), dtype, of_integers=whole))
         full = tuple(torch.float64 if isinstance(v, torch.dtype) and v in SHORT else v for v in args)
         given = {k: torch.float64 if isinstance(v, torch.dtype) and v in SHORT else v for k, v in given.items()}
         return function(*full, **given)
@@ -68,24 +84,82 @@ def undone(
     again = Observation(recorder.steps, logits.detach().double())
     gap = float((observed.logits - again.logits).abs().max())
     found: dict[str, Finding] = {}
-    for step, line, dtype in full.asked:
-        where = forward.place_of(step, again, ids, weights, size)
+    for asked in full.asked:
+        value, operation_after = forward.place_of(asked.steps, again, ids, weights, size)
+        where = operation_after if _computes(observed, asked.line) else value
+        where = "embedding.position" if asked.of_integers else where
         operation = where.split(".", 2)[2] if where.count(".") > 1 else where
+        operation = "residual.mlp" if where.count(".") == 1 and where.startswith("h.") else operation
         fault = next((id for word, id in FAULTS.items() if word in operation), "low-precision")
-        key = operation
-        if key in found:
-            found[key] = _everywhere(found[key], where)
+        if operation in found:
+            found[operation] = _everywhere(found[operation], where)
             continue
-        evidence = f"a float64 run asks for {dtype} there; with that undone the logits move by {gap:.1e}"
-        cause = f"{operation} is computed or kept in {dtype}, in a model that is not"
-        told = ("", "") if line is None else (str(line), line.text)
-        found[key] = Finding(where, fault, cause, evidence, *told)
+        evidence = f"a float64 run asks for {asked.dtype} there; with that undone the logits move by {gap:.1e}"
+        cause = f"{operation} is computed or kept in {asked.dtype}, in a model that is not"
+        told = ("", "") if asked.line is None else (str(asked.line), asked.line.text)
+        found[operation] = Finding(where, fault, cause, evidence, *told)
     return again, list(found.values())
 
 
-def _everywhere(finding: Finding, other: str) -> Finding:
-    import dataclasses
+MOVING = (
+    "_to_copy",
+    "view",
+    "_unsafe_view",
+    "clone",
+    "transpose",
+    "t",
+    "permute",
+    "expand",
+    "detach",
+    "copy_",
+    "slice",
+)
 
+
+def _computes(observed: Observation, line: Line | None) -> bool:
+    """Whether something is computed in the short dtype, or a value only passes through it."""
+    started = False
+    for step in observed.steps:
+        started = started or (step.dtype in SHORT and step.line == line)
+        if started and step.dtype not in SHORT:
+            return False
+        if started and step.operation not in MOVING:
+            return True
+    return False
+
+
+def _everywhere(finding: Finding, other: str) -> Finding:
     if finding.where == other or not finding.where.startswith("h."):
         return finding
-    return dataclasses.replace(finding, where="h.*." + finding.where.split(".", 2)[2])
+    return dataclasses.replace(finding, where=".".join(["h.*", *finding.where.split(".", 2)[2:]]))
+
+
+def overflow(subject: Subject) -> list[Finding]:
+    """Where a float32 run with large numbers gives NaN or infinity, and a float64 run does not."""
+    from harness.diagnosis.observe import observe
+
+    size = SIZES["debug"]
+    ids, _ = batch(size, "random", rows=2, length=24)
+    runs = {}
+    for dtype in ("float64", "float32"):
+        with Births() as births:
+            model = holding(subject, size, state("debug", "extreme"), dtype)
+        runs[dtype] = observe(model, ids, births)
+    if bool(runs["float32"].logits.isfinite().all()) or not bool(runs["float64"].logits.isfinite().all()):
+        return []
+    steps = runs["float32"].steps
+    first = next(n for n, step in enumerate(steps) if bool((step.tensor.isnan() | (step.tensor == torch.inf)).any()))
+    weights = {name: tensor.double() for name, tensor in state("debug", "extreme").items()}
+    _, where = forward.place_of(min(first, len(runs["float64"].steps) - 1), runs["float64"], ids, weights, size)
+    operation = where.split(".", 2)[2] if where.count(".") > 1 else where
+    softmax = operation in ("attn.softmax", "attn.mask", "attn.mix")
+    line = steps[first].line
+    return [
+        Finding(
+            where if not softmax else where.replace(operation, "attn.softmax"),
+            "softmax-unstable" if softmax else "",
+            "the softmax overflows: it does not subtract the largest score" if softmax else "float32 overflows here",
+            "with large weights float32 gives NaN or infinity, float64 does not",
+            *(("", "") if line is None else (str(line), line.text)),
+        )
+    ]

@@ -36,6 +36,7 @@ TABLE = (
     Told("padding_seen", "no padding", "attn.mask", "mask-polarity-inverted-padding", "the padding mask is read the other way round"),
     Told("loss_against_definition", "case=extreme", "loss", "loss-log-of-softmax", "log(softmax(logits)) where log_softmax belongs: infinite where a probability underflows"),
     Told("loss_against_definition", "case=training", "loss", "loss-label-smoothing-in-training", "the loss is another in training mode"),
+    Told("component_precision", "dtype=float16.*(overflow|without)", "attn.mask", "crashes-in-float16", "a constant is too large for float16"),
     Told("component_precision", r"h\.\d+\.ln_[12]|ln_f", "ln_1", "ln-of-squares-in-half", "in 16 bits the norm loses more digits than the dtype does"),
     Told("component_precision", r"h\.\d+\.attn", "attn.softmax", "softmax-rounded-in-half", "in 16 bits the attention loses more digits than the dtype does"),
     Told("component_precision", r"h\.\d+\.mlp", "mlp.activation", "gelu-erf-in-half", "in 16 bits the MLP loses more digits than the dtype does"),
@@ -76,6 +77,7 @@ TABLE = (
     Told("config_honoured", "a million layers: False", "loading.config", "load-config-believed", "what config.json claims is built before the file is looked at"),
     Told("checkpoint_round_trip", "settings changed at Hugging Face: [1-9]", "loading.save", "save-config-wrong", "the written config.json is not the model's"),
     Told("checkpoint_round_trip", "parameters that no longer train: [1-9]", "loading.gradient", "load-frozen", "loaded weights do not train"),
+    Told("parity", "size=debug-long.*Error", "attn.mask", "mask-size-from-wrong-dim", "the mask is smaller than the context: its size is another number's"),
     Told("parity", "size=debug-long.*compare=blocks", "embedding.position", "pos-ids-low-precision", "beyond 256 positions the model differs: positions are computed in 16 bits, or a mask is too small"),
     Told("half_precision_error", "dtype=float16", "attn.mask", "crashes-in-float16", "in float16 the model fails, or loses more than the dtype does"),
 )  # fmt: skip

@@ -19,7 +19,7 @@ EMBEDDINGS = ("wte.weight", "wpe.weight", "lm_head.weight")
 
 
 def explain(subject: Subject) -> list[Finding]:
-    """Findings about the subject's own start, GPT-2's being N(0, 0.02²), residual projections 0.02/sqrt(2L), biases 0."""
+    """Findings about the subject's own start; GPT-2's: N(0, 0.02²), residual projections 0.02/sqrt(2L), biases 0."""
     model = subject.build(SIZES[SIZE], seed=0)
     drawn: dict[str, list[Tensor]] = {}
     for name, tensor in model.weights.read(dict(model.module.named_parameters())).items():
@@ -66,7 +66,9 @@ def _of_residual(wrong: dict[str, list[Tensor]], layers: int) -> Finding:
             return Finding(
                 f"init.{where}", fault, f"{names} {says}", _measured(where, std, _right(where, layers)), alike=alike
             )
-    return Finding(f"init.{where}", "", f"{where} starts with another spread", _measured(where, std, _right(where, layers)))
+    return Finding(
+        f"init.{where}", "", f"{where} starts with another spread", _measured(where, std, _right(where, layers))
+    )
 
 
 def _of_matrices(wrong: dict[str, list[Tensor]], all_: dict[str, list[Tensor]], layers: int) -> Finding:
@@ -80,10 +82,18 @@ def _of_matrices(wrong: dict[str, list[Tensor]], all_: dict[str, list[Tensor]], 
     linear = {name: t for name, t in wrong.items() if name not in EMBEDDINGS}
     if linear and all(_framework(name, t) for name, t in linear.items()):
         names = ", ".join(linear)
-        return Finding(f"init.{next(iter(linear))}", "init-framework-default", f"{names}: as nn.Linear starts them", evidence)
+        return Finding(
+            f"init.{next(iter(linear))}", "init-framework-default", f"{names}: as nn.Linear starts them", evidence
+        )
     if len(wrong) == 1 and where in EMBEDDINGS:
-        fault = {"wpe.weight": "init-wpe-too-large"}.get(where, "init-std-too-large" if std > right else "init-std-too-small")
-        told = "starts as nn.Embedding does, N(0, 1)" if _near(std, 1.0) else f"starts with a standard deviation of {std:.3g}"
+        fault = {"wpe.weight": "init-wpe-too-large"}.get(
+            where, "init-std-too-large" if std > right else "init-std-too-small"
+        )
+        told = (
+            "starts as nn.Embedding does, N(0, 1)"
+            if _near(std, 1.0)
+            else f"starts with a standard deviation of {std:.3g}"
+        )
         return Finding(f"init.{where}", fault, f"{where} {told}", evidence)
     fault = "init-std-too-large" if std > right else "init-std-too-small"
     names = "all matrices start" if len(wrong) > 3 else f"{' and '.join(wrong)} start{'s' * (len(wrong) == 1)}"
@@ -170,5 +180,3 @@ def _near(found: float, expected: float) -> bool:
 
 def _measured(name: str, std: float, right: float) -> str:
     return f"the standard deviation of {name} is {std:.4g}; GPT-2's, at this size, {right:.4g}"
-
-

@@ -104,9 +104,13 @@ def _hidden(model: Model, births: Births) -> list[Finding]:
             where = f"{path}.{name}" if path else name
             line = births.lines.get(module)
             told = (str(line), line.text) if line is not None else ("", "")
-            lost = [m for m in items if isinstance(m, nn.Module) and any(id(p) not in registered for p in m.parameters())]
+            lost = [
+                m for m in items if isinstance(m, nn.Module) and any(id(p) not in registered for p in m.parameters())
+            ]
             if lost:
-                cause = f"{where} holds {len(lost)} modules in a plain {type(value).__name__}: not registered, not trained, not saved"
+                cause = (
+                    f"{where} holds {len(lost)} modules in a plain {type(value).__name__}: neither trained nor saved"
+                )
                 fault = "blocks-in-python-list"
                 return [Finding("structure", fault, cause, "use nn.ModuleList, nn.Sequential or nn.ModuleDict", *told)]
             masks = [t for t in items if isinstance(t, Tensor) and t.ndim > 1 and id(t) not in registered]
@@ -162,14 +166,20 @@ def _padded(model: Model) -> list[Finding]:
     """A vocabulary that is padded, and its padding live."""
     size = SIZES[SIZE]
     tables = [p for _, p in model.module.named_parameters() if p.ndim == 2 and p.shape[1] == size.width]
-    padded = [p.shape[0] for p in tables if size.vocab_size < p.shape[0] <= size.vocab_size + 128 and p.shape[0] % 8 == 0]
+    padded = [
+        p.shape[0] for p in tables if size.vocab_size < p.shape[0] <= size.vocab_size + 128 and p.shape[0] % 8 == 0
+    ]
     # Widths of other matrices may lie in this range; a table of tokens is read by rows that exist for each token.
     others = {k * size.width for k in (1, 2, 3, 4)}
     padded = [rows for rows in padded if rows not in others]
     if not padded:
         return []
     cause = f"the vocabulary is padded from {size.vocab_size} to {padded[0]} rows, and the extra tokens can be drawn"
-    return [Finding("head", "vocab-padding-unmasked", cause, f"ln {padded[0]} is the first loss then, not ln {size.vocab_size}")]
+    return [
+        Finding(
+            "head", "vocab-padding-unmasked", cause, f"ln {padded[0]} is the first loss then, not ln {size.vocab_size}"
+        )
+    ]
 
 
 def _ties(subject: Subject) -> list[Finding]:
