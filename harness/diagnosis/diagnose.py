@@ -18,10 +18,12 @@ from harness.diagnosis import (
     loss,
     precision,
     readings,
+    reproduction,
     start,
     structure,
 )
 from harness.diagnosis.finding import Diagnosis, Finding
+from harness.diagnosis.formula import Formula
 from harness.diagnosis.observe import Births, Observation, observe
 from harness.errors import HarnessError, Missing
 from harness.size import SIZES
@@ -60,7 +62,45 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
         found = readings.explain(failed)
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", "no explanation of the catalogue fits", failed[0].message)]
-    return Diagnosis(tuple(found), trouble="; ".join(dict.fromkeys(trouble)))
+    script, data = _script(subject, found)
+    return Diagnosis(
+        tuple(found), _divergence(subject) if found else {}, script, data, trouble="; ".join(dict.fromkeys(trouble))
+    )
+
+
+def _script(subject: Subject, found: Sequence[Finding]) -> tuple[str, str]:
+    """The script for the first finding that shows in the logits."""
+    shown = [finding for finding in found if _in_the_logits(finding)]
+    if not shown:
+        return "", ""
+    try:
+        return reproduction.reproduction(subject, shown[0])
+    except Exception:
+        return "", ""  # a script that cannot be written costs nothing but itself
+
+
+def _in_the_logits(finding: Finding) -> bool:
+    computed = ("h.", "embedding", "ln_f", "head", "blocks")
+    return finding.where.startswith(computed) and "gradient" not in finding.cause and "in training" not in finding.cause
+
+
+def _divergence(subject: Subject) -> dict[str, float]:
+    """The relative difference from GPT-2 at each place that hooks can see, in execution order."""
+    try:
+        model, _ = _held(subject, "probe", False)
+        ids, _ = batch(SIZES[SIZE], "random", rows=2, length=24)
+        streams = _streams(model, ids)
+        with torch.no_grad():
+            streams["head"] = model.logits(ids).double()
+    except Exception:
+        return {}
+    taps = Formula(SIZES[SIZE], _weights(model, "probe"))
+    taps(ids)
+    return {
+        name: float((tensor - taps.taps[name]).abs().max() / taps.taps[name].abs().max())
+        for name, tensor in streams.items()
+        if name in taps.taps and tensor.shape == taps.taps[name].shape
+    }
 
 
 def _unsteady(found: Sequence[Finding]) -> bool:

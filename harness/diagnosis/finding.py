@@ -35,12 +35,14 @@ class Diagnosis:
 
     `divergence`: the largest difference from GPT-2 at each place in execution order, relative to the values there,
     for the places that the subject makes visible. `reproduction`: a stand-alone script that shows the first
-    difference without the harness, "" where there is none.
+    difference without the harness, "" where there is none; `data`: the weights that it reads, for a safetensors file
+    of the same name beside it.
     """
 
     findings: tuple[Finding, ...] = ()
     divergence: Mapping[str, float] = dataclasses.field(default_factory=dict)
     reproduction: str = ""
+    data: str = ""  # what the script reads, in base64
     trouble: str = ""  # why the diagnosis could not be made, or stopped short
 
     def as_row(self) -> dict[str, Any]:
@@ -50,5 +52,6 @@ class Diagnosis:
             "findings": [finding.as_row() for finding in self.findings],
             "divergence": dict(self.divergence),
             "reproduction": self.reproduction,
+            "data": self.data,
             "trouble": self.trouble,
         }

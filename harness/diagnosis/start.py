@@ -26,7 +26,10 @@ def explain(subject: Subject) -> list[Finding]:
         drawn.setdefault(family(name), []).append(tensor.double())
     matrices = {name: tensors for name, tensors in drawn.items() if tensors[0].ndim == 2}
     vectors = {name: tensors for name, tensors in drawn.items() if tensors[0].ndim == 1}
-    return [*_alike(matrices), *_spreads(matrices), *_shapes(matrices), *_vectors(vectors)]
+    spreads = _spreads(matrices)
+    if any(finding.fault == "init-framework-default" and finding.where == "init" for finding in spreads):
+        return spreads  # its uniform numbers and its biases come with it
+    return [*_alike(matrices), *spreads, *_shapes(matrices), *_vectors(vectors)]
 
 
 def _spreads(matrices: dict[str, list[Tensor]]) -> list[Finding]:

@@ -1,0 +1,176 @@
+"""A stand-alone script that shows the first difference, for a colleague who does not have the harness."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.diagnosis.finding import Finding
+from harness.size import SIZES, Size
+from harness.states import state
+from harness.subject import Model, Subject, holding
+from harness.tokens import batch
+
+SIZE = "debug"
+TEMPLATE = '''"""{title}"""
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+sys.path.insert(0, {folder!r})
+{imports}
+
+torch.set_default_dtype(torch.float64)
+weights = load_file(Path(__file__).with_suffix(".safetensors"))
+mine = {call}.eval()
+mine.load_state_dict({{name[5:]: t.double() for name, t in weights.items() if name[:5] == "mine."}}, strict=False)
+gpt2 = GPT2LMHeadModel(GPT2Config({sizes})).eval()
+gpt2.load_state_dict({{name[5:]: t.double() for name, t in weights.items() if name[:5] == "gpt2."}}, strict=False)
+with torch.no_grad():
+    difference = ({answer} - gpt2(weights["ids"]).logits{last}).abs().max()
+print(f"the logits differ by {{difference:.2g}} in float64, where rounding is some 1e-14")
+'''
+
+
+class Construction:
+    """While open, notes with which arguments each module is built."""
+
+    def __init__(self) -> None:
+        self.arguments: dict[int, dict[str, Any]] = {}
+
+    def __enter__(self) -> Construction:
+        self._before = before = nn.Module.__init__
+
+        def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            frame = sys._getframe(1)
+            code = frame.f_code
+            if code.co_name == "__init__" and frame.f_locals.get(code.co_varnames[0]) is module:
+                count = code.co_argcount + code.co_kwonlyargcount
+                names = code.co_varnames[1:count]
+                self.arguments[id(module)] = {name: frame.f_locals.get(name) for name in names}
+            before(module, *args, **kwargs)
+
+        nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        nn.Module.__init__ = self._before  # type: ignore[method-assign]
+
+
+def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
+    """The script, and the weights that it reads (safetensors, in base64); "" for both where it cannot be written."""
+    size = SIZES[SIZE]
+    with Construction() as construction:
+        model = holding(subject, size, state(SIZE, "probe"), "float64", **_without_dropout(subject))
+    module = model.module
+    arguments = construction.arguments.get(id(module), {})
+    source = inspect.getsourcefile(type(module))
+    call = _call(type(module).__name__, arguments)
+    if source is None or call is None or "." in type(module).__qualname__:
+        return "", ""
+    ids, _ = batch(size, "random", rows=2, length=24)
+    answer, last = _answer(model, ids)
+    if not answer:
+        return "", ""
+    script = TEMPLATE.format(
+        title=f"{subject.name} is not GPT-2: {finding.where}: {finding.cause}".replace('"""', "'''"),
+        folder=str(Path(source).resolve().parent),
+        imports=_imports(type(module), arguments, Path(source)),
+        call=call,
+        sizes=_sizes(size),
+        answer=answer,
+        last=last,
+    )
+    return script, _weights(module, ids)
+
+
+def _without_dropout(subject: Subject) -> dict[str, Any]:
+    how = getattr(subject, "how", None)
+    return {"dropout": 0.0} if how is not None and how.takes("dropout") else {}
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str | None:
+    written = {key: _written(value) for key, value in arguments.items()}
+    if any(text is None for text in written.values()):
+        return None
+    return f"{name}({', '.join(f'{key}={text}' for key, text in written.items())})"
+
+
+def _written(value: Any) -> str | None:
+    """A value as Python source; None where there is none for it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, dict):
+        items = [(repr(key), _written(item)) for key, item in value.items() if isinstance(key, str)]
+        return None if any(text is None for _, text in items) else "{" + ", ".join(f"{k}: {t}" for k, t in items) + "}"
+    fields = (
+        {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        if dataclasses.is_dataclass(value)
+        else getattr(value, "__dict__", None)
+    )
+    if not fields or isinstance(value, nn.Module):
+        return None
+    name = type(value).__name__ if dataclasses.is_dataclass(value) else "SimpleNamespace"
+    texts = [(key, _written(item)) for key, item in fields.items()]
+    if any(text is None or not key.isidentifier() for key, text in texts):
+        return None
+    return f"{name}({', '.join(f'{key}={text}' for key, text in texts)})"
+
+
+def _imports(kind: type, arguments: Mapping[str, Any], source: Path) -> str:
+    names = [kind.__name__]
+    others = []
+    for value in arguments.values():
+        if dataclasses.is_dataclass(value):
+            own = inspect.getsourcefile(type(value))
+            if own is not None and Path(own) == source:
+                names.append(type(value).__name__)
+            else:
+                others.append(f"from {type(value).__module__} import {type(value).__name__}")
+        elif value is not None and not isinstance(value, bool | int | float | str | dict):
+            others.append("from types import SimpleNamespace")
+    return "\n".join([f"from {source.stem} import {', '.join(sorted(names))}", *dict.fromkeys(others)])
+
+
+def _answer(model: Model, ids: Tensor) -> tuple[str, str]:
+    """How the logits are had from the module's answer to the ids alone, and which positions those are."""
+    with torch.no_grad():
+        given = model.module(ids)
+    ways: list[tuple[str, Any]] = [("mine(weights['ids'])", given)]
+    if isinstance(given, tuple | list):
+        ways = [(f"mine(weights['ids'])[{n}]", item) for n, item in enumerate(given)]
+    elif isinstance(given, Mapping):
+        ways = [(f"mine(weights['ids'])[{key!r}]", item) for key, item in given.items()]
+    elif hasattr(given, "logits"):
+        ways = [("mine(weights['ids']).logits", given.logits)]
+    for text, value in ways:
+        if isinstance(value, Tensor) and value.ndim == 3 and value.shape[-1] == model.size.vocab_size:
+            return text, "" if value.shape[1] == ids.shape[1] else "[:, -1:]"
+    return "", ""
+
+
+def _weights(module: nn.Module, ids: Tensor) -> str:
+    from safetensors.torch import save
+
+    tensors = {f"mine.{name}": t.detach().float().contiguous().clone() for name, t in module.named_parameters()}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        tensors.setdefault(f"mine.{name}", parameter.detach().float().contiguous().clone())
+    tensors |= {f"gpt2.{name}": tensor.clone().contiguous() for name, tensor in state(SIZE, "probe").items()}
+    return base64.b64encode(save({**tensors, "ids": ids.contiguous()})).decode("ascii")
+
+
+def _sizes(size: Size) -> str:
+    sizes: dict[str, int | None] = {"vocab_size": size.vocab_size, "n_positions": size.context, "n_embd": size.width}
+    sizes |= {"n_layer": size.layers, "n_head": size.heads, "bos_token_id": None, "eos_token_id": None}
+    return ", ".join(f"{key}={value}" for key, value in sizes.items())
