@@ -36,7 +36,7 @@ def generate(
     context, `TokenError` for a prompt that is not token ids.
     """
     config = model.config
-    check_request(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, vocab_size=config.vocab_size)
+    check_request(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     check_prompt(idx, config.vocab_size, config.block_size)
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
 
@@ -72,13 +72,13 @@ def next_token_probabilities(
 ) -> Tensor:
     """What `choose` draws from, (B, V) -> (B, V): temperature, then top-k, then top-p over what is left.
 
-    The order is Hugging Face's. Tokens as likely as the k-th are all kept; the nucleus keeps the token that
-    crosses `top_p`, so that it is never empty.
+    The order is Hugging Face's. Tokens as likely as the k-th are all kept, and a k beyond the vocabulary keeps all;
+    the nucleus keeps the token that crosses `top_p`, so that it is never empty.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # 16 bits are too few to add up
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # shifted: a tiny one cannot overflow
     if top_k is not None:
-        kth = logits.topk(top_k, dim=-1).values[..., -1:]
+        kth = logits.topk(min(top_k, logits.size(-1)), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
     probabilities = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:  # at 1 the rounding of the sum must not drop the rarest
@@ -120,7 +120,6 @@ def check_request(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
-    vocab_size: int,
 ) -> None:
     """Raise `GenerationError` unless the request has a meaning."""
     if not _is_int(max_new_tokens) or max_new_tokens < 0:
@@ -129,8 +128,8 @@ def check_request(
         raise GenerationError(
             f"temperature={temperature!r}; expected 0 (greedy) or a positive number, 1 for the model's own"
         )
-    if top_k is not None and (not _is_int(top_k) or not 1 <= top_k <= vocab_size):
-        raise GenerationError(f"top_k={top_k!r}; expected 1 to {vocab_size} (the vocabulary), or None for all tokens")
+    if top_k is not None and (not _is_int(top_k) or top_k < 1):
+        raise GenerationError(f"top_k={top_k!r}; expected a count of 1 or more, or None for all tokens")
     if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
         raise GenerationError(f"top_p={top_p!r}; expected a share above 0 up to 1, or None for all")
 

@@ -86,8 +86,7 @@ def test_no_new_tokens_are_the_prompt():
         ({"temperature": -1.0}, "temperature=-1.0; expected 0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"temperature": float("inf")}, "temperature=inf"),
-        ({"top_k": 212}, r"top_k=212; expected 1 to 211 \(the vocabulary\)"),
-        ({"top_k": 0}, "top_k=0"),
+        ({"top_k": 0}, "top_k=0; expected a count of 1 or more"),
         ({"top_k": 2.0}, "top_k=2.0"),
         ({"top_p": 0.0}, "top_p=0.0; expected a share above 0 up to 1"),
         ({"top_p": 1.1}, "top_p=1.1"),
@@ -134,6 +133,10 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
 
 def test_temperature_zero_takes_the_likeliest():
     assert choose(LOGITS, 0).tolist() == [0, 4]
+
+
+def test_a_top_k_beyond_the_vocabulary_keeps_every_token():
+    assert torch.equal(next_token_probabilities(LOGITS, top_k=1_000), next_token_probabilities(LOGITS))
 
 
 def test_top_k_keeps_k_tokens_and_those_that_tie_with_the_last():

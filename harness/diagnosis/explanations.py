@@ -96,12 +96,6 @@ def _embeddings() -> Iterator[Explanation]:
             "positions are clamped before the end of the context",
             positions(lambda at, ids, p, last=last: p.clamp(max=at.size.context + last)),  # type: ignore[misc]
         )
-    yield Explanation(
-        "pos-ids-low-precision",
-        place,
-        "positions are computed in bfloat16, where integers above 256 collapse",
-        positions(lambda at, ids, p: p.bfloat16().long()),
-    )
     for half in (False, True):
         yield Explanation(
             "pos-sinusoidal",

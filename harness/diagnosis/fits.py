@@ -49,6 +49,19 @@ def factor(what: str, expected: Tensor, found: Iterable[Tensor]) -> Fit | None:
     return None
 
 
+def scaled(expected: Tensor, found: Iterable[Tensor], right: float) -> Fit | None:
+    """The factor on the scores, where the scaled scores can be seen."""
+    for value in found:
+        constant = float((value * expected).sum()) / max(float((expected * expected).sum()), 1e-300)
+        if abs(constant) > 1e-6 and _close(value, constant * expected):
+            return _of_scores(constant * right, right)
+    return None
+
+
+def _of_scores(factor: float, right: float) -> Fit:
+    return Fit("scale-wrong", f"the scores are multiplied by {factor:.5g}, not by {right:.5g} = 1/sqrt(head size)")
+
+
 def scale(attend: Callable[[float], Tensor], found: list[Tensor], right: float) -> Fit | None:
     """The factor on the scores with which attention would give one of the values found; `attend(factor)`."""
 
@@ -68,9 +81,7 @@ def scale(attend: Callable[[float], Tensor], found: list[Tensor], right: float) 
     best = (low + high) / 2
     if distance(best) > 1e-6 * max(float(value.abs().max()) for value in found):
         return None
-    return Fit(
-        "scale-wrong", f"the scores are multiplied by {math.exp(best):.5g}, not by {right:.5g} = 1/sqrt(head size)"
-    )
+    return _of_scores(math.exp(best), right)
 
 
 def offset(what: str, expected: Tensor, found: Iterable[Tensor]) -> Fit | None:

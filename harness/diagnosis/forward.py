@@ -351,7 +351,7 @@ class _Search:
             expected = taps[name]
             if not isinstance(expected, Tensor):
                 continue
-            found = [v for v in self._later(expected, after) if bool(torch.isfinite(v).all())]
+            found = [v for v in self._later(expected, after, taps) if bool(torch.isfinite(v).all())]
             operation = name.split(".", 2)[2] if layer is not None and name.count(".") > 1 else name
             fit = None
             if operation in ("ln_1", "ln_2", "ln_f"):
@@ -360,14 +360,20 @@ class _Search:
                 )
             elif operation == "attn.mix" and layer is not None:
                 fit = fits.scale(self._attend(taps, layer), found, self.size.head_width**-0.5)
+            if operation == "attn.scale":
+                fit = fits.scaled(expected, found, self.size.head_width**-0.5)
             if bool(torch.isfinite(expected).all()):
                 fit = fit or fits.factor(name, expected, found) or fits.offset(name, expected, found)
             if fit is not None:
                 return fit
         return None
 
-    def _later(self, expected: Tensor, after: int) -> list[Tensor]:
-        own = [tensor for number, tensor in self.observed.like(expected) if number > after]
+    def _later(self, expected: Tensor, after: int, taps: dict[str, Any]) -> list[Tensor]:
+        own = [
+            tensor
+            for number, tensor in self.observed.like(expected)
+            if number > after and not self._is_known(self.observed.steps[number].tensor, taps)
+        ]
         return [*own, self.observed.logits] if expected.shape == self.observed.logits.shape else own
 
     def _input(self, taps: dict[str, Any], name: str) -> Tensor:
@@ -389,7 +395,7 @@ class _Search:
         told = f"{_in_words(anchor)} differs by {_gap(own, expected):.1e}" if own is not None else ""
         if own is not None and not bool(torch.isfinite(own).all()):
             told = f"{_in_words(anchor)} is not finite"
-        values = [own] if own is not None else self._later(expected, after)
+        values = [own] if own is not None else self._later(expected, after, taps)
         return [told, fits.where_it_differs(expected, values)]
 
     def _first_stranger(self, taps: dict[str, Any], after: int) -> int | None:
