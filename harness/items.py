@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from harness.suite import Check
 
 # Options that change what a check means, and so belong into the command that runs it again.
-MEANING = ("--subject", "--text", "--pretrained")
+MEANING = ("--text", "--pretrained", "--deviations")
 
 
 class SuiteFile(pytest.File):
     """A suite of checks."""
 
     def collect(self) -> Iterator[CheckItem]:
-        """One item a check, expanded over its matrix and cases."""
+        """One item a check and subject, expanded over the check's matrix and cases."""
+        from harness.plugin import subject_names
         from harness.suite import read_suite
 
         try:
@@ -32,35 +33,38 @@ class SuiteFile(pytest.File):
         except SuiteError as error:
             raise self.CollectError(str(error)) from None
         self.config.addinivalue_line("markers", f"{suite.name}: {suite.title}")
-        for check in suite.checks:
-            yield CheckItem.from_parent(self, name=check.id, check=check)
+        subjects = subject_names(self.config)
+        for subject in subjects:
+            of = f"@{subject}" if len(subjects) > 1 else ""
+            for check in suite.checks:
+                yield CheckItem.from_parent(self, name=f"{check.id}{of}", check=check, subject=subject)
 
 
 class CheckItem(pytest.Item):
-    """One check as a test item."""
+    """One check of one subject as a test item."""
 
-    def __init__(self, *, check: Check, **kwargs: Any) -> None:
+    def __init__(self, *, check: Check, subject: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.check = check
+        self.subject = subject
         self.record: Record | None = None
         parameters = check.parameters
         self.add_marker(check.suite)
         if "size" in parameters:
-            self.add_marker("debug" if parameters["size"] == "debug" else "full")
+            self.add_marker("debug" if parameters["size"].startswith("debug") else "full")
         if parameters.get("tokens") == "text":
             self.add_marker("text")
         if parameters.get("weights") == "pretrained":
             self.add_marker("pretrained")
 
     def runtest(self) -> None:
-        """Run the check; a verdict other than pass is raised as pytest expects it."""
-        from harness.plugin import subject_of
-        from harness.run import run
+        """Run the check; a verdict other than pass, and not declared, is raised as pytest expects it."""
+        from harness.plugin import runner_of
 
-        self.record = run(self.check, subject_of(self.config))
+        self.record = runner_of(self.config, self.subject).run(self.check)
         if self.record.verdict == "skip":
             pytest.skip(self.record.message)
-        if self.record.verdict != "pass":
+        if self.record.verdict != "pass" and not self.record.declared:
             raise NotAsExpected(self.record)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
@@ -81,10 +85,14 @@ class CheckItem(pytest.Item):
     def rerun(self) -> str:
         """The command that runs this check again, alone."""
         words = ["pytest", f"{_shown(self.path, self.config)}::{self.check.id}"]
+        if self.config.getoption("--subject") is not None:
+            words += ["--subject", self.subject]
         for option in MEANING:
             value = self.config.getoption(option)
             if value is not None:
                 words += [option, value]
+        if self.config.getoption("--isolate"):
+            words.append("--isolate")
         return shlex.join(words)
 
 
@@ -101,6 +109,8 @@ def told(record: Record, place: str, rerun: str) -> str:
 
     pytest's short summary shows the first line.
     """
+    if record.details.get("because"):  # told in full where it came up first
+        return textwrap.fill(record.message, width=110, break_long_words=False)
     check, lines = record.check, {}
     if record.where:
         lines["where"] = (
@@ -110,6 +120,10 @@ def told(record: Record, place: str, rerun: str) -> str:
         )
     if hint := record.details.get("hint"):
         lines["hint"] = str(hint)
+    if changed := record.details.get("changed"):
+        lines["changed"] = "; ".join(f"{name}: {how}" for name, how in changed.items()) + " (put back)"
+    if output := record.details.get("output"):
+        lines["printed"] = f"{output['bytes']:,} bytes, beginning {' '.join(output['begins'].split())[:60]!r}"
     lines |= {
         "subject": record.subject,
         "with": " ".join(f"{key}={value}" for key, value in check.parameters.items()),

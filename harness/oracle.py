@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.adapters.names import map_by_names
+from harness.deviations import truth_in_force
 from harness.size import Size
 from harness.states import State
 from harness.subject import Model
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
 
 
 def oracle(size: Size, state: State, dtype: str) -> Model:
-    """Hugging Face's GPT2LMHeadModel holding `state` in `dtype`, in eval mode. Shares memory with a float32 state."""
+    """Hugging Face's GPT2LMHeadModel holding `state` in `dtype`, in eval mode. Shares memory with a float32 state.
+
+    Where a subject's declared deviations are in force, GPT-2 with those.
+    """
     from transformers import GPT2LMHeadModel
+
+    if (deviating := truth_in_force()) is not None:
+        return deviating(size, state, dtype)  # type: ignore[no-any-return]
 
     with torch.device("meta"):
         module = GPT2LMHeadModel(huggingface_config(size))

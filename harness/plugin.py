@@ -12,9 +12,12 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.items import CheckItem, SuiteFile
+from harness.limits import MEMORY_SHARE, SECONDS
 from harness.session import Session
 
 if TYPE_CHECKING:
+    from harness.deviations import Deviation
+    from harness.runner import Runner
     from harness.session import Writer
     from harness.subject import Subject
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_SUBJECT = "gpt:GPT"
 SUITE_FOLDER = "verifications"
 
-_subject = pytest.StashKey["Subject"]()
+_runners = pytest.StashKey[dict[str, "Runner"]]()
 _session = pytest.StashKey[Session]()
 
 
@@ -32,7 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--subject",
         metavar="FILE.py:NAME",
-        help=f"the GPT to judge: FILE.py:NAME or package.module:NAME (default: {DEFAULT_SUBJECT}, the reference)",
+        action="append",
+        help=f"the GPT to judge: FILE.py:NAME or package.module:NAME (default: {DEFAULT_SUBJECT}, the reference); "
+        "given several times, they are judged side by side",
     )
     group.addoption(
         "--text",
@@ -49,6 +54,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="where records, tables, plots and the page go (default: reports/ in the rootdir)",
     )
+    group.addoption(
+        "--deviations",
+        metavar="FILE.toml",
+        help="where the subject differs on purpose (default: my_gpt.deviations.toml beside my_gpt.py)",
+    )
+    group.addoption(
+        "--isolate",
+        action="store_true",
+        help="run the subject in a process of its own, which may exit, crash, hang or grow without ending the run",
+    )
+    group.addoption(
+        "--time-limit",
+        metavar="SECONDS",
+        type=float,
+        default=SECONDS,
+        help="for one check; 0 is none (default: %(default)g)",
+    )
+    group.addoption(
+        "--memory-limit",
+        metavar="GIB",
+        type=float,
+        help=f"for an isolated subject's process (default: {MEMORY_SHARE:g} of the machine's memory)",
+    )
+    group.addoption("--full-failures", action="store_true", help="tell every failure in full, not the first few")
+    group.addoption("--no-diagnosis", action="store_true", help="do not look for the cause of what failed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,9 +95,16 @@ def pytest_configure(config: pytest.Config) -> None:
     from harness.resources import Resources
 
     Resources.configure(text=config.getoption("--text"), pretrained=config.getoption("--pretrained"))
+    config.stash[_runners] = {}
     if not hasattr(config, "workerinput"):
         config.stash[_session] = Session(config)
         config.pluginmanager.register(config.stash[_session], "gpt-harness-session")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """No process outlives the run."""
+    for runner in config.stash.get(_runners, {}).values():
+        runner.close()
 
 
 def _let_threads_sleep() -> None:
@@ -82,14 +119,27 @@ def _let_threads_sleep() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """A --subject that cannot be had ends the run here, in one line; in an xdist worker it would crash the worker."""
+    """A --subject that cannot be had ends the run here, in one line; in an xdist worker it would crash the worker.
+
+    So does a declaration of deviations that is not understood.
+    """
     config = session.config
-    named = config.getoption("--subject")
-    if named is not None and not config.getoption("collectonly") and not hasattr(config, "workerinput"):
+    if config.getoption("collectonly") or hasattr(config, "workerinput"):
+        return
+    if config.getoption("--memory-limit") is not None and not config.getoption("--isolate"):
+        raise pytest.UsageError("--memory-limit holds for a process of the subject's own: add --isolate")
+    if config.getoption("--deviations") and len(subject_names(config)) > 1:
+        raise pytest.UsageError("--deviations FILE is one subject's; beside FILE.py it is FILE.deviations.toml")
+    for name in subject_names(config):
         try:
-            subject_of(config)
+            deviations_of(config, name)
         except HarnessError as error:
-            raise pytest.UsageError(f"--subject {named}: {error}") from None
+            raise pytest.UsageError(str(error)) from None
+        if config.getoption("--subject") is not None:
+            try:
+                runner_of(config, name)
+            except HarnessError as error:
+                raise pytest.UsageError(f"--subject {name}: {error}") from None
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
@@ -111,28 +161,72 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Hang the record on the report, which travels from an xdist worker to the controlling process."""
     report = yield
-    if isinstance(item, CheckItem) and report.when == "call" and (row := item.row()) is not None:
+    if isinstance(item, CheckItem):
+        from harness.output import cut
         from harness.record import encode
 
-        report.gpt_harness_row = encode(row)
-        if report.skipped:  # by name, where the check stands, not where the harness skips
-            report.longrepr = (str(item.path), item.check.line, row["message"])
+        # A subject that logs or prints megabytes is not to bury the verdict under them.
+        report.sections = [(name, cut(text)) for name, text in report.sections]
+        if report.when == "call" and (row := item.row()) is not None:
+            report.gpt_harness_row = encode(row)
+            if report.skipped:  # by name, where the check stands, not where the harness skips
+                report.longrepr = (str(item.path), item.check.line, row["message"])
     return report
 
 
-def subject_name(config: pytest.Config) -> str:
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """A check that fails as declared counts apart: it is neither passed nor failed."""
+    row = getattr(report, "gpt_harness_row", None)
+    return ("declared", "d", "DECLARED") if row and row.get("declared") else None
+
+
+def subject_names(config: pytest.Config) -> list[str]:
     """What the user names, or the reference; an empty name is not the reference (`--subject "$UNSET"`)."""
     named = config.getoption("--subject")
-    return DEFAULT_SUBJECT if named is None else str(named)
+    return [DEFAULT_SUBJECT] if named is None else list(dict.fromkeys(map(str, named)))
+
+
+def subject_name(config: pytest.Config) -> str:
+    """All of them, as the header of the records has it."""
+    return ", ".join(subject_names(config))
 
 
 def subject_of(config: pytest.Config) -> Subject:
-    """The subject of this run, looked up once. Raises SubjectError."""
-    if _subject not in config.stash:
-        from harness.adapters import adapt
+    """The subject of a benchmark run, looked up once. Raises SubjectError."""
+    from harness.errors import SubjectError
+    from harness.runner import Here
 
-        config.stash[_subject] = adapt(subject_name(config))
-    return config.stash[_subject]
+    names = subject_names(config)
+    bench = runner_of(config, names[0]).bench
+    if len(names) > 1 or not isinstance(bench, Here):
+        raise SubjectError("benchmarks are of one --subject, without --isolate")
+    return bench.subject
+
+
+def runner_of(config: pytest.Config, name: str) -> Runner:
+    """The judge of one subject, made once. Raises SubjectError where the subject cannot be had."""
+    runners = config.stash[_runners]
+    if name not in runners:
+        from harness.runner import make_runner
+
+        runners[name] = make_runner(
+            name,
+            isolate=config.getoption("--isolate"),
+            seconds=config.getoption("--time-limit") or None,
+            memory_gib=config.getoption("--memory-limit"),
+            echo=config.getoption("capture") == "no",
+            deviations=deviations_of(config, name),
+        )
+    return runners[name]
+
+
+def deviations_of(config: pytest.Config, name: str) -> tuple[Deviation, ...]:
+    """What the subject declares, in the file that is named or in the one beside it. Raises DeviationError."""
+    from harness.deviations import beside, read
+
+    named = config.getoption("--deviations")
+    path = Path(named) if named else beside(name)
+    return read(path) if path else ()
 
 
 def recorder_of(config: pytest.Config) -> Writer:

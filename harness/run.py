@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sysconfig
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from harness.errors import HarnessError, Missing
 from harness.expect import judge
+from harness.limits import Limits, TooLong, alarm
 from harness.measure import Measure, Reading, measures
+from harness.output import KEPT, Output, taken_in
 from harness.subject import Subject
 from harness.suite import Check
+from harness.surroundings import kept
 
 Verdict = Literal["pass", "fail", "error", "skip"]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One result: what was asked, what was found, and the verdict. `as_row` gives it as JSON-ready data."""
+    """One result: what was asked, what was found, and the verdict. `as_row` gives it as JSON-ready data.
+
+    `declared` is the reason of a deviation that its author has declared: the verdict stays what it is.
+    """
 
     check: Check
     subject: str
@@ -35,6 +44,7 @@ class Record:
     found: str = ""
     expected: str = ""
     where: tuple[str, ...] = ()
+    declared: str = ""
 
     def as_row(self, *, id: str = "", rerun: str = "") -> dict[str, Any]:
         """The record as one JSON line holds it."""
@@ -47,6 +57,7 @@ class Record:
             "parameters": dict(self.check.parameters),
             "subject": self.subject,
             "verdict": self.verdict,
+            **({"declared": self.declared} if self.declared else {}),
             "message": self.message,
             "value": self.value,
             "unit": self.unit,
@@ -61,28 +72,61 @@ class Record:
             "details": self.details,
         }
 
+    @classmethod
+    def of_row(cls, check: Check, row: Mapping[str, Any]) -> Record:
+        """The inverse of `as_row`, for a record that comes from another process."""
+        same = ("subject", "verdict", "message", "seconds", "value", "unit", "details", "found")
+        return cls(
+            check,
+            **{key: row[key] for key in same},
+            expected=row["expected_text"],
+            where=tuple(row["where"]),
+            declared=row.get("declared", ""),
+        )
 
-def run(check: Check, subject: Subject) -> Record:
-    """Judge `subject` by `check`. Whatever the subject does short of Ctrl-C becomes a verdict, never an exception."""
-    measure = measures()[check.measure]
+
+def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: bool = False) -> Record:
+    """Judge `subject` by `check`. Whatever the subject does short of Ctrl-C becomes a verdict, never an exception.
+
+    `limits.seconds` ends a subject that hangs. What it prints is taken in, unless `echo` is set.
+    """
+    measure, limits = measures()[check.measure], limits or Limits()
     started = time.perf_counter()
+    output, changed = Output(), dict[str, str]()
 
-    def record(verdict: Verdict, message: str, **what: Any) -> Record:
-        return Record(check, subject.name, verdict, message, time.perf_counter() - started, **what)
+    def record(verdict: Verdict, message: str, details: Mapping[str, Any] | None = None, **what: Any) -> Record:
+        told = dict(details or {})
+        if changed:
+            told["changed"] = changed
+        if output.size > KEPT or (output.size and verdict not in ("pass", "skip")):
+            told["output"] = output.as_row()
+        return Record(check, subject.name, verdict, message, time.perf_counter() - started, details=told, **what)
+
+    def error(message: str, cause: BaseException) -> Record:
+        if changed:
+            message += "; on the way it changed " + ", ".join(f"{name} ({how})" for name, how in changed.items())
+        details = {"traceback": _traceback(cause), "raised": {"type": type(cause).__name__, "place": place(cause)}}
+        return record("error", message, details)
 
     if not isinstance(subject, measure.needs):
         return record("skip", f"{subject.name} has no ability '{measure.needs.__name__}': {_summary(measure.needs)}")
     try:
-        with _globals_restored():
+        with (
+            kept(changed),
+            contextlib.nullcontext() if echo else taken_in(output),
+            alarm(limits.seconds),
+        ):
             reading = measure.function(subject, **check.parameters)
     except Missing as missing:
         return record("skip", str(missing))
-    except HarnessError as error:
-        return record("error", str(error))
+    except HarnessError as mistake:
+        return record("error", str(mistake))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a subject raises what it likes: SystemExit, pytest's own skip, a class of its own
-        return record("error", _told(error), details={"traceback": _traceback(error)})
+    except TooLong as late:
+        return error(f"did not answer within {limits.seconds:g} s: it was at {place(late)}", late)
+    except BaseException as raised:  # a subject raises what it likes: SystemExit, pytest's own skip, a class of its own
+        return error(told(raised), raised)
     return _judged(check, measure, reading, record)
 
 
@@ -103,35 +147,36 @@ def _judged(check: Check, measure: Measure, reading: Reading, record: Any) -> Re
     )
 
 
-@contextlib.contextmanager
-def _globals_restored() -> Iterator[None]:
-    """A subject may change PyTorch's global state; the next check must not notice."""
-    device, dtype, threads, deterministic = (
-        torch.get_default_device(),
-        torch.get_default_dtype(),
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
-            yield
-    finally:
-        if torch.get_default_device() != device:
-            torch.set_default_device(device)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(True)
-        torch.use_deterministic_algorithms(deterministic)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+def told(error: BaseException) -> str:
+    """An exception in one line, with the place in the subject's code that raised it."""
+    at = place(error)
+    return f"{type(error).__name__}: {' '.join(_text(error).split())[:500]}{f' at {at}' if at else ''}"
 
 
-def _told(error: BaseException) -> str:
-    """An exception in one line, with the place in the code that raised it."""
+def place(error: BaseException) -> str:
+    """Where an exception comes from, as `my_gpt.py:37 in forward`: the deepest line that is the user's, if any is."""
     frames = traceback.extract_tb(error.__traceback__)
-    last = frames[-1] if frames else None
-    place = f" at {last.filename}:{last.lineno} in {last.name}" if last else ""
-    return f"{type(error).__name__}: {' '.join(_text(error).split())[:500]}{place}"
+    own = [frame for frame in frames if is_own(frame.filename)]
+    last = (own or frames)[-1:]
+    return f"{shown(last[0].filename)}:{last[0].lineno} in {last[0].name}" if last else ""
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is the user's: not Python's, not an installed package's, not the harness's."""
+    return file.startswith(os.sep) and not file.startswith(_LIBRARIES) and "site-packages" not in file
+
+
+_LIBRARIES = (
+    *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
+    str(Path(torch.__file__).parent),
+    *(str(path) for path in Path(__file__).parent.glob("*") if path.name != "tests"),
+)
+
+
+def shown(file: str) -> str:
+    """A path as the user would type it."""
+    folder = os.path.join(os.path.realpath("."), "")
+    return os.path.realpath(file).removeprefix(folder)
 
 
 def _text(error: BaseException) -> str:

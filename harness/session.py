@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import os
-import textwrap
+import re
 import time
-from collections import Counter
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from harness.record import Recorder
 
-VERDICTS = ("pass", "fail", "error", "skip")
-SLOWEST = 10
+IN_FULL = 3  # failures told in full by default
 
 
 class Session:
@@ -30,6 +30,8 @@ class Session:
         self.trouble: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.written: list[Path] = []
+        self.diagnoses: dict[str, dict[str, Any]] = {}
+        self.scripts: dict[str, str] = {}
         self._writers: dict[str, Writer] = {}
         self._deselected = 0
 
@@ -74,21 +76,34 @@ class Session:
         """What -k and -m left out is known to xdist's workers only, and to each of them alike."""
         self._deselected = max(self._deselected, getattr(node, "workeroutput", {}).get("deselected", 0))
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """An xdist worker that died in a check has left no record of it; xdist starts another for the rest."""
+        row = _row_of_crash(crashitem, self.config)
+        if row is not None:
+            report.gpt_harness_row = row  # type: ignore[attr-defined]
+            report.longrepr = row["message"]
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Close the record files and write the reports from them, after Ctrl-C too."""
+        """Look for causes, close the record files and write the reports from them, after Ctrl-C too."""
         if not self._writers:
             return
         from harness.environment import peak_memory_bytes
         from harness.errors import HarnessError
         from harness.report import write_latest
 
+        complete = exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+        if complete:
+            self._diagnose()
+            self._hold_to_what_is_declared(session)
         footer = {
             "finished": _now(),
             "wall_seconds": time.monotonic() - self._began,
             "peak_memory_bytes": peak_memory_bytes(),
             "deselected": self._deselected,
-            "complete": exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR),
+            "complete": complete,
+            "excepted": self._excepted(),
         }
         try:
             for writer in self._writers.values():
@@ -97,11 +112,82 @@ class Session:
         except (OSError, HarnessError) as error:
             self.trouble.append(f"the report was not written: {error}")
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """The verdict by suite, the slowest checks, and where the reports are."""
-        checks = [row for row in self.rows if row.get("kind") == "record"]
-        if checks:
-            _summarise(terminalreporter, checks)
+    def _excepted(self) -> dict[str, str]:
+        """What is declared, in the words of the verdict, by subject."""
+        from harness.deviations import except_for
+        from harness.plugin import deviations_of, subject_names
+
+        declared = {name: deviations_of(self.config, name) for name in subject_names(self.config)}
+        return {name: except_for(found) for name, found in declared.items() if found}
+
+    def _checks(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row.get("kind") == "record"]
+
+    def _diagnose(self) -> None:
+        """The cause of what failed, once for each subject, on record and as a script that shows it."""
+        from harness.errors import SubjectError
+        from harness.plugin import runner_of
+        from harness.review import is_bad
+
+        if self.config.getoption("--no-diagnosis"):
+            return
+        checks = self._checks()
+        # What cannot be called, or hangs, has been told, and would only break or hang again; what has ended a worker
+        # of xdist would end this process, and with it the report.
+        hopeless = {row["subject"] for row in checks if {"because", "crashed"} & set(row["details"])}
+        bad = [row["subject"] for row in checks if is_bad(row) and row["subject"] not in hopeless]
+        for subject in dict.fromkeys(bad):
+            try:
+                found = runner_of(self.config, subject).diagnose([row for row in checks if row["subject"] == subject])
+            except SubjectError as error:
+                found = {"trouble": str(error)}
+            self.diagnoses[subject] = found
+            if found.get("reproduction"):
+                self._write_script(subject, found["reproduction"], found.get("data", ""))
+            found = {key: value for key, value in found.items() if key != "data"}  # it is beside the script
+            self.writer("verify").write({"kind": "diagnosis", **found, "subject": subject})
+
+    def _write_script(self, subject: str, text: str, data: str) -> None:
+        path = self.folder / f"reproduce_{re.sub(r'[^A-Za-z0-9]+', '_', subject).strip('_')}.py"
+        try:
+            path.write_text(text, encoding="utf-8")
+            path.with_suffix(".safetensors").write_bytes(base64.b64decode(data))
+        except OSError as error:
+            self.trouble.append(f"{path} was not written: {error}")
+        else:
+            self.scripts[subject] = _relative(path, self.config)
+
+    def _hold_to_what_is_declared(self, session: pytest.Session) -> None:
+        """A declaration that names nothing, or that no longer applies, makes the run red."""
+        from harness.deviations import problems
+        from harness.plugin import deviations_of, subject_names
+        from harness.review import check_name, word
+
+        found = []
+        for subject in subject_names(self.config):
+            declared = deviations_of(self.config, subject)
+            own = [row for row in self._checks() if row["subject"] == subject]
+            if declared and own:
+                judged = {check_name(row).replace("/", "::", 1): word(row) for row in own}
+                applied = {place for row in own for place in row["details"].get("deviations", ())}
+                found += problems(declared, applied, judged, _known_checks(own, self.config))
+        self.trouble += found
+        if found and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+        """The first failures in full, then, last on the screen, the review and where the reports are."""
+        checks = self._checks()
+        if not checks:
+            yield
+        else:
+            kept = self._fold(terminalreporter)
+            try:
+                yield
+            finally:
+                terminalreporter.stats.update(kept)
+            self._review(terminalreporter, checks)
         for trouble in dict.fromkeys(self.trouble):
             terminalreporter.write_line(trouble, red=True)
         if self.written:
@@ -113,9 +199,42 @@ class Session:
                 f"report:  {', '.join(_relative(page, self.config) for page in pages)}", bold=True
             )
 
+    def _fold(self, terminal: pytest.TerminalReporter) -> dict[str, list[Any]]:
+        """Leave the first failures of different checks for pytest to tell; all of them come back afterwards."""
+        if self.config.getoption("--full-failures") or terminal.verbosity > 0:
+            return {}
+        failed = terminal.stats.get("failed", [])
+        own = [report for report in failed if hasattr(report, "gpt_harness_row")]
+        suites: dict[str, Any] = {}  # one of each suite says more than three of one
+        checks: dict[str, Any] = {}
+        for report in own:
+            row = report.gpt_harness_row
+            if not row["details"].get("because"):
+                suites.setdefault(f"{row['subject']} {row['suite']}", report)
+                checks.setdefault(f"{row['subject']} {row['suite']}/{row['check']}", report)
+        chosen = [*suites.values(), *checks.values()][:IN_FULL]
+        terminal.stats["failed"] = [report for report in failed if report in chosen or report not in own]
+        return {"failed": failed} if failed else {}
+
+    def _review(self, terminal: pytest.TerminalReporter, checks: list[dict[str, Any]]) -> None:
+        from harness.review import review
+
+        for text, kind in review(
+            checks,
+            self.diagnoses,
+            excepted=self._excepted(),
+            scripts=self.scripts,
+            at_length=terminal.verbosity > 0,
+            durations=self.config.getoption("durations") is not None,
+        ):
+            if kind == "section":
+                terminal.section(text)
+            else:
+                terminal.write_line(text, **({kind: True} if kind else {}))
+
     def _open(self, run: str) -> Recorder:
         from harness.environment import environment
-        from harness.plugin import subject_name
+        from harness.plugin import subject_name, subject_names
         from harness.record import Recorder
 
         stamp = self.started.replace(":", "").replace("-", "")
@@ -123,6 +242,7 @@ class Session:
             "run": run,
             "started": self.started,
             "subject": {"name": subject_name(self.config)},
+            "subjects": subject_names(self.config),
             "arguments": list(self.config.invocation_params.args),
             "environment": environment(self.config.rootpath),
         }
@@ -148,31 +268,42 @@ class Writer:
         self._rows.append(row)
 
 
-def _summarise(terminal: pytest.TerminalReporter, rows: list[dict[str, Any]]) -> None:
-    terminal.section("verdict by suite")
-    suites: dict[str, Counter[str]] = {}
-    seconds: Counter[str] = Counter()
-    for row in rows:
-        suites.setdefault(row["suite"], Counter())[row["verdict"]] += 1
-        seconds[row["suite"]] += row["seconds"]
-    width = max(map(len, suites))
-    for suite, counts in sorted(suites.items()):
-        told = "  ".join(f"{counts[v]:>3} {v}" if counts[v] else " " * 8 for v in VERDICTS)
-        colour = {"red": True} if counts["fail"] or counts["error"] else {"green": True}
-        terminal.write_line(f"{suite:<{width}}  {told}  {seconds[suite]:>6.1f} s", **colour)
-    skipped: dict[str, list[str]] = {}
-    for row in rows:
-        if row["verdict"] == "skip":
-            skipped.setdefault(row["message"], []).append(f"{row['suite']}/{row['id'].rpartition('::')[2]}")
-    if skipped:
-        terminal.section("skipped, by what is missing")
-        for reason, names in skipped.items():
-            terminal.write_line(reason)
-            for line in textwrap.wrap("  ".join(names), width=110, break_long_words=False, break_on_hyphens=False):
-                terminal.write_line(f"    {line}")
-    terminal.section(f"{min(SLOWEST, len(rows))} slowest checks")
-    for row in sorted(rows, key=lambda r: -r["seconds"])[:SLOWEST]:
-        terminal.write_line(f"{row['seconds']:>6.1f} s  {row['id']}")
+def _known_checks(rows: Iterable[dict[str, Any]], config: pytest.Config) -> dict[str, str]:
+    """Every check that there is, `suite::check` to its size: of the suites beside those that ran, and the shipped."""
+    from harness.errors import SuiteError
+    from harness.suite import read_suite
+
+    folders = {(config.rootpath / row["id"].split("::")[0]).parent for row in rows}
+    known: dict[str, str] = {}
+    for path in sorted({path for folder in folders for path in folder.glob("*.toml")}):
+        try:
+            suite = read_suite(path)
+        except SuiteError:
+            continue  # told where it is collected
+        known |= {f"{suite.name}::{check.id}": str(check.parameters.get("size") or "debug") for check in suite.checks}
+    return known
+
+
+def _row_of_crash(nodeid: str, config: pytest.Config) -> dict[str, Any] | None:
+    """The record of a check in which the process died; None where it was no check."""
+    from harness.errors import SuiteError
+    from harness.plugin import subject_names
+    from harness.run import Record
+    from harness.suite import read_suite
+
+    file, _, item = nodeid.partition("::")
+    try:
+        checks = read_suite(config.rootpath / file).checks
+    except (SuiteError, OSError):
+        return None
+    for check in checks:
+        for subject in subject_names(config):
+            if item in (check.id, f"{check.id}@{subject}"):
+                told = (
+                    "the process died in this check (it exited, crashed, or was killed); --isolate says how and where"
+                )
+                return Record(check, subject, "error", told, 0.0, details={"crashed": True}).as_row(id=nodeid)
+    return None
 
 
 def _relative(path: Path, config: pytest.Config) -> str:

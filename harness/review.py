@@ -1,0 +1,212 @@
+"""What the terminal shows at the end of a run, as a colleague's review: verdict by suite, cause, what to do.
+
+Pure functions from records to lines; on a screen of 40 lines and 110 columns.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+WORDS = ("pass", "fail", "error", "declared", "skip")
+WIDTH = 110
+FAILURES = 6  # lines on what failed
+FINDINGS = 3
+SKIPS = 3
+SLOWEST = 10
+
+
+class Line(NamedTuple):
+    """A line of the review; `kind` is 'section' for a heading, or the colour."""
+
+    text: str
+    kind: str = ""
+
+
+def word(row: Row) -> str:
+    """The verdict of a record as it is counted: a failure that is declared is neither passed nor failed."""
+    return "declared" if row.get("declared") else str(row["verdict"])
+
+
+def is_bad(row: Row) -> bool:
+    """Whether a record is a failure that nobody has declared."""
+    return word(row) in ("fail", "error")
+
+
+def review(
+    rows: Sequence[Row],
+    diagnoses: Mapping[str, Row],
+    *,
+    excepted: Mapping[str, str],
+    scripts: Mapping[str, str],
+    at_length: bool = False,
+    durations: bool = False,
+) -> Iterator[Line]:
+    """The whole of it. `diagnoses`, `excepted` (what is declared) and `scripts` (to reproduce) are by subject."""
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    bad = [row for row in rows if is_bad(row)]
+    yield Line("verdict by suite", "section")
+    yield from by_suite(rows) if len(subjects) == 1 else side_by_side(rows)
+    for subject in subjects:
+        if subject in excepted:
+            yield Line(_cut(f"{subject}: {excepted[subject]}"), "yellow")
+    for subject in subjects:
+        own = [row for row in bad if row["subject"] == subject]
+        if own:
+            yield Line(f"what fails in {subject}" if len(subjects) > 1 else "what fails", "section")
+            yield from failures(own, most=FAILURES if len(subjects) == 1 else 3)
+            if subject in diagnoses:
+                yield Line(f"diagnosis of {subject}" if len(subjects) > 1 else "diagnosis", "section")
+                yield from diagnosis(diagnoses[subject])
+            yield Line("what to do", "section")
+            yield from what_to_do(own, diagnoses.get(subject, {}), scripts.get(subject, ""))
+    yield from skipped(rows, at_length=at_length or not bad)
+    if durations or not bad:
+        yield from slowest(rows)
+
+
+def by_suite(rows: Iterable[Row]) -> Iterator[Line]:
+    """A line a suite: how many of each verdict, and the time."""
+    suites: dict[str, Counter[str]] = {}
+    seconds: Counter[str] = Counter()
+    for row in rows:
+        suites.setdefault(row["suite"], Counter())[word(row)] += 1
+        seconds[row["suite"]] += row["seconds"]
+    longest = max(map(len, suites))
+    used = [w for w in WORDS if w != "declared" or any(counts[w] for counts in suites.values())]
+    for suite, counts in sorted(suites.items()):
+        told = "  ".join(f"{counts[w]:>3} {w}" if counts[w] else " " * (4 + len(w)) for w in used)
+        colour = "red" if counts["fail"] or counts["error"] else "green"
+        yield Line(f"{suite:<{longest}}  {told}  {seconds[suite]:>6.1f} s", colour)
+
+
+def side_by_side(rows: Sequence[Row]) -> Iterator[Line]:
+    """A column a subject: verdicts by suite, then every check that some subject fails."""
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    cells: dict[str, dict[str, Counter[str]]] = {}
+    for row in rows:
+        for line in (row["suite"], f"{row['suite']}/{row['check']}"):
+            cells.setdefault(line, {}).setdefault(row["subject"], Counter())[word(row)] += 1
+    suites = sorted(line for line in cells if "/" not in line)
+    failing = [line for line in cells if "/" in line and any(c["fail"] or c["error"] for c in cells[line].values())]
+    shown = [*suites, *failing[:FAILURES]]
+    table = [[line, *(_counts(cells[line].get(subject)) for subject in subjects)] for line in shown]
+    first = min(44, max(map(len, shown)))
+    longest = max(len(cell) for cell in [*subjects, *(cell for line in table for cell in line[1:])])
+    width = min(longest, (WIDTH - first) // len(subjects) - 2)
+    for line, colour in [(["", *subjects], "")] + [(line, _colour(line[1:])) for line in table]:
+        told = "  ".join(f"{_cut(cell, width):<{width}}" for cell in line[1:])
+        yield Line(f"{_cut(line[0], first):<{first}}  {told}".rstrip(), colour)
+    if failing[FAILURES:]:
+        yield Line(f"and {len(failing) - FAILURES} more checks that some fail: see the report")
+
+
+def _counts(counts: Counter[str] | None) -> str:
+    """The worst that there is, counted; what passes needs no number."""
+    if not counts:
+        return "not run"
+    told = ", ".join(f"{counts[w]} {w}" for w in ("fail", "error", "declared") if counts[w])
+    return told or ("pass" if counts["pass"] else "skip")
+
+
+def _colour(cells: Iterable[str]) -> str:
+    return "red" if any("fail" in cell or "error" in cell for cell in cells) else "green"
+
+
+def check_name(row: Row) -> str:
+    """A check whatever the subject: `suite/check,size=debug`."""
+    return f"{row['suite']}/{row['id'].rpartition('::')[2]}".removesuffix(f"@{row['subject']}")
+
+
+def failures(bad: Sequence[Row], *, most: int) -> Iterator[Line]:
+    """A line for each check with what it found; those that differ in parameters alone, or have one cause, in one."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in bad:
+        because = row["details"].get("because")
+        raised = row["details"].get("raised") or {}
+        key = ("because",) if because else ("raised", *raised.values()) if raised else (row["suite"], row["check"])
+        groups.setdefault(key, []).append(row)
+    ordered = sorted(groups.values(), key=lambda rows: (bool(rows[0]["details"].get("because")), -len(rows)))
+    shown = ordered[:most]
+    titles = [check_name(rows[0]) if len(rows) == 1 else f"{rows[0]['suite']}/{rows[0]['check']}" for rows in shown]
+    for title, rows in zip(titles, shown, strict=True):
+        if rows[0]["details"].get("because"):
+            yield Line(_cut(f"{len(rows)} more {rows[0]['message']}"), "red")
+            continue
+        suites = {row["suite"] for row in rows}
+        others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        if len(suites) > 1:
+            others += f" of {len(suites)} suites"
+        yield Line(_cut(f"{_cut(title, 60)}{others}: {' '.join(rows[0]['message'].split())}"), "red")
+    if len(groups) > most:
+        rest = sum(len(rows) for rows in ordered[most:])
+        yield Line(f"and {rest} more: --full-failures tells each in full, the report lists them", "red")
+
+
+def diagnosis(found: Row) -> Iterator[Line]:
+    """The findings in execution order, the first to mend first: where, in which line, why, and how that is known."""
+    findings = [each for each in found.get("findings", []) if not each.get("declared")]
+    declared = [each for each in found.get("findings", []) if each.get("declared")]
+    for number, each in enumerate(findings[:FINDINGS], 1):
+        at = f"  {each['source']}" if each.get("source") else ""
+        text = f":  {each['text'].strip()}" if at and each.get("text") else ""
+        yield Line(_cut(f"{number}. {each['where']}{at}{text}"), "bold")
+        fault = f" [{each['fault']}]" if each.get("fault") else ""
+        told = "; ".join(part.rstrip(".") for part in (each["cause"], each["evidence"]) if part)
+        for line in textwrap.wrap(f"{told}{fault}", WIDTH - 3, max_lines=2, placeholder=" ..."):
+            yield Line(f"   {line}")
+    if findings[FINDINGS:]:
+        yield Line(f"   and {len(findings) - FINDINGS} more after it: see the report")
+    for each in declared:
+        yield Line(_cut(f"   declared: {each['where']}: {each['cause']}"))
+    if found.get("trouble"):
+        yield Line(_cut(found["trouble"]), "red")
+    elif not findings:
+        yield Line("no known explanation fits; the failures above are all that is known")
+
+
+def what_to_do(bad: Sequence[Row], found: Row, script: str) -> Iterator[Line]:
+    """Which line to look at first, and the commands that show it again."""
+    sources = [each["source"] for each in found.get("findings", []) if each.get("source") and not each.get("declared")]
+    sources += [row["details"]["raised"]["place"] for row in bad if row["details"].get("raised")]
+    if sources:
+        yield Line(_cut(f"look at    {sources[0]}"))
+    # Of those that say something of their own: from the suite that fails most, one that is quick to run.
+    own = [row for row in bad if not row["details"].get("because")] or list(bad)
+    failing = Counter(row["suite"] for row in own)
+    quickest = min(own, key=lambda row: (row["verdict"] != "fail", -failing[row["suite"]], row["seconds"] > 1.0))
+    yield Line(f"run again  {quickest['rerun']}")
+    if script:
+        yield Line(f"see it     python {script}")
+
+
+def skipped(rows: Sequence[Row], *, at_length: bool) -> Iterator[Line]:
+    """What was skipped, by what is missing; which checks those were only where there is room."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["verdict"] == "skip":
+            reasons.setdefault(row["message"], []).append(check_name(row))
+    if not reasons:
+        return
+    yield Line("skipped, by what is missing", "section")
+    for reason, names in list(reasons.items())[: None if at_length else SKIPS]:
+        yield Line(reason if at_length else _cut(f"{len(names):>3}  {reason}"))
+        if at_length:
+            wrapped = textwrap.wrap("  ".join(names), width=WIDTH, break_long_words=False, break_on_hyphens=False)
+            yield from (Line(f"    {line}") for line in wrapped)
+    if not at_length and len(reasons) > SKIPS:
+        yield Line(f"and for {len(reasons) - SKIPS} more reasons: -v or the report lists them")
+
+
+def slowest(rows: Sequence[Row]) -> Iterator[Line]:
+    """Where the time went."""
+    yield Line(f"{min(SLOWEST, len(rows))} slowest checks", "section")
+    for row in sorted(rows, key=lambda r: -r["seconds"])[:SLOWEST]:
+        yield Line(f"{row['seconds']:>6.1f} s  {row['id']}")
+
+
+def _cut(text: str, width: int = WIDTH) -> str:
+    return text if len(text) <= width else f"{text[: width - 4]} ..."

@@ -1,0 +1,260 @@
+"""What a subject shares with everybody else in the process: noticed where it changes, told in words, and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that is global: how it is read, and how it is written back."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _attention_kernels() -> tuple[bool, ...]:
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
+
+
+def _set_attention_kernels(enabled: Sequence[bool]) -> None:
+    cuda = torch.backends.cuda
+    switches = cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_math_sdp
+    for switch, on in zip(switches, enabled, strict=True):
+        switch(on)
+
+
+def _set_deterministic(was: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+
+
+def _autocast() -> bool:
+    return torch.is_autocast_enabled("cpu")
+
+
+def _set_autocast(on: bool) -> None:
+    torch.set_autocast_enabled("cpu", on)
+
+
+def _set_device(device: torch.device) -> None:
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+# The functions and layers that every GPT shares with the reference that it is held against.
+_HOOKS = nn.modules.module
+_SHARED = {
+    f"{owner.__name__}.{name}": (owner, name)
+    for owner in (nn.functional, nn.Module, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.GELU)
+    for name, value in vars(owner).items()
+    if callable(value)
+}
+
+
+def _functions() -> dict[str, Any]:
+    return {key: vars(owner).get(name) for key, (owner, name) in _SHARED.items()}
+
+
+def _set_functions(before: Mapping[str, Any]) -> None:
+    for key, value in before.items():
+        owner, name = _SHARED[key]
+        if vars(owner).get(name) is not value:
+            setattr(owner, name, value)
+
+
+def _global_hooks() -> tuple[int, int]:
+    return len(_HOOKS._global_forward_hooks), len(_HOOKS._global_forward_pre_hooks)
+
+
+def _drop_global_hooks(before: Sequence[int]) -> None:
+    registered = _HOOKS._global_forward_hooks, _HOOKS._global_forward_pre_hooks
+    for hooks, count in zip(registered, before, strict=True):
+        for key in list(hooks)[count:]:
+            del hooks[key]
+
+
+def _signals() -> dict[str, Any]:
+    return {number.name: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _set_signals(handlers: Mapping[str, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for name, handler in handlers.items():
+            if handler is not None:
+                signal.signal(signal.Signals[name], handler)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it is no more
+        return None
+
+
+def _set_folder(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
+# What changes the answers of whoever comes next: noticed and put back around every check.
+NUMERICS = (
+    Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    Setting("the default device", torch.get_default_device, _set_device),
+    Setting("gradients", torch.is_grad_enabled, torch.set_grad_enabled),
+    Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
+    Setting("deterministic algorithms", _deterministic, _set_deterministic),
+    Setting("the precision of matrix products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    Setting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+    Setting("autocast on the CPU", _autocast, _set_autocast),
+    Setting("the attention kernels allowed", _attention_kernels, _set_attention_kernels),
+    Setting("functions of torch", _functions, _set_functions),
+    Setting("hooks on every module", _global_hooks, _drop_global_hooks),
+    Setting("the current folder", _folder, _set_folder),
+    Setting("signal handlers", _signals, _set_signals),
+    Setting("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+)
+
+
+def _set_environment(before: Mapping[str, str]) -> None:
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _set_path(before: list[str]) -> None:
+    sys.path[:] = before
+
+
+def _set_filters(before: list[Any]) -> None:
+    warnings.filters[:] = before  # type: ignore[index]
+
+
+def _logging() -> tuple[int, int]:
+    return logging.root.level, logging.root.manager.disable
+
+
+def _set_logging(was: tuple[int, int]) -> None:
+    logging.root.setLevel(was[0])
+    logging.disable(was[1])
+
+
+# What any import on the way may change as well: put back without a word, and judged only where nothing is imported
+# for the first time.
+QUIETLY = (
+    Setting("environment variables", lambda: dict(os.environ), _set_environment),
+    Setting("the log level", _logging, _set_logging),
+    Setting("warning filters", lambda: list(warnings.filters), _set_filters),
+    Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+)
+PROCESS = (*QUIETLY, Setting("sys.path", lambda: list(sys.path), _set_path))
+
+
+def _set_torch_state(state: list[int]) -> None:
+    torch.set_rng_state(torch.tensor(state, dtype=torch.uint8))
+
+
+def _plain(state: Any) -> tuple[Any, ...]:
+    return tuple(part.tolist() if isinstance(part, numpy.ndarray) else part for part in state)
+
+
+def _torch_state() -> list[int]:
+    return torch.get_rng_state().tolist()
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    return _plain(numpy.random.get_state())
+
+
+# Drawing from them is any model's right in training; in eval mode a forward pass has nothing to draw.
+RANDOM = (
+    Setting("torch's random numbers", _torch_state, _set_torch_state),
+    Setting("Python's random numbers", random.getstate, random.setstate),
+    Setting("numpy's random numbers", _numpy_state, numpy.random.set_state),
+)
+
+
+Snapshot = dict[str, Any]
+
+
+def snapshot(settings: Sequence[Setting] = NUMERICS) -> Snapshot:
+    """Every setting as it is now, by name."""
+    return {setting.name: setting.read() for setting in settings}
+
+
+def put_back(before: Snapshot, settings: Sequence[Setting] = NUMERICS) -> dict[str, str]:
+    """Restore what is no longer as it was; what that was, by name, in words: `torch.float32 -> torch.float64`."""
+    changed = {}
+    for setting in settings:
+        found, expected = setting.read(), before[setting.name]
+        if found != expected:
+            changed[setting.name] = _told(expected, found)
+            setting.write(expected)
+    return changed
+
+
+@contextlib.contextmanager
+def kept(changed: dict[str, str]) -> Iterator[None]:
+    """While open, a subject may change what it likes; afterwards all is as before, and `changed` says what was not.
+
+    Random numbers begin at seed 0, and gradients are on.
+    """
+    silent = (*RANDOM[1:], *QUIETLY)
+    before, others = snapshot(), snapshot(silent)
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(0)
+            random.seed(0)
+            numpy.random.seed(0)
+            try:
+                yield
+            finally:
+                changed |= put_back({**before, "gradients": True})
+    finally:
+        put_back(before)
+        put_back(others, silent)
+
+
+def _told(before: Any, after: Any) -> str:
+    if isinstance(before, Mapping):
+        differing = [key for key in {**before, **after} if before.get(key, None) != after.get(key, None)]
+        return ", ".join(differing[:4]) + (" ..." if differing[4:] else "")
+    if isinstance(before, list):
+        return f"{len(before)} entries -> {len(after)}" if len(before) != len(after) else "entries replaced"
+    if isinstance(before, bool):
+        return "off -> on" if after else "on -> off"
+    told = f"{before} -> {after}"
+    return told if len(told) < 100 else "changed"
+
+
+_on_import: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def remember_import(subject: Any, changed: dict[str, str]) -> None:
+    """Keep what importing the subject changed, for the check that asks."""
+    _on_import[subject] = changed
+
+
+def changed_on_import(subject: Any) -> dict[str, str]:
+    """What importing the subject changed, as `put_back` tells it."""
+    return _on_import.get(subject, {})
