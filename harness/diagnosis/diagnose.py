@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.diagnosis import (
     backward,
     caching,
+    components,
     forward,
     generating,
     loading,
@@ -23,7 +24,6 @@ from harness.diagnosis import (
     structure,
 )
 from harness.diagnosis.finding import Diagnosis, Finding
-from harness.diagnosis.formula import Formula
 from harness.diagnosis.observe import Births, Observation, observe
 from harness.errors import HarnessError, Missing
 from harness.size import SIZES
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from harness.run import Record
 
 SIZE = "debug"
+SHOWS = 1e-9  # relative, in float64: rounding is some 1e-15
 
 
 def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
@@ -63,9 +64,8 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", "no explanation of the catalogue fits", failed[0].message)]
     script, data = _script(subject, found)
-    return Diagnosis(
-        tuple(found), _divergence(subject) if found else {}, script, data, trouble="; ".join(dict.fromkeys(trouble))
-    )
+    apart = _divergence(subject) if found else {}
+    return Diagnosis(tuple(_confirmed(found, apart)), apart, script, data, trouble="; ".join(dict.fromkeys(trouble)))
 
 
 def _script(subject: Subject, found: Sequence[Finding]) -> tuple[str, str]:
@@ -84,23 +84,29 @@ def _in_the_logits(finding: Finding) -> bool:
     return finding.where.startswith(computed) and "gradient" not in finding.cause and "in training" not in finding.cause
 
 
-def _divergence(subject: Subject) -> dict[str, float]:
-    """The relative difference from GPT-2 at each place that hooks can see, in execution order."""
+def _divergence(subject: Subject) -> dict[str, dict[str, float]]:
+    """See `components.divergence`; nothing where it cannot be had."""
     try:
         model, _ = _held(subject, "probe", False)
         ids, _ = batch(SIZES[SIZE], "random", rows=2, length=24)
-        streams = _streams(model, ids)
-        with torch.no_grad():
-            streams["head"] = model.logits(ids).double()
+        return components.divergence(model, ids, _weights(model, "probe"))
     except Exception:
         return {}
-    taps = Formula(SIZES[SIZE], _weights(model, "probe"))
-    taps(ids)
-    return {
-        name: float((tensor - taps.taps[name]).abs().max() / taps.taps[name].abs().max())
-        for name, tensor in streams.items()
-        if name in taps.taps and tensor.shape == taps.taps[name].shape
-    }
+
+
+def _confirmed(findings: Sequence[Finding], divergence: Mapping[str, Mapping[str, float]]) -> list[Finding]:
+    """The findings, with what teacher forcing says of the components that they lie in."""
+    return [_with_forcing(finding, divergence) for finding in findings]
+
+
+def _with_forcing(finding: Finding, divergence: Mapping[str, Mapping[str, float]]) -> Finding:
+    words = finding.where.replace("h.*", "h.0").split(".")
+    place = ".".join(words[:3]) if words[0] == "h" else words[0]
+    alone = divergence.get(place, {}).get("alone")
+    if alone is None or not alone > SHOWS:
+        return finding
+    told = f"{finding.evidence}; given GPT-2's own input, {place} alone is off by {alone:.1e} of its size"
+    return dataclasses.replace(finding, evidence=told)
 
 
 def _unsteady(found: Sequence[Finding]) -> bool:

@@ -33,14 +33,14 @@ class Finding:
 class Diagnosis:
     """Everything that was found, the first to mend first.
 
-    `divergence`: the largest difference from GPT-2 at each place in execution order, relative to the values there,
-    for the places that the subject makes visible. `reproduction`: a stand-alone script that shows the first
-    difference without the harness, "" where there is none; `data`: the weights that it reads, for a safetensors file
-    of the same name beside it.
+    `divergence`: the largest difference from GPT-2 at each component in execution order, relative to the values there:
+    `own` as the subject runs, `alone` given GPT-2's own input; for the components that hooks can see.
+    `reproduction`: a stand-alone script that shows the first difference without the harness, "" where there is none;
+    `data`: the weights that it reads, for a safetensors file of the same name beside it.
     """
 
     findings: tuple[Finding, ...] = ()
-    divergence: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    divergence: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     reproduction: str = ""
     data: str = ""  # what the script reads, in base64
     trouble: str = ""  # why the diagnosis could not be made, or stopped short
@@ -50,7 +50,7 @@ class Diagnosis:
         return {
             "kind": "diagnosis",
             "findings": [finding.as_row() for finding in self.findings],
-            "divergence": dict(self.divergence),
+            "divergence": {place: dict(gaps) for place, gaps in self.divergence.items()},
             "reproduction": self.reproduction,
             "data": self.data,
             "trouble": self.trouble,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.report import activation, comparisons, parity, ratios, scaling, tables, verdicts, wording
+from harness.report import activation, comparisons, diagnosis, parity, ratios, scaling, tables, verdicts, wording
 from harness.report.figure import Plot
-from harness.report.markdown import anchor, code, escape, missing, table
+from harness.report.markdown import anchor, code, escape, missing, prose, table
 from harness.report.run import Row, Run, commit, machine, plural
 from harness.report.tables import as_mapping
 from harness.report.wording import as_float, number
@@ -31,7 +31,7 @@ def page(verify: list[Row] | None, bench: list[Row] | None) -> str:
 
 def plots(verify: Run | None, bench: Run | None) -> list[Plot]:
     """Every figure that the records have data for, in the order of the page."""
-    judged = [activation.plot(verify), parity.plot(verify)] if verify else []
+    judged = [diagnosis.plot(verify), activation.plot(verify), parity.plot(verify)] if verify else []
     timed = scaling.plots(bench) + ratios.plots(bench) if bench else []
     order = list(tables.by_comparison(bench))
     return [plot for plot in judged if plot] + sorted(timed, key=lambda plot: order.index(plot.section))
@@ -43,6 +43,8 @@ def opening(verify: Run | None, bench: Run | None, found: list[Plot]) -> Iterato
     yield from (f"# Report on {escape(run.subject, 120) if run else 'nothing'}", "")
     if verify:
         yield from (f"**{verdict(verify)}**", "")
+        for subject, told in as_mapping((verify.footer or {}).get("excepted")).items():
+            yield from (f"{code(subject)} is {prose(told)}", "")
     for made, did in ((verify, "Verified"), (bench, "Benchmarked")):
         if made:
             yield from (f"- {line}" for line in account(made, did))
@@ -63,6 +65,8 @@ def verdict(run: Run) -> str:
         return f"Interrupted: {plural(total, 'check')} {were(total)} recorded. {outcome}".strip()
     if not judged:
         return "Nothing was judged: " + ("every check was skipped." if total else "no check was recorded.")
+    if not bad and counts["declared"]:
+        return f"{counts['pass']} of {judged:,} checks pass, and {counts['declared']} fail as declared."
     if not bad:
         every = f"All {judged:,} checks that were judged pass" if judged > 1 else "The one check that was judged passes"
         return f"{every}; {counts['skip']} {were(counts['skip'])} skipped." if counts["skip"] else f"{every}."

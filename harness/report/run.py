@@ -9,7 +9,7 @@ from typing import Any
 from harness.report.wording import date, plain
 
 Row = dict[str, Any]
-VERDICTS = ("pass", "fail", "error", "skip")
+VERDICTS = ("pass", "fail", "error", "declared", "skip")
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Run:
     header: Row = field(default_factory=dict)
     checks: tuple[Row, ...] = ()
     comparisons: tuple[Row, ...] = ()
+    diagnoses: tuple[Row, ...] = ()
     footer: Row | None = None
 
     @classmethod
@@ -29,8 +30,13 @@ class Run:
             by_kind.setdefault(str(record.get("kind")), []).append(record)
         return cls(
             header=next(iter(by_kind.get("header", [])), {}),
-            checks=tuple(by_kind.get("record", [])),
+            # A failure that its author has declared is counted apart.
+            checks=tuple(
+                {**check, "verdict": "declared"} if check.get("declared") else check
+                for check in by_kind.get("record", [])
+            ),
             comparisons=tuple(by_kind.get("comparison", [])),
+            diagnoses=tuple(by_kind.get("diagnosis", [])),
             footer=next(iter(by_kind.get("footer", [])), None),
         )
 

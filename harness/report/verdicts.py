@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from harness.report import activation, tables, wording
+from harness.report import activation, diagnosis, tables, wording
 from harness.report.figure import Plot
 from harness.report.markdown import LONGEST_TABLE, code, csv, escape, figure, missing, prose, rest, table
 from harness.report.run import VERDICTS, Row, Run, count, plural
@@ -19,6 +19,11 @@ SLOWEST = 10
 
 def sections(run: Run, found: list[Plot]) -> Iterator[str]:
     """All but the slowest checks, which come later on the page."""
+    yield from side_by_side(run)
+    yield from diagnosis.sections(run)
+    for plot in found:
+        if plot.section == "diagnosis":
+            yield from figure(plot)
     yield from failures(run)
     yield from skips(run)
     yield from suites(run)
@@ -33,9 +38,11 @@ def failures(run: Run) -> Iterator[str]:
     yield from ("## What failed", "")
     if not bad:
         yield from ("Nothing." if run.counts["pass"] else "Nothing was judged.", "")
-    for check in bad[:IN_FULL]:
+    # What was not run because of another failure has nothing of its own to tell.
+    own = [check for check in bad if not as_mapping(check.get("details")).get("because")][:IN_FULL]
+    for check in own:
         yield from failure(check)
-    others = bad[IN_FULL:]
+    others = [check for check in bad if check not in own]
     if others:
         rows = [
             [code(name(check)), escape("; ".join(tables.places(check)[:2]), 60), prose(check.get("message"), 120)]
@@ -88,16 +95,41 @@ def skips(run: Run) -> Iterator[str]:
 def suites(run: Run) -> Iterator[str]:
     """The verdict by suite, what does not pass in bold."""
     yield from ("## Verdict by suite", "")
-    rows = []
+    rows, used = [], [v for v in VERDICTS if v != "declared" or run.counts[v]]
     for suite in dict.fromkeys(check.get("suite") for check in run.checks):
         own = [check for check in run.checks if check.get("suite") == suite]
         counts, total = count(own), sum(as_float(check.get("seconds")) or 0.0 for check in own)
         worst = next((v for v in ("fail", "error") if counts[v]), None)
-        verdict = f"**{worst}**" if worst else "pass" if counts["pass"] else "skipped"
-        rows.append([escape(suite), verdict, *(str(counts[v] or "") for v in VERDICTS), wording.duration(total)])
-    yield from table(["suite", "verdict", *VERDICTS, "time"], rows, right=(*VERDICTS, "time"))
+        verdict = f"**{worst}**" if worst else "pass" if counts["pass"] or counts["declared"] else "skipped"
+        rows.append([escape(suite), verdict, *(str(counts[v] or "") for v in used), wording.duration(total)])
+    yield from table(["suite", "verdict", *used, "time"], rows, right=(*used, "time"))
     if rows:
         yield from (f"Every check, one row each: {csv('checks')}.", "")
+
+
+def side_by_side(run: Run) -> Iterator[str]:
+    """With several subjects: a column each, verdicts by suite, and every check that some subject fails."""
+    subjects = list(dict.fromkeys(str(check.get("subject")) for check in run.checks))
+    if len(subjects) < 2:
+        return
+    cells: dict[str, dict[str, list[Row]]] = {}
+    for check in run.checks:
+        for line in (str(check.get("suite")), f"{check.get('suite')}/{check.get('check')}"):
+            cells.setdefault(line, {}).setdefault(str(check.get("subject")), []).append(check)
+    bad = {f"{check.get('suite')}/{check.get('check')}" for check in run.of_verdict("fail", "error")}
+    lines = [line for line in cells if "/" not in line] + [line for line in cells if line in bad]
+    titles = [code(line) if line in bad else escape(line) for line in lines]
+    tallies = [[tally(cells[line].get(subject, [])) for subject in subjects] for line in lines]
+    rows = [[title, *told] for title, told in zip(titles, tallies, strict=True)]
+    yield from ("## Side by side", "")
+    yield from table(["", *map(code, subjects)], rows[:LONGEST_TABLE])
+    yield from ("First the suites, then every check that one of them fails.", "")
+
+
+def tally(checks: list[Row]) -> str:
+    """How many of each verdict, what does not pass in bold."""
+    told = [f"{counted} {verdict}" for verdict, counted in count(checks).items() if counted]
+    return ", ".join(f"**{each}**" if each.endswith(("fail", "error")) else each for each in told) or "not run"
 
 
 def parameter_counts(run: Run) -> Iterator[str]:
