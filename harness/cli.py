@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.faults.command import add_faults
+from harness.inspection import add_inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     add_report(commands)
+    add_inspect(commands)
+    add_faults(commands)
     return top
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness import workbench
 from harness.measure import Reading
 from harness.subject import Model
-from harness.weights import Row
+from harness.weights import Row, joined
 
 # float64 carries 29 bits more than float32, so its rounding floor is the float32 one times 2^-29.
 PRECISION_GAIN = 2.0**-29
@@ -80,6 +80,19 @@ class Comparison:
 
     outputs: list[Difference]
     gradients: list[Difference]
+
+    @property
+    def different(self) -> list[Difference]:
+        """The places that differ by more than rounding."""
+        return [difference for difference in (*self.outputs, *self.gradients) if difference.verdict == "different"]
+
+    @property
+    def only_beyond_float32(self) -> bool:
+        """Whether float64 alone tells the two apart, and only in digits that float32 does not have."""
+        return bool(self.different) and all(
+            d.float32 <= FLOOR_FACTOR_32 * d.floor32 and d.float64 <= torch.finfo(torch.float32).eps * d.scale
+            for d in self.different
+        )
 
 
 Make = Callable[[str], Model]
@@ -169,8 +182,7 @@ class _Kept:
     def gradient(self, row: Row, own: Tensor) -> None:
         parts = self._parts.setdefault(row.published, [])
         parts.append((row, row.to_published(own)))
-        parts.sort(key=lambda part: part[0].part or (0, 0))
-        self.gradients[row.published] = torch.cat([p for _, p in parts], dim=-1) if len(parts) > 1 else parts[0][1]
+        self.gradients[row.published] = joined(parts)
 
 
 class _Distances:
@@ -210,12 +222,15 @@ def _pass(model: Model, ids: Tensor, targets: Tensor, backward: bool, sink: _Sin
 def _backward(model: Model, loss: Tensor, sink: _Sink) -> None:
     """Backward, handing on each gradient as soon as it is final; a parameter without one has gradient zero."""
     parameters = dict(model.module.named_parameters())
-    pending = {row.own: row for row in model.weights.rows}
+    pending: dict[str, list[Row]] = {}  # one own parameter may hold several published ones
+    for row in model.weights.rows:
+        pending.setdefault(row.own, []).append(row)
 
     def take(own: str) -> None:
-        row, parameter = pending.pop(own), parameters[own]
+        rows, parameter = pending.pop(own), parameters[own]
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        sink.gradient(row, gradient)
+        for row in rows:
+            sink.gradient(row, gradient)
         parameter.grad = None
 
     hooks = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import HarnessError, MissingResource
+from harness.shipped import shipped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,9 +48,9 @@ def pretrained_directory() -> Path:
 @functools.cache
 def _text_tokens(name: str) -> Tensor:
     module, function = TEXT_SOURCE.split(":")
-    source = getattr(importlib.import_module(module), function)
     try:
-        tokens: Tensor = source(name)
+        with shipped(module.split(".")[0]):  # a user's own package may have the same name
+            tokens: Tensor = getattr(importlib.import_module(module), function)(name)
     except FileNotFoundError as error:
         if name != Resources.text:  # the user named it: a slip of the pen must not turn checks off
             raise HarnessError(f"--text {name}: {error}") from error

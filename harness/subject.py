@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from harness.errors import MissingAbility, SubjectError
 from harness.precision import Float32AsFloat64
 from harness.size import Size
+from harness.streams import Streams
 from harness.weights import WeightMap
 
 
@@ -115,9 +116,16 @@ class Model:
 
     def logits(self, ids: Tensor) -> Tensor:
         """Next-token logits of every position: `ids` (B, T) int64 -> (B, T, V)."""
-        with self._default_dtype():
+        with self.precision():
             logits, _ = self.calling(self.module, ids.contiguous(), None)
         return self._checked(logits, ids)
+
+    def logits_alone(self, ids: Tensor) -> Tensor:
+        """The logits as they come without targets: `ids` (B, T) -> (B, T, V), or the last position's, (B, 1, V)."""
+        from harness.adapters.calling import without_targets  # not at the top: the adapters are made of Models
+
+        with self.precision():
+            return without_targets(self.module, ids.contiguous())[..., : self.size.vocab_size]
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats, of `targets` (B, T) already shifted; the model's own where it has one."""
@@ -125,7 +133,7 @@ class Model:
 
     def logits_and_loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Both from one forward pass."""
-        with self._default_dtype():
+        with self.precision():
             logits, loss = self.calling(self.module, ids.contiguous(), targets.contiguous())
         checked = self._checked(logits, ids)
         if loss is None:
@@ -167,24 +175,35 @@ class Model:
     def vocabulary_is_padded(self) -> bool:
         """Whether the token embedding has more rows than there are tokens."""
         return self.weight_map is not None and any(
-            row.published == "transformer.wte.weight" and row.layout is not None for row in self.weight_map.rows
+            row.published == "transformer.wte.weight" and row.layout is not None and row.layout.index != ()
+            for row in self.weight_map.rows
         )
 
     @contextlib.contextmanager
     def block_outputs(self) -> Iterator[dict[str, Tensor]]:
         """While open, collects the residual stream: 'embedding' (B, T, C), then 'block 0' ... of each forward."""
         outputs: dict[str, Tensor] = {}
+        watched: dict[str, Tensor] = {}
         hooks = []
-        for layer in range(self.size.layers):
-            block = self.component(f"transformer.h.{layer}")
+        for layer, block in enumerate(self._blocks()):
             if layer == 0:
                 hooks.append(block.register_forward_pre_hook(_keep_input(outputs, "embedding"), with_kwargs=True))
             hooks.append(block.register_forward_hook(_keep_output(outputs, f"block {layer}")))
         try:
-            yield outputs
+            with Streams(self.module, self.weights, watched):
+                yield outputs
         finally:
             for hook in hooks:
                 hook.remove()
+            if not outputs:  # a layer that is no module, or one that only holds its parts and is not called
+                outputs.update(watched)
+
+    def _blocks(self) -> list[nn.Module]:
+        """The modules of the layers; none where a layer is no module."""
+        try:
+            return [self.component(f"transformer.h.{layer}") for layer in range(self.size.layers)]
+        except MissingAbility:
+            return []
 
     @contextlib.contextmanager
     def stream_replaced(self, stream: Tensor) -> Iterator[None]:
@@ -197,15 +216,17 @@ class Model:
             return args, {**kwargs, first: stream}
 
         # Prepended: whoever keeps the block's input then keeps what the block reads.
-        block = self.component("transformer.h.0")
-        handle = block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        hooks = [b.register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for b in self._blocks()[:1]]
         try:
-            yield
+            # Both ways: a layer need not be a module that is called.
+            with Streams(self.module, self.weights, {}, stream):
+                yield
         finally:
-            handle.remove()
+            for handle in hooks:
+                handle.remove()
 
     @contextlib.contextmanager
-    def _default_dtype(self) -> Iterator[None]:
+    def precision(self) -> Iterator[None]:
         """What a float64 model makes on the way, `torch.tensor(0.79...)` or `x.float()`, is float64 as well."""
         before = torch.get_default_dtype()
         if next(self.module.parameters()).dtype != torch.float64:

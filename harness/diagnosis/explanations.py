@@ -21,7 +21,8 @@ GELU_SLOPE = math.sqrt(2 / math.pi)
 class Explanation:
     """One way in which an operation is got wrong: what it is called, what it says, and what it computes.
 
-    `where` is the place that a reader should look at, when that is not the operation itself.
+    `where` is the place that a reader should look at, when that is not the operation itself. `harmless`: float32 cannot
+    tell it from GPT-2's, and it is not told.
     """
 
     fault: str
@@ -29,6 +30,7 @@ class Explanation:
     says: str
     function: Operation
     where: str = ""
+    harmless: bool = False
 
     @property
     def component(self) -> str:
@@ -822,6 +824,14 @@ def _mlps() -> Iterator[Explanation]:
     ]  # fmt: skip
     for fault, says, function in table:
         yield Explanation(fault, op, says, function)
+    for digits in (7, 6, 5):
+        slope = round(GELU_SLOPE, digits)
+        says = f"the tanh GELU with {slope} where sqrt(2/pi) = 0.7978845608 belongs"
+        yield Explanation("gelu-coefficient-typo", op, says, tanh_gelu(slope=slope))
+    for digits in (8, 9, 10, 11, 12):
+        slope = round(GELU_SLOPE, digits)
+        says = f"sqrt(2/pi) = {slope} is written with {digits} digits"
+        yield Explanation("gelu-constant-rounded", op, says, tanh_gelu(slope=slope), harmless=True)
     for bound in (1.0, 2.0, 3.0, 5.0, 6.0, 10.0):
         yield Explanation(
             "gelu-clamped",

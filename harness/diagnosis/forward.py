@@ -498,7 +498,7 @@ def _merged(found: list[_Found], last: int) -> list[Finding]:
                 break
         else:
             groups.append((item.fitting, [item]))
-    return [_told(fitting, members, last) for fitting, members in groups]
+    return [_told(fitting, members, last) for fitting, members in groups if not any(e.harmless for e in fitting)]
 
 
 def _told(fitting: tuple[Explanation, ...], members: list[_Found], last: int) -> Finding:

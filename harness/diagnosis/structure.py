@@ -126,8 +126,14 @@ def _missing(model: Model) -> list[Finding]:
     """Parameters of GPT-2's that the subject does not have."""
     if model.weight_map is None:
         return []
-    whole = [row for row in model.weight_map.missing if row.part is None]
-    kinds = list(dict.fromkeys(family(row.published) for row in whole))
+    rows = model.weight_map.missing
+    kinds = list(dict.fromkeys(family(row.published) for row in rows))
+    # A key bias adds the same to all scores of a row, and cannot show.
+    keys_alone = {row.part for row in rows if "c_attn.bias" in row.published} == {
+        (model.size.width, 2 * model.size.width)
+    }
+    if keys_alone:
+        kinds.remove("attn.c_attn.bias")
     if not kinds:
         return []
     told = f"no parameter stands for {', '.join(kinds[:5])}{' ...' * (len(kinds) > 5)}"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness import noise
+from harness import equivalents, noise, workbench
 from harness.measure import Reading, measure
 from harness.oracle import oracle
 from harness.size import SIZES
@@ -56,8 +56,14 @@ def half_precision_error(
     """
     ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
     given = state(size, weights)
-    truth = _logits(oracle(SIZES[size], given, "float64"), ids)
-    theirs = _error(_logits(oracle(SIZES[size], given, dtype), ids), truth)
+    truth = workbench.known(
+        size, ("logits", weights, tokens, rows, length), lambda: _logits(oracle(SIZES[size], given, "float64"), ids)
+    )
+    theirs = workbench.known(
+        size,
+        ("error", weights, tokens, rows, length, dtype),
+        lambda: _error(_logits(oracle(SIZES[size], given, dtype), ids), truth),
+    )
     own = _error(_logits(holding(subject, SIZES[size], given, dtype), ids), truth)
     return Reading(
         own / theirs,
@@ -79,7 +85,11 @@ def greedy_tokens_differing(
     """Tokens of the greedy continuation in which the subject and Hugging Face's `generate` differ."""
     prompt, _ = batch(SIZES[size], tokens, rows=2, length=prompt_length)
     given = state(size, weights)
-    theirs = _huggingface_greedy(oracle(SIZES[size], given, "float32"), prompt, new_tokens)
+    theirs = workbench.known(
+        size,
+        ("greedy", weights, tokens, prompt_length, new_tokens),
+        lambda: _huggingface_greedy(oracle(SIZES[size], given, "float32"), prompt, new_tokens),
+    )
     model = holding(subject, SIZES[size], given)
     own = subject.generate(model, prompt, new_tokens, temperature=0.0)
     differing = (own != theirs).nonzero()
@@ -96,8 +106,17 @@ def _comparison(
 ) -> noise.Comparison:
     """One comparison serves the checks on its blocks, logits, loss and gradients."""
     ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
-    truth = noise.truth(lambda dtype: oracle(SIZES[size], state(size, weights), dtype), ids, targets, backward=backward)
-    return noise.hold(lambda dtype: holding(subject, SIZES[size], state(size, weights), dtype), truth, ids, targets)
+    truth = workbench.known(
+        size,
+        ("truth", weights, tokens, rows, length, backward),
+        lambda: noise.truth(
+            lambda dtype: oracle(SIZES[size], state(size, weights), dtype), ids, targets, backward=backward
+        ),
+    )
+    given = state(size, weights)
+    return equivalents.hold(
+        lambda dtype: holding(subject, SIZES[size], given, dtype), truth, ids, targets, size=SIZES[size], state=given
+    )
 
 
 def _logits(model: Model, ids: Tensor) -> Tensor:

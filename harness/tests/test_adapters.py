@@ -146,7 +146,10 @@ def test_a_correct_gpt_of_another_style_raises_no_alarm(shipped, foreign, spec):
     names = [
         name
         for name, check in shipped.items()
-        if check.parameters.get("size") == "debug" and check.suite in ("attention", "parity", "loading")
+        if check.parameters.get("size") == "debug"
+        and check.suite in ("attention", "parity", "loading")
+        # A norm written by hand rounds every step to sixteen bits, and Hugging Face's, the unit, is fused.
+        and check.parameters.get("dtype") != "float16"
     ]
     verdicts = {name: run(shipped[name], subject) for name in names}
     assert not {name: r.message for name, r in verdicts.items() if r.verdict not in ("pass", "skip")}
@@ -193,9 +196,12 @@ def test_a_factory_of_one_size_is_skipped_at_the_others(shipped, foreign):
     assert record.message == "nano.py:factory is built at a size of its own, which is not 124M"
 
 
-def test_a_model_whose_names_say_nothing_is_skipped_where_weights_are_needed(shipped, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_mapped_is_skipped_where_weights_are_needed_and_red_once(shipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "odd.py").write_text(LEARNER.replace("q_proj", "alpha"))
+    mixed = LEARNER.replace("q_proj", "alpha").replace(
+        "self.alpha(x)", "F.linear(x, 2 * self.alpha.weight, self.alpha.bias)"
+    )
+    (tmp_path / "odd.py").write_text(mixed)
     subject = adapt("odd.py:MyGPT")
     assert run(shipped["structure::parameter-count,size=debug,tied=true"], subject).verdict == "pass"
     record = run(shipped["parity::debug,weights=probe,compare=logits"], subject)

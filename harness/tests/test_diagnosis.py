@@ -50,7 +50,8 @@ class Tiny(nn.Module):
 
     def attend(self, x, p):
         B, T, C = x.shape
-        q, k, v = [part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (x @ p["qkv_w"] + p["qkv_b"]).chunk(3, -1)]
+        parts = (x @ p["qkv_w"] + p["qkv_b"]).chunk(3, -1)
+        q, k, v = [part.view(B, T, self.n_head, -1).transpose(1, 2) for part in parts]
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         scores = scores + torch.full((T, T), float("-inf")).triu(1)
         y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C)
@@ -101,7 +102,7 @@ def test_no_explanation_computes_what_gpt2_computes():
     kinds = [{n: t.double() for n, t in state("debug", kind).items()} for kind in ("probe", "extreme")]
     right = [Formula(DEBUG, weights)(ids) for weights in kinds]
     silent = []
-    for explanation in explanations():
+    for explanation in (e for e in explanations() if not e.harmless):
         in_blocks = explanation.operation not in ("embedding", "embedding.position", "blocks", "ln_f", "head")
         gaps = []
         for layer in (0, 2) if in_blocks else (None,):

@@ -1,0 +1,1 @@
+"""Correct GPT-2s as different people write them, none of which the adapters were told about."""
