@@ -48,8 +48,8 @@ class Apart:
     Raises SubjectError, in one line, where the subject cannot be had.
     """
 
-    def __init__(self, spec: str, *, limits: Limits, echo: bool = False) -> None:
-        self.spec, self.limits, self.echo = spec, limits, echo
+    def __init__(self, spec: str, *, limits: Limits, echo: bool = False, own: bool = True) -> None:
+        self.spec, self.limits, self.echo, self.own = spec, limits, echo, own
         self._worker: Worker | None = None
         try:
             self._ready()
@@ -90,6 +90,7 @@ class Apart:
                 "spec": self.spec,
                 "limits": dataclasses.asdict(self.limits),
                 "echo": self.echo,
+                "own": self.own,
                 "resources": {"text": resources.text, "pretrained": resources.pretrained},
                 "path": sys.path,
             }
@@ -238,7 +239,8 @@ class _Desk:
             sys.path[:] = question["path"]
             Resources.configure(**question["resources"])
             try:
-                self.here = Here(question["spec"], limits=Limits(**question["limits"]), echo=question["echo"])
+                limits = Limits(**question["limits"])
+                self.here = Here(question["spec"], limits=limits, echo=question["echo"], own=question["own"])
             except SubjectError as error:
                 return {"error": str(error)}
             # What checks import on the way is not to count as the first one's time.

@@ -215,6 +215,7 @@ def runner_of(config: pytest.Config, name: str) -> Runner:
             seconds=config.getoption("--time-limit") or None,
             memory_gib=config.getoption("--memory-limit"),
             echo=config.getoption("capture") == "no",
+            own=config.getoption("--subject") is not None,
             deviations=deviations_of(config, name),
         )
     return runners[name]

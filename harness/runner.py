@@ -40,16 +40,19 @@ class Bench(Protocol):
 
 
 class Here:
-    """The subject in this process. Raises SubjectError, in one line, where it cannot be had."""
+    """The subject in this process. Raises SubjectError, in one line, where it cannot be had.
 
-    def __init__(self, spec: str, *, limits: Limits, echo: bool = False) -> None:
+    `own=False`: the reference that ships with the harness, whatever the user's folder has under its name.
+    """
+
+    def __init__(self, spec: str, *, limits: Limits, echo: bool = False, own: bool = True) -> None:
         self.limits, self.echo = limits, echo
         self._others: dict[object, Subject] = {}
         changed: dict[str, str] = {}
         before = surroundings.snapshot()
         try:
             with taken_in(Output()), alarm(limits.seconds):
-                self.subject = adapt(spec)
+                self.subject = adapt(spec, own=own)
         except SubjectError as error:
             if isinstance(late := error.__cause__, TooLong):
                 told = f"does not import within {limits.seconds:g} s: it was at {place(late)}"
@@ -186,6 +189,7 @@ def make_runner(
     seconds: float | None = SECONDS,
     memory_gib: float | None = None,
     echo: bool = False,
+    own: bool = True,
     deviations: Sequence[Deviation] = (),
 ) -> Runner:
     """The judge of the subject that `name` names. Raises SubjectError, in one line, where it cannot be had."""
@@ -193,8 +197,8 @@ def make_runner(
     if isolate:
         from harness.isolation import Apart
 
-        return Runner(name, Apart(name, limits=limits, echo=echo), limits=limits, deviations=deviations)
-    return Runner(name, Here(name, limits=limits, echo=echo), limits=limits, deviations=deviations)
+        return Runner(name, Apart(name, limits=limits, echo=echo, own=own), limits=limits, deviations=deviations)
+    return Runner(name, Here(name, limits=limits, echo=echo, own=own), limits=limits, deviations=deviations)
 
 
 def check_of(row: Mapping[str, Any]) -> Check:
