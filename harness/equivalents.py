@@ -1,4 +1,4 @@
-"""Programs that float32 cannot tell from GPT-2: a constant with eight digits is no bug, and float64 would call it one."""
+"""Programs that float32 cannot tell from GPT-2: to float64 a constant with eight digits looks like a bug."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ class Streams(TorchFunctionMode):
     """While open, notes the sum of the embeddings, and of each block the sum that its feed-forward layer ends in.
 
     A result is followed from the product with a block's last matrix through what takes no other tensor (the bias, a
-    reshape, a dropout) to the sum with the stream, and to a bias that is added after it. `replacement` (B, T, C) takes the place of the embeddings' sum.
+    reshape, a dropout) to the sum with the stream, and to a bias that is added after it. `replacement` (B, T, C) takes
+    the place of the embeddings' sum.
     """
 
     def __init__(

@@ -565,6 +565,8 @@ def _masks() -> Iterator[Explanation]:
         (-100.0, "mask-fill-too-small"),
     ):
         yield Explanation(fault, "attn.mask", f"masked scores are filled with {value:g}", fill(visible, value))
+        if value in (0.0, -100.0):
+            continue  # 0 added is no mask, and 100 taken off is enough of one
         yield Explanation(
             fault,
             "attn.mask",

@@ -137,7 +137,10 @@ FAULTS = [
     ([("self.wpe[: ids.shape[1]]", "self.wpe[: ids.shape[1]].flip(0)")], "embedding.position", "pos-reversed", "wpe"),
     ([("return norm(x, self.lnf_g, self.lnf_b) @", "return x @")], "ln_f", "final-ln-missing", "self.wte.T"),
     ([("x = x + self.attend", "x = x.detach() + self.attend")], "h.*.residual.attn", "residual-detached", "detach"),
-    ([("scores.softmax(-1) @ v", "scores.bfloat16().softmax(-1).to(v.dtype) @ v")], "h.*.attn.softmax", "softmax-low-precision", "bfloat16"),
+    (
+        [("(scores.softmax(-1)", "(scores.half().softmax(-1).to(v.dtype)")],
+        "h.*.attn.softmax", "softmax-low-precision", ".half",
+    ),
 ]  # fmt: skip
 
 
