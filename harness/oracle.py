@@ -43,6 +43,7 @@ def huggingface_config(size: Size) -> GPT2Config:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
     config = GPT2Config(
         vocab_size=size.vocab_size,
         n_positions=size.context,

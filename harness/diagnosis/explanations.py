@@ -598,6 +598,13 @@ def _masks() -> Iterator[Explanation]:
         "every position sees itself alone",
         fill(lambda T, S: torch.eye(T, S, dtype=torch.bool)),
     )
+    for row in (4, 8, 10, 12, 16, 20, 24, 28, 30):
+        yield Explanation(
+            "mask-ends-early",
+            "attn.mask",
+            f"from position {row} on there is no mask",
+            fill(lambda T, S, row=row: visible(T, S) | (torch.arange(T)[:, None] >= row)),  # type: ignore[misc]
+        )
     for window in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20):
         yield Explanation(
             "mask-window-not-respected",

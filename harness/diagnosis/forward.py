@@ -15,7 +15,7 @@ from harness.diagnosis import fits
 from harness.diagnosis.explanations import Explanation, explanations
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.formula import At, Change, Formula, place, visible
-from harness.diagnosis.observe import SAME, Line, Observation
+from harness.diagnosis.observe import SAME, Line, Observation, alike, sums
 from harness.size import Size
 
 State = dict[str, Tensor]
@@ -145,10 +145,27 @@ class _Search:
                 if progress > 0:
                     furthest.append((progress, explanation, change))
             if furthest:
-                most = max(progress for progress, *_ in furthest)
-                best = [(e, change) for progress, e, change in furthest if progress == most]
+                best = self._furthest(furthest, reached, passed)
                 return tuple(e for e, _ in best), best[0][1]
         return self._most_steps(taps, layer, passed, here)
+
+    def _furthest(
+        self, found: list[tuple[int, Explanation, Change]], reached: int, passed: int
+    ) -> list[tuple[Explanation, Change]]:
+        """Of the explanations that fit, those that take the subject furthest: in their layer, then in the whole.
+
+        A value may be met by chance, as the MLP's answer to the block's input is where the MLP comes first. In the
+        whole, in this layer or in all of them, only what is really there takes the subject to the end.
+        """
+        most = max(progress for progress, *_ in found)
+        best = [(e, change) for progress, e, change in found if progress == most]
+        if len({e.fault for e, _ in best}) < 2:
+            return best
+        whole = []
+        for _, change in best:
+            ways = [change, Change(change.operation, change.function)]
+            whole.append(max(self._progress(self._taps_from({}, w, None), w, reached, passed) for w in ways))
+        return [pair for pair, progress in zip(best, whole, strict=True) if progress == max(whole)]
 
     def _in_the_layer_before(self, layer: int | None, reached: int) -> list[tuple[Explanation, int | None]]:
         before: int | None = None
@@ -223,7 +240,8 @@ class _Search:
         Each must be a value that nothing before it has: with a change that leaves something out, an old value stands
         at a new place, and only what comes after it can decide.
         """
-        further, whole, stale = 0, "model" in taps, False
+        further, whole, stale, agrees = 0, "model" in taps, False, False
+        value: Any = None
         for number in range(reached, len(self.anchors)):
             name = self.anchors[number]
             if name not in taps and not whole:
@@ -232,9 +250,10 @@ class _Search:
                 taps, whole = self._taps([change, *self.changes]), True
             if name not in taps:
                 continue
+            same, value = taps[name] is value, taps[name]  # a block ends in its last sum, whichever that is
             if name == "head":
                 agrees, stale = self._logits_agree(taps[name]), False
-            else:
+            elif not same:
                 step = self.observed.find(taps[name], after=passed)
                 stale = (self.observed.find(taps[name]) is not None) if step is None else self._is_old(taps, name)
                 agrees = step is not None and not stale
@@ -411,15 +430,17 @@ class _Search:
 
     def _is_known(self, tensor: Tensor, taps: dict[str, Any]) -> bool:
         """Whether a value is one that GPT-2 computes as well, or a weight."""
-        sums = _fingerprint(tensor)
-        return any(_close(sums, other) for other in self._fingerprints(id(taps), taps))
+        own = sums(tensor)
+        return any(
+            count == tensor.numel() and alike(own, other, SAME) for count, other in self._fingerprints(id(taps), taps)
+        )
 
-    def _fingerprints(self, key: int, taps: dict[str, Any]) -> list[tuple[int, float, float]]:
+    def _fingerprints(self, key: int, taps: dict[str, Any]) -> list[tuple[int, tuple[float, float, float]]]:
         if getattr(self, "_key", None) != key:
             self._key = key
             values = [part for value in taps.values() for part in (value if isinstance(value, tuple) else (value,))]
             values += list(self.weights.values())
-            self._prints = [_fingerprint(value) for value in values]
+            self._prints = [(value.numel(), sums(value)) for value in values]
         return self._prints
 
     def _force(self, anchor: str, layer: int | None) -> bool:
@@ -475,16 +496,6 @@ def _orders(ndim: int) -> list[tuple[int, ...]]:
     import itertools
 
     return list(itertools.permutations(range(ndim)))
-
-
-def _fingerprint(tensor: Tensor) -> tuple[int, float, float]:
-    finite = torch.nan_to_num(tensor, posinf=0.0, neginf=0.0)
-    return tensor.numel(), float(finite.sum()), float(finite.abs().sum())
-
-
-def _close(a: tuple[int, float, float], b: tuple[int, float, float]) -> bool:
-    slack = 1e-9 * max(a[2], b[2])
-    return a[0] == b[0] and abs(a[1] - b[1]) <= slack and abs(a[2] - b[2]) <= slack
 
 
 def _merged(found: list[_Found], last: int) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import linecache
@@ -63,30 +64,31 @@ class Observation:
 
     steps: list[Step]
     logits: Tensor
-    _index: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict, repr=False)
+    _index: dict[int, list[tuple[float, int, tuple[float, float, float]]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for number, step in enumerate(self.steps):
-            self._index.setdefault(step.tensor.numel(), []).append((number, *_sums(step.tensor)))
+            own = sums(step.tensor)
+            if not math.isnan(own[0]):
+                self._index.setdefault(step.tensor.numel(), []).append((own[0], number, own))
+        for entries in self._index.values():
+            entries.sort()
 
     def find(self, expected: Tensor, *, after: int = -1, tolerance: float = SAME) -> int | None:
         """The first step that gave `expected`, its axes in any order; None where no step did."""
         candidates = self._index.get(expected.numel())
-        if not candidates:
+        own = sums(expected)
+        if not candidates or math.isnan(own[0]):
             return None
-        total, size = _sums(expected)
-        if math.isnan(total):
-            return None
-        slack = max(tolerance, 1e-12) * max(size, 1e-300) * 10
-        for number, other_total, other_size in candidates:
-            close = abs(total - other_total) <= slack and abs(size - other_size) <= slack
-            if number > after and close and _same(self.steps[number].tensor, expected, tolerance):
-                return number
-        return None
+        slack = 10 * tolerance * max(own[1], 1e-300)
+        first = bisect.bisect_left(candidates, own[0] - slack, key=lambda entry: entry[0])
+        near = itertools.takewhile(lambda entry: entry[0] <= own[0] + slack, candidates[first:])
+        numbers = sorted(number for _, number, other in near if number > after and alike(own, other, tolerance))
+        return next((n for n in numbers if _same(self.steps[n].tensor, expected, tolerance)), None)
 
     def like(self, expected: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Steps that gave as many values as `expected` has, in its shape."""
-        for number, *_ in self._index.get(expected.numel(), []):
+        for _, number, _ in self._index.get(expected.numel(), []):
             yield number, self.steps[number].tensor.reshape(expected.shape)
 
     def line(self, number: int | None, *, made: bool = False) -> Line | None:
@@ -187,9 +189,21 @@ def _is_ours(name: str) -> bool:
     return name.startswith(_HARNESS) and f"{os.sep}tests{os.sep}" not in name and f"{os.sep}faults{os.sep}" not in name
 
 
-def _sums(tensor: Tensor) -> tuple[float, float]:
+def sums(tensor: Tensor) -> tuple[float, float, float]:
+    """The sums of a tensor's values, sizes and squares: whatever the order of the values, they tell most apart."""
     finite = torch.nan_to_num(tensor.double(), nan=math.nan, posinf=0.0, neginf=0.0)
-    return float(finite.sum()), float(finite.abs().sum())
+    return float(finite.sum()), float(finite.abs().sum()), float((finite * finite).sum())
+
+
+def alike(a: tuple[float, float, float], b: tuple[float, float, float], tolerance: float) -> bool:
+    """Whether two tensors with these sums may hold the same values."""
+    slack = 10 * max(tolerance, 1e-12)
+    size, squares = max(a[1], 1e-300), max(a[2], 1e-300)
+    return (
+        abs(a[0] - b[0]) <= slack * size
+        and abs(a[1] - b[1]) <= slack * size
+        and abs(a[2] - b[2]) <= 2 * slack * squares
+    )
 
 
 def _same(found: Tensor, expected: Tensor, tolerance: float) -> bool:

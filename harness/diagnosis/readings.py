@@ -34,6 +34,7 @@ TABLE = (
     Told("cropped_context", "False", "structure", "mask-crop-block-size-stale", "after crop_block_size the model is another: mask or positions are cropped wrongly"),
     Told("padding_seen", "other padding", "attn.mask", "padding-mask-ignored", "what stands under the padding moves the tokens beside it: the padding mask is not used"),
     Told("padding_seen", "no padding", "attn.mask", "mask-polarity-inverted-padding", "the padding mask is read the other way round"),
+    Told("loss_against_definition", "case=plain", "loss", "", "the loss is not the mean cross entropy of the model's own logits"),
     Told("loss_against_definition", "case=extreme", "loss", "loss-log-of-softmax", "log(softmax(logits)) where log_softmax belongs: infinite where a probability underflows"),
     Told("loss_against_definition", "case=training", "loss", "loss-label-smoothing-in-training", "the loss is another in training mode"),
     Told("component_precision", "dtype=float16.*(overflow|without)", "attn.mask", "crashes-in-float16", "a constant is too large for float16"),
