@@ -155,8 +155,8 @@ def diagnosis(found: Row) -> Iterator[Line]:
         text = f":  {each['text'].strip()}" if at and each.get("text") else ""
         yield Line(_cut(f"{number}. {each['where']}{at}{text}"), "bold")
         fault = f" [{each['fault']}]" if each.get("fault") else ""
-        told = "; ".join(part.rstrip(".") for part in (each["cause"], each["evidence"]) if part)
-        for line in textwrap.wrap(f"{told}{fault}", WIDTH - 3, max_lines=2, placeholder=" ..."):
+        told = "; ".join(part.rstrip(".") for part in (each["cause"] + fault, each["evidence"]) if part)
+        for line in textwrap.wrap(told, WIDTH - 3, max_lines=3 if number == 1 else 2, placeholder=" ..."):
             yield Line(f"   {line}")
     if findings[FINDINGS:]:
         yield Line(f"   and {len(findings) - FINDINGS} more after it: see the report")
