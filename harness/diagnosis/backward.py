@@ -15,6 +15,7 @@ from harness.size import Size
 from harness.subject import Model
 from harness.weights import family
 
+HEAD = "lm_head.weight"
 SAME = 1e-8  # relative to the gradient's largest value
 SUM = "the embeddings' sum"
 # What each operation reads, in words, for a sentence about where the gradient stops.
@@ -64,6 +65,9 @@ def explain(
         loss = model.loss(ids, targets)
     loss.backward()
     own = {name: tensor.double() for name, tensor in model.gradients().items()}
+    if HEAD in own:  # a head of its own, which is told elsewhere: its gradient is its own as well
+        weights = {**weights, HEAD: weights["transformer.wte.weight"]}
+        changes = [*changes, Change("head", lambda at, x: x @ at.formula.weights[HEAD].mT)]
     right = gradients(size, weights, changes, ids, targets)
     wrong = [name for name in reversed(list(right)) if name in own and not _agree(own[name], right[name])]
     if not wrong:

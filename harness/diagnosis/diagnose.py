@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.diagnosis import (
     backward,
@@ -24,8 +26,9 @@ from harness.diagnosis import (
     structure,
 )
 from harness.diagnosis.finding import Diagnosis, Finding
-from harness.diagnosis.observe import Births, Observation, observe
+from harness.diagnosis.observe import Births, Line, Observation, observe
 from harness.errors import HarnessError, Missing
+from harness.run import is_own
 from harness.size import SIZES
 from harness.states import Weights, state
 from harness.subject import Model, Subject, holding
@@ -59,10 +62,14 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
             raise
         except BaseException as error:
             trouble.append(f"{type(error).__name__}: {error}")
+            if part is _computation and (broken := _broken(error)) is not None:
+                found.append(broken)
+                break  # what cannot be called has nothing else to tell
     if not found:  # what a check says by itself counts where nothing deeper was found: one cause, many red lines
         found = readings.explain(failed)
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", "no explanation of the catalogue fits", failed[0].message)]
+    found = _folded(found)
     script, data = _script(subject, found)
     apart = _divergence(subject) if found else {}
     return Diagnosis(tuple(_confirmed(found, apart)), apart, script, data, trouble="; ".join(dict.fromkeys(trouble)))
@@ -94,6 +101,21 @@ def _divergence(subject: Subject) -> dict[str, dict[str, float]]:
         return {}
 
 
+def _folded(found: Sequence[Finding]) -> list[Finding]:
+    """One finding for one mistake on one line that shows in several places, as in every norm of a class."""
+    folded: list[Finding] = []
+    for finding in found:
+        same = [
+            n for n, f in enumerate(folded) if finding.fault and (f.fault, f.source) == (finding.fault, finding.source)
+        ]
+        if same and finding.source:
+            first = folded[same[0]]
+            folded[same[0]] = dataclasses.replace(first, cause=f"{first.cause}; the same in {finding.where}")
+        else:
+            folded.append(finding)
+    return folded
+
+
 def _confirmed(findings: Sequence[Finding], divergence: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     """The findings, with what teacher forcing says of the components that they lie in."""
     return [_with_forcing(finding, divergence) for finding in findings]
@@ -107,6 +129,18 @@ def _with_forcing(finding: Finding, divergence: Mapping[str, Mapping[str, float]
         return finding
     told = f"{finding.evidence}; given GPT-2's own input, {place} alone is off by {alone:.1e} of its size"
     return dataclasses.replace(finding, evidence=told)
+
+
+def _broken(error: BaseException) -> Finding | None:
+    """The forward pass raises an error of the subject's own: what it says, and the line that it comes from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_own(f.filename)]
+    if not frames:
+        return None
+    line = Line(frames[-1].filename, frames[-1].lineno or 0)
+    cause = f"the forward pass fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return Finding(
+        "forward", "", cause, "at the debug size, where every dimension is another number", str(line), line.text
+    )
 
 
 def _unsteady(found: Sequence[Finding]) -> bool:
@@ -150,7 +184,7 @@ def _one_way(subject: Subject, weights: Weights, *, training: bool) -> list[Find
     model, births = _held(subject, weights, training)
     given = _weights(model, weights)
     observed, low = precision.undone(model, ids, births, observe(model, ids, births), given, size)
-    passed = forward.explain(observed, ids, given, size, {} if low else _streams(model, ids))
+    passed = forward.explain(observed, ids, given, size, {} if low else _streams(model, ids), _blocks(model))
     findings = [*low, *passed.findings]
     if low or not passed.complete or passed.forced or weights == "extreme":
         return findings
@@ -213,6 +247,15 @@ def _dropping(observed: Observation, number: int | None) -> str:
     return "attn-dropout-active-in-eval" if shape.count(24) > 1 else "dropout-active-in-eval"
 
 
+def _blocks(model: Model) -> dict[int, nn.Module]:
+    """The modules that are the blocks, where there are such."""
+    found = {}
+    for layer in range(model.size.layers):
+        with contextlib.suppress(Exception):
+            found[layer] = model.component(f"transformer.h.{layer}")
+    return found
+
+
 def _streams(model: Model, ids: Tensor) -> dict[str, Tensor]:
     """The stream before the first block and after each, where the subject has modules that hooks can see."""
     try:
@@ -228,6 +271,7 @@ _EVERY = frozenset(("structure", "behaviour", "attention", "loss", "parity", "pr
 PARTS: tuple[tuple[Callable[[Subject], list[Finding]], frozenset[str]], ...] = (
     (structure.explain, frozenset(("structure", "behaviour", "loading", "interface"))),
     (_computation, _EVERY | {"interface"}),
+    (structure.ties, frozenset(("structure",))),
     (structure.dropout, frozenset(("structure",))),
     (start.explain, frozenset(("initialisation",))),
     (loading.explain, frozenset(("loading",))),

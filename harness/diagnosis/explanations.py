@@ -45,6 +45,51 @@ def explanations() -> tuple[Explanation, ...]:
     return tuple(explanation for group in (*groups, _stacks, _heads) for explanation in group())
 
 
+OF_HEADS = ("attn.split", "attn.scores", "attn.scale", "attn.mask", "attn.softmax", "attn.mix")
+POSITIONS = (1, 4, 8, 12, 16, 20, 24, 28)
+
+
+def in_parts(explanation: Explanation, *, heads: int) -> Iterator[Explanation]:
+    """The explanation in some of the values alone: in one head, in the first position, beyond one, in other rows."""
+    operation = explanation.operation
+    if operation in OF_HEADS:
+        for head in range(heads):
+            yield _in_part(explanation, 1, slice(head, head + 1), f"in head {head} alone")
+        axis = 2
+    elif operation.startswith(("embedding", "ln_", "attn", "mlp", "residual")):
+        axis = 1
+    else:
+        return
+    yield _in_part(explanation, axis, slice(0, 1), "at position 0 alone")
+    for position in POSITIONS:
+        yield _in_part(explanation, axis, slice(position, None), f"from position {position} on")
+    yield _in_part(explanation, 0, slice(1, None), "in all rows of the batch but the first")
+
+
+def _in_part(explanation: Explanation, axis: int, part: slice, says: str) -> Explanation:
+    """What the explanation gives within a slice of one axis, and GPT-2's own elsewhere."""
+    right = OPERATIONS[explanation.operation]
+
+    def function(at: At, *inputs: Any) -> Any:
+        own, other = right(at, *inputs), explanation.function(at, *inputs)
+        if isinstance(own, tuple):
+            return tuple(_with_part(a, b, axis, part) for a, b in zip(own, other, strict=True))
+        return _with_part(own, other, axis, part)
+
+    return Explanation(
+        explanation.fault, explanation.operation, f"{says}: {explanation.says}", function, explanation.where
+    )
+
+
+def _with_part(own: Tensor, other: Tensor, axis: int, part: slice) -> Tensor:
+    if own.ndim == 2 and axis:
+        axis -= 1  # the positions' embeddings, (T, C)
+    mixed = own.clone()
+    index = tuple(part if number == axis else slice(None) for number in range(own.ndim))
+    mixed[index] = other.expand_as(own)[index]
+    return mixed
+
+
 def _embeddings() -> Iterator[Explanation]:
     def positions(function: Callable[[At, Tensor, Tensor], Tensor]) -> Operation:
         """`function(at, ids, positions)` gives the rows of wpe to read."""
@@ -266,6 +311,15 @@ def _norm(name: str) -> Iterator[Explanation]:
             says = f"{name} adds epsilon {epsilon:g} outside the square root, to the {kind} deviation"
             fault = "ln-unbiased-var" if correction else "ln-eps-outside-sqrt"
             yield Explanation(fault, name, says, norm(outside=True, correction=correction, epsilon=epsilon))
+    for epsilon in (1e-5, 1e-6, 1e-12):
+        yield Explanation(
+            "ln-eps-outside-sqrt",
+            name,
+            f"{name} adds epsilon {epsilon:g} after the division",
+            lambda at, x, epsilon=epsilon: (
+                (normalised(x, epsilon=0.0) + epsilon) * at[f"{name}.weight"] + at[f"{name}.bias"]
+            ),
+        )
     yield Explanation(
         "ln-wrong-axes-leak",
         name,
@@ -539,9 +593,13 @@ def _masks() -> Iterator[Explanation]:
         "the mask hides every position from itself",
         fill(_but_first(shifted(-1))),
     )
-    yield Explanation(
-        "attention-to-others-only", "attn.mask", "the mask hides every position from itself", fill(shifted(-1))
-    )
+    for value in (-math.inf, -1e9, -1e10, torch.finfo(torch.float32).min, torch.finfo(torch.float64).min):
+        yield Explanation(
+            "attention-to-others-only",
+            "attn.mask",
+            "the mask hides every position from itself",
+            fill(shifted(-1), value),
+        )
     yield Explanation(
         "mask-transposed",
         "attn.mask",
@@ -565,8 +623,8 @@ def _masks() -> Iterator[Explanation]:
         (-100.0, "mask-fill-too-small"),
     ):
         yield Explanation(fault, "attn.mask", f"masked scores are filled with {value:g}", fill(visible, value))
-        if value in (0.0, -100.0):
-            continue  # 0 added is no mask, and 100 taken off is enough of one
+        if value in (0.0, 1e-9, 1e-10, -100.0):
+            continue  # nothing added is no mask, and 100 taken off is enough of one
         yield Explanation(
             fault,
             "attn.mask",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.diagnosis import fits
-from harness.diagnosis.explanations import Explanation, explanations
+from harness.diagnosis.explanations import Explanation, explanations, in_parts
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.formula import At, Change, Formula, place, visible
 from harness.diagnosis.observe import SAME, Line, Observation, alike, sums
@@ -32,13 +32,20 @@ class Explained:
     forced: bool  # whether one of the changes is the subject's own value, which holds for these ids alone
 
 
-def explain(observed: Observation, ids: Tensor, weights: State, size: Size, forced: dict[str, Tensor]) -> Explained:
+def explain(
+    observed: Observation,
+    ids: Tensor,
+    weights: State,
+    size: Size,
+    forced: dict[str, Tensor],
+    blocks: Mapping[int, nn.Module] | None = None,
+) -> Explained:
     """Explain why the subject's forward pass differs from GPT-2's with the same float64 weights.
 
     `forced`: what the subject's blocks gave (`h.0` and so on, and `embedding`), where hooks can see it; with it, the
-    search goes on behind a difference that no explanation fits.
+    search goes on behind a difference that no explanation fits. `blocks`: the subject's modules, for their lines.
     """
-    return _Search(observed, ids, weights, size, forced).run()
+    return _Search(observed, ids, weights, size, forced, blocks or {}).run()
 
 
 @dataclasses.dataclass
@@ -54,16 +61,25 @@ class _Found:
         return self.fitting[0] if self.fitting else None
 
 
-def place_of(step: int, observed: Observation, ids: Tensor, weights: State, size: Size) -> tuple[str, str]:
-    """The place whose value a right subject had last at a step, and the one that comes after it."""
-    return _Search(observed, ids, weights, size, {}).where_of(step)
+def place_of(
+    step: int, observed: Observation, ids: Tensor, weights: State, size: Size
+) -> tuple[str, str, Tensor | None]:
+    """The place whose value a right subject had last at a step, the one that comes after it, and that value."""
+    return _Search(observed, ids, weights, size, {}, {}).where_of(step)
 
 
 class _Search:
     def __init__(
-        self, observed: Observation, ids: Tensor, weights: State, size: Size, forced: dict[str, Tensor]
+        self,
+        observed: Observation,
+        ids: Tensor,
+        weights: State,
+        size: Size,
+        forced: dict[str, Tensor],
+        blocks: Mapping[int, nn.Module],
     ) -> None:
         self.observed, self.ids, self.weights, self.size, self.forced = observed, ids, weights, size, forced
+        self.blocks = blocks
         self.changes: list[Change] = []
         self.found: list[_Found] = []
         anchors = [f"h.{layer}{part}" for layer in range(size.layers) for part in (".residual.attn", "")]
@@ -77,6 +93,9 @@ class _Search:
             if reached == len(self.anchors):
                 complete = True
                 break
+            expected = taps.get(self.anchors[reached])
+            if isinstance(expected, Tensor) and bool(expected.isnan().all()):
+                break  # with what was found GPT-2 itself gives no numbers here: there is nothing left to compare
             if not self._step(taps, reached):
                 break
         return Explained(
@@ -135,19 +154,41 @@ class _Search:
         concerned = [e for e in explanations() if self._concerns(e, layer, reached)]
         here = [(e, layer if _is_of_a_block(e.operation) else None) for e in concerned]
         # What is wrong in one layer is often wrong in all; and a value may be right, and changed before it is read.
-        again = [pair for pair in here if self.found and pair[0] in self.found[-1].fitting]
-        for candidates in (again, here, self._in_the_layer_before(layer, reached)):
-            furthest: list[tuple[int, Explanation, Change]] = []
-            for explanation, at in candidates:
-                change = Change(explanation.operation, explanation.function, at)
-                found = self._taps_from(taps, change, at, whole=at is None or at != layer)
-                progress = self._progress(found, change, reached, passed)
-                if progress > 0:
-                    furthest.append((progress, explanation, change))
-            if furthest:
-                best = self._furthest(furthest, reached, passed)
-                return tuple(e for e, _ in best), best[0][1]
-        return self._most_steps(taps, layer, passed, here)
+        again = (
+            [(e, layer if _is_of_a_block(e.operation) else None) for e in self.found[-1].fitting] if self.found else []
+        )
+        groups: tuple[Iterable[tuple[Explanation, int | None]], ...] = (
+            [pair for pair in again if self._concerns(pair[0], layer, reached)],
+            here,
+            self._in_the_layer_before(layer, reached),
+        )
+        for candidates in groups:
+            if (best := self._fitting(candidates, taps, reached, layer, passed))[1] is not None:
+                return best
+        if (best := self._most_steps(taps, layer, passed, here))[1] is not None:
+            return best
+        return self._fitting(self._in_parts(here), taps, reached, layer, passed)
+
+    def _fitting(
+        self,
+        candidates: Iterable[tuple[Explanation, int | None]],
+        taps: dict[str, Any],
+        reached: int,
+        layer: int | None,
+        passed: int,
+    ) -> tuple[tuple[Explanation, ...], Change | None]:
+        """Of the candidates those with which the subject passes further anchors."""
+        furthest: list[tuple[int, Explanation, Change]] = []
+        for explanation, at in candidates:
+            change = Change(explanation.operation, explanation.function, at)
+            found = self._taps_from(taps, change, at, whole=at is None or at != layer)
+            progress = self._progress(found, change, reached, passed)
+            if progress > 0:
+                furthest.append((progress, explanation, change))
+        if not furthest:
+            return (), None
+        best = self._furthest(furthest, reached, passed)
+        return tuple(e for e, _ in best), best[0][1]
 
     def _furthest(
         self, found: list[tuple[int, Explanation, Change]], reached: int, passed: int
@@ -166,6 +207,12 @@ class _Search:
             ways = [change, Change(change.operation, change.function)]
             whole.append(max(self._progress(self._taps_from({}, w, None), w, reached, passed) for w in ways))
         return [pair for pair, progress in zip(best, whole, strict=True) if progress == max(whole)]
+
+    def _in_parts(self, whole: list[tuple[Explanation, int | None]]) -> Iterator[tuple[Explanation, int | None]]:
+        """What is wrong in some of the values alone, tried where nothing fits all of them."""
+        for explanation, layer in whole:
+            for part in in_parts(explanation, heads=self.size.heads):
+                yield part, layer
 
     def _in_the_layer_before(self, layer: int | None, reached: int) -> list[tuple[Explanation, int | None]]:
         before: int | None = None
@@ -195,6 +242,8 @@ class _Search:
             change = Change(explanation.operation, explanation.function, at)
             with_it = self._taps_from(taps, change, at)
             own = self._seen(with_it, place(explanation.operation, at)) if with_it else None
+            if own is None or own <= passed or own in known:
+                continue
             new = self._steps_explained(with_it, layer, passed) - known
             if own in new and len(new) > most:
                 best, most = ((explanation,), change), len(new)
@@ -284,7 +333,14 @@ class _Search:
         explanation = fitting[0]
         name = place(explanation.operation, layer)
         with_it = self._taps(self.changes)
-        line = self._line_of(with_it, name, self._seen(with_it, name), made=_is_a_setting(explanation))
+        line = self._line_of(
+            with_it,
+            name,
+            self._seen(with_it, name),
+            layer,
+            made=_is_a_setting(explanation),
+            wiring=_is_wiring(explanation),
+        )
         return Finding(
             where=place(explanation.component, layer),
             fault=explanation.fault,
@@ -300,39 +356,54 @@ class _Search:
             expected, explained = right.get(anchor), wrong.get(anchor)
             step = None if explained is None else self._seen(wrong, anchor)
             own = self.observed.logits if anchor == "head" else self._own(step)
-            if own is None or expected is None or explained is None:
+            agrees = anchor != "head" or (explained is not None and self._logits_agree(explained))
+            if own is None or expected is None or explained is None or not agrees:
                 continue
             left = min(_gap(own, explained.permute(order)) for order in _orders(explained.ndim))
             return (
                 f"{_in_words(anchor)} differs from GPT-2's by {_gap(own, expected):.1e}; with this in GPT-2's place "
                 f"by {left:.0e}"
             )
-        return "more of its steps are explained with this than without"
+        return "with this in GPT-2's place more of the subject's values are met; more is wrong before they meet again"
 
     def _own(self, step: int | None) -> Tensor | None:
         return None if step is None else self.observed.steps[step].tensor
 
-    def where_of(self, step: int) -> tuple[str, str]:
-        """The place whose right value the subject had last at a step, and the place that comes after it."""
+    def where_of(self, step: int) -> tuple[str, str, Tensor | None]:
+        """The place whose right value the subject had last at a step, the place after it, and that value."""
         taps = self._taps(self.changes)
         order = [name for name in taps if name not in ("model", "blocks")]
         before = [name for name in order if (seen := self._seen(taps, name)) is not None and seen < step]
         last = max((order.index(name) for name in before), default=-1)
-        return order[max(last, 0)], order[min(last + 1, len(order) - 1)]
+        value = taps[order[max(last, 0)]]
+        return order[max(last, 0)], order[min(last + 1, len(order) - 1)], value if isinstance(value, Tensor) else None
 
-    def _line_of(self, taps: dict[str, Any], name: str, found: int | None, *, made: bool) -> Line | None:
-        """The line that computed the wrong value; where none did (a step left out), the one that came next instead."""
+    def _line_of(
+        self, taps: dict[str, Any], name: str, found: int | None, layer: int | None, *, made: bool, wiring: bool
+    ) -> Line | None:
+        """The line that computed the wrong value; where none did (a step left out), the one that came next instead.
+
+        What is wrong in how a block is put together stands in the block, not in the part that the value comes from.
+        """
         order = list(taps)
         position = order.index(name)
-        before = [self._seen(taps, other) for other in order[max(0, position - 6) : position]]
-        last = max((step for step in before if step is not None), default=-1)
-        if found is not None and found > last:
+        found = self._in_a_head(taps[name]) if found is None else found
+        earlier = [other for other in order[max(0, position - 6) : position] if taps[other] is not taps[name]]
+        last = max((step for other in earlier if (step := self._seen(taps, other)) is not None), default=-1)
+        owner = None if layer is None or not wiring else self.blocks.get(layer)
+        if found is not None and found > last and owner is None:
             return self.observed.line(found, made=made)
-        for other in order[position + 1 :]:
+        for other in order[position + (owner is None) :]:
             step = self._seen(taps, other)
             if step is not None and step > last:
-                return self.observed.line(step)
-        return self.observed.line(found)
+                return self.observed.steps[step].line_in(owner)
+        return None if found is None else self.observed.steps[found].line_in(owner)
+
+    def _in_a_head(self, value: Any) -> int | None:
+        """The step that gave the value of the first head alone, where heads are computed one by one."""
+        if isinstance(value, tuple):
+            value = value[0]
+        return self.observed.find(value[:, 0]) if isinstance(value, Tensor) and value.ndim == 4 else None
 
     def _unexplained(self, taps: dict[str, Any], anchor: str, layer: int | None) -> Finding:
         """Where it leaves GPT-2's way when nothing in the table explains it, and what can be said of the value."""
@@ -471,6 +542,12 @@ def _in_words(anchor: str) -> str:
 def _is_a_setting(explanation: Explanation) -> bool:
     """Whether what is wrong stands where a layer is made (`nn.GELU()`, `eps=1e-6`), not where it is called."""
     return explanation.operation == "mlp.activation" or explanation.fault.startswith(("ln-eps", "qkv-bias", "mlp-bias"))
+
+
+def _is_wiring(explanation: Explanation) -> bool:
+    """Whether what is wrong is how a block is put together: its sums, which norm stands where, the block itself."""
+    put_together = explanation.operation.startswith(("residual", "block"))
+    return put_together or explanation.fault.startswith(("ln-missing", "ln-shared", "ln-swapped"))
 
 
 def _is_of_a_block(operation: str) -> bool:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import linecache
-import math
 import os
 import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -56,6 +55,11 @@ class Step:
     dtype: torch.dtype
     line: Line | None
     made: Line | None = None
+    stack: tuple[tuple[Line, int], ...] = ()  # the user's lines that led there, innermost first, each with its `self`
+
+    def line_in(self, owner: nn.Module | None) -> Line | None:
+        """The line within a method of `owner` that led there; the innermost one where there is none."""
+        return next((line for line, own in self.stack if owner is not None and own == id(owner)), self.line)
 
 
 @dataclass
@@ -69,8 +73,7 @@ class Observation:
     def __post_init__(self) -> None:
         for number, step in enumerate(self.steps):
             own = sums(step.tensor)
-            if not math.isnan(own[0]):
-                self._index.setdefault(step.tensor.numel(), []).append((own[0], number, own))
+            self._index.setdefault(step.tensor.numel(), []).append((own[0], number, own))
         for entries in self._index.values():
             entries.sort()
 
@@ -78,7 +81,7 @@ class Observation:
         """The first step that gave `expected`, its axes in any order; None where no step did."""
         candidates = self._index.get(expected.numel())
         own = sums(expected)
-        if not candidates or math.isnan(own[0]):
+        if not candidates:
             return None
         slack = 10 * tolerance * max(own[1], 1e-300)
         first = bisect.bisect_left(candidates, own[0] - slack, key=lambda entry: entry[0])
@@ -117,8 +120,10 @@ class Births:
 
         def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             before(module, *args, **kwargs)
-            if (line := users_line()) is not None:
-                self.lines[module] = line
+            # Where it is made, not where its own __init__ calls its base's.
+            made = [line for line, owner in users_stack() if owner != id(module)]
+            if made:
+                self.lines[module] = made[0]
 
         nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
         return self
@@ -160,29 +165,51 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = function(*args, **(kwargs or {}))
         line = made = None
+        stack: tuple[tuple[Line, int], ...] = ()
         for tensor in answer if isinstance(answer, tuple | list) else (answer,):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.is_meta:
                 if line is None:
-                    line, made = users_line(), self._made()
+                    stack, made = users_stack(), self._made()
+                    line = stack[0][0] if stack else users_line()
                 copy = tensor.detach().to(torch.float64, copy=True)  # what comes next may write into it
-                self.steps.append(Step(function.overloadpacket.__name__, copy, tensor.dtype, line, made))
+                self.steps.append(Step(function.overloadpacket.__name__, copy, tensor.dtype, line, made, stack))
         return answer
 
 
 def users_line() -> Line | None:
-    """The innermost line on the stack that is the user's own: neither torch's, nor ours, nor an installed package's."""
-    frame = sys._getframe(1)
+    """The innermost line on the stack that is the user's own; where none is, an installed package's."""
     installed: Line | None = None
+    for frame in _frames():
+        line = Line(frame.f_code.co_filename, frame.f_lineno)
+        if _is_users(line.file):
+            return line
+        if "pytest" not in line.file and "pluggy" not in line.file:
+            installed = installed or line
+    return installed
+
+
+def users_stack(most: int = 6) -> tuple[tuple[Line, int], ...]:
+    """The user's lines on the stack, innermost first, each with the id of the `self` that it belongs to."""
+    frames = itertools.islice((frame for frame in _frames() if _is_users(frame.f_code.co_filename)), most)
+    return tuple((Line(frame.f_code.co_filename, frame.f_lineno), _self_of(frame)) for frame in frames)
+
+
+def _frames() -> Iterator[FrameType]:
+    frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH, "<")) and not _is_ours(name):
-            line = Line(name, frame.f_lineno)
-            if "site-packages" not in name:
-                return line if "_pytest" not in name and not name.endswith("/bin/pytest") else installed
-            if "pytest" not in name and "pluggy" not in name:
-                installed = installed or line
+            yield frame
         frame = frame.f_back  # type: ignore[assignment]
-    return installed
+
+
+def _self_of(frame: FrameType) -> int:
+    names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    return id(frame.f_locals.get(names[0])) if names else 0
+
+
+def _is_users(name: str) -> bool:
+    return "site-packages" not in name and "_pytest" not in name and not name.endswith("/bin/pytest")
 
 
 def _is_ours(name: str) -> bool:
@@ -191,7 +218,7 @@ def _is_ours(name: str) -> bool:
 
 def sums(tensor: Tensor) -> tuple[float, float, float]:
     """The sums of a tensor's values, sizes and squares: whatever the order of the values, they tell most apart."""
-    finite = torch.nan_to_num(tensor.double(), nan=math.nan, posinf=0.0, neginf=0.0)
+    finite = torch.nan_to_num(tensor.double(), nan=0.0, posinf=0.0, neginf=0.0)
     return float(finite.sum()), float(finite.abs().sum()), float((finite * finite).sum())
 
 
@@ -207,14 +234,17 @@ def alike(a: tuple[float, float, float], b: tuple[float, float, float], toleranc
 
 
 def _same(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether two tensors of as many values are one, but for the order of the expected one's axes."""
+    """Whether two tensors of as many values are one, but for the order of the expected one's axes.
+
+    What is no number on both sides is alike, unless there is nothing else.
+    """
     flat = found.reshape(-1)
-    allowed = tolerance * max(float(torch.nan_to_num(expected, posinf=0.0, neginf=0.0).abs().max()), 1e-300)
+    if bool(flat.isnan().all()):
+        return False
+    allowed = tolerance * max(float(torch.nan_to_num(expected, nan=0.0, posinf=0.0, neginf=0.0).abs().max()), 1e-300)
     for order in itertools.permutations(range(expected.ndim)):
         other = expected.permute(order).reshape(-1)
-        with contextlib.suppress(RuntimeError):
-            gap = (flat - other).abs()
-            gap = torch.where(flat == other, 0.0, gap)  # infinities that are alike
-            if float(gap.max()) <= allowed:
-                return True
+        alike_there = (flat == other) | (flat.isnan() & other.isnan())
+        if float(torch.where(alike_there, 0.0, (flat - other).abs()).max()) <= allowed:
+            return True
     return False

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from harness.diagnosis import forward
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.observe import Births, Line, Observation, Recorder, users_line
+from harness.diagnosis.observe import SAME, Births, Line, Observation, Recorder, alike, sums, users_line
 from harness.size import SIZES, Size
 from harness.states import state
 from harness.subject import Model, Subject, holding
@@ -44,6 +44,7 @@ class Asked:
     line: Line | None
     dtype: str
     of_integers: bool
+    asked_of: tuple[float, float, float]  # the sums of what is to be shortened
 
 
 class InFull(TorchFunctionMode):
@@ -62,9 +63,10 @@ class InFull(TorchFunctionMode):
             function = torch.Tensor.double
         if asked is None:
             return function(*args, **given)
-        whole = not (args and isinstance(args[0], Tensor) and args[0].is_floating_point())
+        floating = bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point()
+        own = sums(args[0].detach()) if floating else (0.0, 0.0, 0.0)
         dtype = str(asked).removeprefix("torch.")
-        self.asked.append(Asked(len(self.recorder.steps), users_line(), dtype, of_integers=whole))
+        self.asked.append(Asked(len(self.recorder.steps), users_line(), dtype, not floating, own))
         full = tuple(torch.float64 if isinstance(v, torch.dtype) and v in SHORT else v for v in args)
         given = {k: torch.float64 if isinstance(v, torch.dtype) and v in SHORT else v for k, v in given.items()}
         return function(*full, **given)
@@ -85,8 +87,10 @@ def undone(
     gap = float((observed.logits - again.logits).abs().max())
     found: dict[str, Finding] = {}
     for asked in full.asked:
-        value, operation_after = forward.place_of(asked.steps, again, ids, weights, size)
-        where = operation_after if _computes(observed, asked.line) else value
+        value, after, tensor = forward.place_of(asked.steps, again, ids, weights, size)
+        # A value that passes through fewer bits is the one at its place; anything else lies within what comes next.
+        passes = tensor is not None and alike(asked.asked_of, sums(tensor), SAME)
+        where = value if passes and not _computes(observed, asked.line) else after
         where = "embedding.position" if asked.of_integers else where
         operation = where.split(".", 2)[2] if where.count(".") > 1 else where
         operation = "residual.mlp" if where.count(".") == 1 and where.startswith("h.") else operation
@@ -150,7 +154,7 @@ def overflow(subject: Subject) -> list[Finding]:
     steps = runs["float32"].steps
     first = next(n for n, step in enumerate(steps) if bool((step.tensor.isnan() | (step.tensor == torch.inf)).any()))
     weights = {name: tensor.double() for name, tensor in state("debug", "extreme").items()}
-    _, where = forward.place_of(min(first, len(runs["float64"].steps) - 1), runs["float64"], ids, weights, size)
+    _, where, _ = forward.place_of(min(first, len(runs["float64"].steps) - 1), runs["float64"], ids, weights, size)
     operation = where.split(".", 2)[2] if where.count(".") > 1 else where
     softmax = operation in ("attn.softmax", "attn.mask", "attn.mix")
     line = steps[first].line

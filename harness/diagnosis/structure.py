@@ -24,8 +24,7 @@ def explain(subject: Subject) -> list[Finding]:
     """Findings about what the built model is made of."""
     with Births() as births:
         model = subject.build(SIZES[SIZE])
-    found = [*_shared(model), *_hidden(model, births), *_missing(model), *_strangers(model, births), *_padded(model)]
-    return found or _ties(subject)
+    return [*_shared(model), *_hidden(model, births), *_missing(model), *_strangers(model, births), *_padded(model)]
 
 
 def dropout(subject: Subject) -> list[Finding]:
@@ -43,6 +42,8 @@ def dropout(subject: Subject) -> list[Finding]:
         cause = f"a dropout has a rate of {wrong[0]:g} where {rate:g} was asked for"
         return [Finding("dropout", "dropout-rate-tripled" if abs(wrong[0] - 0.3) < 1e-9 else "dropout-rate", cause, "")]
     kinds = ["attn" if shape.count(24) > 1 else "stream" for shape, _ in drops.calls]
+    if kinds.count("attn") == size.layers * size.heads:  # head by head
+        kinds = [kind for n, kind in enumerate(kinds) if kind == "stream" or kinds[:n].count("attn") % size.heads == 0]
     told = f"in training mode {len(kinds)} dropouts are applied, where GPT-2 has {1 + 3 * size.layers}"
     found = []
     if kinds.count("attn") < size.layers:
@@ -190,7 +191,7 @@ def _padded(model: Model) -> list[Finding]:
     ]
 
 
-def _ties(subject: Subject) -> list[Finding]:
+def ties(subject: Subject) -> list[Finding]:
     """Head and embedding that are two tensors, from the start or after something that breaks a tie."""
     for fault, says, after in _ways():
         model = subject.build(SIZES[SIZE])
