@@ -57,9 +57,10 @@ def from_pretrained(
     config = config_from_huggingface(raw, config_file, attention=attention, dropout=dropout)
     checkpoint = Checkpoint(weight_files)
     checkpoint.verify()
-    model = kind(config, device="meta")
     try:
         weights = HuggingFaceWeights(checkpoint, checkpoint.shapes)
+        weights.check_layers(config.n_layer)  # before a model of a million layers is built, even without numbers
+        model = kind(config, device="meta")
         weights.check_fit(model)
         dtype = dtype or _only_dtype(weights, config)
     except WeightsError as error:

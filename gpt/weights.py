@@ -105,6 +105,14 @@ class HuggingFaceWeights:
         tensor = self.tensor(entry.theirs)
         return (tensor.t() if entry.transposed else tensor)[entry.rows]
 
+    def check_layers(self, expected: int) -> None:
+        """Raise `WeightsError` if the configuration claims more layers than the weights have tensors."""
+        if expected > len(self.shapes):
+            raise WeightsError(
+                f"the configuration has {expected:,} layers, the weights only {len(self.shapes):,} tensors; "
+                "config.json or the weights are another model's"
+            )
+
     def check_fit(self, model: "GPT") -> None:
         """Raise `WeightsError` unless every name on either side has its counterpart, of the same shape."""
         expected, ours = expected_shapes(model), {entry.theirs: entry.ours for entry in entries(model.config)}

@@ -26,7 +26,7 @@ def environment(folder: Path) -> dict[str, Any]:
         "packages": versions,
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": _cores(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -51,7 +51,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -27,6 +27,8 @@ SIZES: dict[str, Size] = {
     size.name: size
     for size in (
         Size("debug", vocab_size=211, context=32, layers=3, heads=4, width=48),
+        # As small, and with a context beyond 256, where positions in bfloat16 collapse, and beyond its width.
+        Size("debug-long", vocab_size=211, context=519, layers=1, heads=4, width=48),
         Size("124M", vocab_size=50257, context=1024, layers=12, heads=12, width=768),
         Size("355M", vocab_size=50257, context=1024, layers=24, heads=16, width=1024),
         Size("774M", vocab_size=50257, context=1024, layers=36, heads=20, width=1280),

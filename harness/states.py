@@ -64,11 +64,20 @@ def _probe(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
 
 
 def _extreme(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
-    """The probe weights with scores of std 50: a mask of -50 is no mask then, and float64 does not yet underflow."""
+    """The probe weights where clamps, caps and fills show that stay out of reach of small numbers.
+
+    Scores of std 12 about -100, the same for all keys, which the softmax does not see: a mask of -50 is above them,
+    and exp without the largest score underflows. No more, or what is masked after the softmax and normalised again
+    would underflow as well. Activations of std 12, and logits of std 30.
+    """
     tensor = _probe(name, shape, size)
-    if family(name) == "attn.c_attn.weight":
-        tensor[:, : 2 * size.width] *= 5
-    return tensor
+    kind, C, D = family(name), size.width, size.head_width
+    if kind.startswith("attn.c_attn"):
+        tensor[..., : 2 * C] *= 2.5
+        shift = math.sqrt(100 * math.sqrt(D))  # by one channel of each head that has nothing else
+        for start, sign in ((0, 1.0), (C, -1.0)):
+            tensor[..., start : start + C : D] = sign * shift if kind.endswith("bias") else 0.0
+    return tensor * {"mlp.c_fc.weight": 10.0, "ln_f.weight": 20.0}.get(kind, 1.0)
 
 
 def _standard(name: str, shape: tuple[int, ...], size: Size) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from harness.hooks import arranged
 from harness.weights import WeightMap
 
 ADDING = frozenset(("add", "__add__", "__radd__", "__iadd__", "add_"))
@@ -18,19 +20,24 @@ class Streams(TorchFunctionMode):
     """While open, notes the sum of the embeddings, and of each block the sum that its feed-forward layer ends in.
 
     A result is followed from the product with a block's last matrix through what takes no other tensor (the bias, a
-    reshape, a dropout) to the sum with the stream, and to a bias that is added after it. `replacement` (B, T, C) takes
-    the place of the embeddings' sum.
+    reshape, a dropout) to the sum with the stream, and to a bias that is added after it. `outputs` holds them, each in
+    `shape()`, which is (B, T, C). `replacement` (B, T, C) takes the place of the embeddings' sum.
     """
 
     def __init__(
-        self, module: nn.Module, weights: WeightMap, outputs: dict[str, Tensor], replacement: Tensor | None = None
+        self,
+        module: nn.Module,
+        weights: WeightMap,
+        shape: Callable[[], tuple[int, ...]],
+        replacement: Tensor | None = None,
     ) -> None:
         super().__init__()
         own = dict(module.named_parameters())
         self.parameters = {_storage(p) for p in own.values()}
         self.tokens = {_storage(own[row.own]) for row in weights.rows if row.published == EMBEDDING}
         self.down = {_storage(own[row.own]) for row in weights.rows if row.published.endswith(DOWN)}
-        self.outputs, self.replacement = outputs, replacement
+        self.shape, self.replacement = shape, replacement
+        self.outputs: dict[str, Tensor] = {}
         self.following: dict[int, str] = {}  # a result's id -> the place that it is on its way to
         self.there: dict[int, str] = {}  # a sum's id -> the block that it ends
         self.alive: list[Tensor] = []  # or the id of one that is gone comes back as another's
@@ -70,10 +77,11 @@ class Streams(TorchFunctionMode):
     def _arrived(self, result: Tensor, place: str, in_place: bool) -> Tensor:
         self.following = {key: other for key, other in self.following.items() if other != place}
         if place == "embedding" and self.replacement is not None:
-            result = self.replacement
+            result = arranged(self.replacement, tuple(result.shape))
         self.there[id(result)] = place
         self.alive.append(result)
-        self.outputs[place] = result.clone() if in_place else result  # what comes next will write into it
+        kept = arranged(result, self.shape())
+        self.outputs[place] = kept.clone() if in_place else kept  # what comes next will write into it
         return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from harness.errors import MissingAbility, SubjectError
+from harness.hooks import hooked
 from harness.precision import Float32AsFloat64
 from harness.size import Size
 from harness.streams import Streams
@@ -113,10 +114,11 @@ class Model:
     calling: Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
     weight_map: WeightMap | None = None
     weight_map_missing: str = ""
+    _asked: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)  # the ids' (B, T)
 
     def logits(self, ids: Tensor) -> Tensor:
         """Next-token logits of every position: `ids` (B, T) int64 -> (B, T, V)."""
-        with self.precision():
+        with self._asked_for(ids):
             logits, _ = self.calling(self.module, ids.contiguous(), None)
         return self._checked(logits, ids)
 
@@ -124,7 +126,7 @@ class Model:
         """The logits as they come without targets: `ids` (B, T) -> (B, T, V), or the last position's, (B, 1, V)."""
         from harness.adapters.calling import without_targets  # not at the top: the adapters are made of Models
 
-        with self.precision():
+        with self._asked_for(ids):
             return without_targets(self.module, ids.contiguous())[..., : self.size.vocab_size]
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -133,8 +135,11 @@ class Model:
 
     def logits_and_loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Both from one forward pass."""
-        with self.precision():
+        with self._asked_for(ids):
             logits, loss = self.calling(self.module, ids.contiguous(), targets.contiguous())
+            if loss is not None and logits.shape[:2] != ids.shape:
+                # Logits of some positions alone go with a loss of some alone: what it is a loss of is judged apart.
+                logits, _ = self.calling(self.module, ids.contiguous(), None)
         checked = self._checked(logits, ids)
         if loss is None:
             # Of all columns: those of a padded vocabulary take part in the softmax.
@@ -180,50 +185,62 @@ class Model:
         )
 
     @contextlib.contextmanager
+    def watched(
+        self,
+        components: Mapping[str, str],
+        *,
+        read: dict[str, Tensor] | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        answered: dict[str, Tensor] | None = None,
+    ) -> Iterator[None]:
+        """While open, collects what published components read and answer, and has those in `given` read that instead.
+
+        `components`: place -> published component; the tensors go by place. All are (B, T, C), whatever order of axes
+        the subject's own have. MissingAbility for a component that is no module.
+        """
+        modules = {place: self.component(published) for place, published in components.items()}
+        with hooked(modules, self._stream_shape, read=read, given=given, answered=answered):
+            yield
+
+    @contextlib.contextmanager
     def block_outputs(self) -> Iterator[dict[str, Tensor]]:
         """While open, collects the residual stream: 'embedding' (B, T, C), then 'block 0' ... of each forward."""
+        first: dict[str, Tensor] = {}
+        answered: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
-        watched: dict[str, Tensor] = {}
-        hooks = []
-        for layer, block in enumerate(self._blocks()):
-            if layer == 0:
-                hooks.append(block.register_forward_pre_hook(_keep_input(outputs, "embedding"), with_kwargs=True))
-            hooks.append(block.register_forward_hook(_keep_output(outputs, f"block {layer}")))
-        try:
-            with Streams(self.module, self.weights, watched):
-                yield outputs
-        finally:
-            for hook in hooks:
-                hook.remove()
-            if not outputs:  # a layer that is no module, or one that only holds its parts and is not called
-                outputs.update(watched)
+        blocks = self._blocks()
+        with contextlib.ExitStack() as stack:
+            streams = stack.enter_context(Streams(self.module, self.weights, self._stream_shape))
+            stack.enter_context(self.watched(blocks, answered=answered))
+            stack.enter_context(self.watched(dict(list(blocks.items())[:1]), read=first))
+            yield outputs
+        # A layer may be no module, or one that only holds its parts and is not called.
+        outputs.update({"embedding": first["block 0"], **answered} if answered else streams.outputs)
 
-    def _blocks(self) -> list[nn.Module]:
-        """The modules of the layers; none where a layer is no module."""
+    def _blocks(self) -> dict[str, str]:
+        """The layers, if they are modules: 'block 0' -> its published component, and so on."""
+        blocks = {f"block {layer}": f"transformer.h.{layer}" for layer in range(self.size.layers)}
         try:
-            return [self.component(f"transformer.h.{layer}") for layer in range(self.size.layers)]
+            for published in blocks.values():
+                self.component(published)
         except MissingAbility:
-            return []
+            return {}
+        return blocks
 
     @contextlib.contextmanager
     def stream_replaced(self, stream: Tensor) -> Iterator[None]:
         """While open, the first block reads `stream` (B, T, C) instead of the embeddings."""
+        first = dict(list(self._blocks().items())[:1])
+        # Both ways: a layer need not be a module that is called.
+        with (
+            self.watched(first, given=dict.fromkeys(first, stream)),
+            Streams(self.module, self.weights, self._stream_shape, stream),
+        ):
+            yield
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if args:
-                return (stream, *args[1:]), kwargs
-            first = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
-            return args, {**kwargs, first: stream}
-
-        # Prepended: whoever keeps the block's input then keeps what the block reads.
-        hooks = [b.register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for b in self._blocks()[:1]]
-        try:
-            # Both ways: a layer need not be a module that is called.
-            with Streams(self.module, self.weights, {}, stream):
-                yield
-        finally:
-            for handle in hooks:
-                handle.remove()
+    def _stream_shape(self) -> tuple[int, ...]:
+        """(B, T, C) of the pass that runs."""
+        return (*self._asked, self.size.width)
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
@@ -239,6 +256,12 @@ class Model:
         finally:
             torch.set_default_dtype(before)
 
+    @contextlib.contextmanager
+    def _asked_for(self, ids: Tensor) -> Iterator[None]:
+        self._asked = tuple(ids.shape)
+        with self.precision():
+            yield
+
     def _checked(self, logits: Tensor, ids: Tensor) -> Tensor:
         expected = (*ids.shape, self.size.vocab_size)
         if self.vocabulary_is_padded and logits.shape[-1] > self.size.vocab_size:
@@ -249,20 +272,6 @@ class Model:
                 f"shape {tuple(ids.shape)}"
             )
         return logits
-
-
-def _keep_input(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        outputs[name] = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
-
-    return hook
-
-
-def _keep_output(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        outputs[name] = output if isinstance(output, Tensor) else output[0]
-
-    return hook
 
 
 def holding(
@@ -286,7 +295,10 @@ def holding(
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """While open, the functions that fill a tensor with random numbers leave it as it is."""
+    """While open, the functions that fill a parameter with random numbers leave it as it is.
+
+    Other tensors get theirs: `nn.init.trunc_normal_` draws into one until all of its numbers are within the bounds.
+    """
 
     drawing = frozenset(
         getattr(torch.Tensor, name)
@@ -294,4 +306,6 @@ class _NothingDrawn(TorchFunctionMode):
     )
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if function in self.drawing else function(*args, **(kwargs or {}))
+        if function in self.drawing and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return function(*args, **(kwargs or {}))

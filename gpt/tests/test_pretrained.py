@@ -144,6 +144,18 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_rejected(saved):
         GPT.from_pretrained(saved)
 
 
+def test_a_configuration_of_a_million_layers_is_held_against_the_file_before_anything_is_built(saved):
+    """Building them, even without their numbers, took minutes and gigabytes before the file was looked at."""
+
+    class Counted(GPT):
+        def __init__(self, config, **options):
+            raise AssertionError("a model was built")
+
+    edit(saved, n_layer=1_000_000)
+    with pytest.raises(WeightsError, match="has 1,000,000 layers, the weights only"):
+        Counted.from_pretrained(saved)
+
+
 def test_a_pickle_is_not_opened(saved):
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
     with pytest.raises(WeightsUnavailable, match=r"holds pytorch_model.bin and no model.safetensors; opening a pickle"):

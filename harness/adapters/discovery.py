@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.adapters import names
+from harness.adapters import names, remaining
 from harness.adapters.tracing import Parameters, Tracing, Use
 from harness.size import Size
 from harness.weights import Layout, Row, WeightMap, family, published_shapes
@@ -23,7 +23,8 @@ Calling = Callable[[nn.Module, Tensor, Tensor | None], Any]
 def discover(module: nn.Module, size: Size, call: Calling) -> WeightMap:
     """The weight map of `module`, whose numbers are overwritten; float64. What nothing tells is missing or strange.
 
-    Names decide where they speak; what they leave open is read off one traced forward pass.
+    Names decide where they speak; what they leave open is read off one traced forward pass. What that does not use, as
+    where a layer or a projection is skipped by mistake, goes by the other layers, its weight, and what is left over.
     """
     read = names.read_names(module, size)
     if not read.strangers and not read.open:
@@ -35,7 +36,9 @@ def discover(module: nn.Module, size: Size, call: Calling) -> WeightMap:
         used = []
         notes.append(f"the forward pass could not be followed: {type(error).__name__}: {error}")
     rows = _reconciled(read, used, module, size)
-    rows += tuple(_by_elimination(rows, module, size))
+    rows += tuple(remaining.by_analogy(rows, module, size))
+    rows += tuple(remaining.with_their_weights(rows, module, size))
+    rows += tuple(remaining.by_elimination(rows, module, size))
     own = {row.own for row in rows}
     strangers = tuple(name for name, _ in module.named_parameters() if name not in own)
     return WeightMap(rows, names.absent(rows, size), strangers, tuple(notes))
@@ -63,23 +66,6 @@ def _reconciled(read: names.Reading, used: list[Row], module: nn.Module, size: S
         if (row.own not in taken and fits) or (row.published == "lm_head.weight" and row.own not in taken):
             rows.append(row)
     return tuple(rows)
-
-
-def _by_elimination(rows: tuple[Row, ...], module: nn.Module, size: Size) -> Iterator[Row]:
-    """Vectors that nothing uses: where as many are left over as are missing, in the order of registration."""
-    own = {row.own for row in rows}
-    shapes = published_shapes(size)
-    for leaf in ("weight", "bias"):
-        missing = [row for row in names.absent(rows, size) if row.part is None and row.published.endswith(f".{leaf}")]
-        left = [
-            (name, tuple(parameter.shape))
-            for name, parameter in module.named_parameters()
-            if name not in own and names.leaf_of(name) == leaf
-        ]
-        fits = [shapes[row.published] == shape for row, (_, shape) in zip(missing, left, strict=False)]
-        if len(missing) == len(left) and all(fits) and all(len(shape) == 1 for _, shape in left):
-            for row, (name, _) in zip(missing, left, strict=True):
-                yield replace(row, own=name, how="shape")
 
 
 def _within(part: tuple[int, int] | None, gap: tuple[int, int]) -> bool:
@@ -112,44 +98,70 @@ class _Reader:
         uses = _first_of_each(tracing.uses)
         blocks, rest = self._blocks([use for use in uses if use.kind == "matrix"])
         rows = list(self._tables([use for use in uses if use.kind == "table"] + rest))
-        rows += self._norms(uses)
+        rows += self._norms(uses, blocks)
         biases = self._biases(uses)
-        columns = self._columns(blocks[0], [use for use in uses if use.kind == "gain"]) if blocks else {}
-        for layer, block in enumerate(blocks):
+        if not blocks:
+            return rows
+        first = next(iter(blocks.values()))
+        columns = self._columns(first, [use for use in uses if use.kind == "gain"])
+        for layer, block in blocks.items():
             h = f"transformer.h.{layer}"
             for component, use in ((f"{h}.mlp.c_fc", block.up), (f"{h}.mlp.c_proj", block.down)):
                 if use is not None:
                     rows += self._projection(component, use, biases)
             rows += self._parts(f"{h}.attn.c_proj", block.out, biases, axis=0)
+            if not block.out:
+                rows += self._bias_alone(f"{h}.attn.c_proj", block, uses, biases)
             rows += self._attention_in(
-                f"{h}.attn.c_attn", block, blocks[0], columns, biases, notes if not layer else []
+                f"{h}.attn.c_attn", block, first, columns, biases, notes if block is first else []
             )
         return rows
 
-    def _blocks(self, matrices: list[Use]) -> tuple[list[_Block], list[Use]]:
+    def _blocks(self, matrices: list[Use]) -> tuple[dict[int, _Block], list[Use]]:
+        """The products by layer, in execution order; and those with a table."""
         C, V = self.size.width, self.size.vocab_size
-        blocks: list[_Block] = []
-        rest: list[Use] = []
-        attention: list[Use] = []
-        current = _Block()
-        for use in matrices:
-            rows, columns = use.entries.shape
-            if max(rows, columns) >= V and C in (rows, columns) and max(rows, columns) not in (3 * C, 4 * C):
-                rest.append(use)
-            elif (rows, columns) == (C, 4 * C):
-                current.up = use
-            elif (rows, columns) == (4 * C, C):
-                current.down = use
-                narrow = [a for a in attention if a.entries.shape[0] < C]
-                current.out = narrow or attention[-1:]
-                current.into = [a for a in attention if a not in current.out]
-                blocks.append(current)
-                current, attention = _Block(), []
+        rest = [
+            use
+            for use in matrices
+            if max(use.entries.shape) >= V and C in use.entries.shape and max(use.entries.shape) not in (3 * C, 4 * C)
+        ]
+        inside = [use for use in matrices if use not in rest]
+        by_layer: dict[int, list[Use]] = {}
+        for use, layer in zip(inside, self._layers(inside), strict=True):
+            by_layer.setdefault(layer, []).append(use)
+        return {layer: self._block(uses) for layer, uses in by_layer.items()}, rest
+
+    def _layers(self, uses: list[Use]) -> list[int]:
+        """The layer of each product: by its parameter's number; where that says nothing, one ends where it narrows."""
+        numbered = remaining.numbered(self.module, self.size)
+        named = [numbered.get(self._own_name(use)) for use in uses]
+        if None not in named:
+            return [place.layer for place in named if place is not None]
+        C = self.size.width
+        narrowing = [tuple(use.entries.shape) == (4 * C, C) for use in uses]
+        found = [sum(narrowing[:at]) for at in range(len(uses))]
+        if sum(narrowing) > self.size.layers:
+            raise LookupError(f"{sum(narrowing)} feed-forward layers in the forward pass, expected {self.size.layers}")
+        return found
+
+    def _block(self, uses: list[Use]) -> _Block:
+        C = self.size.width
+        found = _Block()
+        attention = []
+        for use in uses:
+            if tuple(use.entries.shape) == (C, 4 * C):
+                found.up = use
+            elif tuple(use.entries.shape) == (4 * C, C):
+                found.down = use
             else:
                 attention.append(use)
-        if len(blocks) != self.size.layers:
-            raise LookupError(f"{len(blocks)} feed-forward layers in the forward pass, expected {self.size.layers}")
-        return blocks, rest
+        found.out = [use for use in attention if use.entries.shape[0] < C]
+        if not found.out and sum(use.entries.shape[1] for use in attention) > 3 * C:
+            found.out = attention[-1:]
+        elif not found.out:  # one of the four is not used: the output projection reads what no other does
+            found.out = [use for use in attention[-1:] if use.reads != attention[0].reads]
+        found.into = [use for use in attention if use not in found.out]
+        return found
 
     def _tables(self, uses: list[Use]) -> Iterator[Row]:
         """Embeddings and head: which they are, their number of rows tells."""
@@ -173,16 +185,20 @@ class _Reader:
                     yield replace(row, how="order of use")
                     break
 
-    def _norms(self, uses: list[Use]) -> Iterator[Row]:
+    def _norms(self, uses: list[Use], blocks: dict[int, _Block]) -> Iterator[Row]:
         """Gains in execution order are ln_1, ln_2, ln_1, ... and ln_f; each bias follows its gain.
 
         Where some are not used, what comes next tells: the attention, the feed-forward layer, or nothing.
         """
         C = self.size.width
         gains = [use for use in uses if use.kind == "gain" and use.entries.numel() == C]
-        components = [f"transformer.h.{i // 2}.ln_{i % 2 + 1}" for i in range(len(gains) - 1)] + ["transformer.ln_f"]
+        numbered = remaining.numbered(self.module, self.size)
+        named = [numbered.get(self._own_name(gain)) for gain in gains]
+        layers = [i // 2 if place is None else place.layer for i, place in enumerate(named)]
+        components = [f"transformer.h.{layer}.ln_{i % 2 + 1}" for i, layer in enumerate(layers[:-1])]
+        components.append("transformer.ln_f")
         if len(gains) != 2 * self.size.layers + 1:
-            components = [self._before(gain, uses) for gain in gains]
+            components = [self._before(gain, uses, blocks) for gain in gains]
         if len(set(components)) != len(components):
             return
         for component, gain in zip(components, gains, strict=True):
@@ -191,14 +207,13 @@ class _Reader:
             if bias is not None:
                 yield from self._vector(f"{component}.bias", bias.entries)
 
-    def _before(self, gain: Use, uses: list[Use]) -> str:
+    def _before(self, gain: Use, uses: list[Use], blocks: dict[int, _Block]) -> str:
         """The norm that a gain is, by the matrix that comes next."""
-        C = self.size.width
-        layer = sum(u.kind == "matrix" and u.entries.shape == (4 * C, C) for u in uses if u.number < gain.number)
         following = next((u for u in uses if u.number > gain.number and u.kind == "matrix"), None)
-        if layer == self.size.layers or following is None:
-            return "transformer.ln_f"
-        return f"transformer.h.{layer}.ln_{2 if following.entries.shape == (C, 4 * C) else 1}"
+        for layer, block in blocks.items():
+            if following is not None and following in (*block.into, *block.out, block.up, block.down):
+                return f"transformer.h.{layer}.ln_{2 if following in (block.up, block.down) else 1}"
+        return "transformer.ln_f"
 
     def _bias_after(self, gain: Use, uses: list[Use]) -> Use | None:
         linked = next((u for u in uses if u.kind == "bias" and u.source is gain), None)
@@ -243,6 +258,16 @@ class _Reader:
         if len(shared) == 1:
             yield from self._vector(f"{component}.bias", shared[0].entries)
 
+    def _bias_alone(self, component: str, block: _Block, uses: list[Use], biases: dict[Use, Use]) -> Iterator[Row]:
+        """The bias of a projection that is not there: what is added between the values and the next norm."""
+        behind = itertools.dropwhile(lambda use: use is not block.into[-1], uses) if block.into else iter(())
+        between = itertools.takewhile(lambda use: use.kind != "gain", behind)
+        claimed = set(biases.values())
+        for use in between:
+            if use.kind == "bias" and use not in claimed and use.entries.numel() == self.size.width:
+                yield from self._vector(f"{component}.bias", use.entries)
+                return
+
     def _attention_in(
         self,
         component: str,
@@ -257,13 +282,15 @@ class _Reader:
         if sum(use.entries.shape[1] for use in block.into) != 3 * C or len(block.into) != len(first.into):
             return
         position = 0  # where nothing is told, the order of use is queries, keys, values
+        # Heads that are cut otherwise out of a projection of its own are a bug, and no layout of the others beside it.
+        plain = any(len(found) == C and not _is_by_head(found) for found in columns.values())
         for use, model in zip(block.into, first.into, strict=True):
             bias = biases.get(use)
             promised = names.order_is_known(self._own_name(use), None, self.module)
             known = [] if promised else columns.get(model, [])
             width = use.entries.shape[1]
             how = "name" if promised else "behaviour" if known else "order of use"
-            for own, start in _arrangement(known, width, position, C, D):
+            for own, start in _arrangement(known, width, position, C, D, plain=plain):
                 part = None if len(own) == 3 * C else (start, start + len(own))
                 yield from self._matrix(f"{component}.weight", use.entries[:, own], part=part, how=how)
                 if bias is not None:
@@ -278,7 +305,7 @@ class _Reader:
             position += width
 
     def _own_name(self, use: Use) -> str:
-        return self.parameters.of(int(use.entries[0, 0]))[0]
+        return self.parameters.of(int(use.entries.flatten()[0]))[0]
 
     def _columns(self, block: _Block, gains: list[Use]) -> dict[Use, list[_Column]]:
         """What each column of the first block's projections is; nothing where behaviour does not tell of all."""
@@ -286,7 +313,10 @@ class _Reader:
         if sum(widths) != 3 * self.size.width or not block.out:
             return {}
         nudged = _Nudged(self.module, self.size, self.call, self.parameters, block, gains)
-        found = nudged.columns() or nudged.columns(time_first=True)
+        try:
+            found = nudged.columns() or nudged.columns(time_first=True)
+        except Exception:  # positions by the batch's rows, say: what is wrong elsewhere costs no more than the order
+            return {}
         if found is None:
             return {}
         starts = itertools.accumulate([0, *widths])
@@ -437,8 +467,15 @@ class _Nudged:
         return tensor.reshape(like.shape)
 
 
-def _arrangement(known: list[_Column], width: int, position: int, C: int, D: int) -> Iterator[tuple[list[int], int]]:
-    """Own columns, in published order, and the published column where they begin."""
+def _is_by_head(found: list[_Column]) -> bool:
+    heads = [column.head for column in found]
+    return heads == sorted(heads)
+
+
+def _arrangement(
+    known: list[_Column], width: int, position: int, C: int, D: int, *, plain: bool
+) -> Iterator[tuple[list[int], int]]:
+    """Own columns, in published order, and the published column where they begin; `plain`: heads as they come."""
     if not known:
         yield list(range(width)), position
         return
@@ -452,7 +489,7 @@ def _arrangement(known: list[_Column], width: int, position: int, C: int, D: int
         heads = [known[index].head for index in own]
         if width == C // (C // D):  # a head's own projection
             yield own, kind * C + heads[0] * D
-        elif width == C:
+        elif plain or width == C:
             # Projections that are apart: how their heads are strided is the published model's affair, not a layout.
             yield own, kind * C
         else:

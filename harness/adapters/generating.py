@@ -22,7 +22,7 @@ SETTINGS = {
     "seed": ("seed", "random_seed"),
     "use_cache": ("use_cache", "cached", "use_kv_cache", "kv_cache"),
 }
-NEW_TOKENS = ("token", "length", "step", "new", "num", "max")
+NEW_TOKENS = ("token", "length", "step", "new", "num", "max", "len", "count", "amount", "size")
 DRAWING = ("do_sample", "sample", "sampling")
 GREEDY = ("greedy",)
 MODELS = ("model", "net", "gpt", "llm", "transformer")
@@ -79,7 +79,7 @@ def generator_of(kind: type, module: ModuleType | None) -> Generator | None:
 
 
 def _counts(word: str) -> bool:
-    return any(part in word for part in NEW_TOKENS)
+    return word in ("n", "k", "m") or any(part in word for part in NEW_TOKENS)
 
 
 def _is_transformers(kind: type) -> bool:

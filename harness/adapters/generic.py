@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from pathlib import Path
@@ -120,7 +121,10 @@ class AdaptedSubject:
         if self.how.takes("seed"):
             options["seed"] = seed
         if device == "meta" or not self.how.takes("device"):
-            with torch.device(device):
+            # A device context is a function mode: it costs a tenth of the time, and the default needs none.
+            with (
+                contextlib.nullcontext() if torch.get_default_device() == torch.device(device) else torch.device(device)
+            ):
                 module = self.how.build(size, **options)
         else:
             module = self.how.build(size, device=device, **options)
@@ -133,7 +137,7 @@ class AdaptedSubject:
         if not read.strangers and not read.open and not read.missing(size):
             return Model(module, size, call, WeightMap(read.rows))
         found = self._map(module, size, variant)
-        if found is None or not _useful(found, module):
+        if found is None or not _useful(found, module, size):
             return Model(module, size, call, None, found.gaps if found is not None else "nothing was found")
         return Model(module, size, call, found)
 
@@ -172,13 +176,14 @@ def _is_of(size: Size, module: nn.Module) -> bool:
     return {(size.vocab_size, size.width), (size.context, size.width)} <= shapes
 
 
-def _useful(found: WeightMap, module: nn.Module) -> bool:
+def _useful(found: WeightMap, module: nn.Module, size: Size) -> bool:
     """Whether comparing means anything: no matrix of GPT-2's is missing while one of the subject's is unexplained."""
     matrices = [row for row in found.missing if row.published.endswith("weight") and ".ln_" not in row.published]
     own = dict(module.named_parameters())
-    unexplained = [name for name in found.strangers if own[name].squeeze().ndim > 1]
+    strange = [own[name].numel() for name in found.strangers]
     norms = {row.published for row in found.missing if ".ln_" in row.published and row.published.endswith("weight")}
-    vectors = [name for name in found.strangers if own[name].squeeze().ndim == 1]
+    vectors = [numel for numel in strange if numel <= 4 * size.width]
+    unexplained = len(vectors) < len(strange)
     return bool(found.rows) and not (matrices and (unexplained or len(matrices) > 4)) and not (norms and vectors)
 
 

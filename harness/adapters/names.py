@@ -124,6 +124,15 @@ class _Place:
         return f"transformer.{'' if self.layer is None else f'h.{self.layer}.'}{self.component}.{self.leaf}"
 
 
+def row_of(missing: Row, name: str, shape: tuple[int, ...], size: Size, module: nn.Module) -> Row | None:
+    """The row of an own parameter that stands for a missing published one; None where its shape does not fit."""
+    words = missing.published.split(".")
+    layer = int(words[2]) if words[1] == "h" else None
+    component = ".".join(words[1 if layer is None else 3 : -1])
+    place = _Place(component, words[-1], layer, missing.part)
+    return _row(name, place, shape, size, published_shapes(size), module)[0]
+
+
 def _row(
     name: str,
     place: _Place,
@@ -148,17 +157,18 @@ def _row(
             )
         fits = shape and len(shape) > 1 and layouts(shape, wanted, size)
         return (Row(published, name, False, part, layout=fits[0], how="name"), True) if fits else (None, False)
-    holder = module.get_submodule(name.rpartition(".")[0])
+    linear = is_out_in(name, module)
     if len(shape) == 2:
-        linear = isinstance(holder, nn.Linear | nn.MultiheadAttention)
         transposed = linear or (shape != wanted and shape == wanted[::-1])
         if shape != (wanted[::-1] if transposed else wanted):
             return None, False
-        settled = linear or wanted[0] != wanted[1] or type(holder).__name__ == "Conv1D"
+        settled = linear or wanted[0] != wanted[1] or type(_holder(name, module)).__name__ == "Conv1D"
         if component.endswith("c_attn"):
             settled = settled and order_is_known(name, part, module)
         return Row(published, name, transposed, part, how="name"), settled
     fits = layouts(shape, wanted, size)
+    if linear:  # (out, in, 1)
+        fits = [layout for layout in fits if layout.axes == (1, 0)]
     settled = len(fits) == 1 and (part is not None or not component.endswith("c_attn"))
     return (Row(published, name, False, part, layout=fits[0], how="name"), settled) if fits else (None, False)
 
@@ -195,12 +205,20 @@ def layouts(shape: tuple[int, ...], wanted: tuple[int, ...], size: Size) -> list
     return found
 
 
+def is_out_in(name: str, module: nn.Module) -> bool:
+    """Whether a matrix is one of torch's own layers, which keep (out, in)."""
+    return isinstance(_holder(name, module), nn.Linear | nn.MultiheadAttention | nn.Conv1d | nn.Conv2d)
+
+
+def _holder(name: str, module: nn.Module) -> nn.Module:
+    return module.get_submodule(name.rpartition(".")[0])
+
+
 def order_is_known(name: str, part: tuple[int, int] | None, module: nn.Module) -> bool:
     """Whether the name says in which order a fused projection holds q, k and v, or that it holds just one."""
-    holder = module.get_submodule(name.rpartition(".")[0])
     return (
         part is not None
-        or isinstance(holder, nn.MultiheadAttention)
+        or isinstance(_holder(name, module), nn.MultiheadAttention)
         or re.search(rf"(^|\.){BINDING}(\.|_|$)", name) is not None
     )
 
@@ -222,9 +240,10 @@ def _component(name: str, size: Size) -> _Place | None:
     return None
 
 
-def leaf_of(name: str) -> str:
-    """Whether an own name speaks of a 'weight' (a gain, a scale) or a 'bias' (a shift)."""
-    return _read_leaf(name)[0][1]
+def stem_and_leaf(name: str) -> tuple[str, str]:
+    """An own name without its last word, and whether that speaks of a 'weight' (a gain, a scale) or a 'bias'."""
+    ways = _read_leaf(name)
+    return next(((stem, leaf) for stem, leaf in ways if stem != name), ways[0])
 
 
 def _read_leaf(name: str) -> list[tuple[str, str]]:

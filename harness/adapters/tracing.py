@@ -43,6 +43,7 @@ class Use:
     read_order: Tensor | None = None  # where each row of `entries`, kept in the order of memory, stands in what is read
     made_order: Tensor | None = None  # and each column in the result
     channels_first: bool = False  # the matrix stood on the left, or was a convolution's: (batch, channels, time)
+    reads: int = 0  # a matrix: the memory of what it was multiplied with
     heads_first: tuple[int, ...] = ()  # how a batched product's result is laid out: its axes before (time, out)
 
 
@@ -182,6 +183,7 @@ class Tracing(TorchDispatchMode):
                 read, made = matrix[:, 0].argsort(), matrix[0].argsort()
                 use = self._add("matrix", matrix[read][:, made])
                 use.read_order, use.made_order, use.heads_first = read, made, before
+                use.reads = _storage(left if self._is_labelled(right) else right)
                 use.channels_first = name == "convolution" or self._is_labelled(left)
                 if self.meddle is not None:
                     output = self.meddle(use, left if self._is_labelled(right) else right, output)

@@ -132,12 +132,12 @@ def _with_forcing(finding: Finding, divergence: Mapping[str, Mapping[str, float]
 
 
 def _broken(error: BaseException) -> Finding | None:
-    """The forward pass raises an error of the subject's own: what it says, and the line that it comes from."""
+    """An error of the subject's own: what it says, and the line that it comes from."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_own(f.filename)]
     if not frames:
         return None
     line = Line(frames[-1].filename, frames[-1].lineno or 0)
-    cause = f"the forward pass fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    cause = f"building or calling it fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return Finding(
         "forward", "", cause, "at the debug size, where every dimension is another number", str(line), line.text
     )

@@ -87,6 +87,7 @@ class Draws(TorchFunctionMode):
         return function(*args, **given)
 
 
+@torch.no_grad()
 def explain(subject: Subject) -> list[Finding]:
     """Findings about the subject's own `generate`; none where it has none."""
     if not isinstance(subject, Generates):

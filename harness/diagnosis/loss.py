@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.formula import Change, Formula
-from harness.diagnosis.observe import Births, Recorder
+from harness.diagnosis.observe import Births, Recorder, own_files
 from harness.size import Size
 from harness.subject import Model
 from harness.tokens import batch
@@ -141,7 +141,9 @@ def explain(
     right = losses(lambda x, t, i: cross_entropy(x, t))
     if _agree(measured, right):
         return []
-    line = next((step.line for step in reversed(recorder.steps) if step.tensor.ndim == 0 and step.line), None)
+    files = own_files(model)
+    scalars = [step.line for step in reversed(recorder.steps) if step.tensor.ndim == 0 and step.line is not None]
+    line = next((line for line in scalars if line.file in files), None)
     told = f"the loss is {measured[0]:.6g}, where the mean cross entropy of its own logits is {right[0]:.6g}"
     fault, cause = "", "no explanation of the catalogue fits"
     for name, says, loss in EXPLANATIONS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
+import inspect
 import itertools
 import linecache
 import os
@@ -107,6 +109,15 @@ def observe(model: Model, ids: Tensor, births: Births | None = None) -> Observat
     with torch.no_grad(), Recorder(births) as recorder:
         logits = model.logits(ids)
     return Observation(recorder.steps, logits.detach().double())
+
+
+def own_files(model: Model) -> set[str]:
+    """The files that the model's own modules are defined in."""
+    files = set()
+    for kind in {type(module) for module in model.module.modules()}:
+        with contextlib.suppress(TypeError, OSError):
+            files.add(inspect.getsourcefile(kind) or "")
+    return {file for file in files if file and not file.startswith(_TORCH)}
 
 
 class Births:

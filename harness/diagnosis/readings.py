@@ -26,7 +26,6 @@ class Told:
 
 TABLE = (
     Told("answer_to_a_long_sequence", "no error", "structure", "too-long-is-cropped", "a sequence longer than the context is answered, not refused"),
-    Told("answer_to_a_long_sequence", "unclear error", "structure", "too-long-is-unclear", "a sequence longer than the context is an error that does not name the limit"),
     Told("writes_to_its_input", "ids: True", "structure", "forward-writes-into-input", "the forward pass writes into the ids that it is given"),
     Told("forward_changes", "the input ids: True", "structure", "forward-writes-into-input", "the forward pass writes into the ids that it is given"),
     Told("forward_changes", "the state dict: True", "structure", "forward-keeps-a-count", "a forward pass changes what state_dict holds"),
@@ -40,9 +39,8 @@ TABLE = (
     Told("component_precision", "dtype=float16.*(overflow|without)", "attn.mask", "crashes-in-float16", "a constant is too large for float16"),
     Told("component_precision", r"h\.\d+\.ln_[12]|ln_f", "ln_1", "ln-of-squares-in-half", "in 16 bits the norm loses more digits than the dtype does"),
     Told("component_precision", r"h\.\d+\.attn", "attn.softmax", "softmax-rounded-in-half", "in 16 bits the attention loses more digits than the dtype does"),
-    Told("component_precision", r"h\.\d+\.mlp", "mlp.activation", "gelu-erf-in-half", "in 16 bits the MLP loses more digits than the dtype does"),
+    Told("component_precision", r"h\.\d+\.mlp", "mlp.activation", "mlp-in-half", "in 16 bits the MLP loses more digits than the dtype does"),
     Told("component_precision", "head", "head", "logits-rounded-in-half", "in 16 bits the logits lose more digits than the dtype does"),
-    Told("average_activation", r"h\.\d+\.mlp", "mlp.activation", "gelu-erf-in-half", "in 16 bits the activation is another function"),
     Told("autocast_error", "", "attn.mix", "crashes-under-autocast", "under torch.autocast the model fails, or loses more than bfloat16 does"),
     Told("cached_half_precision_error", "", "cache.dtype", "kv-cache-rounded-in-half", "in 16 bits the cache keeps fewer bits than the model"),
     Told("cache_past_the_context", "False", "cache.position", "kv-past-the-context", "past the context the cache goes on, with positions that are not there"),
@@ -51,7 +49,6 @@ TABLE = (
     Told("generation_changes", "the state dict: True", "generation.state", "pos-buffer-moved-model", "generate changes the model's weights"),
     Told("generation_changes", "gradients are recorded: True", "generation.gradient", "gen-records-gradients", "generate records gradients: memory grows with each token"),
     Told("generation_changes", "the training flag: True", "generation.mode", "train-mode-not-restored", "after generate the model stays in eval mode: dropout is off from then on"),
-    Told("generation_changes", "the answer in training mode: True", "generation.mode", "eval-mode-forgotten", "generate keeps dropout on in training mode"),
     Told("draws_p_value", "neighbouring rows at step 0(?!.*neighbouring rows at step 1)", "generation.first", "gen-first-token-broadcast", "the rows of a batch share their first token"),
     Told("draws_p_value", "neighbouring rows", "generation.seed", "gen-rows-share-their-draws", "the rows of a batch share their random numbers"),
     Told("draws_p_value", "steps . and . together", "generation.seed", "gen-reseeded-each-step", "every step draws the same random numbers: the generator is seeded anew"),

@@ -75,6 +75,10 @@ class _Dropouts(TorchFunctionMode):
             rate = given.get("dropout_p", args[4] if len(args) > 4 else 0.0)
             if rate:
                 self.calls.append(((24, 24), rate))
+        elif function is torch.nn.functional.multi_head_attention_forward and given.get("training", True):
+            rate = given.get("dropout_p", args[10] if len(args) > 10 else 0.0)
+            if rate:
+                self.calls.append(((24, 24), rate))
         return function(*args, **given)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from harness import noise
+from harness import noise, workbench
+from harness.adapters.calling import unpack
 from harness.errors import MissingAbility
 from harness.measure import Reading, measure
 from harness.size import SIZES
 from harness.states import State, Weights, state
 from harness.subject import ChoosesAttention, Model, Subject, holding
 from harness.tokens import batch
+
+PADDING_MASKS = ("attention_mask", "padding_mask")
 
 
 @measure
@@ -134,18 +138,46 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
         special |= {f"{attn}.c_proj.weight": torch.eye(C), f"{attn}.c_proj.bias": torch.zeros(C)}
     model = holding(subject, SIZES[size], special, "float64")
     ids, _ = batch(SIZES[size], "random", rows=2, length=length)
-    sums: dict[str, float] = {}
-    hooks = [
-        model.component(f"transformer.h.{layer}.attn").register_forward_hook(
-            functools.partial(_keep_row_sum, sums, f"block {layer}", constant.double())
-        )
-        for layer in range(SIZES[size].layers)
-    ]
-    with torch.no_grad():
+    answered: dict[str, Tensor] = {}
+    attentions = {f"block {layer}": f"transformer.h.{layer}.attn" for layer in range(SIZES[size].layers)}
+    with torch.no_grad(), model.watched(attentions, answered=answered):
         model.logits(ids)
-    for hook in hooks:
-        hook.remove()
+    wanted = constant.double().expand(2, length, C)
+    sums = {place: noise.distance(tensor / wanted, torch.ones_like(wanted)) for place, tensor in answered.items()}
     return Reading(sums, "from one")
+
+
+@measure
+def padding_seen(
+    subject: Subject, *, size: str, side: Literal["left", "right"], weights: Weights = "probe", length: int = 16
+) -> Reading:
+    """How far the logits of tokens move when what is under the padding beside them changes, in float64.
+
+    With padding at the right, how far they are from those of the tokens without any as well. For models whose
+    `forward` takes an `attention_mask`, 1 at tokens and 0 at padding, as Hugging Face's does.
+    """
+    model = _float64(subject, size, weights)
+    words = inspect.signature(model.module.forward).parameters
+    word = next((name for name in PADDING_MASKS if name in words), None)
+    if word is None:
+        raise MissingAbility(f"forward of {subject.name} takes no padding mask ({', '.join(PADDING_MASKS)})")
+    ids, other = batch(SIZES[size], "random", rows=2, length=length)
+    padding = torch.zeros_like(ids, dtype=torch.bool)
+    padding[:, -5:] = True
+    padding = padding if side == "right" else padding.flip(1)
+
+    def logits(tokens: Tensor, mask: Tensor | None) -> Tensor:
+        with torch.no_grad(), model.precision():
+            answer: Tensor = unpack(model.module(tokens, **({} if mask is None else {word: mask})))[0]
+        return answer
+
+    mask = (~padding).long()
+    before, after = logits(ids, mask), logits(torch.where(padding, other, ids), mask)
+    tokens = ~padding[0]
+    found = {"other padding": _relative(after[:, tokens], before[:, tokens])}
+    if side == "right":
+        found["no padding"] = _relative(logits(ids[:, tokens], None), before[:, tokens])
+    return Reading(found, "relative")
 
 
 @functools.lru_cache(maxsize=2)
@@ -167,7 +199,10 @@ def _arms(
 
 
 def _float64(subject: Subject, size: str, weights: Weights) -> Model:
-    return holding(subject, SIZES[size], state(size, weights), "float64")
+    """One model for neighbouring checks: none of them changes it."""
+    return workbench.held(
+        ("float64", subject, size, weights), lambda: holding(subject, SIZES[size], state(size, weights), "float64")
+    )
 
 
 def _outputs(model: Model, ids: Tensor) -> dict[str, Tensor]:
@@ -179,15 +214,3 @@ def _outputs(model: Model, ids: Tensor) -> dict[str, Tensor]:
 
 def _relative(found: Tensor, expected: Tensor) -> float:
     return noise.distance(found, expected) / max(noise.largest(expected), 1e-300)
-
-
-def _keep_row_sum(
-    sums: dict[str, float],
-    place: str,
-    constant: Tensor,
-    module: torch.nn.Module,
-    args: object,
-    output: object,
-) -> None:
-    tensor = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
-    sums[place] = noise.distance(tensor / constant, torch.ones_like(tensor))

@@ -25,7 +25,7 @@ from harness.subject import Model, Subject, holding
 from harness.surroundings import NUMERICS, PROCESS, RANDOM
 from harness.tokens import batch
 
-WARM_UP = 4  # passes before memory is counted: caches fill, and allocators take their share
+WARM_UP = 3  # passes before memory is counted: caches fill, and allocators take their share
 
 
 @measure
@@ -141,7 +141,7 @@ def printed(subject: Subject, *, size: str, calls: int = 10) -> Reading:
 
 @measure
 def growth(
-    subject: Subject, *, size: str, of: Literal["tensors", "Python objects", "the process"], calls: int = 6
+    subject: Subject, *, size: str, of: Literal["tensors", "Python objects", "the process"], calls: int = 4
 ) -> Reading:
     """Memory that each further forward pass, and each training pass, leaves behind, in bytes.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Literal
 
 import torch
@@ -44,17 +43,47 @@ def start_of_vectors(subject: Subject, *, size: str) -> Reading:
 
 
 @measure
-def layers_alike(subject: Subject, *, size: str) -> Reading:
-    """Pairs of layers that start with the same matrix: deep copies of one prototype, or a seed set anew."""
-    by_family: dict[str, list[Tensor]] = {}
+def weight_kurtosis(subject: Subject, *, size: str) -> Reading:
+    """Excess kurtosis of each family of matrices: 0 for normal numbers, -1.2 for uniform ones.
+
+    Each matrix less its mean, over its own std, so that layers of different scale can be put together.
+    """
+    drawn: dict[str, list[Tensor]] = {}
     for name, tensor in _weights(_started(subject, size, "gpt2", 0)).items():
+        if tensor.ndim == 2:
+            drawn.setdefault(family(name), []).append(_standardised(tensor))
+    found = {kind: float(torch.cat(numbers).pow(4).mean()) - 3 for kind, numbers in drawn.items()}
+    return Reading(found, "excess kurtosis")
+
+
+@measure
+def mean_of_weights(subject: Subject, *, size: str) -> Reading:
+    """Mean of each family of matrices, in standard errors of a mean that is 0: the layer that is furthest off."""
+    found: dict[str, float] = {}
+    for name, tensor in _weights(_started(subject, size, "gpt2", 0)).items():
+        if tensor.ndim == 2:
+            errors = abs(float(tensor.mean())) / max(float(tensor.std()), 1e-300) * tensor.numel() ** 0.5
+            found[family(name)] = max(found.get(family(name), 0.0), errors)
+    return Reading(found, "standard errors")
+
+
+@measure
+def starts_alike(subject: Subject, *, size: str) -> Reading:
+    """Pairs of layers, and of heads within a layer, that start with the same numbers, were it on another scale.
+
+    Correlation above one half: copies of one prototype, or a seed set anew. Heads are told apart in all three parts of
+    the fused projection.
+    """
+    started = _weights(_started(subject, size, "gpt2", 0))
+    layers: dict[str, list[Tensor]] = {}
+    heads = 0
+    for name, tensor in started.items():
         if ".h." in name and tensor.ndim == 2:
-            by_family.setdefault(family(name), []).append(tensor)
-    alike = {
-        kind: sum(torch.equal(a, b) for a, b in itertools.combinations(tensors, 2))
-        for kind, tensors in by_family.items()
-    }
-    return Reading(alike, "pairs")
+            layers.setdefault(family(name), []).append(tensor.flatten())
+        if name.endswith("attn.c_attn.weight"):
+            heads += _correlated(list(tensor.T.reshape(3 * SIZES[size].heads, -1)))
+    alike = {kind: _correlated(matrices) for kind, matrices in layers.items()}
+    return Reading({**alike, "heads of attn.c_attn.weight": heads}, "pairs")
 
 
 @measure
@@ -108,6 +137,17 @@ def _started(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
 
 def _weights(model: Model) -> dict[str, Tensor]:
     return model.weights.read(dict(model.module.named_parameters()))
+
+
+def _standardised(tensor: Tensor) -> Tensor:
+    numbers = tensor.flatten().double()
+    return (numbers - numbers.mean()) / numbers.std().clamp(min=1e-300)
+
+
+def _correlated(parts: list[Tensor]) -> int:
+    """Pairs of parts, each a vector, whose numbers go together."""
+    correlations = torch.stack([_standardised(part) for part in parts]).corrcoef().triu(1).nan_to_num(1.0)
+    return int((correlations > 0.5).sum())
 
 
 def _specified(kind: str, tensor: Tensor, recipe: Recipe, layers: int) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, Literal
 
 import torch
@@ -74,7 +73,12 @@ def head_storages(
         for name, tensor in module.named_parameters(remove_duplicate=False)
         if tuple(tensor.shape) in (shape, shape[::-1])
     }
-    return Reading(len(set(holders.values())), "storages", {"holders": sorted(holders)})
+    count, names = len(set(holders.values())), " and ".join(sorted(holders))
+    return Reading(
+        count,
+        "matrices of (vocabulary, width)",
+        {"holders": sorted(holders), "hint": f"{names} are {count} tensors, not one" if count > 1 else ""},
+    )
 
 
 @measure
@@ -124,20 +128,14 @@ def buffers_that_train(subject: Subject, *, size: str) -> Reading:
 
 @measure
 def boundary_shapes(subject: Subject, *, size: str, rows: int = 2, length: int = 24) -> Reading:
-    """Whether each component's output is (batch, time, width), and the logits (batch, time, vocabulary)."""
+    """Whether each component's output has batch, time and width, and the logits are (batch, time, vocabulary)."""
     model = subject.build(SIZES[size])
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length)
-    found: dict[str, tuple[int, ...]] = {}
-    hooks = [
-        model.component(name).register_forward_hook(_keep_shape(found, name.removeprefix("transformer.")))
-        for name in _components(SIZES[size].layers)
-    ]
-    try:
-        with torch.no_grad():
-            found["logits"] = tuple(model.logits(ids).shape)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    answered: dict[str, Tensor] = {}
+    components = {name.removeprefix("transformer."): name for name in _components(SIZES[size].layers)}
+    with torch.no_grad(), model.watched(components, answered=answered):
+        answered["logits"] = model.logits(ids)
+    found = {name: tuple(tensor.shape) for name, tensor in answered.items()}
     wanted = {name: (rows, length, SIZES[size].width) for name in found if name != "logits"}
     wanted["logits"] = (rows, length, SIZES[size].vocab_size)
     return Reading(
@@ -148,19 +146,36 @@ def boundary_shapes(subject: Subject, *, size: str, rows: int = 2, length: int =
 
 @measure
 def answer_to_a_long_sequence(subject: Subject, *, size: str) -> Reading:
-    """What one token too many gives: 'clear error' (its message names the limit), 'unclear error' or 'no error'."""
+    """What one token too many gives: 'refused', by whatever error, or 'no error'; the details tell the error."""
     model = subject.build(SIZES[size])
-    context = SIZES[size].context
-    ids, _ = batch(SIZES[size], "random", rows=1, length=context + 1)
+    ids, _ = batch(SIZES[size], "random", rows=1, length=SIZES[size].context + 1)
     try:
         with torch.no_grad():
             model.calling(model.module, ids, None)  # not `logits`, which has an error of its own to raise
     except Exception as error:
-        clear = re.search(rf"\b{context}\b", str(error)) is not None
-        return Reading(
-            "clear error" if clear else "unclear error", details={"hint": f"{type(error).__name__}: {error}"}
-        )
+        return Reading("refused", details={"error": f"{type(error).__name__}: {error}"})
     return Reading("no error")
+
+
+@measure
+def cropped_context(subject: Subject, *, size: str, weights: Weights = "probe") -> Reading:
+    """Whether a model whose own `crop_block_size` has halved its context answers as before, and refuses more."""
+    model = holding(subject, SIZES[size], state(size, weights))
+    if not callable(getattr(model.module, "crop_block_size", None)):
+        raise MissingAbility(f"{subject.name} has no crop_block_size")
+    module: Any = model.module
+    half = SIZES[size].context // 2
+    ids, _ = batch(SIZES[size], "random", rows=2, length=half + 1)
+    with torch.no_grad():
+        before = model.logits(ids[:, :half])
+        module.crop_block_size(half)
+        found = {"the same answer to what fits": torch.equal(model.logits(ids[:, :half]), before)}
+        try:
+            model.calling(module, ids, None)
+            found["what no longer fits is refused"] = False
+        except Exception:
+            found["what no longer fits is refused"] = True
+    return Reading(found)
 
 
 @measure
@@ -214,22 +229,23 @@ def dropout_sites(subject: Subject, *, size: str, rate: float = 0.1) -> Reading:
     model = subject.build(SIZES[size], dropout=rate)
     ids, _ = batch(SIZES[size], "random", rows=2, length=24)
     model.module.train()
-    with _CountedDropouts() as counted, torch.no_grad():
-        model.logits(ids)
+    with _CountedDropouts(heads=SIZES[size].heads) as counted, torch.no_grad():
+        model.logits_and_loss(ids, ids)  # one pass, where `logits` of nanoGPT's style may need two
     if not counted.rates:
         raise MissingAbility(f"{subject.name} drops nothing in training mode: it has no dropout, or none of torch's")
-    sites = {f"rate {found:g}": count for found, count in sorted(counted.rates.items())}
-    return Reading(
-        counted.rates[rate] - (1 + 3 * SIZES[size].layers), "sites", {"found": sites, "hint": f"found {sites}"}
-    )
+    sites = {f"rate {found:g}": round(count) for found, count in sorted(counted.rates.items())}
+    wanted = 1 + 3 * SIZES[size].layers
+    hint = f"{sum(sites.values())} dropouts in a training pass, GPT-2 has {wanted}: {sites}"
+    return Reading(round(counted.rates[rate]) - wanted, "dropouts beyond GPT-2's", {"found": sites, "hint": hint})
 
 
 class _CountedDropouts(TorchFunctionMode):
-    """While open, counts calls that drop something, by rate."""
+    """While open, counts calls that drop something, by rate; those of single heads, (B, T, T), together."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, heads: int) -> None:
         super().__init__()
-        self.rates: Counter[float] = Counter()
+        self.heads = heads
+        self.rates: defaultdict[float, float] = defaultdict(float)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -240,8 +256,13 @@ class _CountedDropouts(TorchFunctionMode):
             rate = bound["p"] if bound["training"] and bound["train"] else 0.0
         elif function is torch.nn.functional.scaled_dot_product_attention:
             rate = given.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+        elif function is torch.nn.functional.multi_head_attention_forward and given.get("training", True):
+            rate = given.get("dropout_p", args[10] if len(args) > 10 else 0.0)
         if rate:
-            self.rates[rate] += 1
+            shape = args[0].shape if args else (given["input"] if "input" in given else given["query"]).shape
+            dropout = function is not torch.nn.functional.multi_head_attention_forward
+            of_one_head = dropout and len(shape) == 3 and shape[1] == shape[2]
+            self.rates[rate] += 1 / self.heads if of_one_head else 1
         return function(*args, **given)
 
 
@@ -281,14 +302,6 @@ def _components(layers: int) -> list[str]:
     parts = ("ln_1", "attn", "ln_2", "mlp")
     blocks = [f"transformer.h.{layer}{part}" for layer in range(layers) for part in (*(f".{p}" for p in parts), "")]
     return [*blocks, "transformer.ln_f"]
-
-
-def _keep_shape(found: dict[str, tuple[int, ...]], name: str) -> Any:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        tensor = output if isinstance(output, Tensor) else output[0]
-        found[name] = tuple(tensor.shape)
-
-    return hook
 
 
 def _holds_stranger(value: Any, registered: set[int]) -> bool:

@@ -27,7 +27,6 @@ class CheckTally:
     stays: str
     kills: frozenset[str]
     first: frozenset[str]
-    runs: bool  # whether it judged anything; a check that was skipped throughout needs an ability
 
     @property
     def earns_its_place(self) -> bool:
@@ -60,7 +59,7 @@ def tally(rows: Sequence[Row]) -> Tally:
     found = Tally(
         faults,
         controls,
-        list(_checks(judged)),
+        list(_checks(head.get("checks", ()), judged)),
         seconds=float(foot.get("seconds", math.nan)),
         whole=bool(head.get("whole", True)),
     )
@@ -68,21 +67,17 @@ def tally(rows: Sequence[Row]) -> Tally:
     return found
 
 
-def _checks(judged: Sequence[Row]) -> Iterator[CheckTally]:
-    kills: dict[str, set[str]] = {}
-    stays: dict[str, str] = {}
-    runs: dict[str, bool] = {}
+def _checks(order: Sequence[Row], judged: Sequence[Row]) -> Iterator[CheckTally]:
+    """What each check kills, from coarse to fine: the order of the header."""
+    kills: dict[str, set[str]] = {_name(check): set() for check in order}
+    stays = {_name(check): str(check["stays"]) for check in order}
     for row in judged:
         for check in row["checks"]:
-            name = f"{check['suite']}::{check['check']}"
-            killed = kills.setdefault(name, set())
-            stays[name] = check.get("stays", "")
-            runs[name] = runs.get(name, False) or check["verdict"] != "skip"
             if check["verdict"] in RED and not row["control"]:
-                killed.add(row["id"])
+                kills[_name(check)].add(row["id"])
     seen: set[str] = set()
     for name, killed in kills.items():
-        yield CheckTally(name, stays[name], frozenset(killed), frozenset(killed - seen), runs[name])
+        yield CheckTally(name, stays[name], frozenset(killed), frozenset(killed - seen))
         seen |= killed
 
 
@@ -229,7 +224,7 @@ def heat_map(rows: Sequence[Row]) -> Plot:
         caption="Dark blue: the first check, from coarse to fine, that turns red for the fault. Light blue: a later "
         "one. Orange: an alarm for an equivalent program, of which there must be none. Faults stand in the order of "
         "the catalogue, harness/faults/catalogue.toml; the table faults.csv has their names.",
-        height=2.0 + 0.155 * len(found.checks),
+        height=2.2 + 0.155 * len(found.checks),
         draw=lambda canvas: _draw(canvas, found),
     )
 
@@ -238,7 +233,7 @@ def _draw(canvas: Canvas, found: Tally) -> None:
     from matplotlib.colors import ListedColormap
 
     columns = [*found.faults, *found.controls]
-    (axes,) = canvas.panels([0.15], left=2.35, above=0.75, below=0.08)
+    (axes,) = canvas.panels([0.4], left=2.35, above=0.95, below=0.08)
     cells = [[_shade(check, row) for row in columns] for check in found.checks]
     colours = ListedColormap(["#ffffff", "#b9d7ea", COLOURS[0], WRONG])
     axes.imshow(cells, cmap=colours, vmin=0, vmax=3, aspect="auto", interpolation="nearest")
@@ -252,13 +247,13 @@ def _draw(canvas: Canvas, found: Tally) -> None:
         axes.axvline(start - 0.5, color="#bbbbbb", linewidth=0.6)
         axes.annotate(
             f"{family} ({size})", (start + size / 2 - 0.5, -0.5), xytext=(0, 4), textcoords="offset points",
-            rotation=45, size=6.8, color=GREY, ha="left", va="bottom", annotation_clip=False,
+            rotation=62, size=6.4, color=GREY, ha="left", va="bottom", annotation_clip=False,
         )  # fmt: skip
         start += size
 
 
 def _shade(check: CheckTally, row: Row) -> int:
-    red = any(f"{c['suite']}::{c['check']}" == check.name and c["verdict"] in RED for c in row["checks"])
+    red = any(_name(c) == check.name and c["verdict"] in RED for c in row["checks"])
     if row["control"]:
         return 3 if red else 0
     return 2 if row["id"] in check.first else int(red)
@@ -274,6 +269,10 @@ def _families(columns: Sequence[Row]) -> Iterator[tuple[str, int]]:
         family, size = row["family"], size + 1
     if size:
         yield family, size
+
+
+def _name(check: Row) -> str:
+    return f"{check['suite']}::{check['check']}"
 
 
 def _first(row: Row) -> Row:

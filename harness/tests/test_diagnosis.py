@@ -196,11 +196,11 @@ def test_the_reproduction_runs_without_the_harness(functional, tmp_path):
     assert "the logits differ by 0.00" in done.stdout
 
 
-def test_a_subject_that_cannot_be_built_is_told_as_trouble(tmp_path, monkeypatch):
+def test_a_subject_that_cannot_be_built_is_told_with_its_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text(
         FUNCTIONAL.replace("super().__init__()", "super().__init__(); raise KeyError('x')")
     )
-    found = diagnose(adapt("broken.py:Tiny"))
-    assert found.findings == ()
-    assert "KeyError" in found.trouble
+    first = diagnose(adapt("broken.py:Tiny")).findings[0]
+    assert first.cause == "building or calling it fails: KeyError: 'x'"
+    assert first.source == "broken.py:14"

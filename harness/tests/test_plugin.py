@@ -41,6 +41,7 @@ source = "this test"
 def project(pytester):
     """A folder with one suite in it."""
     (pytester.mkdir("verifications") / "small.toml").write_text(SUITE)
+    pytester.makeini("[pytest]\naddopts = --no-diagnosis")
     return pytester
 
 
@@ -87,7 +88,7 @@ def test_the_command_that_a_failure_names_runs_that_check_alone(project):
 def test_a_skip_names_what_is_missing(project):
     result = project.runpytest("-rs", "-k", "lacking")
     told = "gpt:GPT has no attention 'spiral'; it has looped, naive, flash"
-    result.stdout.fnmatch_lines([told, "    small/lacking", f"SKIPPED*verifications/small.toml:2?: {told}"])
+    result.stdout.fnmatch_lines([f"SKIPPED*verifications/small.toml:2?: {told}", told, "    small/lacking"])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_report_that_cannot_be_written_at_the_end_costs_one_line_and_no_verdic
     (project.path / "reports" / "index.md").mkdir(parents=True)
     result = project.runpytest()
     result.assert_outcomes(passed=1, failed=1, skipped=1)
-    result.stdout.fnmatch_lines(["the report was not written: *", "FAILED *::wrong - found 96,576*"])
+    result.stdout.fnmatch_lines(["FAILED *::wrong - found 96,576*", "the report was not written: *"])
 
 
 def test_the_report_is_of_this_run_whatever_lies_beside_it(project):

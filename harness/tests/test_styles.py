@@ -43,6 +43,9 @@ STYLES = [
     "odd_layouts:HeadsApartGPT",
     "odd_layouts:TimeFirstGPT",
     "odd_layouts:KeysAndValuesGPT",
+    "channels_first:ByKind",
+    "time_first:Recurrent",
+    "mixed_projections:Pairs",
 ]
 # Hugging Face's own loader takes what it should refuse; that is not the adapters' affair.
 SUITES = ("attention", "parity", "interface")
@@ -160,6 +163,40 @@ def altered(folder, style, right, wrong):
     file = folder / f"{module}_altered.py"
     file.write_text(source.replace(right, wrong))
     return f"{file}:{name}"
+
+
+# What a mistake leaves unused must not cost the map: the diagnosis needs it.
+UNUSED = [
+    # (style, what is written, what is written instead)
+    ("channels_first:ByKind", "range(len(self.mixing))", "range(len(self.mixing) - 1)"),
+    ("channels_first:ByKind", "range(len(self.mixing))", "range(1, len(self.mixing))"),
+    ("channels_first:ByKind", "range(len(self.mixing))", "[1, 0, 2]"),
+    ("channels_first:ByKind", "self.mixing[i](self", "self.mixing[0](self"),
+    ("channels_first:ByKind", "self.key(x), self.value(x)", "self.key(x), self.key(x)"),
+    ("channels_first:ByKind", "self.key(x), self.value(x)", "self.value(x), self.key(x)"),
+    ("channels_first:ByKind", "return self.merge(mixed.flatten(1, 2))", "return mixed.flatten(1, 2)"),
+    ("channels_first:ByKind", "self.position_embeddings.weight[: ids.shape[1]]",
+     "self.position_embeddings.weight[: ids.shape[0], None]"),
+    ("channels_first:ByKind", "x = x + self.narrow[i]", "x = x if i == 1 else x + self.narrow[i]"),
+    ("bare_parameters:Flat", "range(0, len(layers), 12)", "range(0, len(layers) - 12, 12)"),
+    ("greek:Phi", "        for i in range(self.depth):", "        for i in range(self.depth - 1):"),
+    ("greek:Phi", 'f"omega_{i + 1}")(x)', 'f"omega_{self.depth - i}")(x)'),
+    ("greek:Phi", "+ mixed @ self.delta.T + self", "+ mixed + self"),
+    ("time_first:Recurrent", "in self.layers", "in self.layers[:-1]"),
+    ("time_first:Recurrent", "return self.give((scores.softmax(-1) @ v).transpose(0, 1).reshape(time, batch, width))",
+     "return (scores.softmax(-1) @ v).transpose(0, 1).reshape(time, batch, width)"),
+    ("mixed_projections:Pairs", "self.heads, -1).permute(0, 2, 1, 3) for", "-1, self.heads).permute(0, 3, 1, 2) for"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("style", "right", "wrong"), UNUSED)
+def test_what_a_mistake_leaves_unused_has_its_place_in_the_map_all_the_same(tmp_path, style, right, wrong):
+    """Each parameter gets the same numbers as in the right one."""
+    expected = dict(holding(adapt(f"{HERE}.{style}"), DEBUG, state("debug", "probe")).module.named_parameters())
+    model = holding(adapt(altered(tmp_path, style, right, wrong)), DEBUG, state("debug", "probe"))
+    assert model.weights.gaps == ""
+    for name, parameter in model.module.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
 
 
 def test_another_order_of_a_fused_projection_is_a_difference_of_layout_and_said():

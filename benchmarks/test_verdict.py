@@ -1,0 +1,40 @@
+"""The time to a verdict: every check of the debug size on one subject, and the share of each suite."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.faults import read_catalogue
+from harness.faults.matrix import debug_checks, judge_fault
+from harness.plugin import subject_of
+from harness.run import run
+
+SUITES = Path(__file__).parents[1] / "verifications"
+
+
+@pytest.mark.benchmark(group="verdict: every check of the debug size")
+def test_verdict_on_the_subject(benchmark: Any, pytestconfig: pytest.Config) -> None:
+    """What a user waits for with `-m debug`, without pytest's own time."""
+    checks, subject = debug_checks(SUITES), subject_of(pytestconfig)
+    shares: defaultdict[str, float] = defaultdict(float)
+
+    def judge() -> None:
+        shares.clear()
+        for check in checks:
+            shares[check.suite] += run(check, subject).seconds
+
+    benchmark.pedantic(judge, rounds=3, warmup_rounds=1)
+    benchmark.extra_info.update({suite: round(seconds, 3) for suite, seconds in shares.items()})
+
+
+@pytest.mark.benchmark(group="verdict: one fault of the matrix")
+@pytest.mark.parametrize("fault", ["mask-allows-next", "gen-topk-off-by-one", "load-epsilon-ignored"])
+def test_verdict_on_a_fault(benchmark: Any, fault: str) -> None:
+    """All checks and the diagnosis: what one column of `gpt-harness faults` costs at most."""
+    checks, (chosen,) = debug_checks(SUITES), read_catalogue().chosen([fault])
+    row = benchmark.pedantic(lambda: judge_fault(chosen, checks), rounds=2, warmup_rounds=1)
+    assert row["killed"]
