@@ -110,8 +110,6 @@ class _Reader:
                 if use is not None:
                     rows += self._projection(component, use, biases)
             rows += self._parts(f"{h}.attn.c_proj", block.out, biases, axis=0)
-            if not block.out:
-                rows += self._bias_alone(f"{h}.attn.c_proj", block, uses, biases)
             rows += self._attention_in(
                 f"{h}.attn.c_attn", block, first, columns, biases, notes if block is first else []
             )
@@ -258,16 +256,6 @@ class _Reader:
         if len(shared) == 1:
             yield from self._vector(f"{component}.bias", shared[0].entries)
 
-    def _bias_alone(self, component: str, block: _Block, uses: list[Use], biases: dict[Use, Use]) -> Iterator[Row]:
-        """The bias of a projection that is not there: what is added between the values and the next norm."""
-        behind = itertools.dropwhile(lambda use: use is not block.into[-1], uses) if block.into else iter(())
-        between = itertools.takewhile(lambda use: use.kind != "gain", behind)
-        claimed = set(biases.values())
-        for use in between:
-            if use.kind == "bias" and use not in claimed and use.entries.numel() == self.size.width:
-                yield from self._vector(f"{component}.bias", use.entries)
-                return
-
     def _attention_in(
         self,
         component: str,
@@ -290,6 +278,8 @@ class _Reader:
             known = [] if promised else columns.get(model, [])
             width = use.entries.shape[1]
             how = "name" if promised else "behaviour" if known else "order of use"
+            if not promised and not known and (spelt := names.spelt_order(self._own_name(use), width // C)):
+                known, how = [_Column(kind, column // D) for kind in spelt for column in range(C)], "name"
             for own, start in _arrangement(known, width, position, C, D, plain=plain):
                 part = None if len(own) == 3 * C else (start, start + len(own))
                 yield from self._matrix(f"{component}.weight", use.entries[:, own], part=part, how=how)

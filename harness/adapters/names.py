@@ -223,6 +223,13 @@ def order_is_known(name: str, part: tuple[int, int] | None, module: nn.Module) -
     )
 
 
+def spelt_order(name: str, parts: int) -> tuple[int, ...]:
+    """The parts of a projection in the order in which its name spells them: `to_kv` -> (1, 2); () where it does not."""
+    match = re.search(r"(?:^|[._])(?:to_?|[wc]_?)?(?P<letters>[qkv]{1,3})(?:_?proj)?(?:[._]|$)", name.lower())
+    kinds = tuple("qkv".index(letter) for letter in match["letters"]) if match else ()
+    return kinds if len(set(kinds)) == len(kinds) == parts else ()
+
+
 def _component(name: str, size: Size) -> _Place | None:
     """What an own parameter's name says it is; None where it says nothing."""
     short = name

@@ -388,7 +388,9 @@ class _Search:
         order = list(taps)
         position = order.index(name)
         found = self._in_a_head(taps[name]) if found is None else found
-        earlier = [other for other in order[max(0, position - 6) : position] if taps[other] is not taps[name]]
+        # A block's value is that of its last sum, and not an earlier one.
+        ends = name.count(".") == 1
+        earlier = [o for o in order[max(0, position - 6) : position] if not (ends and taps[o] is taps[name])]
         last = max((step for other in earlier if (step := self._seen(taps, other)) is not None), default=-1)
         owner = None if layer is None or not wiring else self.blocks.get(layer)
         if found is not None and found > last and owner is None:

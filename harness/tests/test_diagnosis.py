@@ -178,7 +178,7 @@ def test_a_fault_that_no_explanation_fits_is_placed_all_the_same(functional):
 
 def test_a_constant_that_is_in_no_table_is_fitted(functional):
     first = functional(("1e-5", "3.7e-4")).findings[0]
-    assert (first.fault, first.cause) == ("ln-eps-too-large", "ln_1's epsilon is 0.00037, not 1e-5")
+    assert (first.fault, first.cause.split(";")[0]) == ("ln-eps-too-large", "ln_1's epsilon is 0.00037, not 1e-5")
     first = functional(("/ math.sqrt(q.shape[-1])", "* 0.2345")).findings[0]
     assert "0.2345" in first.cause
 
