@@ -1,4 +1,4 @@
-# make verify: the main job.  make test: every test.  make bench: the comparisons.
+# make verify: the main job.  make test: every test.  make bench: the comparisons.  make faults: the kill matrix.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -9,7 +9,7 @@ export GPT_HARNESS_DATA ?= $(abspath ../shared/data)
 export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/data/tiktoken)
 endif
 
-.PHONY: verify test bench report setup clean
+.PHONY: verify test bench faults report setup clean
 
 verify: $(STAMP)
 	$(BIN)/pytest verifications/
@@ -22,6 +22,9 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy harness gpt benchmarks
 	$(BIN)/pytest
+
+faults: $(STAMP)
+	$(BIN)/gpt-harness faults
 
 report: $(STAMP)
 	$(BIN)/gpt-harness report

@@ -13,6 +13,9 @@ from harness.record import Recorder, read
 from harness.report import faults as report
 
 
+SHIPPED = Path(__file__).resolve().parents[2] / "verifications"
+
+
 def add_faults(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`gpt-harness faults [ID ...] [--processes N] [--suites DIR] [--output DIR]`."""
     command = commands.add_parser(
@@ -26,7 +29,7 @@ def add_faults(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--processes", type=int, default=cores(), metavar="N", help="worker processes (one a core: %(default)s)"
     )
     command.add_argument(
-        "--suites", type=Path, default=Path("verifications"), metavar="DIR", help="where the suites are (%(default)s)"
+        "--suites", type=Path, default=SHIPPED, metavar="DIR", help="where the suites are (default: those shipped)"
     )
     command.add_argument(
         "--output", type=Path, default=Path("reports"), metavar="DIR", help="where it is written (%(default)s)"

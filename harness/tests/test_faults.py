@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 
 import pytest
 
@@ -137,15 +138,20 @@ def test_the_name_of_a_suite_alone_localises_nothing():
     assert fault.localised_by("loading.attn.c_attn.bias", "", 3)
 
 
-def test_the_whole_matrix_meets_its_requirements(tmp_path, pytestconfig, capsys):
-    """All killed, 95% localised, 85% named, no false alarm, and no check without a reason."""
+SHARE = 4  # one fault in so many, unless GPT_HARNESS_FAULTS=all: `gpt-harness faults` is for the whole
+
+
+def test_the_matrix_meets_its_requirements(tmp_path, pytestconfig, capsys):
+    """All killed, 95% localised, 85% named, no false alarm; of the whole also: no check without a reason."""
+    whole = os.environ.get("GPT_HARNESS_FAULTS") == "all"
+    ids = [] if whole else [fault.id for fault in (*CATALOGUE_READ.faults[::SHARE], *CATALOGUE_READ.controls)]
     suites = str(pytestconfig.rootpath / "verifications")
-    status = main(["faults", "--processes", "2", "--suites", suites, "--output", str(tmp_path)])
+    status = main(["faults", *ids, "--processes", "2", "--suites", suites, "--output", str(tmp_path)])
     told = capsys.readouterr().out
     assert status == 0, told
     (records,) = (tmp_path / "records").glob("faults-*.jsonl")
     rows = [json.loads(line) for line in records.read_text().splitlines()]
-    assert len([row for row in rows if row["kind"] == "fault"]) == len(ALL)
+    assert len([row for row in rows if row["kind"] == "fault"]) == len(ids or ALL)
     assert (tmp_path / "plots" / "faults.png").is_file()
 
 

@@ -21,8 +21,8 @@ class Mixing(nn.Module):
 
     def forward(self, x):
         b, t, _ = x.shape
-        q, k, v = self.to_q(x), *self.to_kv(x).chunk(2, -1)
-        q, k, v = (y.reshape(b, t, self.heads, -1).permute(0, 2, 1, 3) for y in (q, k, v))
+        k, v = self.to_kv(x).chunk(2, -1)
+        q, k, v = (y.reshape(b, t, self.heads, -1).permute(0, 2, 1, 3) for y in (self.to_q(x), k, v))
         scores = einsum("bhid,bhjd->bhij", q * q.shape[-1] ** -0.5, k)
         seen = scores.masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
         return self.to_out(einsum("bhij,bhjd->bhid", seen, v).permute(0, 2, 1, 3).reshape(b, t, -1))
