@@ -12,7 +12,6 @@ from harness.faults.catalogue import read_catalogue
 from harness.record import Recorder, read
 from harness.report import faults as report
 
-
 SHIPPED = Path(__file__).resolve().parents[2] / "verifications"
 
 
