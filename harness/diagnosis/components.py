@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.diagnosis.formula import Formula
 from harness.subject import Model
-
-PARTS = ("ln_1", "attn", "ln_2", "mlp")
 
 
 def divergence(model: Model, ids: Tensor, weights: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -24,18 +22,12 @@ def divergence(model: Model, ids: Tensor, weights: Mapping[str, Tensor]) -> dict
     formula = Formula(model.size, weights)
     formula(ids)
     inputs = _inputs(formula.taps, model.size.layers)
-    modules = dict(_modules(model, inputs))
-    own, alone = _answers(model, ids, modules, {}), _answers(model, ids, modules, inputs)
+    own, alone = _answers(model, ids, inputs, forced=False), _answers(model, ids, inputs, forced=True)
     found: dict[str, dict[str, float]] = {}
     for place in ("embedding", *inputs, "head"):
-        expected = formula.taps[place]
-        gaps = {
-            way: _gap(answers[place], expected) for way, answers in (("own", own), ("alone", alone)) if place in answers
-        }
-        if place in ("embedding", "head"):
-            gaps.pop("alone", None)
-        if gaps:
-            found[place] = gaps
+        ways = {way: answers[place] for way, answers in (("own", own), ("alone", alone)) if place in answers}
+        if ways:
+            found[place] = {way: _gap(answer, formula.taps[place]) for way, answer in ways.items()}
     return found
 
 
@@ -55,61 +47,30 @@ def _inputs(taps: Mapping[str, Any], layers: int) -> dict[str, Tensor]:
     return {**inputs, "ln_f": taps[f"h.{layers - 1}"]}
 
 
-def _modules(model: Model, inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module]]:
-    for place in inputs:
-        with contextlib.suppress(Exception):  # it has no module of its own
-            yield place, model.component(f"transformer.{place}")
-
-
-def _answers(
-    model: Model, ids: Tensor, modules: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """What each module answers, given another input where there is one.
+def _answers(model: Model, ids: Tensor, inputs: Mapping[str, Tensor], *, forced: bool) -> dict[str, Tensor]:
+    """What each component answers, (B, T, C); with `forced`, to GPT-2's input.
 
     A block is fed once and its parts once more, so blocks are forced in one pass and their parts in another.
     """
     answers: dict[str, Tensor] = {}
-    for blocks in (True, False) if inputs else (True,):
-        forced = {place: inputs[place] for place in inputs if (place.count(".") == 1) == blocks or place == "ln_f"}
-        found: dict[str, Tensor] = {}
+    for blocks in (True, False) if forced else (True,):
+        chosen = [place for place in inputs if not forced or (place.count(".") == 1) == blocks]
+        answered: dict[str, Tensor] = {}
+        read: dict[str, Tensor] = {}
         with contextlib.ExitStack() as stack, torch.no_grad():
-            for place, module in modules.items():
-                stack.enter_context(_hooked(place, module, forced, found))
-            found["head"] = model.logits(ids).double()
-        answers |= found if not inputs else {place: found[place] for place in forced if place in found}
-    return answers
-
-
-@contextlib.contextmanager
-def _hooked(place: str, module: nn.Module, forced: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[None]:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if place == "h.0":
-            first = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
-            if first is not None:
-                found.setdefault("embedding", first.detach().double())
-        if place not in forced:
-            return None
-        if args:
-            return (forced[place].reshape(args[0].shape), *args[1:]), kwargs
-        key = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
-        return args, {**kwargs, key: forced[place].reshape(kwargs[key].shape)}
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        tensor = output if isinstance(output, Tensor) else output[0]
-        found[place] = tensor.detach().double()
-
-    hooks = [
-        module.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
-        module.register_forward_hook(after),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+            for place in chosen:
+                with contextlib.suppress(Exception):  # it has no module of its own
+                    given = {place: inputs[place]} if forced else {}
+                    watching = model.watched({place: f"transformer.{place}"}, read=read, given=given, answered=answered)
+                    stack.enter_context(watching)
+            logits = model.logits(ids)
+        answers |= answered
+        if not forced:
+            answers |= {"head": logits, **({"embedding": read["h.0"]} if "h.0" in read else {})}
+    return {place: tensor.detach().double() for place, tensor in answers.items()}
 
 
 def _gap(found: Tensor, expected: Tensor) -> float:
-    if found.numel() != expected.numel():
+    if found.shape != expected.shape:
         return float("nan")
-    return float((found.reshape(expected.shape) - expected).abs().max() / expected.abs().max())
+    return float((found - expected).abs().max() / expected.abs().max())

@@ -7,6 +7,7 @@ from harness.adapters import adapt
 from harness.adapters.construct import constructor
 from harness.adapters.names import map_by_names
 from harness.errors import MissingAbility, SubjectError
+from harness.hooks import arranged
 from harness.run import run
 from harness.size import SIZES
 from harness.states import state
@@ -248,3 +249,11 @@ def test_what_a_subject_does_to_the_process_ends_with_its_check(shipped, wrong):
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
     assert run(check, adapt("gpt:GPT")).verdict == "pass"
+
+
+def test_a_stream_is_batch_first_whatever_the_order_of_its_axes():
+    stream = torch.rand(2, 5, 48)
+    for own in (stream, stream.permute(1, 0, 2), stream.permute(0, 2, 1), stream.flatten(0, 1)):
+        assert torch.equal(arranged(own, (2, 5, 48)), stream)
+        assert torch.equal(arranged(stream, tuple(own.shape)), own)
+    assert arranged(stream, (2, 4, 48)) is stream, "what is no stream is handed on, for who asked to refuse"

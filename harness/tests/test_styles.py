@@ -109,6 +109,8 @@ WRONG = [
     ("torch_layers:EncoderGPT", "triu(1)", "triu(2)", "attention::no-future-leak,weights=probe", "block 0"),
     ("greek:Phi", TANH, EXACT, "parity::debug,weights=probe,compare=blocks", "block 0"),
     ("greek:Phi", "is_causal=True", "is_causal=False", "attention::no-future-leak,weights=probe", "block 0"),
+    ("time_first:Recurrent", ".triu(1)", ".triu(2)", "attention::no-future-leak,weights=probe", "block 0"),
+    ("time_first:Recurrent", ".triu(1)", ".triu(2)", "attention::no-derivative-by-the-future", "position 0"),
     (
         "fused_otherwise:Fused",
         "is_causal=True",
