@@ -276,3 +276,13 @@ def test_a_file_may_be_named_and_a_mistake_in_it_is_a_usage_error(project):
     result = project.runpytest("--subject", "mine.py:GPT", "--deviations", "other.toml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: other.toml:1: unknown deviation 'exact-gleu'; did you mean 'exact-gelu'?"])
+
+
+def test_the_shipped_checks_are_known_where_the_ids_do_not_lead_to_them(tmp_path):
+    """As with --pyargs from another project: a declaration that no longer held was accepted there."""
+    from types import SimpleNamespace
+
+    from harness.session import _known_checks
+
+    known = _known_checks([{"id": "parity.toml::whatever"}], SimpleNamespace(rootpath=tmp_path))
+    assert "parity::debug,weights=probe,compare=blocks" in known
