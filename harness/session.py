@@ -276,8 +276,9 @@ def _known_checks(rows: Iterable[dict[str, Any]], config: pytest.Config) -> dict
     from harness.errors import SuiteError
     from harness.suite import read_suite
 
+    files = {config.rootpath / row["id"].split("::")[0] for row in rows}
     # With --pyargs the ids of the shipped suites do not lead to them from the user's folder.
-    folders = {SHIPPED, *((config.rootpath / row["id"].split("::")[0]).parent for row in rows)}
+    folders = {file.parent if file.is_file() else SHIPPED for file in files}
     known: dict[str, str] = {}
     for path in sorted({path for folder in folders for path in folder.glob("*.toml")}):
         try:
