@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import inspect
 import json
@@ -187,7 +188,7 @@ def _useful(found: WeightMap, module: nn.Module, size: Size) -> bool:
     return bool(found.rows) and not (matrices and (unexplained or len(matrices) > 4)) and not (norms and vectors)
 
 
-class _Ability:
+class _Ability(abc.ABC):
     """A mixin that is part of the adapted subject where the target offers the ability."""
 
     target: Any
@@ -197,9 +198,9 @@ class _Ability:
     module: ModuleType | None
 
     @classmethod
+    @abc.abstractmethod
     def found_in(cls, kind: type, how: Constructor, module: ModuleType | None) -> bool:
         """Whether the target has what the ability needs."""
-        raise NotImplementedError
 
 
 class _ChoosesAttention(_Ability):

@@ -70,7 +70,11 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", "no explanation of the catalogue fits", failed[0].message)]
     found = _folded(found)
-    script, data = _script(subject, found)
+    script, data = "", ""
+    try:
+        script, data = _script(subject, found)
+    except Exception as error:  # it costs nothing but itself
+        trouble.append(f"no script to reproduce it: {type(error).__name__}: {error}")
     apart = _divergence(subject) if found else {}
     return Diagnosis(tuple(_confirmed(found, apart)), apart, script, data, trouble="; ".join(dict.fromkeys(trouble)))
 
@@ -80,10 +84,7 @@ def _script(subject: Subject, found: Sequence[Finding]) -> tuple[str, str]:
     shown = [finding for finding in found if _in_the_logits(finding)]
     if not shown:
         return "", ""
-    try:
-        return reproduction.reproduction(subject, shown[0])
-    except Exception:
-        return "", ""  # a script that cannot be written costs nothing but itself
+    return reproduction.reproduction(subject, shown[0])
 
 
 def _in_the_logits(finding: Finding) -> bool:

@@ -41,24 +41,26 @@ def run_faults(options: argparse.Namespace) -> int:
     from harness.faults.matrix import debug_checks, judge_faults
 
     chosen = read_catalogue().chosen(options.ids)
-    order = {fault.id: number for number, fault in enumerate(chosen)}
     started = time.perf_counter()
-    rows = []
-    for row in judge_faults(chosen, suites=options.suites, processes=min(options.processes, len(chosen))):
-        rows.append(row)
-        if sys.stderr.isatty():
-            print(f"\r{len(rows)} of {len(chosen)}", end="", file=sys.stderr, flush=True)
-    stamp = time.strftime("%Y%m%dT%H%M%S")
-    path = options.output / "records" / f"faults-{stamp}-{time.time_ns() % 1000:03d}.jsonl"
+    path = options.output / "records" / f"faults-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
     head = {
         "run": "faults",
         "environment": environment(Path.cwd()),
         "whole": not options.ids,
+        "faults": [fault.id for fault in chosen],
         "checks": [{"suite": c.suite, "check": c.name, "stays": c.stays} for c in debug_checks(options.suites)],
     }
     recorder = Recorder(path, head)
-    for row in sorted(rows, key=lambda row: order[row["id"]]):
-        recorder.write(row)
+    done = 0
+    try:
+        for row in judge_faults(chosen, suites=options.suites, processes=min(options.processes, len(chosen))):
+            recorder.write(row)
+            done += 1
+            if sys.stderr.isatty():
+                print(f"\r{done} of {len(chosen)}", end="", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print(f"interrupted: {done} of {len(chosen)} are in {path}")
+        return 130
     recorder.close({"seconds": time.perf_counter() - started})
     recorded = read(path)
     found = report.tally(recorded)

@@ -50,11 +50,19 @@ class Tally:
         return sum(bool(row[key]) for row in self.faults)
 
 
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the faults in the catalogue's order, which the header has; they are recorded as they are done."""
+    head = next((row for row in rows if row.get("kind") == "header"), {})
+    number = {id: place for place, id in enumerate(head.get("faults", ()))}
+    judged = [row for row in rows if row.get("kind") == "fault"]
+    return sorted(judged, key=lambda row: number.get(row["id"], len(number)))
+
+
 def tally(rows: Sequence[Row]) -> Tally:
-    """The tally of the rows of a record file: header, faults in the catalogue's order, footer."""
+    """The tally of the rows of a record file: header, faults as they were done, footer."""
     head = next((row for row in rows if row.get("kind") == "header"), {})
     foot = next((row for row in rows if row.get("kind") == "footer"), {})
-    judged = [row for row in rows if row.get("kind") == "fault"]
+    judged = in_order(rows)
     faults, controls = ([row for row in judged if bool(row["control"]) is is_control] for is_control in (False, True))
     found = Tally(
         faults,
@@ -192,7 +200,7 @@ def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
 
 def _write_table(path: Path, rows: Sequence[Row]) -> Path:
     """One row a fault, one column a check and its cases: the verdicts."""
-    judged = [row for row in rows if row.get("kind") == "fault"]
+    judged = in_order(rows)
     checks = list(dict.fromkeys(f"{check['suite']}::{check['id']}" for row in judged for check in row["checks"]))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

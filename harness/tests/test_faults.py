@@ -155,6 +155,20 @@ def test_the_matrix_meets_its_requirements(tmp_path, pytestconfig, capsys):
     assert (tmp_path / "plots" / "faults.png").is_file()
 
 
+def test_ctrl_c_keeps_the_faults_that_are_done(tmp_path, monkeypatch, capsys):
+    """The records were written once all were done: five minutes were lost."""
+
+    def interrupted(faults, **options):
+        yield row("mask-missing", {"a": "fail"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.faults.matrix.judge_faults", interrupted)
+    assert main(["faults", "mask-missing", "scale-missing", "--output", str(tmp_path)]) == 130
+    (records,) = (tmp_path / "records").glob("faults-*.jsonl")
+    assert [json.loads(line).get("id") for line in records.read_text().splitlines()] == [None, "mask-missing"]
+    assert "1 of 2" in capsys.readouterr().out
+
+
 def row(name, verdicts, *, control=False, localised=True, named=True):
     return {
         "kind": "fault",
