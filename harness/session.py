@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,10 +62,13 @@ class Session:
         """Count what -k and -m left out, so that the report can say that the run was partial."""
         self._deselected += len(items)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write a check's record the moment it is known."""
         row = getattr(report, "gpt_harness_row", None)
         if row is not None:
+            if isinstance(report.longrepr, str):
+                report.longrepr = Told(report.longrepr, row["message"])  # type: ignore[assignment]  # by its methods
             try:
                 self.writer("verify").write(row)
             except OSError as error:  # a full disk must not cost the verdicts
@@ -253,6 +257,24 @@ class Session:
             except FileExistsError:
                 continue  # another run began in the same second
         raise FileExistsError(f"{self.folder}/records holds a hundred runs of {stamp}")
+
+
+class Told:
+    """A failure in full, and the line of it for pytest's short summary and JUnit's message.
+
+    pytest shortens that line to the terminal, but not in CI, where a plain string would be told twice.
+    """
+
+    def __init__(self, text: str, message: str) -> None:
+        self.text = text
+        self.reprcrash = SimpleNamespace(message=" ".join(message.split()))
+
+    def __str__(self) -> str:
+        return self.text
+
+    def toterminal(self, tw: Any) -> None:
+        """Every line, as a failed check tells it."""
+        tw.line(self.text)
 
 
 class Writer:

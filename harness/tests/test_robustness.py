@@ -352,7 +352,12 @@ def test_the_review_of_a_failing_subject_fits_on_one_screen():
     assert max(len(line.text) for line in lines if not line.text.startswith("run again")) <= 110
 
 
-def test_every_failure_in_full_is_an_option(project):
+@pytest.mark.parametrize("surroundings", ["a terminal", "CI"])
+def test_every_failure_in_full_is_an_option(project, monkeypatch, surroundings):
+    """In CI pytest's short summary is not cut: a failure told as plain text stood there a second time, whole."""
+    monkeypatch.delenv("CI", raising=False)
+    if surroundings == "CI":
+        monkeypatch.setenv("CI", "true")
     (project.path / "mine.py").write_text(
         "import gpt\nfrom gpt import GPTConfig\nclass GPT(gpt.GPT):\n"
         "    def forward(self, *a, **k):\n        y, l = super().forward(*a, **k)\n"
