@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
-from benchmarks.run import FULL_SECONDS, QUICK_SECONDS, Key, Run, load, seconds
-from benchmarks.workshop import Workshop
-from harness.compare import AGAIN, Comparison, Measured
-from harness.plugin import subject_of
+from benchmarks.run import FULL_SECONDS, QUICK_SECONDS, Row, Run, load, seconds
+from benchmarks.show import label, ratio_of
+from harness.arms import Declared, read_comparisons
+from harness.compare import AGAIN
+from harness.errors import SuiteError
 from harness.size import SIZES
 from harness.statistics import describe_ratio
 
 _run = pytest.StashKey[Run]()
+_declared = pytest.StashKey[Mapping[str, Declared]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--device", default="cpu", help="where the arms run: cpu (default), cuda, cuda:1 ...")
     group.addoption("--threads", metavar="N", type=_positive(int), help="threads of torch (default: its own choice)")
+    group.addoption("--nanogpt", metavar="PATH", help="a copy of nanoGPT (the folder, or its model.py) as a peer")
+    group.addoption(
+        "--fresh", action="store_true", help="measure all anew, where an interrupted run could be gone on with"
+    )
     group.addoption("--size", default="124M", choices=list(SIZES), help="the size of the model (default: %(default)s)")
 
 
@@ -50,9 +57,6 @@ def _positive(kind: type) -> Callable[[str], Any]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Threads and the device are settled before anything is built or recorded."""
-    config.addinivalue_line(
-        "markers", "compares(arms, points, quick, axis, weight, prompt, any_length): one test a point and an arm"
-    )
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
     device = config.getoption("--device")
@@ -80,59 +84,48 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a point and an arm; at the first point the twin of the control, too (with --quick, if cheap)."""
-    marker = metafunc.definition.get_closest_marker("compares")
-    if marker is None:
+    """One test a comparison, point and arm; at the first point the twin of the control, too."""
+    if "comparison" not in metafunc.fixturenames:
         return
-    asked = marker.kwargs
-    quick = metafunc.config.getoption("--quick")
-    points = asked["quick"] if quick else asked["points"]
-    twin = [] if quick and asked.get("weight", 1) > 1 else [asked["arms"][0] + AGAIN]
-    if not asked.get("any_length", False):
-        room = SIZES[metafunc.config.getoption("--size")].context - asked.get("prompt", 0)
-        points = [point for point in points if point is None or point <= room] or [room]
+    config, size = metafunc.config, SIZES[metafunc.config.getoption("--size")]
+    try:
+        declared = read_comparisons(Path(__file__).parent)
+    except SuiteError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[_declared] = {comparison.label: comparison for comparison in declared}
     metafunc.parametrize(
-        ("point", "arm"),
+        ("comparison", "point", "arm"),
         [
-            _case(metafunc, point, arm, asked.get("axis"))
-            for point in points
-            for arm in (*asked["arms"], *(twin if point == points[0] else []))
+            _case(comparison, point, arm)
+            for comparison in declared
+            for number, point in enumerate(comparison.fitting(size, quick=config.getoption("--quick")))
+            for arm in (*comparison.arms, *([comparison.control + AGAIN] if comparison.twin and not number else []))
         ],
     )
 
 
-def _case(metafunc: pytest.Metafunc, point: int | None, arm: str, axis: str | None) -> Any:
-    where = f"{axis}={point}" if point is not None else ""
-    module, function = metafunc.module.__name__.rpartition("test_")[2], metafunc.function.__name__
-    group = f"{module}: {function.removeprefix('test_').replace('_', ' ')}{', ' if where else ''}{where}"
-    name = f"{where.replace(' ', '-')}-{arm}" if where else arm
-    return pytest.param(point, arm, id=name, marks=pytest.mark.benchmark(timer=CLOCK, group=group))
+def _case(declared: Declared, point: int | None, arm: str) -> Any:
+    where = "" if point is None else f"{declared.axis}={point}".replace("_", " ")
+    group = f"{declared.suite}: {declared.name}{', ' if where else ''}{where}"
+    name = "-".join(word for word in (declared.suite, declared.name, where, arm) if word).replace(" ", "-")
+    return pytest.param(declared.label, point, arm, id=name, marks=pytest.mark.benchmark(timer=CLOCK, group=group))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Only now is it known which arms this run is asked for."""
-    run = session.config.stash[_run] = Run(session.config)
+    run = session.config.stash[_run] = Run(session.config, session.config.stash.get(_declared, {}))
     run.select(session.items)
 
 
-@pytest.fixture(scope="module")
-def workshop(request: pytest.FixtureRequest) -> Iterator[Workshop]:
-    """The models of one module's comparisons; gone with its last test."""
-    config = request.config
-    made = Workshop(subject_of(config), SIZES[config.getoption("--size")], config.getoption("--device"))
-    yield made
-    made.close()
-
-
 @pytest.fixture
-def compare(request: pytest.FixtureRequest, benchmark: Any, arm: str) -> Callable[[Comparison], None]:
-    """`compare(comparison)` has it measured, unless another of its arms has, and reports this test's arm."""
+def compare(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[str, int | None, str], None]:
+    """`compare(comparison, point, arm)` has it measured, unless another of its arms has, and reports this arm."""
     config = request.config
 
-    def compare(comparison: Comparison) -> None:
+    def compare(comparison: str, point: int | None, arm: str) -> None:
         if not benchmark.enabled:
             pytest.skip(_why_disabled(config))
-        _report(config.stash[_run].measure(Key.of(request.node), comparison), arm, benchmark)
+        _report(config.stash[_run].measure(comparison, point), arm, benchmark)
 
     return compare
 
@@ -143,43 +136,54 @@ def _why_disabled(config: pytest.Config) -> str:
     return "pytest-benchmark is off (--benchmark-disable)"
 
 
-def _report(measured: Measured, arm: str, benchmark: Any) -> None:
+def _report(row: Row, name: str, benchmark: Any) -> None:
     """This arm's row in the table, or why it has none."""
-    finding = measured.findings[arm]
-    if finding.verdict == "skip":
-        pytest.skip(finding.message)
-    if finding.verdict != "pass":
+    arm = next(arm for arm in row["arms"] if arm["arm"] == name)
+    verified = arm["verified"]
+    if verified["verdict"] == "skip":
+        pytest.skip(verified["message"])
+    if verified["verdict"] != "pass":
         try:
-            refuse(benchmark, finding.message)
+            refuse(benchmark, verified["message"])
         except UnverifiedError:
-            told = f"{measured.comparison.label}, {arm}: unverified, so no time is shown: {finding.message}"
+            told = f"{label(row)}, {name}: unverified, so no time is shown: {verified['message']}"
             pytest.fail(told, pytrace=False)
-    replay(benchmark, measured.seconds[arm], _extra_info(measured, arm))
+    replay(benchmark, arm["seconds"], _extra_info(row, arm))
 
 
-def _extra_info(measured: Measured, arm: str) -> dict[str, Any]:
-    row = next(row for row in measured.row()["arms"] if row["arm"] == arm)
+def _extra_info(row: Row, arm: Row) -> dict[str, Any]:
     kept = ("tokens_per_second", "peak_memory_bytes", "peak_memory_ledger", "positions", "positions_closed_form")
     info = {
-        "verified": measured.findings[arm].message,
-        "threads": torch.get_num_threads(),
-        "calls_per_block": measured.calls_per_block,
-        "stopped": measured.stopped,
-        **{key: row[key] for key in kept if row[key] is not None},
+        "verified": arm["verified"]["message"],
+        "threads": row["threads"],
+        "calls_per_block": row["calls_per_block"],
+        "stopped": row["stopped"],
+        **{key: arm[key] for key in kept if arm[key] is not None},
+        **(arm.get("extras") or {}),
     }
-    if arm in measured.ratios:
-        info["ratio"] = f"{describe_ratio(measured.ratios[arm])} against {measured.against(arm)}"
+    if (ceiling := arm.get("ceiling")) is not None:
+        info["ceiling"] = f"{ceiling['fraction']:.0%} of {ceiling['name']}"
+    for found in row["ratios"]:
+        if found["arm"] == arm["arm"]:
+            info["ratio"] = f"{describe_ratio(ratio_of(found))} against {found['against']}"
     return info
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What only the whole run can say goes on record before the report is written."""
+    run = session.config.stash.get(_run, None)
+    if run is not None:
+        run.finish()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What this run makes of two identical arms."""
+    """What this run makes of two identical arms, and so what its other verdicts are worth."""
     run = config.stash.get(_run, None)
-    if run is None or not run.measured:
+    if run is None or not run.rows:
         return
-    twins = run.twins()
-    flagged = {label: ratio for label, ratio in twins.items() if ratio.verdict in ("FASTER", "SLOWER")}
-    terminalreporter.section("identical arms (A/A)")
-    terminalreporter.write_line(f"{len(twins)} pairs of identical arms, {len(flagged)} called different")
-    for label, ratio in flagged.items():
-        terminalreporter.write_line(f"  {label}: {describe_ratio(ratio)}", red=True)
+    for line, bad in run.summary():
+        if line.startswith("#"):
+            terminalreporter.section(line[2:])
+        else:
+            terminalreporter.write_line(line, red=bad)

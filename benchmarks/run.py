@@ -2,95 +2,176 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.show import show
-from harness.compare import AGAIN, Budget, Comparison, Finding, Measured, Work, measure
-from harness.memory import peak_bytes
-from harness.plugin import recorder_of, subject_of
-from harness.statistics import Ratio
+from benchmarks.show import label, ratio_of, show
+from harness.arms import Declared, UnderCeilings, Workshop, derived, holding
+from harness.compare import AGAIN, Budget, Seen, Work, measure
+from harness.plugin import deviations_of, recorder_of, subject_of
+from harness.size import SIZES
+from harness.statistics import describe_ratio, holm
+from harness.witness import refusal, witness
 
-FULL_SECONDS, QUICK_SECONDS = 360.0, 70.0
+FULL_SECONDS, QUICK_SECONDS = 540.0, 70.0
+# Above this share of identical arms told apart, the run's other verdicts are no evidence.
+EVIDENCE = 0.10
+SIGNIFICANCE = 0.05
 
-
-@dataclass(frozen=True)
-class Key:
-    """One comparison: the test function that declares it, and the point."""
-
-    function: str
-    point: int | None
-
-    @classmethod
-    def of(cls, item: pytest.Function) -> Key:
-        """The comparison that the test `item` shows an arm of."""
-        point = item.callspec.params["point"]
-        assert point is None or isinstance(point, int)
-        return cls(item.nodeid.partition("[")[0], point)
+Row = dict[str, Any]
+Key = tuple[str, int | None]
 
 
 @dataclass
 class Run:
-    """What the tests of one run share."""
+    """What the tests of one run share. `rows` are the comparisons' records, by label and point."""
 
     config: pytest.Config
+    declared: Mapping[str, Declared]
     selected: dict[Key, list[str]] = field(default_factory=dict)
-    weights: dict[Key, float] = field(default_factory=dict)
-    measured: dict[Key, Measured] = field(default_factory=dict)
+    rows: dict[Key, Row] = field(default_factory=dict)
     budget: Budget | None = None
+    held: list[Row] = field(default_factory=list)
+    _workshops: dict[str, Workshop] = field(default_factory=dict)
 
     def select(self, items: list[pytest.Item]) -> None:
         """Note the arms that are left after -k and the like: those will be measured, with their controls."""
         for item in items:
-            marker = item.get_closest_marker("compares")
-            if marker is not None and isinstance(item, pytest.Function):
-                self.selected.setdefault(Key.of(item), []).append(str(item.callspec.params["arm"]))
-                self.weights[Key.of(item)] = marker.kwargs.get("weight", 1.0)
+            if isinstance(item, pytest.Function) and "comparison" in item.fixturenames:
+                asked = item.callspec.params
+                self.selected.setdefault((str(asked["comparison"]), asked["point"]), []).append(str(asked["arm"]))  # type: ignore[arg-type]
         # Every run needs an A/A ratio: what it makes of two identical arms is what its other ratios are worth.
         if self.selected and not any(arm.endswith(AGAIN) for arms in self.selected.values() for arm in arms):
-            next(iter(self.selected.values())).append(AGAIN)
+            key = next((key for key in self.selected if self.declared[key[0]].twin), next(iter(self.selected)))
+            self.selected[key].append(self.declared[key[0]].control + AGAIN)
 
-    def measure(self, key: Key, comparison: Comparison) -> Measured:
-        """The comparison's measurement: made, recorded and shown when the first of its arms asks for it."""
-        if key not in self.measured:
-            device, started = self.config.getoption("--device"), time.perf_counter()
-            measured = measure(
-                comparison,
-                only={comparison.control + AGAIN if arm == AGAIN else arm for arm in self.selected[key]},
-                seconds=self._allot(key),
-                clock=_clock(device),
-                peak=lambda work: _peak(work, device),
+    def measure(self, comparison: str, point: int | None) -> Row:
+        """The comparison's record: measured, written and shown when the first of its arms asks for it."""
+        key = comparison, point
+        if key not in self.rows:
+            declared, started = self.declared[comparison], time.perf_counter()
+            row = self._measured(declared, point)
+            row |= {**self._circumstances(), "wall_seconds": time.perf_counter() - started}
+            recorder_of(self.config).write(row)
+            self.rows[key] = row
+            show(self.config, row)
+            self._hold(declared)
+        return self.rows[key]
+
+    def _measured(self, declared: Declared, point: int | None) -> Row:
+        device, workshop = self.config.getoption("--device"), self._workshop(declared.suite)
+        chosen = self.selected[declared.label, point]
+        comparison = declared.at(workshop, point, twin=any(arm.endswith(AGAIN) for arm in chosen))
+        measured = measure(
+            comparison,
+            only=set(chosen),
+            seconds=self._allot(declared, point),
+            clock=_clock(device),
+            busy=time.process_time if device == "cpu" else None,
+            watch=lambda work: _watch(work, device),
+            ceilings=self._ceilings,
+        )
+        row = measured.row()
+        derived(row)
+        return row
+
+    @functools.cached_property
+    def _ceilings(self) -> UnderCeilings:
+        return UnderCeilings(self.config.getoption("--device"), SIZES[self.config.getoption("--size")])
+
+    def _workshop(self, suite: str) -> Workshop:
+        """The models of one suite: those of the one before are let go."""
+        if suite not in self._workshops:
+            self.close()
+            subject = subject_of(self.config)
+            self._workshops[suite] = Workshop(
+                subject,
+                SIZES[self.config.getoption("--size")],
+                self.config.getoption("--device"),
+                places={"nanogpt": self.config.getoption("--nanogpt")},
+                deviations=deviations_of(self.config, subject.name),
             )
-            # The judge holds float64 logits, hundreds of megabytes; it has spoken.
-            measured.comparison = dataclasses.replace(comparison, verify=_spoken)
-            wall = time.perf_counter() - started
-            recorder_of(self.config).write({**measured.row(), **self._circumstances(), "wall_seconds": wall})
-            show(self.config, measured, wall)
-            self.measured[key] = measured
-        return self.measured[key]
+        return self._workshops[suite]
 
-    def twins(self) -> dict[str, Ratio]:
-        """The ratio of each pair of identical arms, by comparison."""
-        return {
-            measured.comparison.label: ratio
-            for measured in self.measured.values()
-            for name, ratio in measured.ratios.items()
-            if name.endswith(AGAIN)
-        }
+    def close(self) -> None:
+        """Let every model go."""
+        for workshop in self._workshops.values():
+            workshop.close()
+        self._workshops.clear()
 
-    def _allot(self, key: Key) -> float:
+    def _hold(self, declared: Declared) -> None:
+        """What the comparison's figures are held to, once all of its points are there."""
+        wanted = [key for key in self.selected if key[0] == declared.label]
+        if declared.holds and all(key in self.rows for key in wanted):
+            for held in holding(declared, [self.rows[key] for key in wanted]):
+                recorder_of(self.config).write(held)
+                self.held.append(held)
+
+    def finish(self) -> None:
+        """What only all comparisons together say: false alarms, and Holm's adjustment. Lets the models go."""
+        self.close()
+        if self.rows:
+            found = {"false_alarms": self.false_alarms(), "adjusted": self.adjusted()}
+            recorder_of(self.config).footer.update(found)
+
+    def _ratios(self, *, twins: bool) -> Iterator[tuple[Row, Row]]:
+        for row in self.rows.values():
+            for ratio in row["ratios"]:
+                if ratio["arm"].endswith(AGAIN) == twins:
+                    yield row, ratio
+
+    def false_alarms(self) -> Row:
+        """How many pairs of identical arms this run told apart, and whether that leaves it evidence."""
+        pairs = list(self._ratios(twins=True))
+        flagged = [row for row in pairs if row[1]["verdict"] in ("FASTER", "SLOWER")]
+        share = len(flagged) / len(pairs) if pairs else None
+        evidence = share is not None and share <= EVIDENCE
+        return {"pairs": len(pairs), "flagged": len(flagged), "share": share, "evidence": evidence}
+
+    def adjusted(self) -> list[Row]:
+        """Every ratio's p-value after Holm's adjustment for all the ratios of this run."""
+        found = list(self._ratios(twins=False))
+        values = holm([ratio["p"] for _, ratio in found])
+        keys = ("comparison", "metric", "point")
+        return [
+            {**{key: row[key] for key in keys}, "arm": ratio["arm"], "p": ratio["p"], "adjusted": value}
+            for (row, ratio), value in zip(found, values, strict=True)
+        ]
+
+    def summary(self) -> Iterator[tuple[str, bool]]:
+        """The run's last lines, each with whether it is bad news; those that begin with '# ' are headings."""
+        alarms = self.false_alarms()
+        yield "# identical arms (A/A)", False
+        told = f"{alarms['pairs']} pairs of identical arms, {alarms['flagged']} called different"
+        yield told, bool(alarms["flagged"])
+        for row, ratio in self._ratios(twins=True):
+            if ratio["verdict"] in ("FASTER", "SLOWER"):
+                yield f"  {label(row)}: {describe_ratio(ratio_of(ratio))}", True
+        if not alarms["evidence"]:
+            yield f"more than {EVIDENCE:.0%} of identical arms told apart, or none measured: not evidence", True
+        lost = [row for row in self.adjusted() if row["p"] < SIGNIFICANCE <= row["adjusted"]]
+        if lost:
+            yield f"{len(lost)} differences do not stand when all ratios of the run are judged together (Holm)", False
+        if self.held:
+            yield "# held against closed forms", False
+        for held in self.held:
+            told = f"{held['comparison']} {held['metric']}, {held['arm']}: {held['told']}; {held['expected']}"
+            yield f"{told}: {held['verdict']}", held["verdict"] == "fail"
+
+    def _allot(self, declared: Declared, point: int | None) -> float:
         if self.budget is None:
-            self.budget = Budget(seconds(self.config), list(self.weights.values()))
-        return self.budget.allot(self.weights[key])
+            weights = [self.declared[key[0]].weight for key in self.selected]
+            self.budget = Budget(seconds(self.config), weights)
+        return self.budget.allot(declared.weight)
 
-    def _circumstances(self) -> dict[str, Any]:
+    def _circumstances(self) -> Row:
         return {
             "subject": subject_of(self.config).name,
             "size": self.config.getoption("--size"),
@@ -124,10 +205,11 @@ def _clock(device: str) -> Callable[[], float]:
     return clock
 
 
-def _peak(work: Work, device: str) -> dict[str, int]:
-    work.prepare()
-    return peak_bytes(work.call, device=device)
-
-
-def _spoken(name: str, work: Work) -> Finding:
-    raise AssertionError("a comparison is verified once")
+def _watch(work: Work, device: str) -> Seen:
+    """One call under the profiler: its memory, and what ran. Of a shorter call the memory is not the work's."""
+    found = witness(work.seen or work.call, device=device)
+    return Seen(
+        ledgers={} if work.seen else found.ledgers,
+        witness=found.as_row(),
+        refuse=lambda claims: refusal(found, claims=claims),
+    )

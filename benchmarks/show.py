@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 
-from harness.compare import Measured
-from harness.statistics import describe_ratio, describe_seconds, median, spread
+from harness.memory import disagreement
+from harness.statistics import Ratio, describe_ratio, describe_seconds
 
-# Two accounts of the same bytes should agree to 5%, or to a megabyte: the kernel counts pages, and does not count
-# what the heap held already.
-LEDGER_TOLERANCE, LEDGER_SLACK_BYTES = 0.05, 2**20
+Row = dict[str, Any]
 
 
-def show(config: pytest.Config, measured: Measured, wall_seconds: float) -> None:
+def show(config: pytest.Config, row: Row) -> None:
     """Write the comparison's lines, whatever pytest captures."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
@@ -22,47 +21,56 @@ def show(config: pytest.Config, measured: Measured, wall_seconds: float) -> None
         return
     with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
         terminal.ensure_newline()
-        terminal.write_line(f"{measured.comparison.label} ({_rounds(measured)}, {wall_seconds:.0f} s)", bold=True)
-        for name in measured.findings:
-            terminal.write_line(f"  {name:<15} {arm_line(measured, name)}")
-        for note in measured.notes:
+        terminal.write_line(f"{label(row)} ({_rounds(row)}, {row['wall_seconds']:.0f} s)", bold=True)
+        for arm in row["arms"]:
+            terminal.write_line(f"  {arm['arm']:<16} {arm_line(row, arm)}")
+        for note in row["notes"]:
             terminal.write_line(f"  {note}")
 
 
-def _rounds(measured: Measured) -> str:
-    rounds, calls = len(next(iter(measured.seconds.values()), [])), measured.calls_per_block
+def label(row: Row) -> str:
+    """`attention forward, tokens=512`."""
+    point = "" if row["point"] is None else f", {row['axis']}={row['point']}"
+    return f"{row['comparison']} {row['metric']}{point}"
+
+
+def ratio_of(row: Row) -> Ratio:
+    """A ratio's record as the ratio that it was."""
+    return Ratio(**{key: value for key, value in row.items() if key not in ("arm", "against")})
+
+
+def _rounds(row: Row) -> str:
+    rounds, calls = max((len(arm["seconds"] or []) for arm in row["arms"]), default=0), row["calls_per_block"]
     if not rounds:
         return "not timed"
     return f"{rounds} rounds of {calls} calls each" if calls > 1 else f"{rounds} long calls each"
 
 
-def arm_line(measured: Measured, name: str) -> str:
-    """`12.34 ± 0.21 ms  81 tokens/s  3.00x faster [2.91, 3.09]  peak 4.18 MiB`, or why there is no time."""
-    finding, seconds = measured.findings[name], measured.seconds.get(name)
-    if not seconds:
-        return f"{'unverified' if finding.verdict == 'fail' else finding.verdict}: {finding.message}"
-    rate = measured.tokens[name] / median(seconds)
-    parts = [
-        f"{describe_seconds(median(seconds), spread(seconds)):<18}",
-        f"{rate:,.0f} tokens/s" if rate >= 100 else f"{rate:.1f} tokens/s",
-    ]
-    if name in measured.ratios:
-        parts.append(describe_ratio(measured.ratios[name]))
-    elif name == measured.comparison.control:
+def arm_line(row: Row, arm: Row) -> str:
+    """`12.34 ± 0.21 ms  81 tokens/s  3.00x faster [2.91, 3.09]  81% of compute  peak 4.18 MiB`, or why no time."""
+    verified = arm["verified"]
+    if not arm["seconds"]:
+        return f"{'unverified' if verified['verdict'] == 'fail' else verified['verdict']}: {verified['message']}"
+    parts = [f"{describe_seconds(arm['median_seconds'], arm['spread_seconds']):<18}"]
+    if rate := arm["tokens_per_second"]:
+        parts.append(f"{rate:,.0f} tokens/s" if rate >= 100 else f"{rate:.1f} tokens/s")
+    for found in row["ratios"]:
+        if found["arm"] == arm["arm"]:
+            parts.append(describe_ratio(ratio_of(found)))
+    if arm["arm"] == row["control"]:
         parts.append("the control")
-    if "positions" in finding.witness:
-        parts.append(f"{finding.witness['positions']:,} positions")
-    if ledgers := measured.ledgers.get(name):
-        parts.append(peaks(ledgers))
+    if (ceiling := arm.get("ceiling")) is not None:
+        parts.append(f"{ceiling['fraction']:.0%} of {ceiling['regime']}")
+    if arm["positions"] is not None:
+        parts.append(f"{arm['positions']:,} positions")
+    if arm["ledgers"]:
+        parts.append(peaks(arm["ledgers"]))
+    parts += [f"{name} {value:,.4g}" for name, value in (arm.get("extras") or {}).items()]
     return "  ".join(parts)
 
 
 def peaks(ledgers: dict[str, int]) -> str:
-    """The exact peak, and every other ledger that says something else."""
-    exact = next(iter(ledgers.values()))
-    others = [
-        f"{name} says {count / 2**20:.2f}"
-        for name, count in list(ledgers.items())[1:]
-        if name != "reserved" and abs(count - exact) > max(LEDGER_TOLERANCE * exact, LEDGER_SLACK_BYTES)
-    ]
-    return f"peak {exact / 2**20:.2f} MiB" + (f" ({', '.join(others)})" if others else "")
+    """The exact peak, and where another ledger says something else."""
+    told = f"peak {next(iter(ledgers.values())) / 2**20:.2f} MiB"
+    differ = disagreement(ledgers)
+    return f"{told} ({differ})" if differ else told

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from harness.errors import HarnessError, Missing
-from harness.statistics import FEWEST_ROUNDS, Ratio, median, paired_ratio, spread
+from harness.statistics import FEWEST_ROUNDS, FEWEST_WARM, Ratio, median, paired_ratio, spread, warmed_up
+from harness.timing import Block, Clock, calls_per_block, rate, warm_up, yardstick
 
-# The recipe that kept false alarms at 4 to 5% on a shared machine: the best of a block of at least three calls and
-# 30 ms is one observation, and the arms take turns, block by block, in random order.
-BLOCK_CALLS = 3
-BLOCK_SECONDS = 0.030
-# A call this long averages over eight such blocks: it is a block of its own, and the time goes into more rounds.
-LONG_CALL_SECONDS = 0.25
 # Looking seldom, and only at the interval's width, keeps the false alarms down; stopping on significance does not.
 LOOKS = (12, 24, 48, 96)
 TARGET_HALF_WIDTH = 0.01
 AGAIN = "-again"  # ends the name of a twin
 
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether an arm's answer may be believed, in one line. `witness` is what was counted on the way."""
+    """Whether an arm's answer may be believed, in one line. `witness` is what was counted on the way.
+
+    `error` is the answer's relative error against the truth, where there is a truth to be near to, and `allowed` what
+    rounding allows.
+    """
 
     verdict: Literal["pass", "fail", "error", "skip"]
     message: str
     witness: Mapping[str, int] = field(default_factory=dict)
+    error: float | None = None
+    allowed: float | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of one call, apart from its time: the ledgers of its memory, and what ran.
+
+    `refuse` says in a sentence why a claim of the arm's (`{"attention": "flash"}`) does not hold, or None.
+    """
+
+    ledgers: Mapping[str, int]
+    witness: Mapping[str, Any] = field(default_factory=dict)
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda claims: None
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,10 @@ class Work:
     """An arm, built: `call` is timed, `prepare` comes before each block and is not, `answer` is what gets verified.
 
     `tokens` is how many tokens one call answers for. `ledgers` are further accounts of the bytes that one call needs
-    (a closed form, a child process), beside the allocator's own.
+    (a closed form, a child process), beside the allocator's own. `flops`, `moved_bytes` and `operations` are what one
+    call costs by closed form, `computes` the type of its products: what it is held against the ceilings by. `seen` is
+    a shorter call for the witness, where a whole one has more operations than a trace should hold. `extras` gives
+    further figures after the timing, each named with its unit.
     """
 
     call: Callable[[], object]
@@ -47,15 +66,25 @@ class Work:
     tokens: int
     prepare: Callable[[], object] = lambda: None
     ledgers: Mapping[str, Callable[[], int]] = field(default_factory=dict)
+    flops: float | None = None
+    moved_bytes: float | None = None
+    operations: float | None = None
+    computes: str = "float32"
+    seen: Callable[[], object] | None = None
+    extras: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to do the work. A twin is an arm built once more: its true ratio to the arm it is `twin_of` is 1."""
+    """One way to do the work. A twin is an arm built once more: its true ratio to the arm it is `twin_of` is 1.
+
+    `claims` is what its name promises: an arm of which something else is seen is refused.
+    """
 
     name: str
     build: Callable[[], Work]
     twin_of: str | None = None
+    claims: Mapping[str, Any] = field(default_factory=dict)
 
 
 def with_twin(builders: Mapping[str, Callable[[int], Work]], *, of: str) -> tuple[Arm, ...]:
@@ -68,8 +97,7 @@ def with_twin(builders: Mapping[str, Callable[[int], Work]], *, of: str) -> tupl
 class Comparison:
     """Arms that do the same work at one point of an axis, the control that they are held against, and the judge.
 
-    `verify` gets an arm's name and its work, the control's first, and says whether the answer is right. `weigh`
-    says whether memory is measured: the trace of a call of many thousand operations costs more than the call.
+    `verify` gets an arm's name and its work, the control's first, and says whether the answer is right.
     """
 
     name: str
@@ -80,7 +108,6 @@ class Comparison:
     verify: Callable[[str, Work], Finding]
     axis: str | None = None
     point: int | None = None
-    weigh: bool = True
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -97,7 +124,10 @@ class Comparison:
 
 @dataclass
 class Measured:
-    """What came of a comparison. An arm is in `seconds` only when its finding is a pass."""
+    """What came of a comparison. An arm is in `seconds` only when its finding is a pass.
+
+    `figures` is what else is known of an arm, under the names that its row has in the record.
+    """
 
     comparison: Comparison
     findings: dict[str, Finding]
@@ -105,6 +135,8 @@ class Measured:
     tokens: dict[str, int] = field(default_factory=dict)
     ratios: dict[str, Ratio] = field(default_factory=dict)
     ledgers: dict[str, dict[str, int]] = field(default_factory=dict)
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ceilings: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     calls_per_block: int = 0
     stopped: str = "nothing to measure"
@@ -113,6 +145,13 @@ class Measured:
         """The arm that `name` is held against."""
         arm = next(arm for arm in self.comparison.arms if arm.name == name)
         return arm.twin_of or self.comparison.control
+
+    def without(self, name: str, finding: Finding) -> None:
+        """Take an arm's time away: what was found of it later says that it is not what it is called."""
+        self.findings[name] = finding
+        for figures in (self.seconds, self.tokens):
+            figures.pop(name, None)
+        self.ratios = {arm: ratio for arm, ratio in self.ratios.items() if name not in (arm, self.against(arm))}
 
     def row(self) -> dict[str, Any]:
         """The comparison as one JSON line of the record holds it; seconds are block minima."""
@@ -129,6 +168,7 @@ class Measured:
             "stopped": self.stopped,
             "notes": self.notes,
             "arms": [self._arm_row(name) for name in self.findings],
+            "ceilings": [{"name": name, **found} for name, found in self.ceilings.items()],
             "ratios": [self._ratio_row(name, ratio) for name, ratio in self.ratios.items()],
         }
 
@@ -138,6 +178,7 @@ class Measured:
             "arm": name,
             "twin_of": next(arm.twin_of for arm in self.comparison.arms if arm.name == name),
             "verified": {"verdict": finding.verdict, "message": finding.message},
+            "error": finding.error,
             "seconds": seconds,
             "median_seconds": median(seconds) if seconds else None,
             "spread_seconds": spread(seconds) if seconds else None,
@@ -148,22 +189,23 @@ class Measured:
             "peak_memory_bytes": next(iter(ledgers.values()), None),
             "peak_memory_ledger": next(iter(ledgers), None),
             "ledgers": ledgers,
+            **self.figures.get(name, {}),
         }
 
     def _ratio_row(self, name: str, ratio: Ratio) -> dict[str, Any]:
-        return {
-            "arm": name,
-            "against": self.against(name),
-            "ratio": ratio.ratio,
-            "low": ratio.low,
-            "high": ratio.high,
-            "verdict": ratio.verdict,
-            "smallest_resolvable": ratio.smallest_resolvable,
-            "rounds": ratio.rounds,
-        }
+        return {"arm": name, "against": self.against(name), **dataclasses.asdict(ratio)}
 
 
-Clock = Callable[[], float]
+class Ceilings(Protocol):
+    """What the machine can do while the arms run: yardsticks measured in the same rounds."""
+
+    def build(self, works: Collection[Work]) -> Mapping[str, Work]:
+        """The yardsticks for arms that do `works`, by name."""
+        ...
+
+    def under(self, work: Work, times: Sequence[float], yardsticks: Mapping[str, Sequence[float]]) -> Row | None:
+        """Where an arm stands: name, regime, fraction, low, high, and `impossible` where that is above 1."""
+        ...
 
 
 def measure(
@@ -173,12 +215,16 @@ def measure(
     seconds: float = 20.0,
     seed: int = 0,
     clock: Clock = time.perf_counter,
-    peak: Callable[[Work], Mapping[str, int]] | None = None,
+    busy: Clock | None = None,
+    watch: Callable[[Work], Seen] | None = None,
+    ceilings: Ceilings | None = None,
 ) -> Measured:
-    """Build, verify, then time the arms in turn for about `seconds`, all in all; last their memory, apart from time.
+    """Build, verify, watch, then time the arms in turn for about `seconds`, all in all, and verify them again.
 
     `only` leaves out arms but never the control, nor the arm that a twin is held against. Whatever an arm raises
     becomes its finding, never an exception. FEWEST_ROUNDS are measured even when they take longer than `seconds`.
+    `watch` sees one call of each arm, apart from its time; `busy` is the process's time on all cores; `ceilings` take
+    their turns with the arms.
     """
     started = clock()
     dice = random.Random(f"{seed} {comparison.label}")
@@ -186,16 +232,19 @@ def measure(
     works, findings = _built(arms, dice)
     findings |= _verified(comparison, works)
     measured = Measured(comparison, {arm.name: findings[arm.name] for arm in arms})
-    ready = [arm.name for arm in arms if findings[arm.name].verdict == "pass"]
+    for arm in arms:
+        if watch is not None and measured.findings[arm.name].verdict == "pass":
+            _watch(measured, arm, works[arm.name], watch)
+    ready = {name: works[name] for name in measured.findings if measured.findings[name].verdict == "pass"}
     if not ready:
         return measured
-    _time(measured, {name: works[name] for name in ready}, dice=dice, until=started + seconds, clock=clock)
-    for name, times in measured.seconds.items():
-        measured.tokens[name] = works[name].tokens
-        if measured.against(name) != name and measured.against(name) in measured.seconds:
-            measured.ratios[name] = paired_ratio(times, measured.seconds[measured.against(name)])
-        if peak is not None and comparison.weigh:
-            _weigh(measured, name, works[name], peak)
+    yardsticks = ceilings.build(list(ready.values())) if ceilings else {}
+    _time(measured, ready, yardsticks, dice=dice, until=started + seconds, clock=clock, busy=busy)
+    _verify_again(measured, ready)
+    for name, times in list(measured.seconds.items()):
+        _conclude(measured, name, ready[name], times)
+        if ceilings is not None:
+            _hold_under(measured, name, ready[name], ceilings)
     return measured
 
 
@@ -231,73 +280,137 @@ def _verified(comparison: Comparison, works: Mapping[str, Work]) -> dict[str, Fi
         elif name != control and findings[control].verdict != "pass":
             findings[name] = Finding("error", f"the control, {control}, is unverified: nothing to verify against")
         else:
-            try:
-                findings[name] = comparison.verify(name, works[name])
-            except Missing as missing:
-                findings[name] = Finding("skip", str(missing))
-            except Exception as error:
-                findings[name] = _broken(error, "while its answer was verified")
+            findings[name] = _verify(comparison, name, works[name], "while its answer was verified")
     return findings
 
 
-def _time(measured: Measured, works: dict[str, Work], *, dice: random.Random, until: float, clock: Clock) -> None:
-    """Fill in the block minima: rounds of one block an arm, until the intervals are narrow or the time is spent."""
-    calls = _calls_per_block(list(works.values()), clock)
-    measured.calls_per_block = calls
-    times: dict[str, list[float]] = {name: [] for name in works}
-    measured.seconds = times
-    longest = 0.0
-    for rounds in range(1, LOOKS[-1] + 1):
-        begun = clock()
-        for name in dice.sample(list(works), len(works)):
-            try:
-                times[name].append(_block(works[name], calls, clock))
-            except Exception as error:
-                measured.findings[name] = _broken(error, "while it was timed")
-                del works[name], times[name]
-        longest = max(longest, clock() - begun)
-        if rounds in LOOKS and _narrow(measured):
-            measured.stopped = "interval"
-            return
-        if rounds >= FEWEST_ROUNDS and clock() + longest > until:
-            measured.stopped = "budget"
-            return
-    measured.stopped = "rounds"
-
-
-def _calls_per_block(works: Sequence[Work], clock: Clock) -> int:
-    """Warm up, and choose one count for all arms: the best of six calls is lower than the best of three.
-
-    The answers were computed just before, so every kernel has run once; this is each arm's second and third call.
-    """
-    estimates = [_block(work, 1, clock) for work in works]
-    if max(estimates) > LONG_CALL_SECONDS:
-        return 1
-    estimates = [min(first, _block(work, 1, clock)) for first, work in zip(estimates, works, strict=True)]
-    fastest, slowest = max(min(estimates), 1e-6), max(estimates)
-    # Where arms are an order of magnitude apart, the slow one's block must not eat the time of many rounds.
-    return max(BLOCK_CALLS, min(math.ceil(BLOCK_SECONDS / fastest), int(LONG_CALL_SECONDS / slowest)))
-
-
-def _block(work: Work, calls: int, clock: Clock) -> float:
-    work.prepare()
-    best = math.inf
-    for _ in range(calls):
-        start = clock()
-        work.call()
-        best = min(best, clock() - start)
-    return best
-
-
-def _weigh(measured: Measured, name: str, work: Work, peak: Callable[[Work], Mapping[str, int]]) -> None:
-    """Fill in the arm's ledgers of memory. One that cannot be had is a note; the times stand without it."""
-    ledgers = measured.ledgers.setdefault(name, {})
+def _verify(comparison: Comparison, name: str, work: Work, when: str) -> Finding:
     try:
-        ledgers |= peak(work)
+        return comparison.verify(name, work)
+    except Missing as missing:
+        return Finding("skip", str(missing))
+    except Exception as error:
+        return _broken(error, when)
+
+
+def _verify_again(measured: Measured, works: Mapping[str, Work]) -> None:
+    """The same answer after timing: an arm that drifts, or whose cache went stale, was fast at something else."""
+    for name in list(measured.seconds):
+        again = _verify(measured.comparison, name, works[name], "while its answer was verified after timing")
+        if again.verdict != "pass":
+            measured.without(name, dataclasses.replace(again, message=f"after timing: {again.message}"))
+
+
+def _watch(measured: Measured, arm: Arm, work: Work, watch: Callable[[Work], Seen]) -> None:
+    """Fill in the arm's ledgers and witness, and refuse it where it is not what its name says.
+
+    A ledger that cannot be had is a note; the times stand without it. A claim that cannot be looked at is not kept.
+    """
+    ledgers = measured.ledgers.setdefault(arm.name, {})
+    try:
+        work.prepare()
+        seen = watch(work)
+        ledgers |= seen.ledgers
+        measured.figures.setdefault(arm.name, {})["witness"] = dict(seen.witness)
+        if (refused := seen.refuse(arm.claims)) is not None:
+            measured.without(arm.name, Finding("fail", refused))
+            return
         for ledger, count in work.ledgers.items():
             ledgers[ledger] = count()
     except Exception as error:
-        measured.notes.append(f"memory of {name}: {type(error).__name__}: {error}")
+        measured.notes.append(f"memory and witness of {arm.name}: {type(error).__name__}: {error}")
+        if arm.claims:
+            measured.without(arm.name, _broken(error, "while it was watched"))
+
+
+def _conclude(measured: Measured, name: str, work: Work, times: Sequence[float]) -> None:
+    """What an arm's times come to: tokens, the ratio, and its further figures."""
+    measured.tokens[name] = work.tokens
+    if measured.against(name) != name and measured.against(name) in measured.seconds:
+        measured.ratios[name] = paired_ratio(times, measured.seconds[measured.against(name)])
+    figures = measured.figures.setdefault(name, {})
+    figures |= {"flops": work.flops, "moved_bytes": work.moved_bytes, "operations": work.operations}
+    figures["computes"] = work.computes
+    try:
+        figures["extras"] = dict(work.extras())
+    except Exception as error:
+        measured.notes.append(f"further figures of {name}: {type(error).__name__}: {error}")
+
+
+def _hold_under(measured: Measured, name: str, work: Work, ceilings: Ceilings) -> None:
+    """Place an arm under the ceilings; one above them loses its time."""
+    yardsticks = {other: found["seconds"] for other, found in measured.ceilings.items()}
+    found = ceilings.under(work, measured.seconds[name], yardsticks)
+    measured.figures[name]["ceiling"] = found
+    if found is not None and found.pop("impossible"):
+        told = (
+            f"{found['fraction']:.0%} of the machine's ceiling ({found['name']}), measured in the same rounds: more "
+            "than all is impossible, so the measurement or the arm's closed form is wrong"
+        )
+        measured.without(name, Finding("fail", told))
+
+
+def _time(
+    measured: Measured,
+    works: dict[str, Work],
+    ceilings: Mapping[str, Work],
+    *,
+    dice: random.Random,
+    until: float,
+    clock: Clock,
+    busy: Clock | None,
+) -> None:
+    """Fill in the block minima: rounds of one block an arm, until the intervals are narrow or the time is spent."""
+    warm = {name: warm_up(work, clock) for name, work in works.items()}
+    calls = measured.calls_per_block = calls_per_block([min(series) for series in warm.values()])
+    blocks = {name: Block(work, calls, clock, busy) for name, work in works.items()}
+    yardsticks = {name: yardstick(work, clock) for name, work in ceilings.items()}
+    measured.seconds = {name: block.best for name, block in blocks.items()}
+    longest = 0.0
+    for rounds in range(1, LOOKS[-1] + 1):
+        begun = clock()
+        _round(measured, blocks, yardsticks, dice)
+        longest = max(longest, clock() - begun)
+        if rounds in LOOKS and _narrow(measured):
+            measured.stopped = "interval"
+            break
+        if rounds >= FEWEST_ROUNDS and clock() + longest > until:
+            measured.stopped = "budget"
+            break
+    else:
+        measured.stopped = "rounds"
+    for name, block in yardsticks.items():
+        measured.ceilings[name] = {"seconds": block.best, **rate(ceilings[name], block.best)}
+    for name, block in blocks.items():
+        _settled(measured, name, warm[name], block)
+
+
+def _round(measured: Measured, blocks: dict[str, Block], yardsticks: dict[str, Block], dice: random.Random) -> None:
+    """One block of everything, in random order."""
+    every = {**blocks, **{f"ceiling {name}": block for name, block in yardsticks.items()}}
+    for name in dice.sample(list(every), len(every)):
+        try:
+            every[name].run()
+        except Exception as error:
+            if name not in blocks:
+                raise
+            del blocks[name]
+            measured.without(name, _broken(error, "while it was timed"))
+
+
+def _settled(measured: Measured, name: str, warming: Sequence[float], block: Block) -> None:
+    """Note whether the times had settled when they began to count, and how many cores were at work.
+
+    Of a few long calls nobody can tell: None.
+    """
+    figures = measured.figures.setdefault(name, {})
+    told = len(block.best) >= 2 * FEWEST_WARM
+    reached = warmed_up(block.best) == 0 if told else True if warmed_up(warming) is not None else None
+    figures["warm"] = {"reached": reached, "calls": len(warming)}
+    if reached is False:
+        measured.notes.append(f"{name} was not warm: its times still fell after {len(warming)} calls of warming up")
+    if block.cores is not None:
+        figures.setdefault("witness", {})["busy_threads"] = round(block.cores, 2)
 
 
 def _narrow(measured: Measured) -> bool:

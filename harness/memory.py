@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,76 +21,148 @@ from harness.errors import MissingResource
 # In a child with this setting glibc gives every larger block its own pages and returns them at once, so that the
 # kernel's high-water mark follows the tensors instead of the heap's habits.
 MMAP_THRESHOLD_BYTES = 65536
+# A child imports torch (seconds), builds the work and does it twice.
+CHILD_SECONDS = 300.0
+# Two accounts of the same bytes should agree to 5%, or to a megabyte: the kernel counts pages, and does not count
+# what the heap held already.
+LEDGER_TOLERANCE, LEDGER_SLACK_BYTES = 0.05, 2**20
+# What a CUDA allocator keeps, and what the whole device gives out, are other questions than what the call needs.
+OTHER_ACCOUNTS = ("reserved", "device")
+_DEVICE_TYPES = {"cpu": 0, "cuda": 1}  # c10::DeviceType
 _ANSWER = "gpt-harness peak bytes:"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One call as torch.profiler saw it: the exported trace's events, and the peaks in bytes by ledger."""
+
+    events: list[dict[str, Any]]
+    ledgers: dict[str, int]
 
 
 def peak_bytes(call: Callable[[], object], *, device: str = "cpu") -> dict[str, int]:
     """The exact peak of one call by the allocator's own ledger, under that ledger's name.
 
     On the CPU every allocation and release of torch's allocator, scratch space inside kernels included: {"profiler"}.
-    On CUDA the caching allocator's counters: {"allocator", "reserved"}; the first is the exact one.
+    On CUDA the caching allocator's counters and the driver's: {"allocator", "reserved", "device"}; the first is exact.
     """
     if torch.device(device).type == "cuda":
-        return _cuda_peak(call, device)
-    return {"profiler": _profiled_peak(call)}
+        return _counted(call, device)
+    return trace(call, device=device, shapes=False).ledgers
 
 
-def _profiled_peak(call: Callable[[], object]) -> int:
-    """The maximum of "Total Allocated" over the trace's memory events, less where it stood before the first.
+def trace(call: Callable[[], object], *, device: str = "cpu", shapes: bool = True) -> Trace:
+    """Run `call` once under torch.profiler; with `shapes`, each operation's event says what it worked on.
 
-    The exported trace is read because it is the public form of these events; dispatch modes miss what kernels
-    allocate inside, polling misses short peaks, and tracemalloc sees no tensor at all.
+    The exported trace is read because it is the public form of the memory events, and nine times as quick to come by
+    as `profiler.events()`. A profiler, unlike a dispatch mode, leaves compiled code compiled.
     """
     # Kineto greets on stderr unless told not to.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-    del result
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        trace = json.loads(path.read_text(encoding="utf-8"))
-    events = [event for event in trace["traceEvents"] if event.get("name") == "[memory]"]
-    events = [event["args"] for event in events if event["args"].get("Device Type", 0) == 0]
-    if not events:
+    on_cuda = torch.device(device).type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_cuda
+    counted: dict[str, int] = {}
+    with torch.profiler.profile(activities=activities, record_shapes=shapes, profile_memory=True) as profiler:
+        if on_cuda:
+            counted = _counted(call, device)
+        else:
+            call()
+    events = _exported(profiler)
+    return Trace(events, counted or {"profiler": _peak(allocations(events, "cpu"))})
+
+
+def _exported(profiler: torch.profiler.profile) -> list[dict[str, Any]]:
+    collecting = gc.isenabled()
+    gc.disable()  # looking for garbage among a million new events makes reading them four times as slow
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+            return events
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def allocations(events: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
+    """A trace's accounts of each allocation and release on that kind of device, in the order they happened."""
+    kind = _DEVICE_TYPES[torch.device(device).type]
+    accounts = (event["args"] for event in events if event.get("name") == "[memory]")
+    return [account for account in accounts if account.get("Device Type", 0) == kind]
+
+
+def _peak(accounts: list[dict[str, Any]]) -> int:
+    """The maximum of "Total Allocated", less where it stood before the first.
+
+    Dispatch modes miss what kernels allocate inside, polling misses short peaks, and tracemalloc sees no tensor.
+    """
+    if not accounts:
         return 0
-    before = int(events[0]["Total Allocated"]) - int(events[0]["Bytes"])
-    return max(0, *(int(event["Total Allocated"]) - before for event in events))
+    before = int(accounts[0]["Total Allocated"]) - int(accounts[0]["Bytes"])
+    return max(0, *(int(account["Total Allocated"]) - before for account in accounts))
 
 
-def _cuda_peak(call: Callable[[], object], device: str) -> dict[str, int]:
+def _counted(call: Callable[[], object], device: str) -> dict[str, int]:
+    """CUDA's three accounts of one call: tensors, what the allocator took for them, what the driver gave out.
+
+    The third is read when the call is over, while the allocator still keeps what it took: it counts the memory that
+    libraries take past the allocator, and other processes on the same device.
+    """
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    free = torch.cuda.mem_get_info(device)[0]
     torch.cuda.reset_peak_memory_stats(device)
     result = call()
     torch.cuda.synchronize(device)
+    left = torch.cuda.mem_get_info(device)[0]
     del result
     return {
         "allocator": torch.cuda.max_memory_allocated(device) - allocated,
         "reserved": torch.cuda.max_memory_reserved(device) - reserved,
+        "device": max(0, free - left),
     }
 
 
-def peak_bytes_in_child(recipe: str, /, **arguments: Any) -> int:
+def disagreement(ledgers: Mapping[str, int]) -> str | None:
+    """What to print when two accounts of the same bytes differ by more than 5% and more than 1 MiB."""
+    same = {name: count for name, count in ledgers.items() if name not in OTHER_ACCOUNTS}
+    if len(same) < 2:
+        return None
+    exact = next(iter(same.values()))
+    if max(same.values()) - min(same.values()) <= max(LEDGER_TOLERANCE * exact, LEDGER_SLACK_BYTES):
+        return None
+    told = ", ".join(f"{name} {count / 2**20:.2f} MiB" for name, count in same.items())
+    return f"the memory ledgers disagree: {told}"
+
+
+def peak_bytes_in_child(recipe: str, /, *, limit_seconds: float = CHILD_SECONDS, **arguments: Any) -> int:
     """A second account, by the kernel: a fresh process builds the call that `recipe` names and measures its growth.
 
-    `recipe` is `package.module:function`; the function takes `arguments` (JSON data) and returns the call. Linux
-    only: raises MissingResource elsewhere, and RuntimeError with the child's last words when it dies.
+    `recipe` is `package.module:function`; the function takes `arguments` (JSON data) and returns the call, which is
+    made twice. `threads` among the arguments is the child's own: how many it computes on. Linux only: raises
+    MissingResource elsewhere, and RuntimeError with the child's last words when it dies or takes too long.
     """
     if not Path("/proc/self/clear_refs").exists():
         raise MissingResource("the child-process memory ledger needs Linux's /proc/self/clear_refs")
-    answer = subprocess.run(
-        [sys.executable, "-m", "harness.memory", recipe, json.dumps(arguments)],
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        # Whatever ends this call early, Ctrl-C included, subprocess.run kills the child on its way out.
+        answer = subprocess.run(
+            [sys.executable, "-m", "harness.memory", recipe, json.dumps(arguments)],
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit_seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"the child that measures {recipe} was still busy after {limit_seconds:g} s") from None
     for line in answer.stdout.splitlines():
         if line.startswith(_ANSWER):
             return int(line.removeprefix(_ANSWER))
-    raise RuntimeError(f"the child that measures {recipe} died: {answer.stderr.strip()[-500:]}")
+    last_words = answer.stderr.strip()[-500:] or "no word"
+    raise RuntimeError(f"the child that measures {recipe} died with status {answer.returncode}: {last_words}")
 
 
 def _resident_growth(call: Callable[[], object]) -> int:
@@ -99,7 +173,7 @@ def _resident_growth(call: Callable[[], object]) -> int:
     result = call()
     peak = _status_bytes("VmHWM")
     del result
-    return peak - before
+    return max(0, peak - before)
 
 
 def _status_bytes(field: str) -> int:

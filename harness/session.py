@@ -111,7 +111,7 @@ class Session:
         }
         try:
             for writer in self._writers.values():
-                writer.recorder.close(footer)
+                writer.recorder.close({**footer, **writer.footer})
             self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
         except (OSError, HarnessError) as error:
             self.trouble.append(f"the report was not written: {error}")
@@ -278,10 +278,11 @@ class Told:
 
 
 class Writer:
-    """Appends rows to the record file and keeps them for the summary."""
+    """Appends rows to the record file and keeps them for the summary; `footer` is added to the file's last line."""
 
     def __init__(self, recorder: Recorder, rows: list[dict[str, Any]]) -> None:
         self.recorder = recorder
+        self.footer: dict[str, Any] = {}
         self._rows = rows
 
     def write(self, row: dict[str, Any]) -> None:

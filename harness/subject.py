@@ -93,6 +93,17 @@ class Caches(Subject, Protocol):
 
 
 @runtime_checkable
+class ChoosesCache(Caches, Protocol):
+    """Offers several kinds of cache: "growing" concatenates keys and values at each step."""
+
+    caches: tuple[str, ...]
+
+    def new_cache(self, model: Model, batch_size: int, *, kind: str | None = None) -> Any:
+        """An empty cache of that kind; None leaves the choice."""
+        ...
+
+
+@runtime_checkable
 class Checkpoints(Subject, Protocol):
     """Reads and writes a Hugging Face GPT-2 directory (config.json, model.safetensors)."""
 

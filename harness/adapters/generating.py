@@ -27,6 +27,7 @@ DRAWING = ("do_sample", "sample", "sampling")
 GREEDY = ("greedy",)
 MODELS = ("model", "net", "gpt", "llm", "transformer")
 CONTEXTS = ("context_size", "context_length", "block_size", "ctx_len", "max_context", "context")
+GROWING = "growing"  # the parameter of new_cache by which a subject offers a cache that is concatenated
 PASTS = (
     "past_key_values",
     "kv_cache",
@@ -275,10 +276,15 @@ def caches(kind: type) -> bool:
     return any(word in words for word in PASTS) and ("use_cache" in words or "past_key_values" in words)
 
 
-def new_cache(module: Any, batch_size: int) -> Any:
-    """See `Caches.new_cache`."""
+def grows(kind: type) -> bool:
+    """Whether `new_cache(batch_size, growing=True)` offers a cache that is concatenated at each step."""
+    return callable(getattr(kind, "new_cache", None)) and GROWING in parameters_of(kind, "new_cache")
+
+
+def new_cache(module: Any, batch_size: int, *, growing: bool = False) -> Any:
+    """See `ChoosesCache.new_cache`."""
     if callable(getattr(module, "new_cache", None)):
-        return module.new_cache(batch_size)
+        return module.new_cache(batch_size, **({GROWING: True} if growing else {}))
     if (reset := _reset_of(type(module))) is not None:
         getattr(module, reset)()
     return Past()

@@ -271,6 +271,19 @@ class _Caches(_Ability):
             return generating.step(model.module, ids, cache)
 
 
+class _ChoosesCache(_Ability):
+    caches = (generating.GROWING,)
+
+    @classmethod
+    def found_in(cls, kind: type, how: Constructor, module: ModuleType | None) -> bool:
+        return generating.caches(kind) and generating.grows(kind)
+
+    def new_cache(self, model: Model, batch_size: int, *, kind: str | None = None) -> Any:
+        """See `ChoosesCache.new_cache`: `new_cache(batch_size, growing=True)` of the subject's."""
+        with model.precision():
+            return generating.new_cache(model.module, batch_size, growing=kind == generating.GROWING)
+
+
 class _Checkpoints(_Ability):
     @classmethod
     def found_in(cls, kind: type, how: Constructor, module: ModuleType | None) -> bool:
@@ -297,6 +310,7 @@ ABILITIES: tuple[type[_Ability], ...] = (
     _ChoosesInit,
     _Unties,
     _Generates,
+    _ChoosesCache,
     _Caches,
     _Checkpoints,
 )

@@ -30,7 +30,7 @@ CASES_THAT_TELL = ("structure", "generation", "loading", "loss")
 # Coarse before fine: what needs least of the subject comes first, and within a suite its own order counts. A check
 # stays in a suite if it kills a fault that no check before it kills, or says why it stays (`stays` of a [[check]]).
 COARSE_TO_FINE = ("structure", "behaviour", "initialisation", "attention", "loss", "interface", "parity", "precision",
-                  "generation", "loading")  # fmt: skip
+                  "generation", "loading", "arms")  # fmt: skip
 
 
 def debug_checks(folder: Path) -> list[Check]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.errors import MissingResource
-from harness.memory import peak_bytes, peak_bytes_in_child
+from harness.memory import disagreement, peak_bytes, peak_bytes_in_child, trace
 
 MIB = 2**20
 H, T, D = 12, 1024, 64
@@ -64,6 +64,13 @@ def test_what_stood_before_the_call_is_not_counted():
     assert standing.numel() == 8 * MIB
 
 
+def test_what_a_measured_call_left_standing_is_not_counted_again():
+    """The profiler's running total goes on from there."""
+    standing = []
+    peak_bytes(lambda: standing.append(torch.empty(8 * MIB, dtype=torch.uint8)))
+    assert peak_bytes(lambda: torch.empty(MIB, dtype=torch.uint8))["profiler"] == MIB
+
+
 def test_a_peak_that_is_over_before_the_call_ends_is_seen():
     def call():
         torch.empty(16 * MIB, dtype=torch.uint8)
@@ -81,6 +88,39 @@ def test_a_call_without_tensors_has_a_peak_of_nothing():
     assert peak_bytes(lambda: sum(range(10)))["profiler"] == 0
 
 
+def test_the_trace_that_shows_the_shapes_gives_the_same_peak():
+    call = naive_attention()
+    assert trace(call).ledgers == peak_bytes(call)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_tensors_are_counted_apart_from_what_was_taken_for_them():
+    for ledgers in (
+        peak_bytes(lambda: torch.empty(30 * MIB, dtype=torch.uint8, device="cuda"), device="cuda"),
+        trace(lambda: torch.empty(30 * MIB, dtype=torch.uint8, device="cuda"), device="cuda").ledgers,
+    ):
+        assert ledgers["allocator"] == 30 * MIB
+        assert ledgers["reserved"] >= 30 * MIB
+        assert ledgers["device"] >= 30 * MIB
+
+
+@pytest.mark.parametrize(
+    ("ledgers", "told"),
+    [
+        ({"profiler": 100 * MIB, "closed form": 104 * MIB}, None),  # within 5%
+        ({"profiler": MIB, "closed form": 2 * MIB}, None),  # within a megabyte
+        ({"profiler": 100 * MIB, "closed form": 106 * MIB}, "profiler 100.00 MiB, closed form 106.00 MiB"),
+        ({"profiler": 100 * MIB, "closed form": 100 * MIB, "child process": 10 * MIB}, "child process 10.00 MiB"),
+        ({"allocator": 100 * MIB, "reserved": 200 * MIB, "device": 300 * MIB}, None),  # other questions
+        ({"profiler": 100 * MIB}, None),
+        ({}, None),
+    ],
+)
+def test_ledgers_that_disagree_are_told_in_one_line(ledgers, told):
+    line = disagreement(ledgers)
+    assert line is None if told is None else told in line
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's ledger is read from Linux's /proc")
 def test_the_kernels_ledger_agrees_with_the_known_peak():
     peak = peak_bytes_in_child("harness.tests.test_memory:naive_attention", threads=1)
@@ -89,8 +129,14 @@ def test_the_kernels_ledger_agrees_with_the_known_peak():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's ledger is read from Linux's /proc")
 def test_a_child_that_dies_is_told_with_its_last_words():
-    with pytest.raises(RuntimeError, match="no_such_recipe"):
+    with pytest.raises(RuntimeError, match=r"(?s)died with status 1: .*no_such_recipe"):
         peak_bytes_in_child("harness.tests.test_memory:no_such_recipe")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's ledger is read from Linux's /proc")
+def test_a_child_that_takes_too_long_is_ended_and_told():
+    with pytest.raises(RuntimeError, match=r"naive_attention was still busy after 0\.05 s"):
+        peak_bytes_in_child("harness.tests.test_memory:naive_attention", limit_seconds=0.05)
 
 
 def test_the_kernels_ledger_says_where_it_does_not_work(monkeypatch):

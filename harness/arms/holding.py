@@ -1,0 +1,67 @@
+"""What a comparison's figures come to together: utilisation, break-even, exponents over an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.arms.declared import Declared
+from harness.scaling import break_even, describe_exponent, expected_exponent, exponent, held
+
+CLOSED_FORM = "closed form"  # the ledger's name
+
+
+def derived(row: dict[str, Any]) -> None:
+    """Add to the arms' extras what takes more than their own times.
+
+    `mfu`: model FLOPs over what the ceiling of products allowed in that time. `break_even_calls`: after how many the
+    first call, which compiles, has paid; left out where a compiled call is no faster.
+    """
+    peaks = {found["computes"]: found["rate"] for found in row["ceilings"] if found["name"].startswith("gemm")}
+    control = next(arm for arm in row["arms"] if arm["arm"] == row["control"])
+    for arm in row["arms"]:
+        extras, seconds = arm.get("extras") or {}, arm["median_seconds"]
+        peak = peaks.get(arm.get("computes"))
+        if seconds and peak and "model_flops" in extras:
+            extras["mfu"] = extras["model_flops"] / seconds / peak
+        if seconds and control["median_seconds"] and "first_call_seconds" in extras:
+            calls = break_even(extras["first_call_seconds"], control["median_seconds"], seconds)
+            if calls is not None:
+                extras["break_even_calls"] = calls
+
+
+def holding(declared: Declared, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The `held` records of a comparison, from its rows at every point that was measured."""
+    for hold in declared.holds:
+        arms = {row["point"]: arm for row in rows for arm in row["arms"] if arm["arm"] == hold["arm"]}
+        arms = {point: arm for point, arm in arms.items() if arm["seconds"]}
+        if "exponent" in hold and len(arms) >= 2:
+            yield {**_head(declared, hold), **_exponent(declared, hold["exponent"], arms)}
+
+
+def _head(declared: Declared, hold: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "held", "comparison": declared.suite, "metric": declared.name, "arm": hold["arm"]}
+
+
+def _exponent(declared: Declared, quantity: str, arms: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """The power of the axis by which time or memory grows, beside that of the closed form over the same points."""
+    axis = str(declared.axis)
+    if quantity == "time":
+        found = exponent({point: arm["seconds"] for point, arm in arms.items()})
+        expected = {point: arm["flops"] for point, arm in arms.items()}
+    else:
+        found = exponent({point: [arm["peak_memory_bytes"]] for point, arm in arms.items()})
+        expected = {point: arm["ledgers"].get(CLOSED_FORM) for point, arm in arms.items()}
+    row = {
+        "what": f"exponent of {quantity} over {axis}",
+        "quantity": quantity,
+        "found": found.value,
+        "low": found.low,
+        "high": found.high,
+        "told": f"{quantity} {describe_exponent(found, axis=axis)}",
+        "points": sorted(arms),
+    }
+    if not all(expected.values()):
+        return {**row, "expected": None, "verdict": "unresolved"}
+    predicted = expected_exponent({float(point): float(value) for point, value in expected.items() if value})
+    return {**row, "expected": f"{predicted:.2f} by the closed form", "verdict": held(found, predicted)}

@@ -1,0 +1,124 @@
+"""Work before the first token: building a model, reading a checkpoint, turning text into tokens."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.arms.models import near_truth
+from harness.arms.registry import Judge, Way, kind
+from harness.arms.truth import float32_bound
+from harness.arms.workshop import Workshop
+from harness.closed_forms import parameter_count
+from harness.compare import Finding, Work
+from harness.errors import MissingAbility, MissingResource
+from harness.resources import text_tokens
+from harness.size import SIZES
+from harness.subject import Checkpoints, Model
+
+CHECKED_TOKENS = 16
+
+
+def _judge_build(workshop: Workshop, control: str, ways: Mapping[str, Way]) -> Judge:
+    expected = parameter_count(workshop.size)
+
+    def judge(name: str, work: Work) -> Finding:
+        counted = work.answer()
+        told = f"{counted:,} parameters, {expected:,} by the closed form"
+        return Finding("pass" if counted == expected or workshop.deviations else "fail", told)
+
+    return judge
+
+
+@kind("build", judge=_judge_build)
+def build(workshop: Workshop, way: Way, copy: int) -> Work:
+    """A model from nothing, with its own start: what every script waits for."""
+    who = workshop.who(way)
+
+    def call() -> Model:
+        return who.build(workshop.size, seed=0, dtype=way.dtype, device=workshop.device)
+
+    def answer() -> int:
+        return sum(parameter.numel() for parameter in call().module.parameters())
+
+    return Work(call=call, answer=answer, tokens=0)
+
+
+def _judge_load(workshop: Workshop, control: str, ways: Mapping[str, Way]) -> Judge:
+    ids, _ = workshop.ids(rows=1, length=CHECKED_TOKENS)
+
+    @torch.no_grad()
+    def answer(model: Model) -> Tensor:
+        return model.logits(ids)
+
+    return near_truth(workshop, control, ways, answer, bound=float32_bound(workshop.size))
+
+
+@kind("load", judge=_judge_load)
+def load(workshop: Workshop, way: Way, copy: int) -> Work:
+    """A Hugging Face directory (model.safetensors) from the disk's cache into a model that is ready to run."""
+    from harness.peers import HuggingFace
+
+    who = workshop.who(way)
+    if not isinstance(who, Checkpoints):
+        raise MissingAbility(f"{who.name} has no ability 'Checkpoints': it does not read a Hugging Face directory")
+    if workshop.size not in SIZES.values():
+        raise MissingResource(f"no checkpoint of {workshop.size.name}")
+    folder = tempfile.TemporaryDirectory(prefix="gpt-harness-")
+    source = HuggingFace("eager").build(workshop.size)
+    source.module.save_pretrained(folder.name)  # type: ignore[operator]  # transformers'
+    del source
+    ids, _ = workshop.ids(rows=1, length=CHECKED_TOKENS)
+
+    def call() -> Model:
+        return who.load_checkpoint(Path(folder.name))
+
+    @torch.no_grad()
+    def answer() -> Tensor:
+        return call().logits(ids)
+
+    # The folder lives as long as the work does.
+    return Work(call=call, answer=answer, tokens=0, extras=lambda: {"read_bytes": _bytes(Path(folder.name))})
+
+
+def _bytes(folder: Path) -> float:
+    return float(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+
+
+def _judge_tokens(workshop: Workshop, control: str, ways: Mapping[str, Way]) -> Judge:
+    expected = text_tokens().tolist()
+
+    def judge(name: str, work: Work) -> Finding:
+        found = work.answer()
+        told = f"{len(found):,} tokens, {len(expected):,} in the run's text"
+        return Finding("pass" if found == expected else "fail", told)
+
+    return judge
+
+
+@kind("tokenize", judge=_judge_tokens)
+def tokenize(workshop: Workshop, way: Way, copy: int) -> Work:
+    """The run's text into GPT-2's tokens by tiktoken: in one piece, or paragraph by paragraph on several threads."""
+    import tiktoken
+
+    workshop.who(way)
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except OSError as error:  # it fetches its tables where it has none, and there is no network
+        raise MissingResource(f"tiktoken's tables of gpt2: {type(error).__name__}; set TIKTOKEN_CACHE_DIR") from None
+    whole, parallel = encoding.decode(text_tokens().tolist()), way.options.get("paragraphs", False)
+    # Between the two line ends, and not after them: at the end of a piece GPT-2's pattern takes both for one word.
+    pieces = re.split(r"(?<=\n)(?=\n)", whole)
+
+    def call() -> list[int]:
+        if not parallel:
+            return encoding.encode_ordinary(whole)
+        found = encoding.encode_ordinary_batch(pieces, num_threads=torch.get_num_threads())
+        return [token for piece in found for token in piece]
+
+    return Work(call=call, answer=call, tokens=len(text_tokens()))

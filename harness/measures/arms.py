@@ -1,0 +1,54 @@
+"""Measures of the arms that benchmarks time: whether each gives the answer that the others are timed for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from harness.arms import Workshop, kinds, ways
+from harness.compare import AGAIN, Finding
+from harness.errors import MissingAbility
+from harness.measure import Reading, measure
+from harness.size import SIZES
+from harness.subject import Subject
+
+# A point of each kind of work that the debug size has room for.
+POINTS: Mapping[str, Mapping[str, int]] = {
+    "forward": {"tokens": 24},
+    "decode": {"context": 16},
+    "generate": {"prompt": 10, "new_tokens": 8},
+    "training-step": {"tokens": 16, "batch": 4},
+    "backward": {"tokens": 24},
+    "optimizer": {"tokens": 16},
+    "attention": {"tokens": 64},
+    "attention-layer": {"tokens": 64},
+}
+
+
+@measure
+def arm_error(subject: Subject, *, size: str, work: str, arm: str, control: str) -> Reading:
+    """The error of an arm's answer, and of its control's, in parts of what rounding allows; over 1 it is wrong.
+
+    Held against the same work in float64 by the judges that the benchmarks have. An arm that gives other tokens, or
+    does another amount of work than its name says, has no part but all: infinity.
+    """
+    workshop, point = Workshop(subject, SIZES[size]), dict(POINTS[work])
+    chosen = {name: ways()[name] for name in (control, arm)}
+    judge = kinds()[work].judge(workshop, control, {**chosen, control + AGAIN: chosen[control]}, **point)
+    found: dict[str, Finding] = {}
+    try:
+        for name, way in chosen.items():
+            workshop.who(way)
+            found[name] = judge(name, kinds()[work].build(workshop, way, 0, **point))
+    finally:
+        workshop.close()
+    if skipped := next((finding for finding in found.values() if finding.verdict == "skip"), None):
+        raise MissingAbility(skipped.message)
+    told = {name: finding.message for name, finding in found.items()}
+    return Reading({name: _part(finding) for name, finding in found.items()}, "of what rounding allows", told)
+
+
+def _part(finding: Finding) -> float:
+    if finding.error is not None and finding.allowed:
+        return finding.error / finding.allowed
+    return 0.0 if finding.verdict == "pass" else math.inf

@@ -1,0 +1,88 @@
+"""How a call is timed: warmed up, then in blocks of which the best call is one observation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.statistics import median, warmed_up
+
+if TYPE_CHECKING:
+    from harness.compare import Work
+
+# The recipe that kept false alarms at 4 to 5% on a shared machine: the best of a block of at least three calls and
+# 30 ms is one observation, and the arms take turns, block by block, in random order.
+BLOCK_CALLS = 3
+BLOCK_SECONDS = 0.030
+# A call this long averages over eight such blocks: it is a block of its own, and the time goes into more rounds.
+LONG_CALL_SECONDS = 0.25
+# Warming up goes on until the times have settled; a call of seconds has settled its caches by the second.
+WARM_CALLS, WARM_SECONDS = 20, 1.0
+
+Clock = Callable[[], float]
+
+
+def warm_up(work: Work, clock: Clock) -> list[float]:
+    """Call until the times have settled, or the limit is reached: the times of the calls."""
+    work.prepare()
+    series: list[float] = []
+    begun = clock()
+    while len(series) < WARM_CALLS and (len(series) < 2 or clock() - begun < WARM_SECONDS):
+        start = clock()
+        work.call()
+        series.append(clock() - start)
+        if warmed_up(series) is not None:
+            break
+    return series
+
+
+def calls_per_block(estimates: Sequence[float]) -> int:
+    """One count for all arms: the best of six calls is lower than the best of three."""
+    if max(estimates) > LONG_CALL_SECONDS:
+        return 1
+    fastest, slowest = max(min(estimates), 1e-6), max(estimates)
+    # Where arms are an order of magnitude apart, the slow one's block must not eat the time of many rounds.
+    return max(BLOCK_CALLS, min(math.ceil(BLOCK_SECONDS / fastest), int(LONG_CALL_SECONDS / slowest)))
+
+
+class Block:
+    """Calls in a row of which the best is one observation; `best` has one a round."""
+
+    def __init__(self, work: Work, calls: int, clock: Clock, busy: Clock | None = None) -> None:
+        self.work, self.calls, self.clock, self.busy = work, calls, clock, busy
+        self.best: list[float] = []
+        self._wall = self._spent = 0.0
+
+    def run(self) -> None:
+        """One block."""
+        self.work.prepare()
+        spent, begun, best = self.busy() if self.busy else 0.0, self.clock(), math.inf
+        for _ in range(self.calls):
+            start = self.clock()
+            self.work.call()
+            best = min(best, self.clock() - start)
+        self._wall += self.clock() - begun
+        self._spent += self.busy() - spent if self.busy else 0.0
+        self.best.append(best)
+
+    @property
+    def cores(self) -> float | None:
+        """How many cores were at work on average; None where nobody counted."""
+        return self._spent / self._wall if self.busy and self._wall else None
+
+
+def rate(work: Work, times: Sequence[float]) -> dict[str, Any]:
+    """What a ceiling reached in its median block: FLOP/s, byte/s, or seconds an operation."""
+    middle = median(times)
+    rate = work.flops / middle if work.flops else work.moved_bytes / middle if work.moved_bytes else None
+    if rate is None and work.operations:
+        rate = middle / work.operations
+    costs = {"flops": work.flops, "moved_bytes": work.moved_bytes, "operations": work.operations}
+    return {**costs, "computes": work.computes, "rate": rate}
+
+
+def yardstick(work: Work, clock: Clock) -> Block:
+    """A block of a ceiling: no longer than an arm's shortest, so that it takes little of the round."""
+    once = min(warm_up(work, clock))
+    return Block(work, max(1, min(BLOCK_CALLS, int(BLOCK_SECONDS / max(once, 1e-6)))), clock)
