@@ -15,7 +15,9 @@ import torch
 from benchmarks.show import label, ratio_of, show
 from harness.arms import Declared, UnderCeilings, Workshop, derived, holding
 from harness.compare import AGAIN, Budget, Seen, Work, measure
+from harness.environment import environment
 from harness.plugin import deviations_of, recorder_of, subject_of
+from harness.resume import covers, fingerprint, resumable
 from harness.size import SIZES
 from harness.statistics import describe_ratio, holm
 from harness.witness import refusal, witness
@@ -57,13 +59,39 @@ class Run:
         key = comparison, point
         if key not in self.rows:
             declared, started = self.declared[comparison], time.perf_counter()
-            row = self._measured(declared, point)
-            row |= {**self._circumstances(), "wall_seconds": time.perf_counter() - started}
+            row = self._left_behind(declared, point)
+            if row is None:
+                row = self._measured(declared, point)
+                row |= {**self._circumstances(), "wall_seconds": time.perf_counter() - started}
             recorder_of(self.config).write(row)
             self.rows[key] = row
             show(self.config, row)
             self._hold(declared)
         return self.rows[key]
+
+    def _left_behind(self, declared: Declared, point: int | None) -> Row | None:
+        """The comparison's record from a run that was interrupted, if it has every arm that this run is asked for."""
+        key = declared.suite, declared.name, point
+        row = next((row for row in self._resumed if (row["comparison"], row["metric"], row["point"]) == key), None)
+        if row is None or not covers(row, self.selected[declared.label, point]):
+            return None
+        self._allot(declared, point)  # its share of the time goes to what is still to be measured
+        return row
+
+    @functools.cached_property
+    def _resumed(self) -> list[Row]:
+        if self.config.getoption("--fresh"):
+            return []
+        return resumable(recorder_of(self.config).recorder.path.parent, self._fingerprint)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        options = ("--size", "--device", "--quick", "--nanogpt")
+        settings = {option: self.config.getoption(option) for option in options}
+        settings["threads"] = torch.get_num_threads()
+        return fingerprint(
+            subject_of(self.config).name, environment=environment(self.config.rootpath), settings=settings
+        )
 
     def _measured(self, declared: Declared, point: int | None) -> Row:
         device, workshop = self.config.getoption("--device"), self._workshop(declared.suite)
@@ -179,6 +207,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "quick": self.config.getoption("--quick"),
             "load": load(),
+            "fingerprint": self._fingerprint,
         }
 
 
@@ -211,5 +240,5 @@ def _watch(work: Work, device: str) -> Seen:
     return Seen(
         ledgers={} if work.seen else found.ledgers,
         witness=found.as_row(),
-        refuse=lambda claims: refusal(found, claims=claims),
+        refuse=lambda claims: refusal(found, claims=claims, flops=None if work.seen else work.flops),
     )

@@ -21,7 +21,8 @@ def show(config: pytest.Config, row: Row) -> None:
         return
     with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
         terminal.ensure_newline()
-        terminal.write_line(f"{label(row)} ({_rounds(row)}, {row['wall_seconds']:.0f} s)", bold=True)
+        again = f", from the interrupted run {row['resumed_from']}" if "resumed_from" in row else ""
+        terminal.write_line(f"{label(row)} ({_rounds(row)}, {row['wall_seconds']:.0f} s{again})", bold=True)
         for arm in row["arms"]:
             terminal.write_line(f"  {arm['arm']:<16} {arm_line(row, arm)}")
         for note in row["notes"]:

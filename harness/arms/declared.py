@@ -78,6 +78,8 @@ class Declared:
             for key in ("tokens", "context"):
                 if key in asked:
                     asked[key] = min(asked[key], size.context - self._beyond)
+            if "new_tokens" in asked:
+                asked["new_tokens"] = min(asked["new_tokens"], size.context // 2)
             if "prompt" in asked:
                 asked["prompt"] = min(asked["prompt"], size.context - asked.get("new_tokens", 1))
         return asked

@@ -15,8 +15,18 @@ way("fp16", "parameters and products in float16", dtype="float16", devices=("cud
 
 # Ways to compute attention. `flash` is whatever fused kernel torch chooses.
 way("looped", "one head after the other", attention="looped", claims={"attention": "formula"})
-way("naive", "all heads at once, the scores stored", attention="naive", claims={"attention": "formula"})
-way("flash", "torch's fused kernel, no scores stored", attention="flash", claims={"attention": "flash"})
+way(
+    "naive",
+    "all heads at once, the scores stored",
+    attention="naive",
+    claims={"attention": "formula", "compiled": False},
+)
+way(
+    "flash",
+    "torch's fused kernel, no scores stored",
+    attention="flash",
+    claims={"attention": "flash", "quadratic": False, "compiled": False},
+)
 way("sdpa-math", "SDPA by its backend `math`", attention="sdpa-math", claims={"attention": "math"})
 way(
     "sdpa-efficient",

@@ -210,9 +210,8 @@ def optimizer(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: in
         if next(model.module.parameters()).grad is None:
             gradients()
 
-    kind: Any = next((name for name in ("fused", "foreach") if implementation.get(name)), "for-loop")
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    cost = costs.optimizer_step(parameters, kind=kind, element_bytes=element_bytes(way))
+    cost = costs.optimizer_step(parameters, element_bytes=element_bytes(way))  # fused: the least that it can be
     answer = functools.partial(after_a_step, workshop, model, gradients, ids=ids[:1], **implementation)
     return _work(workshop, way, stepping.step, answer, cost, tokens=ids.numel(), prepare=prepare)
 

@@ -191,6 +191,37 @@ def test_ctrl_c_keeps_the_comparisons_that_are_done(run_benchmarks, pytester):
     assert records(pytester.path)[-1]["complete"] is False
 
 
+ONCE = """
+from pathlib import Path
+
+from gpt import GPT, GPTConfig
+
+class Once(GPT):
+    def __init__(self, config: GPTConfig, *, seed=None, device=None):
+        super().__init__(config, seed=seed, device=device)
+
+    def generate(self, idx, max_new_tokens, *, temperature=1.0, use_cache=True):
+        if not Path("go").exists():
+            raise KeyboardInterrupt
+        return super().generate(idx, max_new_tokens, temperature=temperature, use_cache=use_cache)
+"""
+
+
+def test_the_run_after_an_interrupted_one_goes_on_with_what_was_measured(run_benchmarks, pytester):
+    subject = pytester.makepyfile(mine=ONCE)
+    asked = ("benchmarks/", "--subject", f"{subject}:Once", "-k", "(attention-layer and not 512) or generate")
+    run_benchmarks(*asked)
+    before = comparisons(pytester.path)["attention", "layer"]
+    (pytester.path / "go").write_text("")
+    status, told = run_benchmarks(*asked)
+    assert status == 0, told
+    assert "from the interrupted run" in told
+    rows = [row for row in records(pytester.path) if row.get("comparison") == "attention"]
+    assert [row["arms"] for row in rows] == [before["arms"]] * 2
+    status, told = run_benchmarks(*asked)
+    assert "from the interrupted run" not in told, "a complete run is not gone on with"
+
+
 def test_a_subject_without_an_ability_is_a_skip_that_names_it(run_benchmarks, pytester):
     subject = pytester.makepyfile(
         mine="""

@@ -168,9 +168,13 @@ def test_an_arm_is_called_until_its_times_have_settled():
 
 def test_an_arm_that_was_not_warm_when_its_times_began_to_count_is_told():
     machine = Machine()
-    noisy = machine.arm("other", 0.02)  # so that the rounds are many enough to tell
-    machine.noise = 2.0
-    measured = machine.measure(comparison(warming(machine, calls=60, slow=3.0), noisy), seconds=1e6)
+    steps = itertools.count()
+
+    def call():
+        machine.now += 0.1 * 0.8 ** next(steps)
+
+    falling = Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+    measured = machine.measure(comparison(falling))
     assert measured.figures["control"]["warm"]["reached"] is False
     assert any("control was not warm" in note for note in measured.notes)
 
