@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.bisect_command import add_bisect
 from harness.errors import HarnessError
 from harness.faults.command import add_faults
+from harness.history_command import add_compare
 from harness.inspection import add_inspect
+from harness.proof import add_proof
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     add_report(commands)
     add_inspect(commands)
     add_faults(commands)
+    add_compare(commands)
+    add_bisect(commands)
+    add_proof(commands)
     return top
 
 

@@ -15,7 +15,7 @@ from harness import costs
 from harness.arms.models import FULL, counted_as, element_bytes, first_call
 from harness.arms.registry import Judge, Way, kind
 from harness.arms.truth import Closeness, attention_bound, float32_bound
-from harness.arms.workshop import UNCACHED, Workshop
+from harness.arms.workshop import Workshop
 from harness.ceilings import last_level_cache_bytes
 from harness.compare import Work
 from harness.memory import peak_bytes_in_child
@@ -57,7 +57,7 @@ def attention(workshop: Workshop, way: Way, copy: int, *, tokens: int) -> Work:
     call = attention_call(formula, **given)
     if way.compiled:
         torch.compiler.reset()
-        call = torch.compile(call, dynamic=False, options=UNCACHED)
+        call = torch.compile(call, dynamic=False)
     ledgers: dict[str, Callable[[], int]] = {}
     on_cpu = torch.device(workshop.device).type == "cpu"
     if on_cpu and way.dtype == "float32" and formula in ("naive", "flash") and not way.compiled:

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
-# Inductor's options with which compiling is compiling, and not reading what another run has compiled.
-UNCACHED: dict[str, Any] = {"force_disable_caches": True}
-
-
 class Workshop:
     """Builds models of one size on one device, and keeps them until `close`.
 
@@ -74,7 +70,7 @@ class Workshop:
             built = who.build(size, seed=0, dtype=way.dtype, device=self.device, **options)
             if way.compiled:
                 torch.compiler.reset()  # what another arm compiled is not to count as this one's
-                built.module.compile(dynamic=False, options=UNCACHED)
+                built.module.compile(dynamic=False)
             self._models[key] = built
             if built.weight_map is None:
                 if way.peer is not None or copy == 0:

@@ -60,6 +60,12 @@ class Plot:
     caption: str
     height: float
     draw: Callable[[Canvas], None]
+    stamp: str = ""  # what must be read before the finding, on the figure itself
+
+    @property
+    def title(self) -> str:
+        """The finding, and before it what it is worth."""
+        return f"{self.stamp}: {self.finding}" if self.stamp else self.finding
 
     def save(self, folder: Path) -> list[Path]:
         """Draw the figure into `folder` as PNG and SVG."""
@@ -77,7 +83,7 @@ class Plot:
         """The finished figure, title and caption included."""
         from matplotlib.figure import Figure
 
-        title = balanced(self.finding, 90)
+        title = balanced(self.title, 90)
         height = self.height + 0.21 * len(title)
         figure = Figure(figsize=(WIDTH, height), facecolor="white")
         self.draw(Canvas(figure, top=0.25 + 0.21 * len(title), bottom=0.36))
@@ -112,6 +118,15 @@ class Canvas:
         low, high = (self.bottom + below) / height, 1 - (self.top + above) / height
         starts = [left + sum(left + inner + room for room in rooms[:index]) for index in range(len(rooms))]
         return [self.figure.add_axes((at / width, low, inner / width, high - low)) for at in starts]
+
+    def rows(self, count: int) -> list[Canvas]:
+        """The same area cut into so many of one height, from the top."""
+        height = float(self.figure.get_size_inches()[1])
+        each = (height - self.top - self.bottom) / count
+        return [
+            Canvas(self.figure, self.top + index * each, self.bottom + (count - 1 - index) * each)
+            for index in range(count)
+        ]
 
 
 def panel_title(axes: Axes, text: str) -> None:

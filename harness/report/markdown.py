@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from harness.report.figure import Plot
 from harness.report.wording import LONGEST, plain
@@ -52,9 +52,14 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequenc
     return ["| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows]] + [""]
 
 
+def folded(summary: str, lines: Iterable[str]) -> Iterator[str]:
+    """Lines that the reader opens with a click; `summary` is escaped already."""
+    yield from (f"<details><summary>{summary}</summary>", "", *lines, "</details>", "")
+
+
 def figure(plot: Plot) -> Iterator[str]:
     """A figure, its finding as the text for those who do not see it, and below it what to look for."""
-    yield from (f'<a id="{anchor(plot)}"></a>', "", f"![{escape(plot.finding)}](plots/{plot.name}.png)", "")
+    yield from (f'<a id="{anchor(plot)}"></a>', "", f"![{escape(plot.title)}](plots/{plot.name}.png)", "")
     yield from (f"{plot.look} ([SVG](plots/{plot.name}.svg))", "")
 
 

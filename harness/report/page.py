@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from harness.report import activation, comparisons, diagnosis, parity, ratios, scaling, tables, verdicts, wording
+from harness.report import (
+    activation,
+    comparisons,
+    diagnosis,
+    latency,
+    parity,
+    ratios,
+    roofline,
+    scaling,
+    tables,
+    verdicts,
+    wording,
+)
 from harness.report.figure import Plot
 from harness.report.markdown import anchor, code, escape, missing, prose, table
 from harness.report.run import Row, Run, commit, machine, plural
@@ -32,9 +45,14 @@ def page(verify: list[Row] | None, bench: list[Row] | None) -> str:
 def plots(verify: Run | None, bench: Run | None) -> list[Plot]:
     """Every figure that the records have data for, in the order of the page."""
     judged = [diagnosis.plot(verify), activation.plot(verify), parity.plot(verify)] if verify else []
-    timed = scaling.plots(bench) + ratios.plots(bench) if bench else []
+    if not bench:
+        return [plot for plot in judged if plot]
+    timed = scaling.plots(bench) + latency.plots(bench) + ratios.plots(bench)
     order = list(tables.by_comparison(bench))
-    return [plot for plot in judged if plot] + sorted(timed, key=lambda plot: order.index(plot.section))
+    drawn = [*roofline.plots(bench), *sorted(timed, key=lambda plot: order.index(plot.section))]
+    if not comparisons.FalseAlarms.of(bench).evidence:  # a figure is shown without its page, too
+        drawn = [replace(plot, stamp="NOT EVIDENCE") for plot in drawn]
+    return [plot for plot in judged if plot] + drawn
 
 
 def opening(verify: Run | None, bench: Run | None, found: list[Plot]) -> Iterator[str]:
@@ -45,15 +63,23 @@ def opening(verify: Run | None, bench: Run | None, found: list[Plot]) -> Iterato
         yield from (f"**{verdict(verify)}**", "")
         for subject, told in as_mapping((verify.footer or {}).get("excepted")).items():
             yield from (f"{code(subject)} is {prose(told)}", "")
+    if bench and bench.comparisons:
+        yield from comparisons.stamp(bench)
     for made, did in ((verify, "Verified"), (bench, "Benchmarked")):
         if made:
             yield from (f"- {line}" for line in account(made, did))
+    if bench and bench.comparisons:
+        yield from (f"- {line}" for line in comparisons.summary(bench))
     if run:
         yield from (f"- {escape(machine(run))}", "")
-    if found:
+    compared = tables.by_comparison(bench)
+    shown = [plot for plot in found if plot.section not in compared]
+    if shown:
         yield from ("What the figures show:", "")
-        yield from (f"- {escape(plot.finding)} ([figure](#{anchor(plot)}))" for plot in found)
+        yield from (f"- {escape(plot.finding)} ([figure](#{anchor(plot)}))" for plot in shown)
         yield ""
+    if compared:
+        yield from (f"What {plural(len(compared), 'comparison')} found: [benchmarks](#benchmarks).", "")
 
 
 def verdict(run: Run) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from harness.report.wording import date, plain
 
 Row = dict[str, Any]
+SETTINGS = ("size", "device", "threads")  # of a comparison, beside its metric and its point
 VERDICTS = ("pass", "fail", "error", "declared", "skip")
 
 
@@ -19,6 +20,7 @@ class Run:
     header: Row = field(default_factory=dict)
     checks: tuple[Row, ...] = ()
     comparisons: tuple[Row, ...] = ()
+    held: tuple[Row, ...] = ()
     diagnoses: tuple[Row, ...] = ()
     footer: Row | None = None
 
@@ -28,6 +30,7 @@ class Run:
         by_kind: dict[str, list[Row]] = {}
         for record in records:
             by_kind.setdefault(str(record.get("kind")), []).append(record)
+        footer = next(iter(by_kind.get("footer", [])), None)
         return cls(
             header=next(iter(by_kind.get("header", [])), {}),
             # A failure that its author has declared is counted apart.
@@ -35,9 +38,10 @@ class Run:
                 {**check, "verdict": "declared"} if check.get("declared") else check
                 for check in by_kind.get("record", [])
             ),
-            comparisons=tuple(by_kind.get("comparison", [])),
+            comparisons=tuple(told_apart(adjusted(by_kind.get("comparison", []), footer))),
+            held=tuple(by_kind.get("held", [])),
             diagnoses=tuple(by_kind.get("diagnosis", [])),
-            footer=next(iter(by_kind.get("footer", [])), None),
+            footer=footer,
         )
 
     @property
@@ -66,6 +70,61 @@ class Run:
     def of_verdict(self, *verdicts: str) -> list[Row]:
         """The checks that ended so, in the order of the run."""
         return [check for check in self.checks if check.get("verdict") in verdicts]
+
+
+def adjusted(comparisons: list[Row], footer: Row | None) -> list[Row]:
+    """The comparisons, every ratio with the p that the footer adjusted over all of them."""
+    p = {place(row, row.get("arm")): row.get("adjusted") for row in mappings((footer or {}).get("adjusted"))}
+    return [
+        {
+            **comparison,
+            "ratios": [
+                {**ratio, "adjusted": p.get(place(comparison, ratio.get("arm")))}
+                for ratio in mappings(comparison.get("ratios"))
+            ],
+        }
+        for comparison in comparisons
+    ]
+
+
+def place(row: Row, arm: object) -> tuple[str, ...]:
+    """What names one ratio of a run."""
+    return tuple(str(value) for value in (row.get("comparison"), row.get("metric"), row.get("point"), arm))
+
+
+def told_apart(comparisons: list[Row]) -> list[Row]:
+    """The comparisons, axes in words; where one was made in several settings (threads, say), its metrics say so."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for comparison in comparisons:
+        for setting, value in settings_of(comparison).items():
+            seen.setdefault((str(comparison.get("comparison")), setting), set()).add(value)
+    return [
+        {
+            **comparison,
+            "axis": axis.replace("_", " ") if isinstance(axis := comparison.get("axis"), str) else axis,
+            "metric": ", ".join([str(comparison.get("metric")), *settings]) if settings else comparison.get("metric"),
+        }
+        for comparison in comparisons
+        for settings in [varying(comparison, seen)]
+    ]
+
+
+def varying(comparison: Row, seen: dict[tuple[str, str], set[str]]) -> list[str]:
+    """The settings of a comparison that others of its name do not share."""
+    name = str(comparison.get("comparison"))
+    return [value for setting, value in settings_of(comparison).items() if len(seen[name, setting]) > 1]
+
+
+def settings_of(comparison: Row) -> dict[str, str]:
+    """Size, device and threads in words, but for what is the comparison's own axis."""
+    told = {name: plain(comparison[name], longest=40) for name in SETTINGS if comparison.get(name) is not None}
+    told |= {"threads": str(plural(comparison["threads"], "thread"))} if "threads" in told else {}
+    return {name: words for name, words in told.items() if name != comparison.get("axis")}
+
+
+def mappings(value: Any) -> list[Row]:
+    """The mappings in a list; an empty list for anything else."""
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def count(checks: tuple[Row, ...] | list[Row]) -> dict[str, int]:

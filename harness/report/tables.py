@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from harness.report.run import Row, Run
+from harness.report.run import Row, Run, mappings
 from harness.report.wording import as_float, parameters, plain
 
 COLUMNS = {
@@ -20,15 +20,30 @@ COLUMNS = {
         "suite check parameters where float32_difference float64_difference float32_floor float64_floor "
         "ratio scale verdict"
     ),
+    "ceilings": (
+        "comparison metric axis point size device threads ceiling kind rate unit seconds spread_seconds flops "
+        "moved_bytes"
+    ),
+    "held": "comparison metric arm what found low high expected verdict points",
 }
 MEASURED = (
-    *("median_seconds", "spread_seconds", "tokens_per_second"),
+    *("median_seconds", "spread_seconds", "tokens_per_call", "tokens_per_second", "flops", "moved_bytes", "error"),
     *("positions", "positions_closed_form", "peak_memory_bytes", "peak_memory_ledger"),
 )
-RATIO = ("against", "ratio", "low", "high", "verdict", "smallest_resolvable")
+CEILING = {
+    "ceiling": "name",
+    "regime": "regime",
+    "fraction": "fraction",
+    "fraction_low": "low",
+    "fraction_high": "high",
+}
+RATIO = ("against", "ratio", "low", "high", "verdict", "p", "adjusted", "smallest_resolvable")
+NAMED = ("comparison", "metric", "axis", "point", "control")
+MADE = ("subject", "size", "device", "threads", "quick", "load", "calls_per_block", "stopped")
+NESTED = ("ledgers", "witness")  # one cell of JSON each
 COMPARISON_COLUMNS = (
     *("comparison", "metric", "axis", "point", "arm", "control", "twin_of", "verified", "message", "blocks"),
-    *(*MEASURED, "ledgers", *RATIO, "subject"),
+    *(*MEASURED, "warm", "warm_calls", *CEILING, *NESTED, *RATIO, *MADE),
 )
 
 
@@ -40,20 +55,33 @@ def tables(verify: Run | None, bench: Run | None) -> dict[str, tuple[list[str], 
         "activations": list(activations(verify)),
         "parameters": list(components(verify)),
         "parity": list(parity(verify)),
+        "ceilings": list(ceilings(bench)),
+        "held": list(held(bench)),
     }
     named = {name: (COLUMNS[name].split(), found) for name, found in rows.items()}
     for name, comparisons in by_comparison(bench).items():
-        found = [row for comparison in comparisons for row in arms(comparison)]
-        named[file_name(name)] = (
-            list(COMPARISON_COLUMNS),
-            [{**row, "ledgers": cell(row["ledgers"] or None)} for row in found],
-        )
+        named[file_name(name)] = arm_table([row for comparison in comparisons for row in arms(comparison)])
     return {name: (columns, found) for name, (columns, found) in named.items() if found}
 
 
 def file_name(comparison: str) -> str:
     """The table of a comparison, which must not take the place of another table."""
     return comparison if comparison not in COLUMNS else f"comparison-{comparison}"
+
+
+def arm_table(rows: list[Row]) -> tuple[list[str], list[Row]]:
+    """Columns and rows of a comparison's table: each of the arms' extras is a column of its own, at the end."""
+    extras = {name: plain(name, 60) for row in rows for name in row["extras"]}
+    columns = {name: told if told not in COMPARISON_COLUMNS else f"extra_{told}" for name, told in extras.items()}
+    found = [
+        {
+            **row,
+            **{name: cell(row[name] or None) for name in NESTED},
+            **{columns[name]: cell(value) for name, value in row["extras"].items()},
+        }
+        for row in rows
+    ]
+    return [*COMPARISON_COLUMNS, *columns.values()], found
 
 
 def check_row(check: Row) -> Row:
@@ -162,17 +190,55 @@ def arms(comparison: Row) -> Iterator[Row]:
         verdict = as_mapping(arm.get("verified"))
         shown = arm if name in verified else {}
         ratio = ratio_of(comparison, name, verified)
+        ceiling, warm = as_mapping(shown.get("ceiling")), as_mapping(shown.get("warm"))
         yield {
-            **{key: comparison.get(key) for key in ("comparison", "metric", "axis", "point", "control", "subject")},
+            **{key: comparison.get(key) for key in (*NAMED, *MADE)},
             "arm": name,
             "verified": verdict.get("verdict", "not verified"),
             "message": verdict.get("message"),
             "twin_of": arm.get("twin_of"),
-            "blocks": len(shown.get("seconds") or []) or None,
+            "blocks": len(as_list(shown.get("seconds"))) or None,
             **{key: shown.get(key) for key in MEASURED},
-            "ledgers": as_mapping(shown.get("ledgers")),
+            "warm": warm.get("reached"),
+            "warm_calls": warm.get("calls"),
+            **{column: ceiling.get(key) for column, key in CEILING.items()},
+            **{key: as_mapping(shown.get(key)) for key in (*NESTED, "extras")},
             **{key: ratio.get(key) for key in RATIO},
         }
+
+
+def ceilings(bench: Run) -> Iterator[Row]:
+    """One row a ceiling of the machine, each time it was measured: what bounds it, and the rate that it allows."""
+    for comparison in bench.comparisons:
+        for found in mappings(comparison.get("ceilings")):
+            kind = "compute" if found.get("flops") else "bandwidth" if found.get("moved_bytes") else "launch"
+            blocks = sorted(s for each in as_list(found.get("seconds")) if (s := as_float(each)))
+            yield {
+                **{key: comparison.get(key) for key in (*NAMED, *MADE)},
+                **{key: found.get(key) for key in ("flops", "moved_bytes", "rate")},
+                "ceiling": found.get("name"),
+                "kind": kind,
+                "unit": {"compute": "FLOP/s", "bandwidth": "B/s", "launch": "s"}[kind],
+                "seconds": middle(blocks),
+                "spread_seconds": spread(blocks),
+            }
+
+
+def held(bench: Run) -> Iterator[Row]:
+    """One row a finding that was held against what theory says."""
+    for row in bench.held:
+        yield {key: cell(row.get(key)) for key in COLUMNS["held"].split()}
+
+
+def middle(ordered: list[float]) -> float | None:
+    """The median of sorted values; None of none."""
+    return (ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2 if ordered else None
+
+
+def spread(values: list[float]) -> float | None:
+    """The median absolute deviation of sorted values, scaled to a standard deviation as the harness scales it."""
+    centre = middle(values)
+    return None if centre is None else 1.4826 * (middle(sorted(abs(value - centre) for value in values)) or 0.0)
 
 
 def ratio_of(comparison: Row, arm: object, verified: set[Any]) -> Row:
@@ -188,9 +254,9 @@ def as_mapping(value: Any) -> Row:
     return value if isinstance(value, dict) else {}
 
 
-def mappings(value: Any) -> list[Row]:
-    """The mappings in a list; an empty list for anything else."""
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+def as_list(value: Any) -> list[Any]:
+    """The value where it is a list, an empty one otherwise."""
+    return value if isinstance(value, list) else []
 
 
 def slug(name: object) -> str:

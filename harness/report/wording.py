@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any
 
 LONGEST = 400  # characters of a message on the page; the whole of it is in tables/checks.csv
+LEVEL = 0.05  # an adjusted p above this leaves a difference unresolved
+UNSETTLED = "†"  # behind a ratio that the run's own interval resolves and the adjustment over all ratios does not
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
@@ -131,7 +133,7 @@ def factor(value: float) -> str:
 
 
 def ratio(found: dict[str, Any]) -> str:
-    """A ratio of times with its interval: `1.31x slower [1.28, 1.34]`, `not resolved`."""
+    """A ratio of times with its interval: `1.31x slower [1.28, 1.34]`, `not resolved`; `†` where only unadjusted."""
     verdict = str(found.get("verdict") or "").upper()
     value, low, high = (as_float(found.get(key)) for key in ("ratio", "low", "high"))
     if verdict == "SAME" and low and high:
@@ -140,7 +142,23 @@ def ratio(found: dict[str, Any]) -> str:
         return "not resolved" + bounds(low, high)
     if verdict == "FASTER":
         value, low, high = 1 / value, 1 / high if high else None, 1 / low if low else None
-    return f"{factor(value)} {verdict.lower()}{bounds(low, high)}"
+    return f"{factor(value)} {verdict.lower()}{bounds(low, high)}{f' {UNSETTLED}' if unsettled(found) else ''}"
+
+
+def unsettled(found: dict[str, Any]) -> bool:
+    """Whether a difference is one that the adjustment over all ratios of the run (Holm's) does not leave standing."""
+    adjusted = as_float(found.get("adjusted"))
+    return resolved(found) and adjusted is not None and adjusted > LEVEL
+
+
+def resolved(found: dict[str, Any]) -> bool:
+    """Whether a ratio's own interval tells the two apart."""
+    return str(found.get("verdict") or "").upper() in {"FASTER", "SLOWER"}
+
+
+def claim(found: dict[str, Any]) -> str:
+    """A ratio as a title may say it, without its interval: `1.31x slower`; what is unsettled is not resolved."""
+    return "not resolved" if unsettled(found) else ratio(found).split(" [")[0]
 
 
 def bounds(low: float | None, high: float | None) -> str:
@@ -148,6 +166,55 @@ def bounds(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return f" [{factor(low)[:-1]}, {factor(high)[:-1]}]"
+
+
+def prefixed(value: float, unit: str) -> str:
+    """A rate in decimal units: `143 GFLOP/s`, `11.9 GB/s`."""
+    power = min(5, max(0, math.floor(math.log10(value) / 3))) if value > 0 else 0
+    scaled = value / 1000**power
+    return f"{scaled:.3g} {('', 'k', 'M', 'G', 'T', 'P')[power]}{unit}" if scaled < 999.5 else f"{scaled:,.0f} {unit}"
+
+
+def share(fraction: Any, low: Any = None, high: Any = None) -> str:
+    """A share with its interval, in percent: `81% [79, 83]`."""
+    middle, *ends = (as_float(value) for value in (fraction, low, high))
+    if middle is None:
+        return ""
+    digits = 0 if middle >= 0.0995 or not middle else 1 if middle >= 0.00995 else 2
+    whole = f"{middle:.{digits}%}"
+    return whole + (
+        f" [{', '.join(f'{100 * end:.{digits}f}' for end in ends if end is not None)}]"
+        if all(end is not None for end in ends)
+        else ""
+    )
+
+
+def quantity(name: str, value: Any) -> str:
+    """A plain number in the unit that its name ends in: `12 s` for compile_seconds, `3.61 MiB` for cache_bytes."""
+    found = as_float(value)
+    if found is None:
+        return number(value) if value is not None else ""
+    if name.endswith("_per_second"):
+        return f"{speed(found)}/s"
+    if name.endswith("_seconds"):
+        return timing(found) if found else "0 s"
+    if name.endswith("_bytes"):
+        return memory(found)
+    if name.endswith("_flops"):
+        return prefixed(found, "FLOP")
+    if name.endswith(("_share", "_fraction", "mfu")):
+        return share(found)
+    return number(int(found) if found.is_integer() and abs(found) < 1e15 else found)
+
+
+def unitless(name: object) -> str:
+    """The name of such a number without its unit: `compile` for compile_seconds, `graph breaks` for graph_breaks."""
+    return re.sub(r"_(per_second|seconds|bytes|flops|share|fraction)$", "", plain(name, longest=60)).replace("_", " ")
+
+
+def speed(value: float) -> str:
+    """Things a second at three digits: `8.84`, `220,386`."""
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def as_float(value: Any) -> float | None:
