@@ -93,3 +93,51 @@ class LayerCache:
     def head(self, number: int) -> "LayerCache":
         """One head's part: (B, H, T, D) -> (B, T, D)."""
         return LayerCache(self.cache, self.keys[:, number], self.values[:, number])
+
+
+class GrowingCache(KVCache):
+    """The same, concatenated: room for what is held and no more, and every step copies all of it.
+
+    What the preallocated cache is to be compared with; for attention that does all heads at once.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if config.attention == "looped":
+            raise CacheError("looped attention writes a cache head by head; a growing one is for naive and flash")
+        super().__init__(config, batch_size, dtype=dtype, device="meta")  # its sizes, without memory
+        nothing = torch.empty(batch_size, config.n_head, 0, config.head_size, dtype=dtype, device=device)
+        self.held = [(nothing, nothing) for _ in range(config.n_layer)]  # L x 2 x (B, H, length, D)
+
+    def layer(self, number: int) -> "GrowingLayerCache":
+        """One layer's part, to append to."""
+        return GrowingLayerCache(self, number)
+
+    @property
+    def bytes(self) -> int:
+        """What is held."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.held)
+
+
+class GrowingLayerCache(LayerCache):
+    """One layer's part of a `GrowingCache`."""
+
+    def __init__(self, cache: GrowingCache, number: int) -> None:
+        super().__init__(cache, *cache.held[number])
+        self.held, self.number = cache.held, number
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (..., T, D) behind what is held and return everything, (..., length + T, D)."""
+        length = self.cache.length
+        grown = (
+            torch.cat((self.keys.narrow(-2, 0, length), keys), dim=-2),
+            torch.cat((self.values.narrow(-2, 0, length), values), dim=-2),
+        )
+        self.held[self.number] = grown
+        return grown

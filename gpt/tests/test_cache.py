@@ -122,3 +122,32 @@ def test_a_copy_of_a_cache_goes_its_own_way():
     model(ids(seed=1)[:, :4], cache=fork)
     assert cache.length == 4
     torch.testing.assert_close(model(ids()[:, 4:], cache=cache)[0], model(ids())[0][:, 4:])
+
+
+@pytest.mark.parametrize("attention", ["naive", "flash"])
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_a_growing_cache_gives_the_same_and_holds_what_it_needs(attention, chunks):
+    model = debug(attention=attention)
+    kept, grown = model.new_cache(4), model.new_cache(4, growing=True)
+    for part in ids(4).split(chunks, dim=1):
+        assert torch.equal(model(part, cache=grown)[0], model(part, cache=kept)[0])
+        assert grown.bytes == kept.bytes * grown.length // kept.capacity
+
+
+def test_a_growing_cache_forgets_refuses_and_fills_up_as_the_other_does():
+    model = debug()
+    cache = model.new_cache(2, growing=True)
+    model(ids(2, seed=3), cache=cache)
+    with pytest.raises(ContextError, match="holds 32 positions"):
+        model(ids(2)[:, :1], cache=cache)
+    cache.length = 10
+    found = model(ids(2)[:, :5], cache=cache)[0]
+    again = torch.cat((ids(2, seed=3)[:, :10], ids(2)[:, :5]), dim=1)
+    torch.testing.assert_close(found, model(again)[0][:, 10:])
+    with pytest.raises(CacheError, match="a batch of 1"):
+        model(ids(1), cache=cache)
+
+
+def test_looped_attention_has_no_growing_cache_and_says_so():
+    with pytest.raises(CacheError, match="head by head"):
+        debug(attention="looped").new_cache(1, growing=True)
