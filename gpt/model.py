@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt.cache import KVCache, LayerCache
+from gpt.cache import GrowingCache, KVCache, LayerCache
 from gpt.config import LAYER_NORM_EPS, GPTConfig
 from gpt.errors import ConfigError, ContextError, TokenError, WeightsError
 from gpt.generate import generate
 from gpt.init import RECIPES, initialise
+from gpt.linear import Linear
 
 IGNORED = -100  # a target that is left out of the loss: PyTorch's default
 
@@ -39,9 +40,9 @@ class Head(nn.Module):
 
     def __init__(self, config: GPTConfig, mask: Tensor | None = None) -> None:
         super().__init__()
-        self.query = nn.Linear(config.n_embd, config.head_size, bias=config.bias)
-        self.key = nn.Linear(config.n_embd, config.head_size, bias=config.bias)
-        self.value = nn.Linear(config.n_embd, config.head_size, bias=config.bias)
+        self.query = Linear(config.n_embd, config.head_size, bias=config.bias)
+        self.key = Linear(config.n_embd, config.head_size, bias=config.bias)
+        self.value = Linear(config.n_embd, config.head_size, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
         # Not persistent: it is no weight, and published checkpoints do not hold it.
         mask = causal_mask(config.block_size) if mask is None else mask
@@ -66,7 +67,7 @@ class LoopedSelfAttention(nn.Module):
         super().__init__()
         mask = causal_mask(config.block_size)  # one for all heads
         self.heads = nn.ModuleList(Head(config, mask) for _ in range(config.n_head))
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, memory: LayerCache | None = None) -> Tensor:
@@ -85,8 +86,8 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.attn_dropout = nn.Dropout(config.dropout)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.flash = config.attention == "flash"
@@ -129,9 +130,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.gelu = nn.GELU(approximate="tanh")  # GPT-2's; the exact form differs by 8e-4 in the logits
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ class GPT(nn.Module):
                     "ln_f": _layer_norm(config),
                 }
             )
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied:
             self.tie()
         hooks: Any = self  # torch left these two without types
@@ -245,13 +246,17 @@ class GPT(nn.Module):
         """The layers, in order."""
         return cast(Sequence[Block], self.transformer["h"])
 
-    def new_cache(self, batch_size: int) -> KVCache:
-        """An empty cache for `batch_size` sequences, of the kind and on the device that the weights are."""
+    def new_cache(self, batch_size: int, *, growing: bool = False) -> KVCache:
+        """An empty cache for `batch_size` sequences, of the kind and on the device that the weights are.
+
+        It has room for the whole context, or with `growing` for what it holds, which it then copies at each step.
+        """
         weight = self.blocks[0].mlp.c_fc.weight
-        kind, dtype = weight.device.type, weight.dtype
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-        return KVCache(self.config, batch_size, dtype=dtype, device=weight.device)
+        device, dtype = weight.device.type, weight.dtype
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        kind = GrowingCache if growing else KVCache
+        return kind(self.config, batch_size, dtype=dtype, device=weight.device)
 
     generate = generate
 
