@@ -238,7 +238,7 @@ def _watch(work: Work, device: str) -> Seen:
     """One call under the profiler: its memory, and what ran. Of a shorter call the memory is not the work's."""
     found = witness(work.seen or work.call, device=device)
     return Seen(
-        ledgers={} if work.seen else found.ledgers,
+        ledgers=found.ledgers if work.weigh and not work.seen else {},
         witness=found.as_row(),
         refuse=lambda claims: refusal(found, claims=claims, flops=None if work.seen else work.flops),
     )

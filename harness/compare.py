@@ -58,7 +58,8 @@ class Work:
     (a closed form, a child process), beside the allocator's own. `flops`, `moved_bytes` and `operations` are what one
     call costs by closed form, `computes` the type of its products: what it is held against the ceilings by. `seen` is
     a shorter call for the witness, where a whole one has more operations than a trace should hold. `extras` gives
-    further figures after the timing, each named with its unit.
+    further figures after the timing, each named with its unit. `weigh` is false where no allocator sees the memory,
+    as of files that are mapped.
     """
 
     call: Callable[[], object]
@@ -72,6 +73,7 @@ class Work:
     computes: str = "float32"
     seen: Callable[[], object] | None = None
     extras: Callable[[], Mapping[str, float]] = dict
+    weigh: bool = True
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,12 @@ def oracle(size: Size, state: State, dtype: str) -> Model:
     cast["lm_head.weight"] = cast["transformer.wte.weight"]
     module.load_state_dict(cast, assign=True)
     module.tie_weights()
-    return Model(module.eval(), size, _call, map_by_names(module, size))
+    return as_model(module.eval(), size)
+
+
+def as_model(module: nn.Module, size: Size) -> Model:
+    """The handle on a GPT2LMHeadModel."""
+    return Model(module, size, _call, map_by_names(module, size))
 
 
 def huggingface_config(size: Size) -> GPT2Config:

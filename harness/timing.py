@@ -17,18 +17,21 @@ BLOCK_CALLS = 3
 BLOCK_SECONDS = 0.030
 # A call this long averages over eight such blocks: it is a block of its own, and the time goes into more rounds.
 LONG_CALL_SECONDS = 0.25
-# Warming up goes on until the times have settled; a call of seconds has settled its caches by the second.
+# Warming up goes on until the times have settled.
 WARM_CALLS, WARM_SECONDS = 20, 1.0
 
 Clock = Callable[[], float]
 
 
 def warm_up(work: Work, clock: Clock) -> list[float]:
-    """Call until the times have settled, or the limit is reached: the times of the calls."""
+    """Call until the times have settled, or the limit is reached: the times of the calls.
+
+    A long call is made once: it has been verified and watched, which were calls too.
+    """
     work.prepare()
     series: list[float] = []
     begun = clock()
-    while len(series) < WARM_CALLS and (len(series) < 2 or clock() - begun < WARM_SECONDS):
+    while len(series) < WARM_CALLS and (not series or clock() - begun < WARM_SECONDS):
         start = clock()
         work.call()
         series.append(clock() - start)

@@ -27,7 +27,7 @@ MOVING = frozenset(
     )
 )  # fmt: skip
 LOOKING_UP = frozenset(("embedding", "index", "index_select", "gather"))
-MULTIPLYING = frozenset(("mm", "addmm", "bmm", "baddbmm", "convolution", "mv", "linear"))
+MULTIPLYING = frozenset(("mm", "addmm", "bmm", "baddbmm", "convolution", "mv", "addmv", "linear"))
 SCALING = frozenset(("mul", "mul_"))
 ADDING = frozenset(("add", "add_", "sub", "sub_"))
 

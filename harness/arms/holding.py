@@ -17,7 +17,10 @@ def derived(row: dict[str, Any]) -> None:
     `mfu`: model FLOPs over what the ceiling of products allowed in that time. `break_even_calls`: after how many the
     first call, which compiles, has paid; left out where a compiled call is no faster.
     """
-    peaks = {found["computes"]: found["rate"] for found in row["ceilings"] if found["name"].startswith("gemm")}
+    peaks: dict[str, float] = {}
+    for found in row["ceilings"]:
+        if found["name"].startswith("gemm"):
+            peaks[found["computes"]] = max(found["rate"], peaks.get(found["computes"], 0.0))
     control = next(arm for arm in row["arms"] if arm["arm"] == row["control"])
     for arm in row["arms"]:
         extras, seconds = arm.get("extras") or {}, arm["median_seconds"]

@@ -6,9 +6,10 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.arms.models import near_truth
 from harness.arms.registry import Judge, Way, kind
@@ -40,13 +41,18 @@ def build(workshop: Workshop, way: Way, copy: int) -> Work:
     """A model from nothing, with its own start: what every script waits for."""
     who = workshop.who(way)
 
-    def call() -> Model:
-        return who.build(workshop.size, seed=0, dtype=way.dtype, device=workshop.device)
+    start: Any = getattr(who, "start", None)  # a peer's own, where `build` puts the run's weights in its place
+
+    def call() -> nn.Module:
+        if start is not None:
+            fresh: nn.Module = start(workshop.size)
+            return fresh
+        return who.build(workshop.size, seed=0, dtype=way.dtype, device=workshop.device).module
 
     def answer() -> int:
-        return sum(parameter.numel() for parameter in call().module.parameters())
+        return sum(parameter.numel() for parameter in call().parameters())
 
-    return Work(call=call, answer=answer, tokens=0)
+    return Work(call=call, answer=answer, tokens=0, weigh=False)
 
 
 def _judge_load(workshop: Workshop, control: str, ways: Mapping[str, Way]) -> Judge:
@@ -70,8 +76,9 @@ def load(workshop: Workshop, way: Way, copy: int) -> Work:
     if workshop.size not in SIZES.values():
         raise MissingResource(f"no checkpoint of {workshop.size.name}")
     folder = tempfile.TemporaryDirectory(prefix="gpt-harness-")
-    source = HuggingFace("eager").build(workshop.size)
-    source.module.save_pretrained(folder.name)  # type: ignore[operator]  # transformers'
+    writer = HuggingFace("eager")
+    source = writer.build(workshop.size)
+    writer.save_checkpoint(source, Path(folder.name))
     del source
     ids, _ = workshop.ids(rows=1, length=CHECKED_TOKENS)
 
@@ -83,7 +90,9 @@ def load(workshop: Workshop, way: Way, copy: int) -> Work:
         return call().logits(ids)
 
     # The folder lives as long as the work does.
-    return Work(call=call, answer=answer, tokens=0, extras=lambda: {"read_bytes": _bytes(Path(folder.name))})
+    return Work(
+        call=call, answer=answer, tokens=0, weigh=False, extras=lambda: {"read_bytes": _bytes(Path(folder.name))}
+    )
 
 
 def _bytes(folder: Path) -> float:
@@ -112,8 +121,8 @@ def tokenize(workshop: Workshop, way: Way, copy: int) -> Work:
     except OSError as error:  # it fetches its tables where it has none, and there is no network
         raise MissingResource(f"tiktoken's tables of gpt2: {type(error).__name__}; set TIKTOKEN_CACHE_DIR") from None
     whole, parallel = encoding.decode(text_tokens().tolist()), way.options.get("paragraphs", False)
-    # Between the two line ends, and not after them: at the end of a piece GPT-2's pattern takes both for one word.
-    pieces = re.split(r"(?<=\n)(?=\n)", whole)
+    # Between two line ends that are by themselves: GPT-2's pattern takes more, or both at the end of a piece, for one.
+    pieces = re.split(r"(?<=[^\n]\n)(?=\n[^\n])", whole)
 
     def call() -> list[int]:
         if not parallel:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.adapters import generating
 from harness.errors import MissingAbility
-from harness.oracle import oracle
-from harness.size import Size
+from harness.oracle import as_model, huggingface_config, oracle
+from harness.size import SIZES, Size
 from harness.states import state
 from harness.subject import Model
 
@@ -33,6 +34,26 @@ class HuggingFace:
         module.generation_config.cache_implementation = "static" if self.cache == "static" else None
         module.to(device)
         return model
+
+    def start(self, size: Size) -> nn.Module:
+        """The module with its own initialisation, as its users get it."""
+        from transformers import GPT2LMHeadModel
+
+        return GPT2LMHeadModel(huggingface_config(size))
+
+    def load_checkpoint(self, directory: Path) -> Model:
+        """The model that the directory holds, by from_pretrained."""
+        from transformers import GPT2LMHeadModel
+
+        module = GPT2LMHeadModel.from_pretrained(directory, attn_implementation=self.attention).eval()
+        config = module.config
+        size = next(size for size in SIZES.values() if (size.layers, size.width) == (config.n_layer, config.n_embd))
+        return as_model(module, size)
+
+    def save_checkpoint(self, model: Model, directory: Path) -> None:
+        """By save_pretrained."""
+        module: Any = model.module
+        module.save_pretrained(directory)
 
     def generate(self, model: Model, ids: Tensor, new_tokens: int, **settings: Any) -> Tensor:
         """transformers' own generate, ended by length alone; see `Generates.generate`.

@@ -149,6 +149,8 @@ POINTS = {
     "weight-update": {"tokens": 16},
     "attention": {"tokens": 64},
     "build": {},
+    "load": {},
+    "tokenize": {},
 }
 
 
@@ -172,6 +174,8 @@ def judged(workshop, work, arms):
         ("weight-update", ("fp32", "no-masters")),
         ("attention", ("naive", "looped", "flash", "sdpa-math")),
         ("build", ("subject", "hf-eager")),
+        ("load", ("subject", "hf-eager")),
+        ("tokenize", ("one-piece", "paragraphs")),
     ],
 )
 def test_every_arm_of_a_right_gpt_gives_the_answer(workshop, work, arms):
