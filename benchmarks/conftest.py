@@ -32,8 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--budget",
         metavar="SECONDS",
         type=_positive(float),
-        help=f"time for all comparisons together (default: {FULL_SECONDS:.0f}, with --quick {QUICK_SECONDS:.0f}); "
-        "every comparison gets four rounds, whatever they take",
+        help=f"of timing, for all together (default: {FULL_SECONDS:.0f}, with --quick {QUICK_SECONDS:.0f}); "
+        "every comparison gets four rounds, whatever they take, and building and verifying come on top",
     )
     group.addoption("--device", default="cpu", help="where the arms run: cpu (default), cuda, cuda:1 ...")
     group.addoption("--threads", metavar="N", type=_positive(int), help="threads of torch (default: its own choice)")
@@ -72,7 +72,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     threads, busy = torch.get_num_threads(), load() or 0.0
     told = [
         f"comparisons: the {config.getoption('--size')} model on {config.getoption('--device')}, {threads} threads, "
-        f"about {seconds(config):.0f} s"
+        f"about {seconds(config):.0f} s of timing"
     ]
     if config.getoption("--quick"):
         told.append("--quick: shorter sequences, fewer points, wider intervals; the same model")

@@ -20,9 +20,11 @@ from harness.plugin import deviations_of, recorder_of, subject_of
 from harness.resume import covers, fingerprint, resumable
 from harness.size import SIZES
 from harness.statistics import describe_ratio, holm
+from harness.timing import by_events
 from harness.witness import refusal, witness
 
-FULL_SECONDS, QUICK_SECONDS = 540.0, 70.0
+# Of timing alone: building, verifying and watching come on top, about as much again.
+FULL_SECONDS, QUICK_SECONDS = 420.0, 40.0
 # Above this share of identical arms told apart, the run's other verdicts are no evidence.
 EVIDENCE = 0.10
 SIGNIFICANCE = 0.05
@@ -39,7 +41,6 @@ class Run:
     declared: Mapping[str, Declared]
     selected: dict[Key, list[str]] = field(default_factory=dict)
     rows: dict[Key, Row] = field(default_factory=dict)
-    budget: Budget | None = None
     held: list[Row] = field(default_factory=list)
     _workshops: dict[str, Workshop] = field(default_factory=dict)
 
@@ -75,7 +76,7 @@ class Run:
         row = next((row for row in self._resumed if (row["comparison"], row["metric"], row["point"]) == key), None)
         if row is None or not covers(row, self.selected[declared.label, point]):
             return None
-        self._allot(declared, point)  # its share of the time goes to what is still to be measured
+        self._budget.allot(declared.weight)  # its share of the time goes to what is still to be measured
         return row
 
     @functools.cached_property
@@ -100,12 +101,14 @@ class Run:
         measured = measure(
             comparison,
             only=set(chosen),
-            seconds=self._allot(declared, point),
+            seconds=self._budget.allot(declared.weight),
             clock=_clock(device),
             busy=time.process_time if device == "cpu" else None,
+            timed=by_events(device) if torch.device(device).type == "cuda" else None,
             watch=lambda work: _watch(work, device),
             ceilings=self._ceilings,
         )
+        self._budget.spend(measured.timing_seconds)
         row = measured.row()
         derived(row)
         return row
@@ -193,11 +196,9 @@ class Run:
             told = f"{held['comparison']} {held['metric']}, {held['arm']}: {held['told']}; {held['expected']}"
             yield f"{told}: {held['verdict']}", held["verdict"] == "fail"
 
-    def _allot(self, declared: Declared, point: int | None) -> float:
-        if self.budget is None:
-            weights = [self.declared[key[0]].weight for key in self.selected]
-            self.budget = Budget(seconds(self.config), weights)
-        return self.budget.allot(declared.weight)
+    @functools.cached_property
+    def _budget(self) -> Budget:
+        return Budget(seconds(self.config), [self.declared[key[0]].weight for key in self.selected])
 
     def _circumstances(self) -> Row:
         return {

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from harness.errors import HarnessError, Missing
 from harness.statistics import FEWEST_ROUNDS, FEWEST_WARM, Ratio, median, paired_ratio, spread, warmed_up
-from harness.timing import Block, Clock, calls_per_block, rate, warm_up, yardstick
+from harness.timing import Block, Clock, Timer, by_clock, calls_per_block, rate, warm_up, yardstick
 
 # Looking seldom, and only at the interval's width, keeps the false alarms down; stopping on significance does not.
 LOOKS = (12, 24, 48, 96)
@@ -141,6 +141,7 @@ class Measured:
     ceilings: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     calls_per_block: int = 0
+    timing_seconds: float = 0.0
     stopped: str = "nothing to measure"
 
     def against(self, name: str) -> str:
@@ -168,6 +169,7 @@ class Measured:
             "control": comparison.control,
             "calls_per_block": self.calls_per_block,
             "stopped": self.stopped,
+            "timing_seconds": self.timing_seconds,
             "notes": self.notes,
             "arms": [self._arm_row(name) for name in self.findings],
             "ceilings": [{"name": name, **found} for name, found in self.ceilings.items()],
@@ -218,17 +220,17 @@ def measure(
     seed: int = 0,
     clock: Clock = time.perf_counter,
     busy: Clock | None = None,
+    timed: Timer | None = None,
     watch: Callable[[Work], Seen] | None = None,
     ceilings: Ceilings | None = None,
 ) -> Measured:
-    """Build, verify, watch, then time the arms in turn for about `seconds`, all in all, and verify them again.
+    """Build, verify, watch, then time the arms in turn for about `seconds`, and verify them again.
 
     `only` leaves out arms but never the control, nor the arm that a twin is held against. Whatever an arm raises
     becomes its finding, never an exception. FEWEST_ROUNDS are measured even when they take longer than `seconds`.
-    `watch` sees one call of each arm, apart from its time; `busy` is the process's time on all cores; `ceilings` take
-    their turns with the arms.
+    `timed` is what times a call (the clock, if not given); `watch` sees one call of each arm, apart from its time;
+    `busy` is the process's time on all cores; `ceilings` take their turns with the arms.
     """
-    started = clock()
     dice = random.Random(f"{seed} {comparison.label}")
     arms = _chosen(comparison, only)
     works, findings = _built(arms, dice)
@@ -241,7 +243,8 @@ def measure(
     if not ready:
         return measured
     yardsticks = ceilings.build(list(ready.values())) if ceilings else {}
-    _time(measured, ready, yardsticks, dice=dice, until=started + seconds, clock=clock, busy=busy)
+    timed = timed or by_clock(clock)
+    _time(measured, ready, yardsticks, dice=dice, seconds=seconds, clock=clock, timed=timed, busy=busy)
     _verify_again(measured, ready)
     for name, times in list(measured.seconds.items()):
         _conclude(measured, name, ready[name], times)
@@ -358,15 +361,17 @@ def _time(
     ceilings: Mapping[str, Work],
     *,
     dice: random.Random,
-    until: float,
+    seconds: float,
     clock: Clock,
+    timed: Timer,
     busy: Clock | None,
 ) -> None:
     """Fill in the block minima: rounds of one block an arm, until the intervals are narrow or the time is spent."""
-    warm = {name: warm_up(work, clock) for name, work in works.items()}
+    started = clock()
+    warm = {name: warm_up(work, clock, timed) for name, work in works.items()}
     calls = measured.calls_per_block = calls_per_block([min(series) for series in warm.values()])
-    blocks = {name: Block(work, calls, clock, busy) for name, work in works.items()}
-    yardsticks = {name: yardstick(work, clock) for name, work in ceilings.items()}
+    blocks = {name: Block(work, calls, clock, timed, busy) for name, work in works.items()}
+    yardsticks = {name: yardstick(work, clock, timed) for name, work in ceilings.items()}
     measured.seconds = {name: block.best for name, block in blocks.items()}
     longest = 0.0
     for rounds in range(1, LOOKS[-1] + 1):
@@ -376,11 +381,12 @@ def _time(
         if rounds in LOOKS and _narrow(measured):
             measured.stopped = "interval"
             break
-        if rounds >= FEWEST_ROUNDS and clock() + longest > until:
+        if rounds >= FEWEST_ROUNDS and clock() + longest > started + seconds:
             measured.stopped = "budget"
             break
     else:
         measured.stopped = "rounds"
+    measured.timing_seconds = clock() - started
     for name, block in yardsticks.items():
         measured.ceilings[name] = {"seconds": block.best, **rate(ceilings[name], block.best)}
     for name, block in blocks.items():
@@ -428,15 +434,21 @@ def _broken(error: Exception, when: str) -> Finding:
 
 
 class Budget:
-    """Shares a run's seconds among the points still to come, by their weights; what one leaves over the rest gets."""
+    """Shares a run's seconds of timing among the points still to come, by their weights.
 
-    def __init__(self, seconds: float, weights: Sequence[float], *, clock: Clock = time.perf_counter) -> None:
-        self._clock = clock
-        self._left = math.fsum(weights)
-        self._end = clock() + seconds
+    What one leaves over the rest gets, and what one takes too much the rest goes without.
+    """
+
+    def __init__(self, seconds: float, weights: Sequence[float]) -> None:
+        self._left = seconds
+        self._weights = math.fsum(weights)
 
     def allot(self, weight: float) -> float:
         """The seconds for the point that begins now."""
-        share = weight / max(self._left, weight)
-        self._left -= weight
-        return max(0.0, self._end - self._clock()) * share
+        share = max(0.0, self._left) * weight / max(self._weights, weight)
+        self._weights -= weight
+        return share
+
+    def spend(self, seconds: float) -> None:
+        """What its timing has taken."""
+        self._left -= seconds

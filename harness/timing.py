@@ -20,10 +20,43 @@ LONG_CALL_SECONDS = 0.25
 # Warming up goes on until the times have settled.
 WARM_CALLS, WARM_SECONDS = 20, 1.0
 
+# A GPU's second-level cache is emptied before each call by writing over it: twice the largest (an H200's 50 MiB).
+FLUSHED_BYTES = 100 * 2**20
+
 Clock = Callable[[], float]
+Timer = Callable[[Callable[[], object]], float]
 
 
-def warm_up(work: Work, clock: Clock) -> list[float]:
+def by_clock(clock: Clock) -> Timer:
+    """A timer that reads `clock` before a call and after it."""
+
+    def timed(call: Callable[[], object]) -> float:
+        start = clock()
+        call()
+        return clock() - start
+
+    return timed
+
+
+def by_events(device: str) -> Timer:
+    """A timer of CUDA's own: events around the call on its stream, and nothing of the call before left in the cache."""
+    import torch
+
+    trash = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
+
+    def timed(call: Callable[[], object]) -> float:
+        trash.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3  # it counts milliseconds
+
+    return timed
+
+
+def warm_up(work: Work, clock: Clock, timed: Timer) -> list[float]:
     """Call until the times have settled, or the limit is reached: the times of the calls.
 
     A long call is made once: it has been verified and watched, which were calls too.
@@ -32,9 +65,7 @@ def warm_up(work: Work, clock: Clock) -> list[float]:
     series: list[float] = []
     begun = clock()
     while len(series) < WARM_CALLS and (not series or clock() - begun < WARM_SECONDS):
-        start = clock()
-        work.call()
-        series.append(clock() - start)
+        series.append(timed(work.call))
         if warmed_up(series) is not None:
             break
     return series
@@ -52,19 +83,16 @@ def calls_per_block(estimates: Sequence[float]) -> int:
 class Block:
     """Calls in a row of which the best is one observation; `best` has one a round."""
 
-    def __init__(self, work: Work, calls: int, clock: Clock, busy: Clock | None = None) -> None:
-        self.work, self.calls, self.clock, self.busy = work, calls, clock, busy
+    def __init__(self, work: Work, calls: int, clock: Clock, timed: Timer, busy: Clock | None = None) -> None:
+        self.work, self.calls, self.clock, self.timed, self.busy = work, calls, clock, timed, busy
         self.best: list[float] = []
         self._wall = self._spent = 0.0
 
     def run(self) -> None:
         """One block."""
         self.work.prepare()
-        spent, begun, best = self.busy() if self.busy else 0.0, self.clock(), math.inf
-        for _ in range(self.calls):
-            start = self.clock()
-            self.work.call()
-            best = min(best, self.clock() - start)
+        spent, begun = self.busy() if self.busy else 0.0, self.clock()
+        best = min(self.timed(self.work.call) for _ in range(self.calls))
         self._wall += self.clock() - begun
         self._spent += self.busy() - spent if self.busy else 0.0
         self.best.append(best)
@@ -85,7 +113,7 @@ def rate(work: Work, times: Sequence[float]) -> dict[str, Any]:
     return {**costs, "computes": work.computes, "rate": rate}
 
 
-def yardstick(work: Work, clock: Clock) -> Block:
+def yardstick(work: Work, clock: Clock, timed: Timer) -> Block:
     """A block of a ceiling: no longer than an arm's shortest, so that it takes little of the round."""
-    once = min(warm_up(work, clock))
-    return Block(work, max(1, int(BLOCK_SECONDS / max(once, 1e-3))), clock)
+    once = min(warm_up(work, clock, timed))
+    return Block(work, max(1, int(BLOCK_SECONDS / max(once, 1e-3))), clock, timed)

@@ -37,7 +37,6 @@ def _judge(
         bound=float32_bound(workshop.size),
         positions={name: counts[way.options.get("use_cache", True)] for name, way in ways.items()},
         new_tokens=new_tokens,
-        release=workshop.release_truth,
     )
 
 

@@ -51,7 +51,6 @@ def near_truth(
         bound=bound,
         coarse=coarse,
         dtypes=dtypes,
-        release=workshop.release_truth,
         of="the subject itself in float64" if workshop.own_truth else "float64",
     )
 
@@ -88,6 +87,8 @@ def forward(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int 
         with autocast(workshop.device, way.autocast):
             return model.logits_alone(ids) if last_only else model.logits(ids)
 
+    if way.options.get("graph"):
+        call = replayed(call)
     cost = costs.forward(
         workshop.size,
         batch=batch,
@@ -136,6 +137,25 @@ def _inductor_in(folder: str) -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
+
+
+def replayed(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The call's kernels as one CUDA graph: launched together, with nothing of Python between them."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # where libraries make their plans and workspaces, before anything is captured
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answer = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return answer
+
+    return replay
 
 
 def caching(who: Subject) -> Caches:

@@ -66,8 +66,7 @@ class Closeness:
 
     The control must be as near as float32 is by derivation (`bound`), every float32 arm within FLOAT32_FACTOR of
     the control. Arms named in `dtypes` compute in that type: they must be within COARSE_FACTOR of `coarse(dtype)`, the
-    truth with nothing but its parameters rounded to it. `release` is called when the truth has been computed; `of` is
-    what the truth is called.
+    truth with nothing but its parameters rounded to it. `of` is what the truth is called.
     """
 
     truth: Callable[[], Tensor]
@@ -75,7 +74,6 @@ class Closeness:
     bound: float
     coarse: Callable[[torch.dtype], Tensor] | None = None
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
-    release: Callable[[], None] = lambda: None
     of: str = "float64"
     _truth: Tensor | None = None
     _control_error: float = math.nan
@@ -101,7 +99,6 @@ class Closeness:
             if self.coarse is not None:
                 for dtype in set(self.dtypes.values()):
                     self._coarse_errors[dtype] = relative_error(self.coarse(dtype), self._truth)
-            self.release()
         return self._truth
 
     def _allowed(self, name: str) -> tuple[float, str]:
@@ -139,7 +136,6 @@ class SameTokens:
     bound: float
     positions: Mapping[str, int]
     new_tokens: int
-    release: Callable[[], None] = lambda: None
     _generated: Generated | None = None
     _control_error: float = math.nan
 
@@ -191,9 +187,7 @@ class SameTokens:
     @functools.cached_property
     def _truth(self) -> Tensor:
         assert self._generated is not None
-        truth = self.truth(self._generated.ids[:, :-1])
-        self.release()
-        return truth
+        return self.truth(self._generated.ids[:, :-1])
 
 
 def _short(dtype: torch.dtype) -> str:

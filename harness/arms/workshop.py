@@ -129,11 +129,6 @@ class Workshop:
         ids, targets = batch(self.size, "random", rows=rows, length=length)
         return ids.to(self.device), targets.to(self.device)
 
-    def release_truth(self) -> None:
-        """Let the float64 models go: each is a gigabyte, and has done its work once it has spoken."""
-        for key in [key for key in self._models if "float64" in key]:
-            self._own_weights.pop(id(self._models.pop(key)), None)
-
     def close(self) -> None:
         """Let every model go."""
         self._models.clear()

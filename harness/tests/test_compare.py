@@ -440,10 +440,22 @@ def test_a_comparison_without_its_control_cannot_be_written_down():
 
 
 def test_a_budget_is_shared_by_weight_and_savings_are_passed_on():
-    machine = Machine()
-    budget = Budget(100, [1, 1, 2], clock=machine.clock)
+    budget = Budget(100, [1, 1, 2])
     assert budget.allot(1) == pytest.approx(25)
-    machine.now += 10
+    budget.spend(10)
     assert budget.allot(1) == pytest.approx(30)
-    machine.now += 100
+    budget.spend(100)
     assert budget.allot(2) == 0.0
+
+
+def test_building_and_verifying_do_not_eat_the_time_of_timing():
+    machine = Machine(noise=3.0)
+    plain = machine.arm("control", 1.0)
+
+    def slow_to_verify(name, work):
+        machine.now += 1000
+        return Finding("pass", "")
+
+    measured = machine.measure(comparison(plain, machine.arm("b", 1.0), verify=slow_to_verify), seconds=100)
+    assert len(measured.seconds["b"]) > 8
+    assert measured.timing_seconds < 110
