@@ -19,7 +19,7 @@ from harness.size import Size
 HEAD_KEYS = {"title", "about"}
 KEYS = {"name", "work", "arms", "axis", "points", "quick", "parameters", "weight", "twin", "holds", "why"}
 QUANTITIES = ("time", "memory")
-HOLD_KEYS = {"arm", "exponent", "at_most", "at_least", "ratio", "of", "why"}
+HOLD_KEYS = {"arm", "exponent", "ratio_at_most", "memory_within"}
 
 
 @dataclass(frozen=True)
@@ -237,4 +237,8 @@ class _Reader:
         self.known(hold.get("arm"), arms, "arm of this comparison")
         if "exponent" in hold:
             self.known(hold["exponent"], QUANTITIES, "quantity")
+        if len(hold) != 2:
+            raise self.error(
+                f"what holds: expected an arm and one of {sorted(HOLD_KEYS - {'arm'})}, found {dict(hold)}"
+            )
         return hold

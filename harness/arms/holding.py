@@ -38,12 +38,51 @@ def holding(declared: Declared, rows: Sequence[Mapping[str, Any]]) -> Iterator[d
     for hold in declared.holds:
         arms = {row["point"]: arm for row in rows for arm in row["arms"] if arm["arm"] == hold["arm"]}
         arms = {point: arm for point, arm in arms.items() if arm["seconds"]}
+        head = {"kind": "held", "comparison": declared.suite, "metric": declared.name, "arm": hold["arm"]}
         if "exponent" in hold and len(arms) >= 2:
-            yield {**_head(declared, hold), **_exponent(declared, hold["exponent"], arms)}
+            yield {**head, **_exponent(declared, hold["exponent"], arms)}
+        elif "memory_within" in hold and arms:
+            yield {**head, **_memory(hold["memory_within"], arms)}
+        elif "ratio_at_most" in hold and arms:
+            yield from ({**head, **found} for found in _ratio(declared, hold, rows))
 
 
-def _head(declared: Declared, hold: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "held", "comparison": declared.suite, "metric": declared.name, "arm": hold["arm"]}
+def _memory(within: float, arms: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
+    """How far the exact peak is from the closed form at the point where that is farthest."""
+    known = {point: arm for point, arm in arms.items() if arm["ledgers"].get(CLOSED_FORM)}
+    off = {point: arm["peak_memory_bytes"] / arm["ledgers"][CLOSED_FORM] - 1 for point, arm in known.items()}
+    worst = max(off.values(), key=abs, default=None)
+    return {
+        "what": "peak memory over the closed form, less 1",
+        "found": worst,
+        "low": worst,
+        "high": worst,
+        "told": "no closed form"
+        if worst is None
+        else f"peak memory is off the closed form by at most {abs(worst):.1%}",
+        "expected": f"within {within:.0%}",
+        "verdict": "unresolved" if worst is None else "pass" if abs(worst) <= within else "fail",
+        "points": sorted(known),
+    }
+
+
+def _ratio(declared: Declared, hold: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Time over the control's at the last point: held where the whole interval is below, broken where it is above."""
+    last, most = rows[-1], hold["ratio_at_most"]
+    for ratio in last["ratios"]:
+        if ratio["arm"] == hold["arm"]:
+            low, high = ratio["low"], ratio["high"]
+            at = "" if last["point"] is None else f" at {declared.axis}={last['point']}"
+            yield {
+                "what": f"time over {declared.control}'s{at}",
+                "found": ratio["ratio"],
+                "low": low,
+                "high": high,
+                "told": f"time is {ratio['ratio']:.2f} of {declared.control}'s{at} [{low:.2f}, {high:.2f}]",
+                "expected": f"at most {most:g}",
+                "verdict": "pass" if high <= most else "fail" if low > most else "unresolved",
+                "points": [last["point"]],
+            }
 
 
 def _exponent(declared: Declared, quantity: str, arms: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -379,14 +379,15 @@ def test_a_point_beyond_the_context_becomes_the_longest_that_fits():
 # What figures come to together.
 
 
-def rows(exponent, *, closed=2.0):
+def rows(exponent, *, closed=2.0, high=0.45):
     found = []
     for point in (128, 256, 512, 1024):
         arm = {
             "arm": "naive", "seconds": [1e-6 * point**2.0] * 6, "flops": point**2.0,
             "peak_memory_bytes": point**exponent, "ledgers": {"closed form": point**closed},
         }  # fmt: skip
-        found.append({"point": point, "arms": [arm]})
+        ratio = {"arm": "flash", "ratio": 0.4, "low": 0.3, "high": high}
+        found.append({"point": point, "arms": [arm, {**arm, "arm": "flash"}], "ratios": [ratio]})
     return found
 
 
@@ -398,6 +399,19 @@ def test_an_exponent_is_held_to_that_of_the_closed_form():
     assert held["exponent of time over tokens"]["verdict"] == "pass"
     held = {row["what"]: row for row in holding(declared, rows(1.0))}
     assert held["exponent of memory over tokens"]["verdict"] == "fail"
+
+
+def test_memory_and_ratios_are_held_to_what_was_declared():
+    declared = next(d for d in read_comparisons(ROOT / "benchmarks") if d.label == "attention forward")
+
+    def held(rows):
+        return {(row["arm"], row["what"].split()[0]): row for row in holding(declared, rows)}
+
+    right = held(rows(2.0))
+    assert right["naive", "peak"]["verdict"] == "pass"
+    assert right["flash", "time"]["verdict"] == "pass"
+    assert held(rows(2.0, closed=2.01))["naive", "peak"]["verdict"] == "fail"
+    assert held(rows(2.0, high=0.6))["flash", "time"]["verdict"] == "unresolved"
 
 
 def test_utilisation_and_break_even_come_from_the_row():
