@@ -66,8 +66,18 @@ def arm_line(row: Row, arm: Row) -> str:
         parts.append(f"{arm['positions']:,} positions")
     if arm["ledgers"]:
         parts.append(peaks(arm["ledgers"]))
-    parts += [f"{name} {value:,.4g}" for name, value in (arm.get("extras") or {}).items()]
+    parts += [_extra(name, value) for name, value in (arm.get("extras") or {}).items()]
     return "  ".join(parts)
+
+
+def _extra(name: str, value: float) -> str:
+    """`cache 72.00 MiB`, `first call 11.4 s`, `mfu 0.46`: the unit is the end of the name."""
+    words = name.replace("_", " ")
+    if name.endswith("_bytes"):
+        return f"{words.removesuffix(' bytes')} {value / 2**20:.2f} MiB"
+    if name.endswith("_seconds"):
+        return f"{words.removesuffix(' seconds')} {value:.3g} s"
+    return f"{words} {value:,.3g}"
 
 
 def peaks(ledgers: dict[str, int]) -> str:

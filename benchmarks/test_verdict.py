@@ -27,14 +27,17 @@ def test_verdict_on_the_subject(benchmark: Any, pytestconfig: pytest.Config) -> 
         for check in checks:
             shares[check.suite] += run(check, subject).seconds
 
-    benchmark.pedantic(judge, rounds=3, warmup_rounds=1)
+    rounds = 1 if pytestconfig.getoption("--quick") else 3
+    benchmark.pedantic(judge, rounds=rounds, warmup_rounds=rounds // 3)
     benchmark.extra_info.update({suite: round(seconds, 3) for suite, seconds in shares.items()})
 
 
 @pytest.mark.benchmark(group="verdict: one fault of the matrix")
 @pytest.mark.parametrize("fault", ["mask-allows-next", "gen-topk-off-by-one", "load-epsilon-ignored"])
-def test_verdict_on_a_fault(benchmark: Any, fault: str) -> None:
+def test_verdict_on_a_fault(benchmark: Any, fault: str, pytestconfig: pytest.Config) -> None:
     """All checks and the diagnosis: what one column of `gpt-harness faults` costs at most."""
+    if pytestconfig.getoption("--quick"):
+        pytest.skip("left out by --quick: a fault takes 3 to 4 s, three times")
     checks, (chosen,) = debug_checks(SUITES), read_catalogue().chosen([fault])
     row = benchmark.pedantic(lambda: judge_fault(chosen, checks), rounds=2, warmup_rounds=1)
     assert row["killed"]

@@ -63,7 +63,7 @@ class Declared:
             return points
         taken = sum(self.parameters.get(key, 0) for key in ("prompt", "new_tokens")) + self._beyond
         room = size.context - taken
-        return tuple(point for point in points if point is not None and point <= room) or (room,)
+        return tuple(point for point in points if point is not None and point <= room) or (room,)[: len(points)]
 
     @property
     def _beyond(self) -> int:

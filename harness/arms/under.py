@@ -13,8 +13,8 @@ from harness.costs import Cost
 from harness.errors import Missing
 from harness.size import Size
 
-# Less than this is read from a core's own cache, where a bound by bandwidth says nothing.
-CACHED_BYTES = 32 * MIB
+# Less than this may be read from a cache, where a bound by the memory's bandwidth says nothing.
+CACHED_BYTES = 128 * MIB
 SHAPES = ("square", "c_fc")  # whatever the run: what the first took is what runs are compared by
 
 
@@ -65,6 +65,6 @@ class UnderCeilings:
 
 
 def _read_bytes(work: Work) -> int:
-    """How much a reading yardstick for this work reads: as much, up to what is beyond every cache; 0 for little."""
-    moved = int(work.moved_bytes or 0) // MIB * MIB
-    return 0 if moved < CACHED_BYTES else min(moved, LARGEST_BUFFER_BYTES)
+    """How much a reading yardstick for this work reads: about as much (the next power of two); 0 for little."""
+    moved = int(work.moved_bytes or 0)
+    return 0 if moved < CACHED_BYTES else min(2 ** (moved - 1).bit_length(), LARGEST_BUFFER_BYTES)

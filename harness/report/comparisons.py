@@ -90,7 +90,9 @@ def summary(run: Run) -> Iterator[str]:
     yield f"{FalseAlarms.of(run).words}."
     verdicts = [str(row.get("verdict")) for row in run.held]
     if verdicts:
-        told = [f"{verdicts.count(each)} {each}" for each in ("pass", "fail", "unresolved") if each in verdicts]
+        told = [
+            f"{verdicts.count(each)} {each}" for each in ("pass", "fail", "differs", "unresolved") if each in verdicts
+        ]
         yield f"Held against theory: {', '.join(told)} ([all of them](#held-against-theory))."
     if any(comparison.get("quick") for comparison in run.comparisons):
         yield "This was a quick run: fewer points and shorter sequences than a whole one."

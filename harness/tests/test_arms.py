@@ -314,17 +314,17 @@ def test_little_work_is_not_held_under_the_bandwidth_of_memory():
     small = Work(call=lambda: None, answer=lambda: None, tokens=1, flops=1e6, moved_bytes=1e6)
     names = ceilings.build([small])
     assert not [name for name in names if name.startswith("read")]
-    large = Work(call=lambda: None, answer=lambda: None, tokens=1, flops=1e6, moved_bytes=64 * 2**20)
-    assert "read 64 MiB" in ceilings.build([large])
+    large = Work(call=lambda: None, answer=lambda: None, tokens=1, flops=1e6, moved_bytes=200 * 2**20)
+    assert "read 256 MiB" in ceilings.build([large])
 
 
 def test_an_arm_is_placed_by_what_bounds_it():
     ceilings = UnderCeilings("cpu", DEBUG)
-    moving = Work(call=lambda: None, answer=lambda: None, tokens=1, flops=1.0, moved_bytes=64 * 2**20)
+    moving = Work(call=lambda: None, answer=lambda: None, tokens=1, flops=1.0, moved_bytes=128 * 2**20)
     names = ceilings.build([moving])
     seconds = {name: [1e-2] * 6 for name in names}
     found = ceilings.under(moving, [2e-2] * 6, seconds)
-    assert (found["regime"], found["name"]) == ("bandwidth", "read 64 MiB")
+    assert (found["regime"], found["name"]) == ("bandwidth", "read 128 MiB")
     assert found["fraction"] == pytest.approx(0.5)
     assert not found["impossible"]
     assert ceilings.under(moving, [0.5e-2] * 6, seconds)["impossible"]
@@ -367,6 +367,13 @@ def test_what_is_not_understood_is_an_error_with_its_line(tmp_path, line, become
     with pytest.raises(SuiteError, match=r"mine\.toml:5: ") as caught:
         read_file(path)
     assert told in str(caught.value)
+
+
+def test_no_points_with_quick_leave_a_comparison_out():
+    """An empty list became the whole context once: the longest point of all, with --quick."""
+    declared = {d.label: d for d in read_comparisons(ROOT / "benchmarks")}
+    assert declared["training backward"].fitting(DEBUG, quick=True) == ()
+    assert declared["peers generate"].fitting(DEBUG, quick=True) == ()
 
 
 def test_a_point_beyond_the_context_becomes_the_longest_that_fits():
