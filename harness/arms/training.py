@@ -34,6 +34,20 @@ def adamw(model: Model, **implementation: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.module.parameters(), **{**ADAMW, **(implementation or FUSED)})
 
 
+def begun(optimizer: torch.optim.Optimizer, model: Model) -> torch.optim.Optimizer:
+    """The optimizer with its state allocated, and the weights as they were: no step that is weighed makes it first."""
+    for parameter in model.module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    return optimizer
+
+
 def after_a_step(
     workshop: Workshop,
     model: Model,
@@ -105,7 +119,7 @@ def training_step(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch
                 loss = model.loss(some, wanted) * (some.shape[0] / batch)
             loss.backward()
 
-    optimizer = adamw(model)
+    optimizer = begun(adamw(model), model)
 
     def call() -> None:
         gradients()
@@ -204,7 +218,7 @@ def optimizer(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: in
     ids, targets = workshop.ids(rows=batch, length=tokens)
     model = workshop.model(way, copy)
     implementation = way.options.get("optimizer", FUSED)
-    stepping = adamw(model, **implementation)
+    stepping = begun(adamw(model, **implementation), model)
 
     def gradients() -> None:
         model.loss(ids, targets).backward()

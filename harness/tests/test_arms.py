@@ -12,6 +12,7 @@ from harness.arms.declared import read_file
 from harness.arms.generation import cached_positions, uncached_positions
 from harness.arms.holding import derived, holding
 from harness.arms.models import tensor_bytes
+from harness.arms.training import adamw, begun
 from harness.arms.truth import Closeness, Generated, SameTokens, float32_bound, relative_error
 from harness.arms.under import UnderCeilings
 from harness.compare import Work
@@ -244,6 +245,17 @@ def test_checkpointing_leaves_the_blocks_as_they_were_and_stores_less(workshop):
     assert peaks["checkpointed"] < peaks["stored"]
     blocks = workshop.model(ways()["checkpointed"]).module.transformer.h
     assert not any("forward" in vars(block) for block in blocks)
+
+
+def test_an_optimizer_that_has_begun_has_its_state_and_has_moved_nothing(workshop):
+    """Its two numbers a parameter were allocated in the step that was weighed, and hid what checkpointing saves."""
+    model = workshop.model(ways()["fp32"])
+    before = [parameter.detach().clone() for parameter in model.module.parameters()]
+    optimizer = begun(adamw(model), model)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.module.parameters(), strict=True))
+    assert len(optimizer.state) == len(before)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
+    assert all(parameter.grad is None for parameter in model.module.parameters())
 
 
 def test_weights_rounded_to_bf16_are_values_that_bf16_holds(workshop):
