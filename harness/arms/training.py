@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness import costs
-from harness.arms.models import counted_as, element_bytes, near_truth
+from harness.arms.models import counted_as, element_bytes, first_call, near_truth
 from harness.arms.registry import Judge, Way, kind
 from harness.arms.truth import training_bound
 from harness.arms.workshop import Workshop, autocast, round_parameters
@@ -142,7 +142,11 @@ def training_step(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch
         stored_in=getattr(torch, way.dtype) if way.dtype != "float32" else None,
     )  # fmt: skip
     model_flops = costs.model_flops(workshop.size, tokens=tokens) * ids.numel()
-    return _work(workshop, way, call, answer, cost, tokens=ids.numel(), extras=lambda: {"model_flops": model_flops})
+    compiling = first_call(way, gradients)
+    return _work(
+        workshop, way, call, answer, cost, tokens=ids.numel(),
+        extras=lambda: {"model_flops": model_flops, **compiling()},
+    )  # fmt: skip
 
 
 class _checkpointing:  # noqa: N801 - a context manager, used like a function
