@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.show import label, ratio_of
 from harness.arms import Declared, read_comparisons
 from harness.compare import AGAIN
 from harness.errors import SuiteError
+from harness.plugin import subject_names
 from harness.size import SIZES
 from harness.statistics import describe_ratio
 
@@ -57,6 +59,12 @@ def _positive(kind: type) -> Callable[[str], Any]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Threads and the device are settled before anything is built or recorded."""
+    if len(subject_names(config)) > 1 or config.getoption("--isolate"):
+        raise pytest.UsageError("benchmarks are of one --subject, and in this process: without --isolate")
+    try:
+        config.stash[_declared] = {found.label: found for found in read_comparisons(Path(__file__).parent)}
+    except SuiteError as error:
+        raise pytest.UsageError(str(error)) from None
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
     device = config.getoption("--device")
@@ -88,11 +96,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "comparison" not in metafunc.fixturenames:
         return
     config, size = metafunc.config, SIZES[metafunc.config.getoption("--size")]
-    try:
-        declared = read_comparisons(Path(__file__).parent)
-    except SuiteError as error:
-        raise pytest.UsageError(str(error)) from None
-    config.stash[_declared] = {comparison.label: comparison for comparison in declared}
+    declared = config.stash[_declared].values()
     metafunc.parametrize(
         ("comparison", "point", "arm"),
         [
@@ -143,11 +147,10 @@ def _report(row: Row, name: str, benchmark: Any) -> None:
     if verified["verdict"] == "skip":
         pytest.skip(verified["message"])
     if verified["verdict"] != "pass":
-        try:
+        with contextlib.suppress(UnverifiedError):
             refuse(benchmark, verified["message"])
-        except UnverifiedError:
-            told = f"{label(row)}, {name}: unverified, so no time is shown: {verified['message']}"
-            pytest.fail(told, pytrace=False)
+        told = f"{label(row)}, {name}: unverified, so no time is shown: {verified['message']}"
+        pytest.fail(told, pytrace=False)
     replay(benchmark, arm["seconds"], _extra_info(row, arm))
 
 

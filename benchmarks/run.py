@@ -96,7 +96,7 @@ class Run:
 
     def _measured(self, declared: Declared, point: int | None) -> Row:
         device, workshop = self.config.getoption("--device"), self._workshop(declared.suite)
-        chosen = self.selected[declared.label, point]
+        chosen, before = self.selected[declared.label, point], _globals()
         comparison = declared.at(workshop, point, twin=any(arm.endswith(AGAIN) for arm in chosen))
         measured = measure(
             comparison,
@@ -109,6 +109,7 @@ class Run:
             ceilings=self._ceilings,
         )
         self._budget.spend(measured.timing_seconds)
+        measured.notes += _put_back(before)
         row = measured.row()
         derived(row)
         return row
@@ -185,8 +186,10 @@ class Run:
         for row, ratio in self._ratios(twins=True):
             if ratio["verdict"] in ("FASTER", "SLOWER"):
                 yield f"  {label(row)}: {describe_ratio(ratio_of(ratio))}", True
-        if not alarms["evidence"]:
-            yield f"more than {EVIDENCE:.0%} of identical arms told apart, or none measured: not evidence", True
+        if not alarms["pairs"]:
+            yield "without one, nothing says how often this run's verdicts are wrong", False
+        elif not alarms["evidence"]:
+            yield f"more than {EVIDENCE:.0%} of identical arms told apart: this run is not evidence", True
         lost = [row for row in self.adjusted() if row["p"] < SIGNIFICANCE <= row["adjusted"]]
         if lost:
             yield f"{len(lost)} differences do not stand when all ratios of the run are judged together (Holm)", False
@@ -210,6 +213,19 @@ class Run:
             "load": load(),
             "fingerprint": self._fingerprint,
         }
+
+
+def _globals() -> dict[str, Any]:
+    return {"threads": torch.get_num_threads(), "default dtype": torch.get_default_dtype()}
+
+
+def _put_back(before: Row) -> list[str]:
+    """What an arm has changed for all others, told, and as it was again."""
+    now = _globals()
+    changed = [f"{name} from {before[name]} to {now[name]}" for name in before if before[name] != now[name]]
+    torch.set_num_threads(before["threads"])
+    torch.set_default_dtype(before["default dtype"])
+    return [f"an arm changed torch's {each}, so the times are of no one setting" for each in changed]
 
 
 def seconds(config: pytest.Config) -> float:

@@ -72,7 +72,7 @@ def run_bisect(options: argparse.Namespace) -> int:
 
 def choose(known: list[Job], words: str, *, one: bool) -> list[Job]:
     """The jobs that are meant. Raises HarnessError for none, and with `one` for several."""
-    found = [job for job in known if selects(words, job.label)]
+    found = [job for job in known if selects(words.replace("-", " "), job.label.replace("-", " "))]
     if not found:
         names = {job.comparison for job in known} | {job.arm for job in known}
         raise HarnessError(f"-k '{words}' selects nothing; {did_you_mean(words, names)}")

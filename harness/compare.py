@@ -13,12 +13,14 @@ from typing import Any, Literal, Protocol
 
 from harness.errors import HarnessError, Missing
 from harness.statistics import FEWEST_ROUNDS, FEWEST_WARM, Ratio, median, paired_ratio, spread, warmed_up
-from harness.timing import Block, Clock, Timer, by_clock, calls_per_block, rate, warm_up, yardstick
+from harness.timing import LONG_CALL_SECONDS, Block, Clock, Timer, by_clock, calls_per_block, rate, warm_up, yardstick
 
 # Looking seldom, and only at the interval's width, keeps the false alarms down; stopping on significance does not.
 LOOKS = (12, 24, 48, 96)
 TARGET_HALF_WIDTH = 0.01
 AGAIN = "-again"  # ends the name of a twin
+# What an arm may raise without ending the run: a subject that exits is no reason to lose the others.
+FAILURES = (Exception, SystemExit)
 
 Row = dict[str, Any]
 
@@ -246,6 +248,8 @@ def measure(
     timed = timed or by_clock(clock)
     _time(measured, ready, yardsticks, dice=dice, seconds=seconds, clock=clock, timed=timed, busy=busy)
     _verify_again(measured, ready)
+    if watch is not None:
+        _watch_again(measured, {arm.name: arm for arm in arms}, ready, watch)
     for name, times in list(measured.seconds.items()):
         _conclude(measured, name, ready[name], times)
         if ceilings is not None:
@@ -270,7 +274,7 @@ def _built(arms: Sequence[Arm], dice: random.Random) -> tuple[dict[str, Work], d
             works[arm.name] = arm.build()
         except Missing as missing:
             findings[arm.name] = Finding("skip", str(missing))
-        except Exception as error:
+        except FAILURES as error:
             findings[arm.name] = _broken(error, "while it was built")
     return works, findings
 
@@ -294,7 +298,7 @@ def _verify(comparison: Comparison, name: str, work: Work, when: str) -> Finding
         return comparison.verify(name, work)
     except Missing as missing:
         return Finding("skip", str(missing))
-    except Exception as error:
+    except FAILURES as error:
         return _broken(error, when)
 
 
@@ -304,6 +308,30 @@ def _verify_again(measured: Measured, works: Mapping[str, Work]) -> None:
         again = _verify(measured.comparison, name, works[name], "while its answer was verified after timing")
         if again.verdict != "pass":
             measured.without(name, dataclasses.replace(again, message=f"after timing: {again.message}"))
+
+
+def _watch_again(
+    measured: Measured, arms: Mapping[str, Arm], works: Mapping[str, Work], watch: Callable[[Work], Seen]
+) -> None:
+    """A short call once more after timing: one that remembers its answers computed when it was first watched only.
+
+    A long call is left alone: to have done less than it should, it must have been above its ceiling.
+    """
+    for name, times in list(measured.seconds.items()):
+        if median(times) > LONG_CALL_SECONDS:
+            continue
+        before = measured.figures.get(name, {}).get("witness", {})
+        try:
+            works[name].prepare()
+            seen = watch(works[name])
+        except FAILURES as error:
+            measured.notes.append(f"witness of {name} after timing: {type(error).__name__}: {error}")
+            continue
+        refused = seen.refuse(arms[name].claims)
+        if refused is None and before.get("products") and not seen.witness.get("products"):
+            refused = "no matrix product ran any more: it remembers answers instead of computing them"
+        if refused is not None:
+            measured.without(name, Finding("fail", f"after timing: {refused}"))
 
 
 def _watch(measured: Measured, arm: Arm, work: Work, watch: Callable[[Work], Seen]) -> None:
@@ -322,7 +350,7 @@ def _watch(measured: Measured, arm: Arm, work: Work, watch: Callable[[Work], See
             return
         for ledger, count in work.ledgers.items():
             ledgers[ledger] = count()
-    except Exception as error:
+    except FAILURES as error:
         measured.notes.append(f"memory and witness of {arm.name}: {type(error).__name__}: {error}")
         if arm.claims:
             measured.without(arm.name, _broken(error, "while it was watched"))
@@ -338,7 +366,7 @@ def _conclude(measured: Measured, name: str, work: Work, times: Sequence[float])
     figures["computes"] = work.computes
     try:
         figures["extras"] = dict(work.extras())
-    except Exception as error:
+    except FAILURES as error:
         measured.notes.append(f"further figures of {name}: {type(error).__name__}: {error}")
 
 
@@ -399,7 +427,7 @@ def _round(measured: Measured, blocks: dict[str, Block], yardsticks: dict[str, B
     for name in dice.sample(list(every), len(every)):
         try:
             every[name].run()
-        except Exception as error:
+        except FAILURES as error:
             if name not in blocks:
                 raise
             del blocks[name]
@@ -428,7 +456,7 @@ def _narrow(measured: Measured) -> bool:
     return all(ratio.half_width <= TARGET_HALF_WIDTH * min(1, math.sqrt(ratio.rounds / LOOKS[2])) for ratio in ratios)
 
 
-def _broken(error: Exception, when: str) -> Finding:
+def _broken(error: BaseException, when: str) -> Finding:
     text = " ".join(str(error).split())[:500]
     return Finding("error", f"{type(error).__name__} {when}: {text}")
 

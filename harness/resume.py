@@ -37,7 +37,11 @@ def _sources(subject: str) -> list[Path]:
     """The subject's code: the modules beside its file, or its package."""
     where = subject.rpartition(":")[0]
     if where.endswith(".py"):
-        return sorted(Path(where).resolve().parent.glob("*.py"))
+        beside = Path(where).resolve().parent
+        # What it most likely imports besides: the reference.
+        return [*sorted(beside.glob("*.py")), *sorted(beside.glob("*.toml")), *_package(HOME / "gpt")]
+    if subject.startswith("hf:"):
+        return sorted(Path(subject.removeprefix("hf:")).glob("*.json"))
     try:
         spec = importlib.util.find_spec(where.split(".")[0])
     except (ImportError, ValueError):

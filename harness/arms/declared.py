@@ -195,7 +195,7 @@ class _Reader:
             points=points,
             quick=self.points("quick", axis) if "quick" in table else points,
             parameters=parameters,
-            weight=float(table.get("weight", 1)),
+            weight=self.weight(),
             twin=self.of_type("twin", bool, True),
             why=why,
             holds=tuple(self.hold(hold, arms) for hold in table.get("holds", [])),
@@ -220,6 +220,12 @@ class _Reader:
             raise self.error(f"{key}: expected a {kind.__name__}, found {value!r}")
         return value
 
+    def weight(self) -> float:
+        weight = self.table.get("weight", 1)
+        if not isinstance(weight, int | float) or not weight > 0:
+            raise self.error(f"weight: expected a positive number, found {weight!r}")
+        return float(weight)
+
     def points(self, key: str, axis: str | None) -> tuple[int | None, ...]:
         points: Sequence[Any] = self.table.get(key, [])
         if axis is None:
@@ -237,6 +243,9 @@ class _Reader:
         self.known(hold.get("arm"), arms, "arm of this comparison")
         if "exponent" in hold:
             self.known(hold["exponent"], QUANTITIES, "quantity")
+        for key in ("ratio_at_most", "memory_within"):
+            if key in hold and not (isinstance(hold[key], int | float) and hold[key] > 0):
+                raise self.error(f"{key}: expected a positive number, found {hold[key]!r}")
         if len(hold) != 2:
             raise self.error(
                 f"what holds: expected an arm and one of {sorted(HOLD_KEYS - {'arm'})}, found {dict(hold)}"

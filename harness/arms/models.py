@@ -51,7 +51,7 @@ def near_truth(
         bound=bound,
         coarse=coarse,
         dtypes=dtypes,
-        of="the subject itself in float64" if workshop.own_truth else "float64",
+        of=workshop.called,
     )
 
 

@@ -89,7 +89,7 @@ class Closeness:
         allowed, told = self._allowed(name)
         message = f"relative error {error:.1e} against {self.of}; {told}"
         if not error <= allowed:  # NaN is not
-            message = f"{message}, so at most {allowed:.1e} is rounding"
+            message = f"{message}, so at most {allowed:.1e} is rounding; `pytest verifications/` finds what differs"
             return Finding("fail", message, error=error, allowed=allowed)
         return Finding("pass", message, error=error, allowed=allowed)
 

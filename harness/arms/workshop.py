@@ -104,6 +104,13 @@ class Workshop:
         except Missing:  # it is of one size only
             return self.subject.build(self.size, seed=0).weight_map is None
 
+    @property
+    def called(self) -> str:
+        """What the truth is, in the words of a verdict."""
+        if self.own_truth:
+            return "the subject itself in float64 (its weights cannot be mapped)"
+        return "GPT-2 with the declared deviations in float64" if self.deviations else "GPT-2 in float64"
+
     def _deviating(self) -> AbstractContextManager[None]:
         if not self.deviations:
             return contextlib.nullcontext()

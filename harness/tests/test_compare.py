@@ -318,7 +318,7 @@ def test_a_control_that_is_wrong_after_timing_leaves_no_ratio():
     assert not measured.ratios
 
 
-def test_memory_and_witness_are_taken_once_and_before_the_clock_runs():
+def test_memory_and_witness_are_taken_before_the_clock_runs_and_the_witness_again_after_it():
     machine = Machine()
 
     def watch(work):
@@ -328,12 +328,37 @@ def test_memory_and_witness_are_taken_once_and_before_the_clock_runs():
     plain = machine.arm("control", 0.01)
     arm = Arm("control", lambda: dataclasses.replace(plain.build(), ledgers={"closed form": lambda: 990}))
     row = machine.measure(comparison(arm), watch=watch).row()
-    assert machine.log.count("watch") == 1
+    assert machine.log.count("watch") == 2
+    assert machine.log[-1] == "watch"
     assert machine.log.index("watch") < machine.log.index("control")
     assert row["arms"][0]["ledgers"] == {"profiler": 1000, "closed form": 990}
     assert row["arms"][0]["peak_memory_bytes"] == 1000
     assert row["arms"][0]["peak_memory_ledger"] == "profiler"
     assert row["arms"][0]["witness"]["operations"] == 7
+
+
+def test_an_arm_that_remembers_its_answers_is_refused():
+    """A cached step as a table of what it answered before: right, float32 when it was watched, and 24 times faster."""
+    machine, seen = Machine(), iter([{"products": {"float32": 1.0}}, {"products": {}}])
+    measured = machine.measure(comparison(machine.arm("control", 0.01)), watch=lambda work: Seen({}, next(seen)))
+    assert measured.findings["control"].verdict == "fail"
+    assert "remembers answers" in measured.findings["control"].message
+    assert not measured.seconds
+
+
+def test_a_subject_that_exits_while_it_is_timed_is_an_error_like_any_other():
+    machine = Machine()
+    calls = iter(range(60))
+
+    def call():
+        machine.now += 0.01
+        if next(calls) > 30:
+            raise SystemExit(3)
+
+    leaving = Arm("leaves", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+    measured = machine.measure(comparison(machine.arm("control", 0.01), leaving))
+    assert measured.findings["leaves"] == Finding("error", "SystemExit while it was timed: 3")
+    assert set(measured.seconds) == {"control"}
 
 
 def test_an_arm_that_did_not_run_what_its_name_says_is_refused_before_it_is_timed():
