@@ -222,7 +222,7 @@ def test_what_is_no_revision_and_what_leads_nowhere_is_one_line(repository):
 def test_every_arm_of_the_subject_can_be_named_and_a_word_that_selects_none_is_answered():
     known = jobs(SIZES["124M"])
     (chosen,) = choose(known, "precision forward bf16-autocast", one=True)
-    assert chosen == Job("precision", "forward", "tokens", 512, "bf16-autocast")
+    assert chosen == Job("precision", "forward", "tokens", 256, "bf16-autocast")
     with pytest.raises(HarnessError, match="did you mean 'precision'"):
         choose(known, "precison", one=False)
     with pytest.raises(HarnessError, match="--bisect is for one arm"):

@@ -54,7 +54,7 @@ NAUGHTY = [
     (FORWARD, "os.write(1, b'x' * 100_000)", "behaviour::prints-little", "1,000,000 bytes"),
     (FORWARD, "KEPT.append(torch.zeros(1000))", f"{GROWTH}tensors", "4000 bytes a pass"),
     (FORWARD, "KEPT.append([0.0] * 1000)", f"{GROWTH}Python objects", "bytes a pass"),
-    (ANSWER, "KEPT.append(bytes(range(256)) * 80_000)", f"{GROWTH}the process", "bytes a pass"),
+    (ANSWER, "KEPT.append(bytes(range(256)) * 160_000)", f"{GROWTH}the process", "bytes a pass"),
 ]
 
 
