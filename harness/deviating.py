@@ -57,7 +57,7 @@ class Deviating:
             return record
         value = record.value
         if record.check.measure == "parameter_count":
-            value -= self._excess(size, subject, bool(record.check.parameters.get("tied", True)))
+            value -= self.excess(size, subject, bool(record.check.parameters.get("tied", True)))
         elif isinstance(value, Mapping):
             own = {HEAD} if self.untied else set()
             value = {key: found for key, found in value.items() if key not in self.absent | own}
@@ -68,8 +68,8 @@ class Deviating:
             return record
         return replace(record, verdict="pass", message="", value=value, where=(), found=verdict.found)
 
-    def _excess(self, size: Size, subject: Subject, tied: bool) -> int:
-        """Parameters beyond GPT-2's, or short of them."""
+    def excess(self, size: Size, subject: Subject, tied: bool = True) -> int:
+        """Parameters beyond those of GPT-2, or short of them (negative); `tied` says whether GPT-2's head is."""
         absent = sum(
             torch.Size(shape).numel() for name, shape in published_shapes(size).items() if family(name) in self.absent
         )

@@ -109,6 +109,8 @@ class Change:
 class Compared:
     """The table: every arm that both sides have, those identical to another, and what cannot be compared, and why.
 
+    Of the last, `lost` are the arms that had a time in A and are refused one in B: wrong now, or crashed.
+
     `between` is what two single runs differ by besides the noise of their rounds; None where several runs a side show
     it by their scatter.
     """
@@ -117,6 +119,7 @@ class Compared:
     changes: list[Change]
     twins: list[Change]
     left_out: dict[Key, str]
+    lost: list[Key]
 
 
 def find_runs(spec: str, records: Path) -> list[Path]:
@@ -198,7 +201,7 @@ def compare(
     chosen = [key for key in common if selects(words, key.label)]
     if not chosen:
         raise HarnessError(_nothing_in_common(before, after, common, words))
-    found = Compared(_between(before, after), [], [], {})
+    found = Compared(_between(before, after), [], [], {}, [])
     for key in chosen:
         a, b = ([run.observed[key] for run in side] for side in (before, after))
         twin_of = a[0].arm["twin_of"]
@@ -207,9 +210,15 @@ def compare(
             continue  # told by the runs themselves: an arm that exists on another device, say
         if why := _incomparable(a, b, other):
             found.left_out[key] = why
+            if all(one.arm["seconds"] for one in a) and any(_refused(one.arm) for one in b):
+                found.lost.append(key)
         elif other is not None and other != key.arm:
             (found.twins if twin_of else found.changes).append(_change(key, a, b, other, found.between))
     return dataclasses.replace(found, changes=_adjusted(found.changes), twins=_adjusted(found.twins))
+
+
+def _refused(arm: Row) -> bool:
+    return not arm["seconds"] and arm["verified"]["verdict"] in ("fail", "error")
 
 
 def selects(words: str, label: str) -> bool:

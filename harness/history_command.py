@@ -29,7 +29,7 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "compare",
         help="what became of every arm between two benchmark runs",
         description="Compare benchmark runs, of other days or machines too, by the ratio of each arm to what the same "
-        "run measured beside it. Exit status 1 if a --fail-if is met.",
+        "run measured beside it. Exit status 1 if a --fail-if is met, or an arm that is now wrong has lost its time.",
     )
     command.add_argument("before", metavar="A", help=A_RUN)
     command.add_argument("after", metavar="B", help="the same, for the runs that are compared with A")
@@ -64,7 +64,10 @@ def run_compare(options: argparse.Namespace) -> int:
     print("\n".join([*heading(before, after), "", *table(found), "", *limits(before, after, found)]))
     if options.output:
         write_csv(options.output, found.changes)
-    failed = False
+    failed = bool(options.gates and found.lost)
+    if failed:
+        lost = "; ".join(f"{key.label} ({found.left_out[key]})" for key in found.lost)
+        print(f"--fail-if: FAILED by what had a time in A and is refused one in B: {lost}")
     for gate in options.gates:
         told, breached = judged(gate, found.changes)
         failed |= breached

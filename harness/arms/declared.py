@@ -150,8 +150,10 @@ def read_file(path: Path) -> list[Declared]:
     head = data.get("suite")
     if not isinstance(head, dict) or not set(head) >= HEAD_KEYS or set(data) - {"suite", "comparison"}:
         raise SuiteError(f"{path}:1: expected a [suite] with title and about, and [[comparison]] tables, nothing else")
-    starts = [number for number, line in enumerate(lines, 1) if re.match(r"\s*\[\[\s*comparison\s*\]\]", line)]
     tables = data.get("comparison", [])
+    starts = [number for number, line in enumerate(lines, 1) if re.match(r"\s*\[\[\s*comparison\s*\]\]", line)]
+    if not isinstance(tables, list) or len(tables) != len(starts):
+        raise SuiteError(f"{path}:1: expected every comparison under a line [[comparison]] of its own")
     found = [
         _Reader(path.stem, head["title"], table, f"{path}:{start}").declared()
         for table, start in zip(tables, starts, strict=True)

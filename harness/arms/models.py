@@ -1,9 +1,8 @@
-"""Work of the whole model without gradients: a forward pass, a prefill, a step of decoding."""
+"""Work of the whole model without gradients: a forward pass, a step of decoding."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import tempfile
 import time
@@ -63,21 +62,18 @@ def element_bytes(way: Way) -> int:
     return int(getattr(torch, way.dtype).itemsize)
 
 
-def _judge_forward(
-    workshop: Workshop, control: str, ways: Mapping[str, Way], *, tokens: int, batch: int = 1, last_only: bool = False
-) -> Judge:
+def _judge_forward(workshop: Workshop, control: str, ways: Mapping[str, Way], *, tokens: int, batch: int = 1) -> Judge:
     ids, _ = workshop.ids(rows=batch, length=tokens)
 
     @torch.no_grad()
     def answer(model: Model) -> Tensor:
-        logits = model.logits(ids)
-        return logits[:, -1:] if last_only else logits
+        return model.logits(ids)
 
     return near_truth(workshop, control, ways, answer, bound=float32_bound(workshop.size))
 
 
 @kind("forward", judge=_judge_forward)
-def forward(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1, last_only: bool = False) -> Work:
+def forward(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
     """Logits of every position of (batch, tokens) ids, without gradients."""
     ids, _ = workshop.ids(rows=batch, length=tokens)
     model = workshop.model(way, copy)
@@ -85,7 +81,7 @@ def forward(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int 
     @torch.no_grad()
     def call() -> Tensor:
         with autocast(workshop.device, way.autocast):
-            return model.logits_alone(ids) if last_only else model.logits(ids)
+            return model.logits(ids)
 
     if way.options.get("graph"):
         call = replayed(call)
@@ -95,7 +91,6 @@ def forward(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int 
         tokens=tokens,
         attention=counted_as(way.attention),
         element_bytes=element_bytes(way),
-        last_only=last_only,
         last_level_bytes=last_level_cache_bytes(workshop.device),
     )
     return Work(
@@ -273,33 +268,3 @@ def tensor_bytes(holder: object) -> int:
 
     walk(holder)
     return sum(storages.values())
-
-
-@functools.wraps(_judge_forward)
-def _judge_prefill(workshop: Workshop, control: str, ways: Mapping[str, Way], *, tokens: int, batch: int = 1) -> Judge:
-    return _judge_forward(workshop, control, ways, tokens=tokens, batch=batch, last_only=True)
-
-
-@kind("prefill", judge=_judge_prefill)
-def prefill(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
-    """The prompt into an empty cache and the first token out: what a user waits for before anything appears."""
-    who, model = workshop.who(way), workshop.model(way, copy)
-    ids, _ = workshop.ids(rows=batch, length=tokens)
-    cacher = caching(who)
-
-    @torch.no_grad()
-    def call() -> Tensor:
-        with autocast(workshop.device, way.autocast):
-            logits = cacher.step(model, ids, new_cache(who, model, way, batch))[:, -1:]
-        logits.argmax(-1)
-        return logits
-
-    cost = costs.forward(workshop.size, batch=batch, tokens=tokens, element_bytes=element_bytes(way), last_only=True)
-    return Work(
-        call=call,
-        answer=call,
-        tokens=ids.numel(),
-        flops=cost.flops,
-        moved_bytes=cost.moved_bytes,
-        computes=way.computes,
-    )

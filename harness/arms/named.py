@@ -49,12 +49,7 @@ way("formula-compiled", "the formula under torch.compile", attention="naive", co
 # Compiled or not.
 way("eager", "operation by operation", claims={"compiled": False})
 way("compiled", "torch.compile, Inductor", compiled=True, claims={"compiled": True})
-way(
-    "graph",
-    "one CUDA graph, replayed",
-    devices=("cuda",),
-    options={"graph": True},
-)
+way("graph", "one CUDA graph, replayed", devices=("cuda",), options={"graph": True})
 
 # Generation.
 way("uncached", "every token computes all positions before it", options={"use_cache": False})
@@ -69,8 +64,7 @@ way("one-batch", "the batch at once")
 way("accumulated", "the batch in four parts, gradients added up", options={"parts": 4})
 way("stored", "activations kept for the backward pass")
 way("checkpointed", "activations of a block computed again in the backward pass", options={"checkpointing": True})
-way("masters", "parameters in float32, rounded to bfloat16 to compute", options={"masters": True})
-way("no-masters", "parameters in bfloat16 alone", dtype="bfloat16", options={"masters": False})
+way("no-masters", "parameters in bfloat16 alone", dtype="bfloat16")
 
 # Peers, where their packages are.
 way("hf-sdpa", "transformers' GPT-2, SDPA", peer="hf-sdpa")

@@ -1,4 +1,4 @@
-"""The ceilings that the arms of a run are held under, chosen once and then measured in every round."""
+"""The ceilings that the arms of a run are held under: chosen for the arms of a comparison, measured in its rounds."""
 
 from __future__ import annotations
 

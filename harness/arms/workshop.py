@@ -22,6 +22,8 @@ from harness.tokens import batch
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from harness.deviating import Deviating
+
 
 class Workshop:
     """Builds models of one size on one device, and keeps them until `close`.
@@ -55,6 +57,9 @@ class Workshop:
             raise MissingResource(f"{way.name} ({way.what}) exists on {', '.join(way.devices)}, and this is {kind}")
         if way.peer is None:
             return self.subject
+        if self.deviating:
+            declared = ", ".join(each.says for each in self.deviations)
+            raise MissingResource(f"{way.name} ({way.what}) computes GPT-2 without what is declared: {declared}")
         if way.peer not in self._peers:
             from harness.peers import peer
 
@@ -91,7 +96,7 @@ class Workshop:
                 weights = self._models[key].module.state_dict()
                 self._own_weights[id(self._models[key])] = {name: tensor.clone() for name, tensor in weights.items()}
             else:
-                with self._deviating():
+                with in_force(self.deviating.truth) if self.deviating else contextlib.nullcontext():
                     self._models[key] = oracle(self.size, state(self.size.name, "probe"), "float64")
                 self._models[key].module.to(self.device)
         return self.restore(self._models[key], stored_in)
@@ -109,14 +114,15 @@ class Workshop:
         """What the truth is, in the words of a verdict."""
         if self.own_truth:
             return "the subject itself in float64 (its weights cannot be mapped)"
-        return "GPT-2 with the declared deviations in float64" if self.deviations else "GPT-2 in float64"
+        return "GPT-2 with the declared deviations in float64" if self.deviating else "GPT-2 in float64"
 
-    def _deviating(self) -> AbstractContextManager[None]:
-        if not self.deviations:
-            return contextlib.nullcontext()
-        from harness.deviating import deviating
+    @functools.cached_property
+    def deviating(self) -> Deviating | None:
+        """How the truth differs from GPT-2; None where nothing is declared that GPT-2 is to be changed by."""
+        from harness.deviating import Deviating, deviating
 
-        return in_force(next(iter(deviating(self.deviations, self.subject))).truth)
+        form = next(iter(deviating(self.deviations, self.subject))) if self.deviations else Deviating()
+        return None if form == Deviating() else form
 
     def restore(self, model: Model, stored_in: torch.dtype | None = None) -> Model:
         """Put the weights back as every arm begins: the probe weights, or the seed's where nobody can map them.

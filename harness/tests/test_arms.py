@@ -16,7 +16,9 @@ from harness.arms.training import adamw, begun
 from harness.arms.truth import Closeness, Generated, SameTokens, float32_bound, relative_error
 from harness.arms.under import UnderCeilings
 from harness.compare import Work
+from harness.deviations import Deviation
 from harness.errors import MissingAbility, MissingResource, SuiteError
+from harness.measures.arms import arm_error
 from harness.memory import peak_bytes
 from harness.peers import HuggingFace
 from harness.size import SIZES
@@ -325,6 +327,65 @@ def test_a_subject_without_a_choice_of_caches_says_how_to_offer_one(workshop):
         work_of(workshop, "decode", "growing", context=12).prepare()
 
 
+# Under declared deviations.
+
+
+def deviation(what):
+    return Deviation(what=what, checks=(), reason="on purpose", file="mine.deviations.toml", line=1)
+
+
+def untied(module):
+    module.lm_head.weight = nn.Parameter(module.lm_head.weight.detach().clone())
+
+
+def test_a_peer_that_computes_plain_gpt2_is_left_out_by_name():
+    workshop = Workshop(HuggingFace("sdpa"), DEBUG, deviations=[deviation("exact-gelu")])
+    with pytest.raises(MissingResource, match=r"hf-sdpa .* computes GPT-2 without what is declared: exact GELU"):
+        workshop.who(ways()["hf-sdpa"])
+
+
+def test_a_declaration_that_changes_no_model_leaves_the_peers_in():
+    by_checks = Deviation(what="", checks=("training::*",), reason="r", file="mine.deviations.toml", line=1)
+    assert Workshop(HuggingFace("sdpa"), DEBUG, deviations=[by_checks]).who(ways()["hf-sdpa"])
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(untied, "pass"), (exact_gelu, "fail")])
+def test_a_build_has_the_parameters_that_the_declaration_makes(change, verdict):
+    subject = wrong(change).subject
+    workshop = Workshop(subject, DEBUG, deviations=[deviation("untied-head")])
+    judge = kinds()["build"].judge(workshop, "subject", {"subject": ways()["subject"]})
+    counted = sum(parameter.numel() for parameter in subject.build(DEBUG).module.parameters())
+    assert judge("subject", Work(call=lambda: None, answer=lambda: counted, tokens=0)).verdict == verdict
+
+
+# The measure that a verification has of the arms.
+
+
+def error_of(subject, **asked):
+    return arm_error(subject, size="debug", **asked).value
+
+
+def test_the_error_of_a_right_arm_is_within_what_rounding_allows():
+    found = error_of(HuggingFace("sdpa"), work="forward", control="fp32", arm="bf16")
+    assert 0 < found["fp32"] <= 1
+    assert 0 < found["bf16"] <= 1
+
+
+def test_the_error_of_a_wrong_gelu_is_beyond_what_rounding_allows():
+    found = error_of(wrong(exact_gelu).subject, work="forward", control="fp32", arm="bf16")
+    assert found["fp32"] > 10, found
+
+
+def test_a_cache_that_is_not_used_is_all_wrong():
+    class Uncached(HuggingFace):
+        def generate(self, *args, use_cache, **options):
+            return super().generate(*args, use_cache=False, **options)
+
+    found = error_of(Uncached("sdpa"), work="generate", control="uncached", arm="cached")
+    assert found["cached"] == math.inf
+    assert found["uncached"] <= 1
+
+
 # Under the ceilings.
 
 
@@ -386,6 +447,13 @@ def test_what_is_not_understood_is_an_error_with_its_line(tmp_path, line, become
     with pytest.raises(SuiteError, match=r"mine\.toml:5: ") as caught:
         read_file(path)
     assert told in str(caught.value)
+
+
+def test_a_comparison_in_single_brackets_is_an_error_with_its_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{HEAD}\n[comparison]\n{GOOD}")
+    with pytest.raises(SuiteError, match=r"mine\.toml:1: .*\[\[comparison\]\]"):
+        read_file(path)
 
 
 def test_no_points_with_quick_leave_a_comparison_out():

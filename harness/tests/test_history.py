@@ -209,6 +209,21 @@ def test_memory_is_gated_without_statistics(gpt_harness, tmp_path):
     assert "--fail-if error:100%: passed" in told
 
 
+@pytest.mark.parametrize(("verdict", "status"), [("fail", 1), ("error", 1), ("skip", 0)])
+def test_an_arm_that_is_wrong_now_fails_the_gate_and_one_that_is_not_here_does_not(
+    gpt_harness, tmp_path, verdict, status
+):
+    path = two_runs(tmp_path)
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[1])
+    row["arms"][1] |= {"seconds": None, "verified": {"verdict": verdict, "message": "because"}}
+    path.write_text("\n".join([lines[0], json.dumps(row), *lines[2:]]))
+    found, told = gpt_harness("compare", "latest~1", "latest", "--fail-if", "slower:50%")
+    assert found == status, told
+    assert ("tokens=512: flash (no time in B: " in told) is bool(status)
+    assert gpt_harness("compare", "latest~1", "latest")[0] == 0, "without a gate nothing fails"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
