@@ -1,5 +1,6 @@
 """What the tests of the harness share: pytest's own pytester, and the shipped suites."""
 
+import signal
 from pathlib import Path
 
 import matplotlib.pyplot  # noqa: F401 - see below
@@ -26,6 +27,14 @@ def shipped():
     """Every check that the project ships, by 'suite::id'."""
     suites = [read_suite(path) for path in sorted(VERIFICATIONS.glob("*.toml"))]
     return {f"{suite.name}::{check.id}": check for suite in suites for check in suite.checks}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c():
+    """A shell that starts a job in the background has it ignore Ctrl-C, and its children with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="module")
