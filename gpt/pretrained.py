@@ -62,27 +62,26 @@ def from_pretrained(
         weights.check_layers(config.n_layer)  # before a model of a million layers is built, even without numbers
         model = kind(config, device="meta")
         weights.check_fit(model)
-        dtype = dtype or _only_dtype(weights, config)
+        # One tensor after the other, straight to where it stays: the peak is the weights once.
+        state = {entry.ours: _copy(weights.read(entry), dtype, device) for entry in entries(config)}
+        _check_one_dtype(state)
     except WeightsError as error:
         raise WeightsError(f"{config_file.parent}: {error}") from error
-    # One tensor after the other, straight to where it stays: the peak is the weights once.
-    state = {entry.ours: _copy(weights.read(entry), dtype, device) for entry in entries(config)}
     if config.tied:
         state["lm_head.weight"] = state["transformer.wte.weight"]
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
-def _only_dtype(weights: HuggingFaceWeights, config: GPTConfig) -> torch.dtype:
-    kinds = {weights.tensor(entry.theirs).dtype for entry in entries(config)}
+def _check_one_dtype(state: Mapping[str, Tensor]) -> None:
+    kinds = {str(tensor.dtype) for tensor in state.values()}
     if len(kinds) > 1:
-        raise WeightsError(f"the weights mix {', '.join(sorted(map(str, kinds)))}; choose one with dtype=")
-    return kinds.pop()
+        raise WeightsError(f"the weights mix {', '.join(sorted(kinds))}; choose one with dtype=")
 
 
-def _copy(tensor: Tensor, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
-    """Contiguous and in memory of its own, never a view of the mapped file."""
-    return torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+def _copy(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """Contiguous and in memory of its own, never a view of the mapped file; in the dtype that it has, for None."""
+    return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=device).copy_(tensor)
 
 
 def save_pretrained(model: "GPT", folder: str | os.PathLike[str]) -> None:

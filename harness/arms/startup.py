@@ -69,7 +69,10 @@ def _judge_load(workshop: Workshop, control: str, ways: Mapping[str, Way]) -> Ju
 
 @kind("load", judge=_judge_load)
 def load(workshop: Workshop, way: Way, copy: int) -> Work:
-    """A Hugging Face directory (model.safetensors) from the disk's cache into a model that is ready to run."""
+    """A Hugging Face directory (model.safetensors) from the disk's cache to the first logits.
+
+    To the logits, because a model whose weights are the mapped file has read none of them when it is there.
+    """
     from harness.peers import HuggingFace
 
     who = workshop.who(way)
@@ -84,16 +87,13 @@ def load(workshop: Workshop, way: Way, copy: int) -> Work:
     del source
     ids, _ = workshop.ids(rows=1, length=CHECKED_TOKENS)
 
-    def call() -> Model:
-        return who.load_checkpoint(Path(folder.name))
-
     @torch.no_grad()
-    def answer() -> Tensor:
-        return call().logits(ids)
+    def call() -> Tensor:
+        return who.load_checkpoint(Path(folder.name)).logits(ids)
 
     # The folder lives as long as the work does.
     return Work(
-        call=call, answer=answer, tokens=0, weigh=False, extras=lambda: {"read_bytes": _bytes(Path(folder.name))}
+        call=call, answer=call, tokens=0, weigh=False, extras=lambda: {"read_bytes": _bytes(Path(folder.name))}
     )
 
 
