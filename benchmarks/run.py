@@ -256,6 +256,6 @@ def _watch(work: Work, device: str) -> Seen:
     found = witness(work.seen or work.call, device=device)
     return Seen(
         ledgers=found.ledgers if work.weigh and not work.seen else {},
-        witness=found.as_row(),
+        witness={**found.as_row(), **({"products_seconds": None} if work.seen else {})},
         refuse=lambda claims: refusal(found, claims=claims, flops=None if work.seen else work.flops),
     )

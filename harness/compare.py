@@ -82,13 +82,15 @@ class Work:
 class Arm:
     """One way to do the work. A twin is an arm built once more: its true ratio to the arm it is `twin_of` is 1.
 
-    `claims` is what its name promises: an arm of which something else is seen is refused.
+    `claims` is what its name promises: an arm of which something else is seen is refused. `peer` says that another
+    implementation than the subject does the work.
     """
 
     name: str
     build: Callable[[], Work]
     twin_of: str | None = None
     claims: Mapping[str, Any] = field(default_factory=dict)
+    peer: bool = False
 
 
 def with_twin(builders: Mapping[str, Callable[[int], Work]], *, of: str) -> tuple[Arm, ...]:
@@ -180,9 +182,11 @@ class Measured:
 
     def _arm_row(self, name: str) -> dict[str, Any]:
         finding, seconds, ledgers = self.findings[name], self.seconds.get(name), self.ledgers.get(name, {})
+        arm = next(arm for arm in self.comparison.arms if arm.name == name)
         return {
             "arm": name,
-            "twin_of": next(arm.twin_of for arm in self.comparison.arms if arm.name == name),
+            "twin_of": arm.twin_of,
+            "peer": arm.peer,
             "verified": {"verdict": finding.verdict, "message": finding.message},
             "error": finding.error,
             "seconds": seconds,
@@ -328,6 +332,8 @@ def _watch_again(
             measured.notes.append(f"witness of {name} after timing: {type(error).__name__}: {error}")
             continue
         refused = seen.refuse(arms[name].claims)
+        spent = [each["products_seconds"] for each in (before, seen.witness) if each.get("products_seconds")]
+        before["products_seconds"] = min(spent, default=None)
         if refused is None and before.get("products") and not seen.witness.get("products"):
             refused = "no matrix product ran any more: it remembers answers instead of computing them"
         if refused is not None:

@@ -61,13 +61,16 @@ class Witness:
     the operation that gave each algorithm away: "flash", "efficient", "cudnn" and "math" are those of
     scaled_dot_product_attention, "formula" is a softmax between two products outside of it. `scores` are the sizes
     (heads of all sequences, queries, keys) of the largest score matrix that was written out, or None.
-    `kernels` are the operations with most time of their own (on CUDA the kernels), with how often they ran.
+    `products_seconds` is the time inside of those products; None on CUDA, where the host only launches them.
+    `kernels` are the operations with most time of their own (on CUDA the kernels), with how often they ran and their
+    share of the time of all.
     `operations` were issued by Python, autograd or a compiled graph (on CUDA: kernels launched); what a compiled
     graph computes in C++ of its own is not among them, on the CPU. `graphs` counts calls of compiled graphs, and
     `flops_in_graphs` are those of the products that they issued. Bytes: see `harness.memory`.
     """
 
     flops: Mapping[str, int]
+    products_seconds: float | None
     attention: Mapping[str, str]
     scores: tuple[int, int, int] | None
     kernels: tuple[str, ...]
@@ -98,6 +101,7 @@ class Witness:
         """The arm's `witness` in a comparison's record."""
         return {
             "products": self.products,
+            "products_seconds": self.products_seconds,
             "attention": list(self.attention),
             "scores": list(self.scores) if self.scores else None,
             "kernels": list(self.kernels),
@@ -252,6 +256,7 @@ def examine(traced: Trace) -> Witness:
     sizes = [int(account["Bytes"]) for account in allocations(traced.events, "cuda" if launched else "cpu")]
     return Witness(
         flops=dict(flops),
+        products_seconds=None if launched else math.fsum(node.event["dur"] for node in products) / 1e6,
         attention={**_sdpa(nodes), **formula},
         scores=scores,
         kernels=_top(launched, nodes),
@@ -413,5 +418,9 @@ def _top(launched: Sequence[dict[str, Any]], nodes: Sequence[_Node]) -> tuple[st
     durations: Counter[str] = Counter()
     for name, duration in spans:
         durations[name] += duration
-    least = LEAST_SHARE * durations.total()
-    return tuple(f"{name} x{times[name]}" for name, spent in durations.most_common(TOP_KERNELS) if spent >= least)
+    whole = durations.total()
+    return tuple(
+        f"{name} x{times[name]} ({spent / whole:.0%})"
+        for name, spent in durations.most_common(TOP_KERNELS)
+        if spent > 0 and spent >= LEAST_SHARE * whole
+    )

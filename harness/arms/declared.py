@@ -107,7 +107,8 @@ class Declared:
 
 def _arm(kind: Kind, workshop: Workshop, way: Way, asked: Mapping[str, int], twin_of: str | None = None) -> Arm:
     build = functools.partial(kind.build, workshop, way, 1 if twin_of else 0, **asked)
-    return Arm(way.name + (AGAIN if twin_of else ""), _here(workshop, way, build), twin_of, way.claims)
+    name = way.name + (AGAIN if twin_of else "")
+    return Arm(name, _here(workshop, way, build), twin_of, way.claims, peer=way.peer is not None)
 
 
 def _here(workshop: Workshop, way: Way, build: Callable[[], Work]) -> Callable[[], Work]:

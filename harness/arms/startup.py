@@ -92,9 +92,7 @@ def load(workshop: Workshop, way: Way, copy: int) -> Work:
         return who.load_checkpoint(Path(folder.name)).logits(ids)
 
     # The folder lives as long as the work does.
-    return Work(
-        call=call, answer=call, tokens=0, weigh=False, extras=lambda: {"read_bytes": _bytes(Path(folder.name))}
-    )
+    return Work(call=call, answer=call, tokens=0, weigh=False, extras=lambda: {"read_bytes": _bytes(Path(folder.name))})
 
 
 def _bytes(folder: Path) -> float:

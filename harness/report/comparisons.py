@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.report import roofline, scaling, tables, wording
+from harness.report import beside, roofline, scaling, tables, wording
 from harness.report.figure import Plot
 from harness.report.markdown import (
     LONGEST_TABLE,
@@ -26,7 +26,7 @@ from harness.report.wording import as_float, number
 
 COMMAND = "pytest benchmarks/ --benchmark-autosave"
 ALWAYS = ("precision", "attention", "generation")  # what `pytest benchmarks/` compares in any case
-NUMERIC = ("time", "tokens/s", "positions", "peak memory", "ceiling", "error")
+NUMERIC = ("time", "tokens/s", "positions", "peak memory", "ceiling", "in products", "error")
 DISAGREEMENT = 1.1  # memory ledgers further apart than this are printed side by side
 TOLERATED = 0.10  # a run that tells more of its identical arms apart than this is no evidence
 OPEN = 12  # rows of a table that is not folded away
@@ -119,6 +119,7 @@ def sections(run: Run | None, found: list[Plot]) -> Iterator[str]:
         yield ""
     named = tables.by_comparison(run)
     yield from overview(named, found)
+    yield from beside.section(run)
     yield from machine_ceilings(run, [plot for plot in found if plot.section == "roofline"])
     yield from held(run)
     for name, comparisons in named.items():
@@ -261,6 +262,7 @@ def arm_cells(row: Row, extras: dict[str, str], *, named: bool) -> dict[str, str
         "positions": "" if positions is None else f"{positions:,.0f}",
         "peak memory": wording.memory(row["peak_memory_bytes"]),
         "ceiling": ceiling(row),
+        "in products": wording.share(row["in_products"]),
         "error": "" if error is None else wording.decimal(error, 2),
         "what ran": escape(witnessed(row["witness"]), 80),
         **{head: escape(wording.quantity(name, row["extras"].get(name)), 60) for name, head in extras.items()},

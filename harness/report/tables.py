@@ -43,7 +43,7 @@ MADE = ("subject", "size", "device", "threads", "quick", "load", "calls_per_bloc
 NESTED = ("ledgers", "witness")  # one cell of JSON each
 COMPARISON_COLUMNS = (
     *("comparison", "metric", "axis", "point", "arm", "control", "twin_of", "verified", "message", "blocks"),
-    *(*MEASURED, "warm", "warm_calls", *CEILING, *NESTED, *RATIO, *MADE),
+    *(*MEASURED, "warm", "warm_calls", *CEILING, "in_products", *NESTED, *RATIO, *MADE, "peer"),
 )
 
 
@@ -202,9 +202,20 @@ def arms(comparison: Row) -> Iterator[Row]:
             "warm": warm.get("reached"),
             "warm_calls": warm.get("calls"),
             **{column: ceiling.get(key) for column, key in CEILING.items()},
+            "in_products": in_products(shown),
+            "peer": arm.get("peer") is True,
             **{key: as_mapping(shown.get(key)) for key in (*NESTED, "extras")},
             **{key: ratio.get(key) for key in RATIO},
         }
+
+
+def in_products(arm: Row) -> float | None:
+    """The share of an arm's time that its matrix products and fused attention take; None where they were not seen.
+
+    Watched apart from the timing, so that a noisy machine could make it more than all.
+    """
+    spent, time = as_float(as_mapping(arm.get("witness")).get("products_seconds")), as_float(arm.get("median_seconds"))
+    return min(1.0, spent / time) if spent and time else None
 
 
 def ceilings(bench: Run) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from harness import cli, record
 from harness.errors import HarnessError
-from harness.report import page, roofline, wording, write, write_from, write_latest
+from harness.report import page, roofline, tables, wording, write, write_from, write_latest
 from harness.report.comparisons import at_most
 from harness.report.files import latest
 from harness.report.markdown import code, escape, prose
@@ -429,6 +430,50 @@ def test_decode_without_a_bandwidth_or_far_apart_is_drawn_all_the_same():
     (plot,) = plots(None, Run.of(run("bench", rows)))
     assert "bytes" not in plot.finding + plot.look
     assert texts(plot)
+
+
+# Beside its peers
+
+
+def with_peer(subject, peer, *, control):
+    """The subject's `cached` beside `hf-sdpa`, at times of their own in every round."""
+    times = {"cached": subject, "hf-sdpa": peer}
+    order = [control, *(name for name in times if name != control)]
+    row = comparison("generation", "decode", {name: times[name] for name in order}, axis="context", point=16)
+    noise = random.Random(0)
+    for arm in row["arms"]:
+        arm["peer"] = arm["arm"] == "hf-sdpa"
+        arm["seconds"] = [times[arm["arm"]] * noise.uniform(1, 1.01) for _ in range(12)]
+        arm["ceiling"] = {"name": "read", "regime": "bandwidth", "fraction": 0.68, "low": 0.67, "high": 0.69}
+        arm["witness"] = {"operations": 640, "products_seconds": 0.8 * times[arm["arm"]],
+                          "kernels": ["aten::addmm x48 (71%)", "aten::mm x1 (20%)", "aten::add x25 (2%)"]}  # fmt: skip
+    return row
+
+
+@pytest.mark.parametrize("control", ["cached", "hf-sdpa"])
+def test_a_peer_that_is_faster_is_told_with_what_both_did(control):
+    text = page(None, run("bench", [with_peer(0.030, 0.024, control=control)]))
+    assert "the subject is faster in 0, behind in 1, and in 0 this run cannot tell" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| generation decode")]
+    assert "| hf-sdpa | 1.25x [" in row
+    assert "68% of bandwidth, 80% of the time in products, 640 operations" in row
+    assert "aten::addmm x48 (71%), aten::mm x1 (20%) |" in row
+
+
+def test_a_peer_that_is_slower_has_no_row():
+    text = page(None, run("bench", [with_peer(0.020, 0.024, control="cached")]))
+    assert "the subject is faster in 1, behind in 0, and in 0 this run cannot tell" in text
+    assert "peer is faster by" not in text
+
+
+def test_a_run_without_a_peer_has_no_section_of_peers():
+    assert "Beside its peers" not in page(None, run("bench", [comparison("attention", "forward", {"a": 2.0})]))
+
+
+def test_products_that_were_seen_to_take_longer_than_the_call_take_all_of_it():
+    row = with_peer(0.030, 0.024, control="cached")
+    row["arms"][0]["witness"]["products_seconds"] = 0.050
+    assert [round(arm["in_products"], 2) for arm in tables.arms(row)] == [1.0, 0.8]
 
 
 # Many comparisons
