@@ -15,7 +15,7 @@ from benchmarks.run import FULL_SECONDS, QUICK_SECONDS, Row, Run, load, seconds
 from benchmarks.show import label, ratio_of
 from harness.arms import Declared, read_comparisons
 from harness.compare import AGAIN
-from harness.errors import SuiteError
+from harness.errors import SuiteError, did_you_mean
 from harness.plugin import subject_names
 from harness.size import SIZES
 from harness.statistics import describe_ratio
@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         type=_positive(float),
         help=f"of timing, for all together (default: {FULL_SECONDS:.0f}, with --quick {QUICK_SECONDS:.0f}); "
-        "every comparison gets four rounds, whatever they take, and building and verifying come on top",
+        "every comparison gets four rounds (eight short ones) whatever they take; building and verifying come on top",
     )
     group.addoption("--device", default="cpu", help="where the arms run: cpu (default), cuda, cuda:1 ...")
     group.addoption("--threads", metavar="N", type=_positive(int), help="threads of torch (default: its own choice)")
@@ -80,7 +80,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     threads, busy = torch.get_num_threads(), load() or 0.0
     told = [
         f"comparisons: the {config.getoption('--size')} model on {config.getoption('--device')}, {threads} threads, "
-        f"about {seconds(config):.0f} s of timing"
+        f"about {seconds(config):.0f} s of timing; building, verifying and watching come on top"
     ]
     if config.getoption("--quick"):
         told.append("--quick: shorter sequences, fewer points, wider intervals; the same model")
@@ -180,9 +180,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         run.finish()
 
 
+def _nothing_selected(config: pytest.Config) -> str:
+    declared, word = config.stash[_declared].values(), config.getoption("keyword")
+    known = {word for one in declared for label in (one.label, *one.arms) for word in label.split()}
+    return f"-k '{word}' selects no arm; {did_you_mean(word, known)} --collect-only lists all of them"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """What this run makes of two identical arms, and so what its other verdicts are worth."""
     run = config.stash.get(_run, None)
+    if run is not None and not run.selected and config.getoption("keyword"):
+        terminalreporter.write_line(_nothing_selected(config))
     if run is None or not run.rows:
         return
     for line, bad in run.summary():

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from harness.memory import disagreement
+from harness.record import place
+from harness.report.wording import memory
 from harness.statistics import Ratio, describe_ratio, describe_seconds
 
 Row = dict[str, Any]
@@ -31,8 +33,7 @@ def show(config: pytest.Config, row: Row) -> None:
 
 def label(row: Row) -> str:
     """`attention forward, tokens=512`."""
-    point = "" if row["point"] is None else f", {row['axis']}={row['point']}"
-    return f"{row['comparison']} {row['metric']}{point}"
+    return place(row["comparison"], row["metric"], row["axis"], row["point"])
 
 
 def ratio_of(row: Row) -> Ratio:
@@ -74,7 +75,7 @@ def _extra(name: str, value: float) -> str:
     """`cache 72.00 MiB`, `first call 11.4 s`, `mfu 0.46`: the unit is the end of the name."""
     words = name.replace("_", " ")
     if name.endswith("_bytes"):
-        return f"{words.removesuffix(' bytes')} {value / 2**20:.2f} MiB"
+        return f"{words.removesuffix(' bytes')} {memory(value)}"
     if name.endswith("_seconds"):
         return f"{words.removesuffix(' seconds')} {value:.3g} s"
     return f"{words} {value:,.3g}"
@@ -82,6 +83,6 @@ def _extra(name: str, value: float) -> str:
 
 def peaks(ledgers: dict[str, int]) -> str:
     """The exact peak, and where another ledger says something else."""
-    told = f"peak {next(iter(ledgers.values())) / 2**20:.2f} MiB"
+    told = f"peak {memory(next(iter(ledgers.values())))}"
     differ = disagreement(ledgers)
     return f"{told} ({differ})" if differ else told

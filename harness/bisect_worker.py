@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.errors import HarnessError, Missing, SubjectError
+from harness.record import place
 from harness.size import SIZES, Size
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ class Job:
     @property
     def label(self) -> str:
         """`attention forward, tokens=512: flash`."""
-        point = "" if self.point is None else f", {self.axis}={self.point}"
-        return f"{self.comparison} {self.metric}{point}: {self.arm}"
+        return f"{place(self.comparison, self.metric, self.axis, self.point)}: {self.arm}"
 
 
 @dataclass(frozen=True)

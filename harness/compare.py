@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from harness.errors import HarnessError, Missing
+from harness.record import place
 from harness.statistics import FEWEST_ROUNDS, FEWEST_WARM, Ratio, median, paired_ratio, spread, warmed_up
 from harness.timing import LONG_CALL_SECONDS, Block, Clock, Timer, by_clock, calls_per_block, rate, warm_up, yardstick
 
 # Looking seldom, and only at the interval's width, keeps the false alarms down; stopping on significance does not.
 LOOKS = (12, 24, 48, 96)
 TARGET_HALF_WIDTH = 0.01
+# Short rounds are made eight at least, of which the trimmed mean leaves out one at either end; of four it leaves none.
+SHORT_ROUND_SECONDS, FEWEST_SHORT_ROUNDS = 1.0, 8
 AGAIN = "-again"  # ends the name of a twin
 # What an arm may raise without ending the run: a subject that exits is no reason to lose the others.
 FAILURES = (Exception, SystemExit)
@@ -123,9 +126,8 @@ class Comparison:
 
     @property
     def label(self) -> str:
-        """`attention forward, T=512`."""
-        point = "" if self.point is None else f", {self.axis}={self.point}"
-        return f"{self.name} {self.metric}{point}"
+        """`attention forward, tokens=512`."""
+        return place(self.name, self.metric, self.axis, self.point)
 
 
 @dataclass
@@ -233,7 +235,8 @@ def measure(
     """Build, verify, watch, then time the arms in turn for about `seconds`, and verify them again.
 
     `only` leaves out arms but never the control, nor the arm that a twin is held against. Whatever an arm raises
-    becomes its finding, never an exception. FEWEST_ROUNDS are measured even when they take longer than `seconds`.
+    becomes its finding, never an exception. FEWEST_ROUNDS are measured even when they take longer than `seconds`, and
+    FEWEST_SHORT_ROUNDS of short ones.
     `timed` is what times a call (the clock, if not given); `watch` sees one call of each arm, apart from its time;
     `busy` is the process's time on all cores; `ceilings` take their turns with the arms.
     """
@@ -415,7 +418,8 @@ def _time(
         if rounds in LOOKS and _narrow(measured):
             measured.stopped = "interval"
             break
-        if rounds >= FEWEST_ROUNDS and clock() + longest > started + seconds:
+        fewest = FEWEST_ROUNDS if longest > SHORT_ROUND_SECONDS else FEWEST_SHORT_ROUNDS
+        if rounds >= fewest and clock() + longest > started + seconds:
             measured.stopped = "budget"
             break
     else:

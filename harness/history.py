@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.errors import HarnessError, did_you_mean
-from harness.record import read
+from harness.record import place, read
 from harness.statistics import (
     CONFIDENCE,
     FEWEST_ROUNDS,
@@ -52,8 +52,7 @@ class Key(NamedTuple):
     @property
     def label(self) -> str:
         """`attention forward, tokens=512: flash`."""
-        point = "" if self.point is None else f", {self.axis}={self.point}"
-        return f"{self.comparison} {self.metric}{point}: {self.arm}"
+        return f"{place(self.comparison, self.metric, self.axis, self.point)}: {self.arm}"
 
 
 class Estimate(NamedTuple):

@@ -36,6 +36,11 @@ def decode(value: Any) -> Any:
     return [decode(item) for item in value] if isinstance(value, list) else value
 
 
+def place(comparison: str, metric: str, axis: str | None, point: int | None) -> str:
+    """What a comparison at one of its points is called: `attention forward, tokens=512`."""
+    return f"{comparison} {metric}" + ("" if point is None else f", {axis}={point}")
+
+
 def read(path: Path) -> list[Row]:
     """Every row of a record file. A last line that a dying run left half written is dropped; any other is an error."""
     # Not splitlines: that splits at separators which JSON leaves as they are within a string.

@@ -115,6 +115,9 @@ class Session:
             self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
         except (OSError, HarnessError) as error:
             self.trouble.append(f"the report was not written: {error}")
+        except KeyboardInterrupt:
+            self.trouble.append("the report was not written (Ctrl-C): `gpt-harness report` makes it from the records")
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     def _excepted(self) -> dict[str, str]:
         """What is declared, in the words of the verdict, by subject."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,18 +57,21 @@ def after_a_step(
     ids: Tensor,
     stored_in: torch.dtype | None = None,
     cast: str | None = None,
+    compiled: bool = False,
     **implementation: Any,
 ) -> Tensor:
     """The logits after one step of AdamW from the run's weights: a fault in forward, backward or step shows in them.
 
-    With `stored_in`, the parameters are rounded to that type whenever they are written.
+    With `stored_in`, the parameters are rounded to that type whenever they are written. Of a `compiled` model these
+    logits are computed eagerly: the step is what is judged, and another graph would take as long to compile again.
     """
     workshop.restore(model, stored_in)
     gradients()
     adamw(model, **implementation).step()
     model.module.zero_grad(set_to_none=True)
     round_parameters(model, stored_in)
-    with torch.no_grad(), autocast(workshop.device, cast):
+    eagerly = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+    with torch.no_grad(), autocast(workshop.device, cast), eagerly:
         return model.logits(ids)
 
 
@@ -138,7 +142,7 @@ def training_step(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch
         last_level_bytes=last_level_cache_bytes(workshop.device),
     )
     answer = functools.partial(
-        after_a_step, workshop, model, gradients, ids=ids[:1], cast=way.autocast,
+        after_a_step, workshop, model, gradients, ids=ids[:1], cast=way.autocast, compiled=way.compiled,
         stored_in=getattr(torch, way.dtype) if way.dtype != "float32" else None,
     )  # fmt: skip
     model_flops = costs.model_flops(workshop.size, tokens=tokens) * ids.numel()

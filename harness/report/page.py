@@ -35,7 +35,7 @@ def page(verify: list[Row] | None, bench: list[Row] | None) -> str:
     if judged:
         sections += [*verdicts.sections(judged, found)]
     else:
-        sections += ["## Verdict", "", *missing("Nothing was verified yet", VERIFY)]
+        sections += ["## Verdict", "", *missing("No verifications ran yet", VERIFY)]
     sections += [*comparisons.sections(timed, found)]
     if judged:
         sections += [*verdicts.slowest(judged)]

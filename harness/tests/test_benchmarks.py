@@ -15,9 +15,9 @@ MIB = 2**20
 
 
 def test_ledgers_that_disagree_are_shown_side_by_side():
-    assert peaks({"profiler": 99 * MIB, "closed form": 99 * MIB, "child process": 98 * MIB}) == "peak 99.00 MiB"
+    assert peaks({"profiler": 99 * MIB, "closed form": 99 * MIB, "child process": 98 * MIB}) == "peak 99 MiB"
     told = peaks({"profiler": 99 * MIB, "closed form": 50 * MIB})
-    assert told.startswith("peak 99.00 MiB (")
+    assert told.startswith("peak 99 MiB (")
     assert "closed form 50.00 MiB" in told
 
 
@@ -237,6 +237,24 @@ def test_a_subject_without_an_ability_is_a_skip_that_names_it(run_benchmarks, py
     status, told = run_benchmarks("benchmarks/", "-k", "generation", "--subject", f"{subject}:Silent", "-rs")
     assert status == 0, told
     assert "has no ability 'Generates'" in told
+
+
+def test_ctrl_c_while_the_report_is_written_says_how_to_have_it(run_benchmarks, pytester, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.report.write_latest", interrupted)
+    status, told = run_benchmarks("benchmarks/", "-k", "attention-layer and not 512")
+    assert status == pytest.ExitCode.INTERRUPTED
+    assert "the report was not written (Ctrl-C): `gpt-harness report` makes it" in told
+    assert "Traceback" not in told
+    assert records(pytester.path)[-1]["kind"] == "footer"
+
+
+def test_words_that_select_nothing_have_a_near_one_named(run_benchmarks):
+    status, told = run_benchmarks("benchmarks/", "-k", "flush")
+    assert status == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "-k 'flush' selects no arm; did you mean 'flash'? --collect-only lists all of them" in told
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,12 @@ def test_four_rounds_are_measured_whatever_the_budget():
     assert (len(measured.seconds["b"]), measured.stopped) == (4, "budget")
 
 
+def test_of_short_rounds_eight_are_measured_whatever_the_budget():
+    machine = Machine()
+    measured = machine.measure(comparison(machine.arm("control", 0.05), machine.arm("b", 0.05)), seconds=0.01)
+    assert (len(measured.seconds["b"]), measured.stopped) == (8, "budget")
+
+
 def test_only_the_chosen_arms_are_measured_and_always_with_their_control():
     machine = Machine()
     arms = [machine.arm(name, 0.01) for name in ("control", "b", "c")]

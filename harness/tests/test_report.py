@@ -119,7 +119,7 @@ def test_a_missing_section_names_the_command_that_fills_it():
     assert "Nothing was compared yet: `pytest benchmarks/ --benchmark-autosave` does it." in text
     assert "No activations were measured in this run: `pytest verifications/` does it." in text
     text = page(None, run("bench", [comparison("precision", "forward", {"fp32": 2.0, "bf16": 1.0})]))
-    assert "Nothing was verified yet: `pytest verifications/` does it." in text
+    assert "No verifications ran yet: `pytest verifications/` does it." in text
     assert "`pytest benchmarks/ --benchmark-autosave -k attention` does it." in text
 
 
