@@ -24,7 +24,7 @@ from harness.timing import by_events
 from harness.witness import refusal, witness
 
 # Of timing alone: building, verifying and watching come on top, about as much again.
-FULL_SECONDS, QUICK_SECONDS = 270.0, 30.0
+FULL_SECONDS, QUICK_SECONDS = 240.0, 30.0
 # Above this share of identical arms told apart, the run's other verdicts are no evidence.
 EVIDENCE = 0.10
 SIGNIFICANCE = 0.05

@@ -64,7 +64,6 @@ way("one-batch", "the batch at once")
 way("accumulated", "the batch in four parts, gradients added up", options={"parts": 4})
 way("stored", "activations kept for the backward pass")
 way("checkpointed", "activations of a block computed again in the backward pass", options={"checkpointing": True})
-way("no-masters", "parameters in bfloat16 alone", dtype="bfloat16")
 
 # Peers, where their packages are.
 way("hf-sdpa", "transformers' GPT-2, SDPA", peer="hf-sdpa")

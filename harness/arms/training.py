@@ -243,7 +243,7 @@ def optimizer(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: in
 
 @kind("weight-update", judge=_judge)
 def weight_update(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
-    """A training step whose parameters are bfloat16, or float32 and rounded to it to compute; and what got lost.
+    """A training step whose parameters are the way's type alone, or masters in float32; and what of it got lost.
 
     `lost_at_peak_rate` and `lost_at_last_rate`: the share of the parameters that an update moves in float32 and that
     stand where they stood, because the step is below half of bfloat16's spacing there.
@@ -253,7 +253,7 @@ def weight_update(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch
     ids, targets = workshop.ids(rows=batch, length=tokens)
 
     def extras() -> dict[str, float]:
-        found = {}
+        found = dict(work.extras())
         for named, rate in (("lost_at_peak_rate", ADAMW["lr"]), ("lost_at_last_rate", LAST_RATE)):
             found[named] = _lost(workshop, model, ids, targets, rate, way)
         return found

@@ -174,7 +174,7 @@ def judged(workshop, work, arms):
         ("loss", ("subject", "hf-eager")),
         ("backward", ("subject", "hf-eager")),
         ("optimizer", ("fused", "foreach", "for-loop")),
-        ("weight-update", ("fp32", "no-masters")),
+        ("weight-update", ("fp32", "bf16", "bf16-autocast")),
         ("attention", ("naive", "looped", "flash", "sdpa-math")),
         ("build", ("subject", "hf-eager")),
         ("load", ("subject", "hf-eager")),
@@ -281,9 +281,12 @@ def test_twins_are_models_of_their_own_with_equal_weights(workshop):
 
 
 def test_bf16_without_masters_loses_updates_and_float32_none(workshop):
-    lost = {arm: work_of(workshop, "weight-update", arm, tokens=16).extras() for arm in ("fp32", "no-masters")}
+    lost = {
+        arm: work_of(workshop, "weight-update", arm, tokens=16).extras() for arm in ("fp32", "bf16", "bf16-autocast")
+    }
     assert lost["fp32"]["lost_at_last_rate"] < 0.01
-    assert lost["no-masters"]["lost_at_last_rate"] > 10 * lost["no-masters"]["lost_at_peak_rate"] / 3 > 0.01
+    assert lost["bf16-autocast"]["lost_at_last_rate"] < 0.01
+    assert lost["bf16"]["lost_at_last_rate"] > 10 * lost["bf16"]["lost_at_peak_rate"] / 3 > 0.01
 
 
 def test_the_lessons_positions_are_those_of_the_closed_forms():

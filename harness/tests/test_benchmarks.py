@@ -184,7 +184,7 @@ class Interrupted(GPT):
 def test_ctrl_c_keeps_the_comparisons_that_are_done(run_benchmarks, pytester):
     subject = pytester.makepyfile(mine=INTERRUPTED)
     status, told = run_benchmarks(
-        *("benchmarks/", "--subject", f"{subject}:Interrupted", "-k", "(attention-layer and not 512) or generate"),
+        *("benchmarks/", "--subject", f"{subject}:Interrupted", "-k", "(attention-layer and not 1024) or generate"),
     )
     assert status == pytest.ExitCode.INTERRUPTED, told
     assert set(comparisons(pytester.path)) == {("attention", "layer")}
@@ -209,7 +209,7 @@ class Once(GPT):
 
 def test_the_run_after_an_interrupted_one_goes_on_with_what_was_measured(run_benchmarks, pytester):
     subject = pytester.makepyfile(mine=ONCE)
-    asked = ("benchmarks/", "--subject", f"{subject}:Once", "-k", "(attention-layer and not 512) or generate")
+    asked = ("benchmarks/", "--subject", f"{subject}:Once", "-k", "(attention-layer and not 1024) or generate")
     run_benchmarks(*asked)
     before = comparisons(pytester.path)["attention", "layer"]
     (pytester.path / "go").write_text("")
@@ -244,7 +244,7 @@ def test_ctrl_c_while_the_report_is_written_says_how_to_have_it(run_benchmarks, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("harness.report.write_latest", interrupted)
-    status, told = run_benchmarks("benchmarks/", "-k", "attention-layer and not 512")
+    status, told = run_benchmarks("benchmarks/", "-k", "attention-layer and not 1024")
     assert status == pytest.ExitCode.INTERRUPTED
     assert "the report was not written (Ctrl-C): `gpt-harness report` makes it" in told
     assert "Traceback" not in told
