@@ -19,7 +19,7 @@ from harness.environment import environment
 from harness.plugin import deviations_of, recorder_of, subject_of
 from harness.resume import covers, fingerprint, resumable
 from harness.size import SIZES
-from harness.statistics import describe_ratio, holm
+from harness.statistics import PLACE, Estimate, by_chance, describe_ratio, holm, log_ratio, scatter
 from harness.timing import by_events
 from harness.witness import refusal, witness
 
@@ -160,21 +160,50 @@ class Run:
                     yield row, ratio
 
     def false_alarms(self) -> Row:
-        """How many pairs of identical arms this run told apart, and whether that leaves it evidence."""
-        pairs = list(self._ratios(twins=True))
-        flagged = [row for row in pairs if row[1]["verdict"] in ("FASTER", "SLOWER")]
-        share = len(flagged) / len(pairs) if pairs else None
-        evidence = share is not None and share <= EVIDENCE
-        return {"pairs": len(pairs), "flagged": len(flagged), "share": share, "evidence": evidence}
+        """How many pairs of identical arms this run tells apart, and whether that leaves it evidence.
+
+        A pair is told apart by more than the others scatter by: what all verdicts are held to in the end.
+        `by_their_rounds` are those that the noise of their own rounds did not account for.
+        """
+        found = self._twins
+        by_their_rounds = sum(ratio["verdict"] in ("FASTER", "SLOWER") for _, ratio, _ in found)
+        flagged = sum(self._told_apart(twin) <= SIGNIFICANCE for twin in found)
+        share = flagged / len(found) if found else None
+        return {
+            "pairs": len(found),
+            "flagged": flagged,
+            "share": share,
+            "evidence": share is not None and share <= EVIDENCE,
+            "by_their_rounds": by_their_rounds,
+            "scatter": self._scatter,
+        }
+
+    @property
+    def _twins(self) -> list[tuple[Row, Row, Estimate]]:
+        return [(row, ratio, _estimate(row, ratio)) for row, ratio in self._ratios(twins=True)]
+
+    @property
+    def _scatter(self) -> float:
+        return scatter([estimate for _, _, estimate in self._twins])
+
+    def _told_apart(self, twin: tuple[Row, Row, Estimate]) -> float:
+        """The p of two identical arms, by what the other pairs scatter by."""
+        others = [estimate for _, ratio, estimate in self._twins if ratio is not twin[1]]
+        return by_chance(twin[2], scatter(others), max(1, len(others)))
 
     def adjusted(self) -> list[Row]:
-        """Every ratio's p-value after Holm's adjustment for all the ratios of this run."""
-        found = list(self._ratios(twins=False))
-        values = holm([ratio["p"] for _, ratio in found])
+        """Every ratio's p-value, by what this run's identical arms scatter by, and after Holm's adjustment for all.
+
+        The twins' own are among them, each by what the others scatter by.
+        """
+        found, twins = list(self._ratios(twins=False)), self._twins
+        alone = [by_chance(_estimate(row, ratio), self._scatter, max(1, len(twins))) for row, ratio in found]
+        judged = [(row, ratio, p, value) for (row, ratio), p, value in zip(found, alone, holm(alone), strict=True)]
+        judged += [(row, ratio, p, p) for row, ratio, p in ((*twin[:2], self._told_apart(twin)) for twin in twins)]
         keys = ("comparison", "metric", "point")
         return [
-            {**{key: row[key] for key in keys}, "arm": ratio["arm"], "p": ratio["p"], "adjusted": value}
-            for (row, ratio), value in zip(found, values, strict=True)
+            {**{key: row[key] for key in keys}, "arm": ratio["arm"], "p": p, "adjusted": value}
+            for row, ratio, p, value in judged
         ]
 
     def summary(self) -> Iterator[tuple[str, bool]]:
@@ -183,16 +212,24 @@ class Run:
         yield "# identical arms (A/A)", False
         told = f"{alarms['pairs']} pairs of identical arms, {alarms['flagged']} called different"
         yield told, bool(alarms["flagged"])
-        for row, ratio in self._ratios(twins=True):
+        for row, ratio, _ in self._twins:
             if ratio["verdict"] in ("FASTER", "SLOWER"):
-                yield f"  {label(row)}: {describe_ratio(ratio_of(ratio))}", True
+                yield f"  {label(row)}: {describe_ratio(ratio_of(ratio))}, by its own rounds", True
+        if alarms["scatter"] > PLACE:
+            told = f"beyond the noise of their rounds they scatter by {alarms['scatter']:.1%} (one sigma)"
+            yield f"{told}: busy memory or processors; the report allows for it", False
         if not alarms["pairs"]:
             yield "without one, nothing says how often this run's verdicts are wrong", False
         elif not alarms["evidence"]:
             yield f"more than {EVIDENCE:.0%} of identical arms told apart: this run is not evidence", True
-        lost = [row for row in self.adjusted() if row["p"] < SIGNIFICANCE <= row["adjusted"]]
-        if lost:
-            yield f"{len(lost)} differences do not stand when all ratios of the run are judged together (Holm)", False
+        kept = {_key(row) for row in self.adjusted() if row["adjusted"] <= SIGNIFICANCE}
+        resolved = [
+            {**row, "arm": ratio["arm"]}
+            for row, ratio in self._ratios(twins=False)
+            if ratio["verdict"] in ("FASTER", "SLOWER")
+        ]
+        if lost := sum(_key(row) not in kept for row in resolved):
+            yield f"{lost} differences do not stand when all ratios of the run are judged together", False
         if self.held:
             yield "# held against closed forms", False
         for held in self.held:
@@ -213,6 +250,15 @@ class Run:
             "load": load(),
             "fingerprint": self._fingerprint,
         }
+
+
+def _estimate(row: Row, ratio: Row) -> Estimate:
+    seconds = {arm["arm"]: arm["seconds"] for arm in row["arms"]}
+    return log_ratio(seconds[ratio["arm"]], seconds[ratio["against"]])
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("comparison", "metric", "point", "arm"))
 
 
 def _globals() -> dict[str, Any]:

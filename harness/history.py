@@ -15,6 +15,7 @@ from harness.statistics import (
     CONFIDENCE,
     FEWEST_ROUNDS,
     POWER,
+    Estimate,
     Ratio,
     describe_ratio,
     holm,
@@ -53,14 +54,6 @@ class Key(NamedTuple):
     def label(self) -> str:
         """`attention forward, tokens=512: flash`."""
         return f"{place(self.comparison, self.metric, self.axis, self.point)}: {self.arm}"
-
-
-class Estimate(NamedTuple):
-    """The logarithm of a ratio, its standard error, and the degrees of freedom behind that."""
-
-    centre: float
-    error: float
-    freedom: int
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNRESOLVED"]
 
@@ -55,6 +55,19 @@ class Ratio:
         return math.log(self.high / self.low) / 2
 
 
+class Estimate(NamedTuple):
+    """The logarithm of a ratio, its standard error, and the degrees of freedom behind that."""
+
+    centre: float
+    error: float
+    freedom: int
+
+
+def log_ratio(arm: Sequence[float], against: Sequence[float]) -> Estimate:
+    """The trimmed mean of the rounds' log-ratios, without the rounds in which the machine was plainly busy."""
+    return Estimate(*trimmed_mean([math.log(a / b) for a, b in quiet_rounds(list(zip(arm, against, strict=True)))]))
+
+
 def paired_ratio(arm: Sequence[float], against: Sequence[float]) -> Ratio:
     """Compare two arms round by round; `arm[i]` and `against[i]` are the seconds of one interleaved round.
 
@@ -66,8 +79,7 @@ def paired_ratio(arm: Sequence[float], against: Sequence[float]) -> Ratio:
         raise ValueError(f"{len(arm)} rounds against {len(against)}: ratios are taken round by round")
     if len(arm) < FEWEST_ROUNDS:
         raise ValueError(f"{len(arm)} rounds; an interval needs at least {FEWEST_ROUNDS}")
-    logs = [math.log(a / b) for a, b in quiet_rounds(list(zip(arm, against, strict=True)))]
-    centre, error, freedom = trimmed_mean(logs)
+    centre, error, freedom = estimate = log_ratio(arm, against)
     reach = student_quantile((1 + CONFIDENCE) / 2, freedom)
     low, high = math.exp(centre - reach * error), math.exp(centre + reach * error)
     return Ratio(
@@ -77,7 +89,7 @@ def paired_ratio(arm: Sequence[float], against: Sequence[float]) -> Ratio:
         rounds=len(arm),
         verdict=judge(low, high),
         smallest_resolvable=math.expm1(_with_place(reach * error) + student_quantile(POWER, freedom) * error),
-        p=_p_value(centre, error, freedom),
+        p=by_chance(estimate),
     )
 
 
@@ -109,11 +121,34 @@ def _with_place(reach: float) -> float:
     return math.hypot(reach, math.log1p(EQUIVALENCE))
 
 
-def _p_value(centre: float, error: float, freedom: int) -> float:
-    """Of noise and place together; the place's sigma is known, so that degrees of freedom grow with its share."""
-    place = math.log1p(EQUIVALENCE) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    total = math.hypot(error, place)
-    return two_sided(centre, total, min(MANY, int(freedom * (total / error) ** 4)) if error else MANY)
+# One sigma of the logarithm of what the place in memory does to a ratio.
+PLACE = math.log1p(EQUIVALENCE) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+
+def by_chance(estimate: Estimate, scatter: float = PLACE, twins: float = math.inf) -> float:
+    """The probability of a ratio at least this far from 1 where there is no difference.
+
+    Of the noise of the rounds and what identical arms scatter by besides, as it was found in so many twins (Welch and
+    Satterthwaite's degrees of freedom; a scatter that is known has infinitely many).
+    """
+    centre, error, freedom = estimate
+    variance = error**2 + scatter**2
+    uncertain = error**4 / freedom + scatter**4 / twins
+    known_to = min(MANY, variance**2 / uncertain) if uncertain else MANY
+    return two_sided(centre, math.sqrt(variance), max(1, int(known_to)))
+
+
+def scatter(twins: Sequence[Estimate]) -> float:
+    """What a run's identical arms differ by beyond the noise of their rounds: one sigma of the log-ratio.
+
+    PLACE at least, which was measured on a quiet machine; on a busy one a build may lie worse by several percent for
+    as long as it lives. The moment estimator of a random effect, precise pairs weighing more (DerSimonian and Laird
+    1986), around a mean that is known to be 0.
+    """
+    weights = [1 / (error**2 + PLACE**2) for _, error, _ in twins]
+    beyond = [centre**2 - error**2 for centre, error, _ in twins]
+    found = math.fsum(w * b for w, b in zip(weights, beyond, strict=True)) / math.fsum(weights) if twins else 0.0
+    return max(PLACE, math.sqrt(max(0.0, found)))
 
 
 def trimmed_mean(values: Sequence[float]) -> tuple[float, float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from harness.report.markdown import LONGEST_TABLE, escape, table
 from harness.report.run import Row, Run, mappings, plural
 from harness.report.tables import as_list, as_mapping
 from harness.report.wording import as_float
-from harness.statistics import FEWEST_ROUNDS, Ratio, holm, paired_ratio
+from harness.statistics import FEWEST_ROUNDS, PLACE, Ratio, by_chance, holm, log_ratio, paired_ratio
 
 LEVEL = 0.05
 MOST_TIME = 2  # operations that are named
@@ -18,11 +19,15 @@ MOST_TIME = 2  # operations that are named
 
 @dataclass(frozen=True)
 class Pair:
-    """The subject and a peer that did the same work in turns; `ratio` is the subject's time over the peer's."""
+    """The subject and a peer that did the same work in turns; `ratio` is the subject's time over the peer's.
+
+    `p` is its probability where there is no difference, by what the run's identical arms scatter by.
+    """
 
     subject: Row
     peer: Row
     ratio: Ratio
+    p: float
 
 
 def section(run: Run) -> Iterator[str]:
@@ -31,7 +36,7 @@ def section(run: Run) -> Iterator[str]:
     if not pairs:
         return
     slower = behind(pairs)
-    faster = sum(pair.ratio.verdict == "FASTER" for pair in pairs)
+    faster = len(standing(pairs, "FASTER"))
     yield from ("### Beside its peers", "")
     yield (
         f"The subject and a peer did the same work in turns {plural(len(pairs), 'time')}: the subject is faster in "
@@ -52,6 +57,8 @@ def section(run: Run) -> Iterator[str]:
 
 def pairs_of(run: Run) -> Iterator[Pair]:
     """Each peer with the subject's own arm of the same comparison: the control, or else the fastest."""
+    alarms = as_mapping((run.footer or {}).get("false_alarms"))
+    beyond, twins = as_float(alarms.get("scatter")) or PLACE, as_float(alarms.get("pairs")) or math.inf
     for comparison in run.comparisons:
         seconds = {arm.get("arm"): as_list(arm.get("seconds")) for arm in mappings(comparison.get("arms"))}
         rows = [row for row in tables.arms(comparison) if row["verified"] == "pass" and as_float(row["median_seconds"])]
@@ -62,14 +69,19 @@ def pairs_of(run: Run) -> Iterator[Pair]:
         for peer in rows:
             times, others = seconds[subject["arm"]], seconds[peer["arm"]]
             if peer["peer"] and not peer["twin_of"] and len(times) == len(others) >= FEWEST_ROUNDS:
-                yield Pair(subject, peer, paired_ratio(times, others))
+                p = by_chance(log_ratio(times, others), beyond, twins)
+                yield Pair(subject, peer, paired_ratio(times, others), p)
 
 
 def behind(pairs: list[Pair]) -> list[Pair]:
-    """Those in which the peer is faster, by more than so many pairs would show by chance (Holm); the worst first."""
-    adjusted = holm([pair.ratio.p for pair in pairs])
-    found = [pair for pair, p in zip(pairs, adjusted, strict=True) if pair.ratio.verdict == "SLOWER" and p <= LEVEL]
-    return sorted(found, key=lambda pair: -pair.ratio.ratio)
+    """Those in which the peer is faster, the worst first."""
+    return sorted(standing(pairs, "SLOWER"), key=lambda pair: -pair.ratio.ratio)
+
+
+def standing(pairs: list[Pair], verdict: str) -> list[Pair]:
+    """Those of a verdict, by more than so many pairs would show by chance (Holm)."""
+    adjusted = holm([pair.p for pair in pairs])
+    return [pair for pair, p in zip(pairs, adjusted, strict=True) if pair.ratio.verdict == verdict and p <= LEVEL]
 
 
 def told(pair: Pair) -> list[str]:

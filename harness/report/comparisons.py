@@ -23,6 +23,7 @@ from harness.report.markdown import (
 from harness.report.run import Row, Run, mappings, plural
 from harness.report.tables import as_list, as_mapping
 from harness.report.wording import as_float, number
+from harness.statistics import PLACE
 
 COMMAND = "pytest benchmarks/ --benchmark-autosave"
 ALWAYS = ("precision", "attention", "generation")  # what `pytest benchmarks/` compares in any case
@@ -40,6 +41,8 @@ class FalseAlarms:
     pairs: int
     flagged: int
     evidence: bool
+    by_their_rounds: int | None = None  # so many before what they scatter by was allowed for
+    scatter: float = PLACE
 
     @classmethod
     def of(cls, run: Run) -> FalseAlarms:
@@ -50,7 +53,9 @@ class FalseAlarms:
             rows = [row for comparison in run.comparisons for row in tables.arms(comparison)]
             twins = [row for row in rows if row["twin_of"] and as_float(row["ratio"])]
             pairs, flagged = len(twins), sum(wording.resolved(row) for row in twins)
-        return cls(pairs, flagged, told.get("evidence") is not False and flagged <= TOLERATED * pairs)
+        evidence = told.get("evidence") is not False and flagged <= TOLERATED * pairs
+        first, beyond = told.get("by_their_rounds"), as_float(told.get("scatter"))
+        return cls(pairs, flagged, evidence, first if isinstance(first, int) else None, beyond or PLACE)
 
     @property
     def words(self) -> str:
@@ -58,9 +63,15 @@ class FalseAlarms:
         if not self.pairs:
             return "Identical arms: none were timed against each other, so this run's false alarms are not known"
         most = at_most(self.flagged, self.pairs)
-        return (
+        told = (
             f"Identical arms: {plural(self.pairs, 'pair')}, {self.flagged} called different "
             f"({self.flagged / self.pairs:.0%}, at most {most:.0%} with 95% confidence)"
+        )
+        if self.by_their_rounds is None or self.scatter <= PLACE:
+            return told
+        return (
+            f"{told}; by the noise of their rounds alone it were {self.by_their_rounds}, but they scatter by "
+            f"{self.scatter:.1%} (one sigma) beyond it, which every difference below is held to"
         )
 
 
@@ -115,7 +126,10 @@ def sections(run: Run | None, found: list[Plot]) -> Iterator[str]:
     )
     yield ""
     if any(wording.unsettled(ratio) for comparison in run.comparisons for ratio in mappings(comparison.get("ratios"))):
-        yield f"{wording.UNSETTLED} resolved by itself, but not after Holm's adjustment over all ratios of the run."
+        yield (
+            f"{wording.UNSETTLED} resolved by its own rounds, but not by what the run's identical arms scatter by, or "
+            "not after Holm's adjustment over all ratios of the run."
+        )
         yield ""
     named = tables.by_comparison(run)
     yield from overview(named, found)

@@ -1,13 +1,18 @@
 """`pytest benchmarks/`: its rows are the measured times, its options do as they say, nothing measured is lost."""
 
+import dataclasses
 import json
+import math
+import random
 from pathlib import Path
 
 import pytest
 
 from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
+from benchmarks.run import Run
 from benchmarks.show import peaks
 from harness.arms import kinds
+from harness.statistics import PLACE, paired_ratio
 
 kinds()  # now: pytester forgets what is imported while it runs, and what registers itself must do so once
 ROOT = Path(__file__).parents[2]
@@ -270,3 +275,60 @@ def test_a_wrong_option_is_one_clear_line(run_benchmarks, option, told):
     assert status == pytest.ExitCode.USAGE_ERROR
     assert told in output
     assert "Traceback" not in output
+
+
+# What a run makes of its identical arms.
+
+
+def made(place, *, effect=1.0, pairs=20, seed=0):
+    """A run of comparisons whose arms lie in memory as they happen to, a sigma of `place` apart, for all rounds."""
+    dice, rows = random.Random(seed), {}
+    for number in range(pairs):
+        times = {}
+        for arm, factor in (("control", 1.0), ("other", effect), ("control-again", 1.0)):
+            lies = factor * math.exp(dice.gauss(0, place / math.sqrt(2)))
+            times[arm] = [lies * math.exp(dice.gauss(0, 0.01)) for _ in range(8)]
+        ratios = [
+            {"arm": arm, "against": "control", **dataclasses.asdict(paired_ratio(times[arm], times["control"]))}
+            for arm in ("other", "control-again")
+        ]
+        arms = [{"arm": arm, "seconds": seconds} for arm, seconds in times.items()]
+        rows[f"c{number}", None] = {
+            "comparison": f"c{number}", "metric": "forward", "axis": None, "point": None,
+            "arms": arms, "ratios": ratios,
+        }  # fmt: skip
+    return Run(config=None, declared={}, rows=rows)
+
+
+def standing(run):
+    adjusted = {(row["comparison"], row["arm"]): row["adjusted"] for row in run.adjusted()}
+    return sum(value <= 0.05 for (_, arm), value in adjusted.items() if arm == "other")
+
+
+def test_what_identical_arms_scatter_by_is_allowed_for_in_every_verdict():
+    alarms = made(0.06).false_alarms()
+    assert alarms["by_their_rounds"] > 0.3 * alarms["pairs"], "by their own rounds alone they would all be different"
+    assert alarms["flagged"] <= 0.1 * alarms["pairs"]
+    assert alarms["evidence"]
+    assert alarms["scatter"] == pytest.approx(0.06, rel=0.4)
+    assert standing(made(0.06)) == 0
+    assert standing(made(0.06, effect=2.0)) == 20, "what is far beyond the scatter stands"
+
+
+def test_on_a_quiet_machine_nothing_is_lost_to_it():
+    alarms = made(0.005).false_alarms()
+    assert (alarms["by_their_rounds"], alarms["flagged"], alarms["scatter"]) == (0, 0, PLACE)
+    assert standing(made(0.005, effect=1.06)) == 20
+
+
+def test_a_pair_that_differs_while_the_others_agree_is_a_false_alarm():
+    run = made(0.005)
+    row = run.rows["c3", None]
+    row["arms"][2]["seconds"] = [1.2 * seconds for seconds in row["arms"][2]["seconds"]]
+    assert run.false_alarms()["flagged"] == 1
+
+
+def test_the_last_lines_of_a_run_say_what_was_allowed_for():
+    told = [line for line, _ in made(0.06, effect=1.08).summary()]
+    assert any("beyond the noise of their rounds they scatter by" in line for line in told)
+    assert any("differences do not stand when all ratios of the run are judged together" in line for line in told)

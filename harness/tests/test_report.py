@@ -250,6 +250,14 @@ def test_the_run_s_own_word_that_it_is_no_evidence_counts():
     assert "**NOT EVIDENCE: 0 of 12 pairs" in page(None, run("bench", twins(0), ending=told))
 
 
+def test_what_identical_arms_scatter_by_is_told_with_their_count():
+    told = {"pairs": 20, "flagged": 1, "evidence": True, "by_their_rounds": 3, "scatter": 0.041}
+    text = page(None, run("bench", bench_rows(), ending={"false_alarms": told}))
+    assert "NOT EVIDENCE" not in text
+    assert "20 pairs, 1 called different (5%, at most 22% with 95% confidence); by the noise of their rounds " in text
+    assert "alone it were 3, but they scatter by 4.1% (one sigma) beyond it" in text
+
+
 def test_a_run_without_identical_arms_does_not_know_its_false_alarms():
     text = page(None, run("bench", [comparison("precision", "forward", {"fp32": 2.0, "bf16": 1.0})]))
     assert "none were timed against each other, so this run's false alarms are not known" in text

@@ -8,14 +8,18 @@ import pytest
 
 from harness.statistics import (
     EQUIVALENCE,
+    PLACE,
     Ratio,
+    by_chance,
     describe_ratio,
     describe_seconds,
     holm,
     judge,
+    log_ratio,
     median,
     paired_ratio,
     quiet_rounds,
+    scatter,
     share_interval,
     spread,
     student_quantile,
@@ -271,3 +275,39 @@ def test_seconds_are_told_with_their_spread(seconds, told):
 )
 def test_ratios_are_told_in_words(ratio, told):
     assert describe_ratio(ratio) == told
+
+
+# What identical arms scatter by.
+
+
+def builds(dice, *, place, noise, rounds=8, effect=1.0):
+    """The estimate of a pair whose builds lie in memory as they happen to, a sigma of `place` apart."""
+    lies = effect * math.exp(dice.gauss(0, place))
+    times = [[factor * math.exp(dice.gauss(0, noise)) for _ in range(rounds)] for factor in (lies, 1.0)]
+    return log_ratio(*times)
+
+
+@pytest.mark.parametrize("place", [0.03, 0.06])
+def test_the_scatter_of_identical_arms_is_found(place):
+    dice = random.Random(0)
+    found = [scatter([builds(dice, place=place, noise=0.02) for _ in range(20)]) for _ in range(200)]
+    assert math.sqrt(sum(value**2 for value in found) / 200) == pytest.approx(place, rel=0.1)
+
+
+def test_the_scatter_is_never_less_than_what_a_quiet_machine_has():
+    dice = random.Random(0)
+    assert scatter([]) == PLACE
+    assert scatter([builds(dice, place=0.0, noise=0.01) for _ in range(20)]) == PLACE
+
+
+@pytest.mark.parametrize("place", [0.01, 0.05])
+def test_what_identical_arms_scatter_by_keeps_false_alarms_down_and_finds_large_differences(place):
+    dice = random.Random(0)
+    alarms = found = 0
+    for _ in range(300):
+        twins = [builds(dice, place=place, noise=0.02) for _ in range(20)]
+        sigma = scatter(twins)
+        alarms += by_chance(builds(dice, place=place, noise=0.02), sigma, 20) <= 0.05
+        found += by_chance(builds(dice, place=place, noise=0.02, effect=1.4), sigma, 20) <= 0.05
+    assert alarms <= 300 * 0.05 + 3 * math.sqrt(300 * 0.05 * 0.95)
+    assert found == 300
