@@ -121,8 +121,11 @@ def dots_of(comparisons: Sequence[Row]) -> list[Dot]:
 
 
 def finding(dots: Sequence[Dot]) -> str:
-    """Who comes nearest to its ceiling, and what bounds how many."""
-    known = [dot for dot in dots if dot.fraction is not None and dot.regime != "launch"]
+    """Who comes nearest to its ceiling, and what bounds how many.
+
+    What was measured above it came from a time that moved more than its ceiling did, and is nobody's record.
+    """
+    known = [dot for dot in dots if dot.fraction is not None and dot.fraction <= 1 and dot.regime != "launch"]
     counts = {regime: sum(dot.regime == regime for dot in dots) for regime in ("compute", "bandwidth", "launch")}
     bound = ", ".join(f"{count} by {regime}" for regime, count in counts.items() if count)
     said = f"{len(dots):,} measurements" + (f", bound {bound}" if bound else "")

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,13 @@ def test_the_roofline_has_every_verified_arm_but_twins():
     assert len(found) == 2 + 5 * 2
     assert found[0].rate == pytest.approx(2 * 124_439_808 * 512 / 2.02)
     assert found[0].intensity == pytest.approx(512 / 2)
+
+
+def test_what_was_measured_above_its_ceiling_is_not_called_the_nearest_to_it():
+    dots = roofline.dots_of([*compiling(), *decode()])
+    above = [replace(dots[0], fraction=1.11), replace(dots[1], fraction=0.5)]
+    assert "nearest to its ceiling: compiled, forward, at 50%" in roofline.finding(above)
+    assert "nearest" not in roofline.finding(above[:1])
 
 
 def test_of_the_shapes_of_a_product_the_roofline_draws_the_fastest():
