@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import time
@@ -19,7 +20,7 @@ from harness.environment import environment
 from harness.plugin import deviations_of, recorder_of, subject_of
 from harness.resume import covers, fingerprint, resumable
 from harness.size import SIZES
-from harness.statistics import PLACE, Estimate, by_chance, describe_ratio, holm, log_ratio, scatter
+from harness.statistics import PLACE, Estimate, by_chance, describe_ratio, holm, log_ratio, paired_ratio, scatter
 from harness.timing import by_events
 from harness.witness import refusal, witness
 
@@ -150,7 +151,11 @@ class Run:
         """What only all comparisons together say: false alarms, and Holm's adjustment. Lets the models go."""
         self.close()
         if self.rows:
-            found = {"false_alarms": self.false_alarms(), "adjusted": self.adjusted()}
+            found = {
+                "false_alarms": self.false_alarms(),
+                "adjusted": self.adjusted(),
+                "beside_peers": self.beside_peers(),
+            }
             recorder_of(self.config).footer.update(found)
 
     def _ratios(self, *, twins: bool) -> Iterator[tuple[Row, Row]]:
@@ -175,7 +180,7 @@ class Run:
             "share": share,
             "evidence": share is not None and share <= EVIDENCE,
             "by_their_rounds": by_their_rounds,
-            "scatter": self._scatter,
+            "scatter": self._scatter if self._scatter > PLACE else None,
         }
 
     @property
@@ -206,6 +211,30 @@ class Run:
             for row, ratio, p, value in judged
         ]
 
+    def beside_peers(self) -> list[Row]:
+        """The subject's time over that of each peer that did the same work, adjusted (Holm) for all of these."""
+        found = []
+        for row in self.rows.values():
+            timed = [arm for arm in row["arms"] if arm["seconds"] and not arm["twin_of"]]
+            own = [arm for arm in timed if not arm.get("peer")]
+            subject = min(own, key=lambda arm: (arm["arm"] != row["control"], arm["median_seconds"]), default=None)
+            for peer in timed:
+                if subject is not None and peer.get("peer"):
+                    found.append((row, subject, peer))
+        estimates = [log_ratio(subject["seconds"], peer["seconds"]) for _, subject, peer in found]
+        p = [by_chance(estimate, self._scatter, max(1, len(self._twins))) for estimate in estimates]
+        return [
+            {
+                **{key: row[key] for key in ("comparison", "metric", "point")},
+                "arm": subject["arm"],
+                "peer": peer["arm"],
+                **dataclasses.asdict(paired_ratio(subject["seconds"], peer["seconds"])),
+                "p": alone,
+                "adjusted": value,
+            }
+            for (row, subject, peer), alone, value in zip(found, p, holm(p), strict=True)
+        ]
+
     def summary(self) -> Iterator[tuple[str, bool]]:
         """The run's last lines, each with whether it is bad news; those that begin with '# ' are headings."""
         alarms = self.false_alarms()
@@ -215,7 +244,7 @@ class Run:
         for row, ratio, _ in self._twins:
             if ratio["verdict"] in ("FASTER", "SLOWER"):
                 yield f"  {label(row)}: {describe_ratio(ratio_of(ratio))}, by its own rounds", True
-        if alarms["scatter"] > PLACE:
+        if alarms["scatter"]:
             told = f"beyond the noise of their rounds they scatter by {alarms['scatter']:.1%} (one sigma)"
             yield f"{told}: busy memory or processors; the report allows for it", False
         if not alarms["pairs"]:

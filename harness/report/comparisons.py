@@ -23,7 +23,6 @@ from harness.report.markdown import (
 from harness.report.run import Row, Run, mappings, plural
 from harness.report.tables import as_list, as_mapping
 from harness.report.wording import as_float, number
-from harness.statistics import PLACE
 
 COMMAND = "pytest benchmarks/ --benchmark-autosave"
 ALWAYS = ("precision", "attention", "generation")  # what `pytest benchmarks/` compares in any case
@@ -42,7 +41,7 @@ class FalseAlarms:
     flagged: int
     evidence: bool
     by_their_rounds: int | None = None  # so many before what they scatter by was allowed for
-    scatter: float = PLACE
+    scatter: float | None = None
 
     @classmethod
     def of(cls, run: Run) -> FalseAlarms:
@@ -55,7 +54,7 @@ class FalseAlarms:
             pairs, flagged = len(twins), sum(wording.resolved(row) for row in twins)
         evidence = told.get("evidence") is not False and flagged <= TOLERATED * pairs
         first, beyond = told.get("by_their_rounds"), as_float(told.get("scatter"))
-        return cls(pairs, flagged, evidence, first if isinstance(first, int) else None, beyond or PLACE)
+        return cls(pairs, flagged, evidence, first if isinstance(first, int) else None, beyond)
 
     @property
     def words(self) -> str:
@@ -67,7 +66,7 @@ class FalseAlarms:
             f"Identical arms: {plural(self.pairs, 'pair')}, {self.flagged} called different "
             f"({self.flagged / self.pairs:.0%}, at most {most:.0%} with 95% confidence)"
         )
-        if self.by_their_rounds is None or self.scatter <= PLACE:
+        if self.by_their_rounds is None or self.scatter is None:
             return told
         return (
             f"{told}; by the noise of their rounds alone it were {self.by_their_rounds}, but they scatter by "

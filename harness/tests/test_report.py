@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.run import Run as BenchmarkRun
 from harness import cli, record
 from harness.errors import HarnessError
 from harness.report import page, roofline, tables, wording, write, write_from, write_latest
@@ -290,7 +291,7 @@ def test_a_difference_that_does_not_survive_the_adjustment_is_marked_and_claimed
         records = run("bench", rows, ending={"adjusted": [{**where, "p": 0.01, "adjusted": adjusted}]})
         text = page(None, records)
         assert ("| 1.05x faster [1.04, 1.06] † |" in text) == marked
-        assert ("† resolved by itself, but not after Holm's adjustment" in text) == marked
+        assert ("† resolved by its own rounds, but not by what the run's identical arms scatter by" in text) == marked
         (plot,) = plots(None, Run.of(records))
         assert plot.finding == f"Against fp32: bf16 {'not resolved' if marked else '1.05x faster'} in forward"
 
@@ -452,7 +453,7 @@ def test_decode_without_a_bandwidth_or_far_apart_is_drawn_all_the_same():
 
 
 def with_peer(subject, peer, *, control):
-    """The subject's `cached` beside `hf-sdpa`, at times of their own in every round."""
+    """A run of the subject's `cached` beside `hf-sdpa`, at times of their own in every round."""
     times = {"cached": subject, "hf-sdpa": peer}
     order = [control, *(name for name in times if name != control)]
     row = comparison("generation", "decode", {name: times[name] for name in order}, axis="context", point=16)
@@ -463,12 +464,13 @@ def with_peer(subject, peer, *, control):
         arm["ceiling"] = {"name": "read", "regime": "bandwidth", "fraction": 0.68, "low": 0.67, "high": 0.69}
         arm["witness"] = {"operations": 640, "products_seconds": 0.8 * times[arm["arm"]],
                           "kernels": ["aten::addmm x48 (71%)", "aten::mm x1 (20%)", "aten::add x25 (2%)"]}  # fmt: skip
-    return row
+    made = BenchmarkRun(config=None, declared={}, rows={("generation decode", 16): row})
+    return run("bench", [row], ending={"beside_peers": made.beside_peers()})
 
 
 @pytest.mark.parametrize("control", ["cached", "hf-sdpa"])
 def test_a_peer_that_is_faster_is_told_with_what_both_did(control):
-    text = page(None, run("bench", [with_peer(0.030, 0.024, control=control)]))
+    text = page(None, with_peer(0.030, 0.024, control=control))
     assert "the subject is faster in 0, behind in 1, and in 0 this run cannot tell" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| generation decode")]
     assert "| hf-sdpa | 1.25x [" in row
@@ -477,7 +479,7 @@ def test_a_peer_that_is_faster_is_told_with_what_both_did(control):
 
 
 def test_a_peer_that_is_slower_has_no_row():
-    text = page(None, run("bench", [with_peer(0.020, 0.024, control="cached")]))
+    text = page(None, with_peer(0.020, 0.024, control="cached"))
     assert "the subject is faster in 1, behind in 0, and in 0 this run cannot tell" in text
     assert "peer is faster by" not in text
 
@@ -487,7 +489,7 @@ def test_a_run_without_a_peer_has_no_section_of_peers():
 
 
 def test_products_that_were_seen_to_take_longer_than_the_call_take_all_of_it():
-    row = with_peer(0.030, 0.024, control="cached")
+    row = with_peer(0.030, 0.024, control="cached")[1]
     row["arms"][0]["witness"]["products_seconds"] = 0.050
     assert [round(arm["in_products"], 2) for arm in tables.arms(row)] == [1.0, 0.8]
 
