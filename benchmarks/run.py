@@ -20,7 +20,17 @@ from harness.environment import environment
 from harness.plugin import deviations_of, recorder_of, subject_of
 from harness.resume import covers, fingerprint, resumable
 from harness.size import SIZES
-from harness.statistics import PLACE, Estimate, by_chance, describe_ratio, holm, log_ratio, paired_ratio, scatter
+from harness.statistics import (
+    QUIET,
+    Estimate,
+    Scatter,
+    by_chance,
+    describe_ratio,
+    holm,
+    log_ratio,
+    paired_ratio,
+    scatter,
+)
 from harness.timing import by_events
 from harness.witness import refusal, witness
 
@@ -180,7 +190,7 @@ class Run:
             "share": share,
             "evidence": share is not None and share <= EVIDENCE,
             "by_their_rounds": by_their_rounds,
-            "scatter": self._scatter if self._scatter > PLACE else None,
+            "scatter": None if self._scatter == QUIET else self._scatter.sigma,
         }
 
     @property
@@ -188,13 +198,13 @@ class Run:
         return [(row, ratio, _estimate(row, ratio)) for row, ratio in self._ratios(twins=True)]
 
     @property
-    def _scatter(self) -> float:
+    def _scatter(self) -> Scatter:
         return scatter([estimate for _, _, estimate in self._twins])
 
     def _told_apart(self, twin: tuple[Row, Row, Estimate]) -> float:
         """The p of two identical arms, by what the other pairs scatter by."""
         others = [estimate for _, ratio, estimate in self._twins if ratio is not twin[1]]
-        return by_chance(twin[2], scatter(others), max(1, len(others)))
+        return by_chance(twin[2], scatter(others))
 
     def adjusted(self) -> list[Row]:
         """Every ratio's p-value, by what this run's identical arms scatter by, and after Holm's adjustment for all.
@@ -202,7 +212,7 @@ class Run:
         The twins' own are among them, each by what the others scatter by.
         """
         found, twins = list(self._ratios(twins=False)), self._twins
-        alone = [by_chance(_estimate(row, ratio), self._scatter, max(1, len(twins))) for row, ratio in found]
+        alone = [by_chance(_estimate(row, ratio), self._scatter) for row, ratio in found]
         judged = [(row, ratio, p, value) for (row, ratio), p, value in zip(found, alone, holm(alone), strict=True)]
         judged += [(row, ratio, p, p) for row, ratio, p in ((*twin[:2], self._told_apart(twin)) for twin in twins)]
         keys = ("comparison", "metric", "point")
@@ -222,7 +232,7 @@ class Run:
                 if subject is not None and peer.get("peer"):
                     found.append((row, subject, peer))
         estimates = [log_ratio(subject["seconds"], peer["seconds"]) for _, subject, peer in found]
-        p = [by_chance(estimate, self._scatter, max(1, len(self._twins))) for estimate in estimates]
+        p = [by_chance(estimate, self._scatter) for estimate in estimates]
         return [
             {
                 **{key: row[key] for key in ("comparison", "metric", "point")},

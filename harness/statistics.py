@@ -125,30 +125,42 @@ def _with_place(reach: float) -> float:
 PLACE = math.log1p(EQUIVALENCE) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
-def by_chance(estimate: Estimate, scatter: float = PLACE, twins: float = math.inf) -> float:
+class Scatter(NamedTuple):
+    """What identical arms differ by beyond the noise of their rounds: one sigma of the log-ratio, and of how many
+    pairs it was found; infinitely many where it is the known one of a quiet machine.
+    """
+
+    sigma: float
+    pairs: float
+
+
+QUIET = Scatter(PLACE, math.inf)
+
+
+def by_chance(estimate: Estimate, scatter: Scatter = QUIET) -> float:
     """The probability of a ratio at least this far from 1 where there is no difference.
 
-    Of the noise of the rounds and what identical arms scatter by besides, as it was found in so many twins (Welch and
-    Satterthwaite's degrees of freedom; a scatter that is known has infinitely many).
+    Of the noise of the rounds and what identical arms scatter by besides, with Welch and Satterthwaite's degrees of
+    freedom.
     """
     centre, error, freedom = estimate
-    variance = error**2 + scatter**2
-    uncertain = error**4 / freedom + scatter**4 / twins
+    variance = error**2 + scatter.sigma**2
+    uncertain = error**4 / freedom + scatter.sigma**4 / scatter.pairs
     known_to = min(MANY, variance**2 / uncertain) if uncertain else MANY
     return two_sided(centre, math.sqrt(variance), max(1, int(known_to)))
 
 
-def scatter(twins: Sequence[Estimate]) -> float:
-    """What a run's identical arms differ by beyond the noise of their rounds: one sigma of the log-ratio.
+def scatter(twins: Sequence[Estimate]) -> Scatter:
+    """What a run's identical arms differ by beyond the noise of their rounds.
 
-    PLACE at least, which was measured on a quiet machine; on a busy one a build may lie worse by several percent for
+    QUIET at least, which was measured on a quiet machine; on a busy one a build may lie worse by several percent for
     as long as it lives. The moment estimator of a random effect, precise pairs weighing more (DerSimonian and Laird
     1986), around a mean that is known to be 0.
     """
     weights = [1 / (error**2 + PLACE**2) for _, error, _ in twins]
     beyond = [centre**2 - error**2 for centre, error, _ in twins]
     found = math.fsum(w * b for w, b in zip(weights, beyond, strict=True)) / math.fsum(weights) if twins else 0.0
-    return max(PLACE, math.sqrt(max(0.0, found)))
+    return Scatter(math.sqrt(found), len(twins)) if found > PLACE**2 else QUIET
 
 
 def trimmed_mean(values: Sequence[float]) -> tuple[float, float, int]:

@@ -321,6 +321,10 @@ def test_on_a_quiet_machine_nothing_is_lost_to_it():
     assert standing(made(0.005, effect=1.06)) == 20
 
 
+def test_a_run_of_one_comparison_on_a_quiet_machine_finds_what_many_would_find():
+    assert standing(made(0.005, effect=1.1, pairs=1)) == 1
+
+
 def test_a_pair_that_differs_while_the_others_agree_is_a_false_alarm():
     run = made(0.005)
     row = run.rows["c3", None]

@@ -8,7 +8,7 @@ import pytest
 
 from harness.statistics import (
     EQUIVALENCE,
-    PLACE,
+    QUIET,
     Ratio,
     by_chance,
     describe_ratio,
@@ -290,14 +290,14 @@ def builds(dice, *, place, noise, rounds=8, effect=1.0):
 @pytest.mark.parametrize("place", [0.03, 0.06])
 def test_the_scatter_of_identical_arms_is_found(place):
     dice = random.Random(0)
-    found = [scatter([builds(dice, place=place, noise=0.02) for _ in range(20)]) for _ in range(200)]
+    found = [scatter([builds(dice, place=place, noise=0.02) for _ in range(20)]).sigma for _ in range(200)]
     assert math.sqrt(sum(value**2 for value in found) / 200) == pytest.approx(place, rel=0.1)
 
 
 def test_the_scatter_is_never_less_than_what_a_quiet_machine_has():
     dice = random.Random(0)
-    assert scatter([]) == PLACE
-    assert scatter([builds(dice, place=0.0, noise=0.01) for _ in range(20)]) == PLACE
+    assert scatter([]) == QUIET
+    assert scatter([builds(dice, place=0.0, noise=0.01) for _ in range(20)]) == QUIET
 
 
 @pytest.mark.parametrize("place", [0.01, 0.05])
@@ -307,7 +307,7 @@ def test_what_identical_arms_scatter_by_keeps_false_alarms_down_and_finds_large_
     for _ in range(300):
         twins = [builds(dice, place=place, noise=0.02) for _ in range(20)]
         sigma = scatter(twins)
-        alarms += by_chance(builds(dice, place=place, noise=0.02), sigma, 20) <= 0.05
-        found += by_chance(builds(dice, place=place, noise=0.02, effect=1.4), sigma, 20) <= 0.05
+        alarms += by_chance(builds(dice, place=place, noise=0.02), sigma) <= 0.05
+        found += by_chance(builds(dice, place=place, noise=0.02, effect=1.4), sigma) <= 0.05
     assert alarms <= 300 * 0.05 + 3 * math.sqrt(300 * 0.05 * 0.95)
     assert found == 300
