@@ -53,7 +53,7 @@ class Run:
     selected: dict[Key, list[str]] = field(default_factory=dict)
     rows: dict[Key, Row] = field(default_factory=dict)
     held: list[Row] = field(default_factory=list)
-    _workshops: dict[str, Workshop] = field(default_factory=dict)
+    _standing: dict[str, tuple[Workshop, UnderCeilings]] = field(default_factory=dict)
 
     def select(self, items: list[pytest.Item]) -> None:
         """Note the arms that are left after -k and the like: those will be measured, with their controls."""
@@ -106,7 +106,7 @@ class Run:
         )
 
     def _measured(self, declared: Declared, point: int | None) -> Row:
-        device, workshop = self.config.getoption("--device"), self._workshop(declared.suite)
+        device, (workshop, ceilings) = self.config.getoption("--device"), self._stands(declared.suite)
         chosen, before = self.selected[declared.label, point], _globals()
         comparison = declared.at(workshop, point, twin=any(arm.endswith(AGAIN) for arm in chosen))
         measured = measure(
@@ -117,7 +117,7 @@ class Run:
             busy=time.process_time if device == "cpu" else None,
             timed=by_events(device) if torch.device(device).type == "cuda" else None,
             watch=lambda work: _watch(work, device),
-            ceilings=self._ceilings,
+            ceilings=ceilings,
         )
         self._budget.spend(measured.timing_seconds)
         measured.notes += _put_back(before)
@@ -125,29 +125,27 @@ class Run:
         derived(row)
         return row
 
-    @functools.cached_property
-    def _ceilings(self) -> UnderCeilings:
-        return UnderCeilings(self.config.getoption("--device"), SIZES[self.config.getoption("--size")])
-
-    def _workshop(self, suite: str) -> Workshop:
-        """The models of one suite: those of the one before are let go."""
-        if suite not in self._workshops:
+    def _stands(self, suite: str) -> tuple[Workshop, UnderCeilings]:
+        """The models of one suite and its yardsticks: those of the one before are let go."""
+        if suite not in self._standing:
             self.close()
-            subject = subject_of(self.config)
-            self._workshops[suite] = Workshop(
+            subject, device = subject_of(self.config), self.config.getoption("--device")
+            size = SIZES[self.config.getoption("--size")]
+            workshop = Workshop(
                 subject,
-                SIZES[self.config.getoption("--size")],
-                self.config.getoption("--device"),
+                size,
+                device,
                 places={"nanogpt": self.config.getoption("--nanogpt")},
                 deviations=deviations_of(self.config, subject.name),
             )
-        return self._workshops[suite]
+            self._standing[suite] = workshop, UnderCeilings(device, size)
+        return self._standing[suite]
 
     def close(self) -> None:
         """Let every model go."""
-        for workshop in self._workshops.values():
+        for workshop, _ in self._standing.values():
             workshop.close()
-        self._workshops.clear()
+        self._standing.clear()
 
     def _hold(self, declared: Declared) -> None:
         """What the comparison's figures are held to, once all of its points are there."""
@@ -343,4 +341,5 @@ def _watch(work: Work, device: str) -> Seen:
         ledgers=found.ledgers if work.weigh and not work.seen else {},
         witness={**found.as_row(), **({"products_seconds": None} if work.seen else {})},
         refuse=lambda claims: refusal(found, claims=claims, flops=None if work.seen else work.flops),
+        seconds=0.0 if work.seen else found.seconds,
     )

@@ -7,13 +7,13 @@ import functools
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from harness.errors import HarnessError, Missing
 from harness.record import place
-from harness.statistics import FEWEST_ROUNDS, FEWEST_WARM, Ratio, median, paired_ratio, spread, warmed_up
+from harness.statistics import FEWEST_ROUNDS, FEWEST_WARM, Ratio, busy_rounds, median, paired_ratio, spread, warmed_up
 from harness.timing import LONG_CALL_SECONDS, Block, Clock, Timer, by_clock, calls_per_block, rate, warm_up, yardstick
 
 # Looking seldom, and only at the interval's width, keeps the false alarms down; stopping on significance does not.
@@ -21,6 +21,10 @@ LOOKS = (12, 24, 48, 96)
 TARGET_HALF_WIDTH = 0.01
 # Short rounds are made eight at least, of which the trimmed mean leaves out one at either end; of four it leaves none.
 SHORT_ROUND_SECONDS, FEWEST_SHORT_ROUNDS = 1.0, 8
+# A long round in which the machine was plainly busy is made once more: of four, none can be left out.
+MOST_MADE_AGAIN = 2
+# Under the profiler a call takes up to some four times as long: one that takes longer than this is long by itself.
+LONG_WATCHED_SECONDS = 4 * LONG_CALL_SECONDS
 AGAIN = "-again"  # ends the name of a twin
 # What an arm may raise without ending the run: a subject that exits is no reason to lose the others.
 FAILURES = (Exception, SystemExit)
@@ -47,12 +51,14 @@ class Finding:
 class Seen:
     """What was seen of one call, apart from its time: the ledgers of its memory, and what ran.
 
-    `refuse` says in a sentence why a claim of the arm's (`{"attention": "flash"}`) does not hold, or None.
+    `refuse` says in a sentence why a claim of the arm's (`{"attention": "flash"}`) does not hold, or None. `seconds` is
+    how long the whole call took while it was watched; 0 where only a part of one was.
     """
 
     ledgers: Mapping[str, int]
     witness: Mapping[str, Any] = field(default_factory=dict)
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda claims: None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,7 @@ class Measured:
     calls_per_block: int = 0
     timing_seconds: float = 0.0
     stopped: str = "nothing to measure"
+    watched_seconds: dict[str, float] = field(default_factory=dict)
 
     def against(self, name: str) -> str:
         """The arm that `name` is held against."""
@@ -353,6 +360,7 @@ def _watch(measured: Measured, arm: Arm, work: Work, watch: Callable[[Work], See
         work.prepare()
         seen = watch(work)
         ledgers |= seen.ledgers
+        measured.watched_seconds[arm.name] = seen.seconds
         measured.figures.setdefault(arm.name, {})["witness"] = dict(seen.witness)
         if (refused := seen.refuse(arm.claims)) is not None:
             measured.without(arm.name, Finding("fail", refused))
@@ -405,8 +413,13 @@ def _time(
 ) -> None:
     """Fill in the block minima: rounds of one block an arm, until the intervals are narrow or the time is spent."""
     started = clock()
-    warm = {name: warm_up(work, clock, timed) for name, work in works.items()}
-    calls = measured.calls_per_block = calls_per_block([min(series) for series in warm.values()])
+    watched = measured.watched_seconds
+    # What takes long has been made twice, to be verified and to be watched: a third call would warm nothing.
+    warm = {
+        name: [] if watched.get(name, 0.0) > LONG_WATCHED_SECONDS else warm_up(work, clock, timed)
+        for name, work in works.items()
+    }
+    calls = measured.calls_per_block = calls_per_block([min(warm[name] or [watched[name]]) for name in works])
     blocks = {name: Block(work, calls, clock, timed, busy) for name, work in works.items()}
     yardsticks = {name: yardstick(work, clock, timed) for name, work in ceilings.items()}
     measured.seconds = {name: block.best for name, block in blocks.items()}
@@ -418,7 +431,7 @@ def _time(
         if rounds in LOOKS and _narrow(measured):
             measured.stopped = "interval"
             break
-        fewest = FEWEST_ROUNDS if longest > SHORT_ROUND_SECONDS else FEWEST_SHORT_ROUNDS
+        fewest = FEWEST_SHORT_ROUNDS if longest <= SHORT_ROUND_SECONDS else FEWEST_ROUNDS + _made_again(measured)
         if rounds >= fewest and clock() + longest > started + seconds:
             measured.stopped = "budget"
             break
@@ -458,10 +471,21 @@ def _settled(measured: Measured, name: str, warming: Sequence[float], block: Blo
         figures.setdefault("witness", {})["busy_threads"] = round(block.cores, 2)
 
 
-def _narrow(measured: Measured) -> bool:
+def _made_again(measured: Measured) -> int:
+    """How many rounds are made again: those in which the machine was plainly busy, MOST_MADE_AGAIN at most."""
+    return min(MOST_MADE_AGAIN, max((busy_rounds(pairs) for pairs in _paired(measured)), default=0))
+
+
+def _paired(measured: Measured) -> Iterator[list[tuple[float, float]]]:
+    """The rounds of each arm that is held against another, beside the other's."""
     times = measured.seconds
-    pairs = [(name, measured.against(name)) for name in times if measured.against(name) in times]
-    ratios = [paired_ratio(times[name], times[other]) for name, other in pairs if name != other]
+    for name in times:
+        if (other := measured.against(name)) != name and other in times:
+            yield list(zip(times[name], times[other], strict=True))
+
+
+def _narrow(measured: Measured) -> bool:
+    ratios = [paired_ratio(*zip(*rounds, strict=True)) for rounds in _paired(measured)]
     # Of many runs the luckily narrow ones would stop first, and cover the truth less often: they are asked for more.
     return all(ratio.half_width <= TARGET_HALF_WIDTH * min(1, math.sqrt(ratio.rounds / LOOKS[2])) for ratio in ratios)
 

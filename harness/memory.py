@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,14 @@ _ANSWER = "gpt-harness peak bytes:"
 
 @dataclass(frozen=True)
 class Trace:
-    """One call as torch.profiler saw it: the exported trace's events, and the peaks in bytes by ledger."""
+    """One call as torch.profiler saw it: the exported trace's events, and the peaks in bytes by ledger.
+
+    `seconds` is how long it took under the profiler, which is longer than by itself.
+    """
 
     events: list[dict[str, Any]]
     ledgers: dict[str, int]
+    seconds: float = 0.0
 
 
 def peak_bytes(call: Callable[[], object], *, device: str = "cpu") -> dict[str, int]:
@@ -63,12 +68,14 @@ def trace(call: Callable[[], object], *, device: str = "cpu", shapes: bool = Tru
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_cuda
     counted: dict[str, int] = {}
     with torch.profiler.profile(activities=activities, record_shapes=shapes, profile_memory=True) as profiler:
+        begun = time.perf_counter()
         if on_cuda:
             counted = _counted(call, device)
         else:
             call()
+        seconds = time.perf_counter() - begun
     events = _exported(profiler)
-    return Trace(events, counted or {"profiler": _peak(allocations(events, "cpu"))})
+    return Trace(events, counted or {"profiler": _peak(allocations(events, "cpu"))}, seconds)
 
 
 def _exported(profiler: torch.profiler.profile) -> list[dict[str, Any]]:

@@ -100,8 +100,18 @@ def quiet_rounds(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, floa
     was the faster, so that leaving rounds out moves no ratio and only narrows the interval.
     """
     products = sorted(a * b for a, b in pairs)
-    most = max(BUSY * products[len(products) // 4], products[FEWEST_ROUNDS - 1])
+    most = max(_busy_above(products), products[FEWEST_ROUNDS - 1])
     return [(a, b) for a, b in pairs if a * b <= most]
+
+
+def busy_rounds(pairs: Sequence[tuple[float, float]]) -> int:
+    """How many of the rounds the machine was plainly busy in, whether they count or not."""
+    products = sorted(a * b for a, b in pairs)
+    return sum(product > _busy_above(products) for product in products)
+
+
+def _busy_above(products: Sequence[float]) -> float:
+    return BUSY * products[len(products) // 4]
 
 
 def judge(low: float, high: float) -> Verdict:

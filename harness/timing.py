@@ -59,7 +59,7 @@ def by_events(device: str) -> Timer:
 def warm_up(work: Work, clock: Clock, timed: Timer) -> list[float]:
     """Call until the times have settled, or the limit is reached: the times of the calls.
 
-    A long call is made once: it has been verified and watched, which were calls too.
+    A long call is made once, for its time: it has been verified and watched, which were calls too.
     """
     work.prepare()
     series: list[float] = []
@@ -114,6 +114,9 @@ def rate(work: Work, times: Sequence[float]) -> dict[str, Any]:
 
 
 def yardstick(work: Work, clock: Clock, timed: Timer) -> Block:
-    """A block of a ceiling: no longer than an arm's shortest, so that it takes little of the round."""
-    once = min(warm_up(work, clock, timed))
+    """A block of a ceiling: no longer than an arm's shortest, so that it takes little of the round.
+
+    A few calls warm it up: a ceiling is the best that it reaches, in rounds enough.
+    """
+    once = min(timed(work.call) for _ in range(BLOCK_CALLS))
     return Block(work, max(1, int(BLOCK_SECONDS / max(once, 1e-3))), clock, timed)

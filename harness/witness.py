@@ -66,7 +66,7 @@ class Witness:
     share of the time of all.
     `operations` were issued by Python, autograd or a compiled graph (on CUDA: kernels launched); what a compiled
     graph computes in C++ of its own is not among them, on the CPU. `graphs` counts calls of compiled graphs, and
-    `flops_in_graphs` are those of the products that they issued. Bytes: see `harness.memory`.
+    `flops_in_graphs` are those of the products that they issued. Bytes and `seconds`: see `harness.memory.Trace`.
     """
 
     flops: Mapping[str, int]
@@ -79,6 +79,7 @@ class Witness:
     flops_in_graphs: int
     ledgers: Mapping[str, int]
     largest_bytes: int
+    seconds: float = 0.0
 
     @property
     def products(self) -> dict[str, float]:
@@ -265,6 +266,7 @@ def examine(traced: Trace) -> Witness:
         flops_in_graphs=inside,
         ledgers=traced.ledgers,
         largest_bytes=max(sizes, default=0),
+        seconds=traced.seconds,
     )
 
 

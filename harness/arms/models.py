@@ -199,15 +199,15 @@ def decode(workshop: Workshop, way: Way, copy: int, *, context: int, batch: int 
     ids, _ = workshop.ids(rows=batch, length=end)
     cacher = caching(who)
     cache: Any = None
-    position = end
+    position, filled = end, 0
 
     @torch.no_grad()
     def fill() -> None:
-        nonlocal cache, position
+        nonlocal cache, position, filled
         with autocast(workshop.device, way.autocast):
             cache = new_cache(who, model, way, batch)
             cacher.step(model, ids[:, :context], cache)
-        position = context
+        position, filled = context, tensor_bytes(cache)
 
     def prepare() -> None:
         if end - position < VERIFIED_STEPS:
@@ -228,9 +228,10 @@ def decode(workshop: Workshop, way: Way, copy: int, *, context: int, batch: int 
         return torch.cat([call() for _ in range(VERIFIED_STEPS)], dim=1)  # (B, steps, V)
 
     def extras() -> dict[str, float]:
-        fill()
+        if cache is None:
+            fill()
         held = costs.cache_bytes(workshop.size, tokens=context, batch=batch, element_bytes=element_bytes(way))
-        return {"cache_bytes": tensor_bytes(cache), "held_cache_bytes": held}
+        return {"cache_bytes": filled, "held_cache_bytes": held}
 
     middle = (context + end) // 2
     cost = costs.decode_step(workshop.size, batch=batch, context=middle, element_bytes=element_bytes(way))

@@ -49,25 +49,34 @@ def begun(optimizer: torch.optim.Optimizer, model: Model) -> torch.optim.Optimiz
     return optimizer
 
 
+def anew(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer as it began, with what it remembers of its steps zero."""
+    for remembered in optimizer.state.values():
+        for value in remembered.values():
+            value.zero_()
+    return optimizer
+
+
 def after_a_step(
     workshop: Workshop,
     model: Model,
     gradients: Callable[[], object],
     *,
     ids: Tensor,
+    optimizer: torch.optim.Optimizer | None = None,
     stored_in: torch.dtype | None = None,
     cast: str | None = None,
     compiled: bool = False,
-    **implementation: Any,
 ) -> Tensor:
     """The logits after one step of AdamW from the run's weights: a fault in forward, backward or step shows in them.
 
+    The step is the given optimizer's, which is the one that gets timed, or that of one by the lessons' recipe.
     With `stored_in`, the parameters are rounded to that type whenever they are written. Of a `compiled` model these
     logits are computed eagerly: the step is what is judged, and another graph would take as long to compile again.
     """
     workshop.restore(model, stored_in)
     gradients()
-    adamw(model, **implementation).step()
+    (anew(optimizer) if optimizer else adamw(model)).step()
     model.module.zero_grad(set_to_none=True)
     round_parameters(model, stored_in)
     eagerly = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
@@ -142,8 +151,8 @@ def training_step(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch
         last_level_bytes=last_level_cache_bytes(workshop.device),
     )
     answer = functools.partial(
-        after_a_step, workshop, model, gradients, ids=ids[:1], cast=way.autocast, compiled=way.compiled,
-        stored_in=getattr(torch, way.dtype) if way.dtype != "float32" else None,
+        after_a_step, workshop, model, gradients, ids=ids[:1], optimizer=optimizer, cast=way.autocast,
+        compiled=way.compiled, stored_in=getattr(torch, way.dtype) if way.dtype != "float32" else None,
     )  # fmt: skip
     model_flops = costs.model_flops(workshop.size, tokens=tokens) * ids.numel()
     compiling = first_call(way, gradients)
@@ -237,7 +246,7 @@ def optimizer(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: in
 
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     cost = costs.optimizer_step(parameters, element_bytes=element_bytes(way)) * READ_SHARE
-    answer = functools.partial(after_a_step, workshop, model, gradients, ids=ids[:1], **implementation)
+    answer = functools.partial(after_a_step, workshop, model, gradients, ids=ids[:1], optimizer=stepping)
     return _work(workshop, way, stepping.step, answer, cost, tokens=ids.numel(), prepare=prepare)
 
 

@@ -28,8 +28,7 @@ class UnderCeilings:
 
     def __init__(self, device: str, size: Size) -> None:
         self.device, self.size = device, size
-        self._in_force: dict[str, Yardstick] = {}
-        self._built: dict[str, Work] = {}
+        self._built: dict[str, tuple[Yardstick, Work]] = {}
 
     def build(self, works: Collection[Work]) -> Mapping[str, Work]:
         """The yardsticks for arms that do `works`: products in their types, reading, copying, launching."""
@@ -39,20 +38,19 @@ class UnderCeilings:
         for count in sorted({_read_bytes(work) for work in works if _read_bytes(work)}, reverse=True)[:2]:
             build = functools.partial(read, self.device, buffer_bytes=count)
             wanted.append(Yardstick(f"read {count // MIB} MiB", "bandwidth", build))
-        self._in_force, self._built = {}, {}
         for stick in wanted:
-            with contextlib.suppress(Missing):  # products in 16 bits that are emulated here have no ceiling
-                self._built[stick.name] = stick.build()
-                self._in_force[stick.name] = stick
-        return self._built
+            if stick.name not in self._built:  # buffers of a gigabyte are not filled anew for each comparison
+                with contextlib.suppress(Missing):  # products in 16 bits that are emulated here have no ceiling
+                    self._built[stick.name] = stick, stick.build()
+        return {stick.name: self._built[stick.name][1] for stick in wanted if stick.name in self._built}
 
     def under(self, work: Work, times: Sequence[float], yardsticks: Mapping[str, Sequence[float]]) -> Any:
         """Where an arm's times stand under the ceilings of the same rounds; None where it has no closed form."""
         reads = f"read {_read_bytes(work) // MIB} MiB"
         ceilings = [
-            self._in_force[name].measured(self._built[name], seconds)
-            for name, seconds in yardsticks.items()
-            if not name.startswith(("read", "copy")) or name == reads
+            stick.measured(built, yardsticks[name])
+            for name, (stick, built) in self._built.items()
+            if name in yardsticks and (not name.startswith(("read", "copy")) or name == reads)
         ]
         cost = Cost(work.flops or 0.0, (work.moved_bytes or 0.0) if reads in yardsticks else 0.0)
         if not (cost.flops or cost.moved_bytes):
