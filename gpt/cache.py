@@ -8,7 +8,7 @@ from gpt.errors import CacheError, ContextError
 
 
 class KVCache:
-    """Keys and values of up to `block_size` positions for every layer, allocated once.
+    """Keys and values of up to `positions` positions (the context, if not given) for every layer, allocated once.
 
     `length` is the number of positions held. Setting it to a smaller number forgets the latest ones.
     The memory is 2 * L * B * C * T elements: 37.7 MB for GPT-2 small at 1024 tokens in 16 bits.
@@ -19,12 +19,16 @@ class KVCache:
         config: GPTConfig,
         batch_size: int,
         *,
+        positions: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if batch_size < 1:
             raise CacheError(f"batch_size={batch_size} is not positive; give at least 1")
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.head_size)
+        positions = config.block_size if positions is None else positions
+        if not 1 <= positions <= config.block_size:
+            raise CacheError(f"positions={positions} is not between 1 and the context, {config.block_size}")
+        shape = (config.n_layer, batch_size, config.n_head, positions, config.head_size)
         self.keys = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, T, D)
         self.values = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, T, D)
         self.length = 0
@@ -43,7 +47,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """The most positions that the cache can hold: the model's context."""
+        """The most positions that the cache can hold."""
         return self.keys.size(3)
 
     @property
@@ -53,17 +57,17 @@ class KVCache:
 
     def check_room(self, config: GPTConfig, batch_size: int, positions: int) -> None:
         """Raise `CacheError` or `ContextError` unless `positions` more fit for `batch_size` sequences."""
-        layers, batch, *sizes = self.keys.shape
+        layers, batch, heads, room, head_size = self.keys.shape
         if batch != batch_size:
             raise CacheError(
                 f"the ids have a batch of {batch_size} and the cache one of {batch}; "
                 f"make a cache with new_cache({batch_size})"
             )
-        expected = [config.n_head, config.block_size, config.head_size]
-        if layers != config.n_layer or sizes != expected:
+        found, expected = (layers, heads, head_size), (config.n_layer, config.n_head, config.head_size)
+        if found != expected or room > config.block_size:
             raise CacheError(
-                f"the cache is of another model: its heads, positions and head size are {sizes} in {layers} "
-                f"layers, expected {expected} in {config.n_layer}; make one with model.new_cache"
+                f"the cache is of another model: its layers, heads and head size are {found}, expected {expected}, "
+                f"and its positions {room} of at most {config.block_size}; make one with model.new_cache"
             )
         if self.length + positions > self.capacity:
             raise ContextError(
@@ -106,12 +110,13 @@ class GrowingCache(KVCache):
         config: GPTConfig,
         batch_size: int,
         *,
+        positions: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if config.attention == "looped":
             raise CacheError("looped attention writes a cache head by head; a growing one is for naive and flash")
-        super().__init__(config, batch_size, dtype=dtype, device="meta")  # its sizes, without memory
+        super().__init__(config, batch_size, positions=positions, dtype=dtype, device="meta")  # sizes, without memory
         nothing = torch.empty(batch_size, config.n_head, 0, config.head_size, dtype=dtype, device=device)
         self.held = [(nothing, nothing) for _ in range(config.n_layer)]  # L x 2 x (B, H, length, D)
 

@@ -43,7 +43,7 @@ def generate(
     B, T = idx.shape
     ids = torch.cat((idx, idx.new_empty(B, max_new_tokens)), dim=1)  # (B, T) -> (B, T + new)
     with evaluating(model):
-        cache = model.new_cache(B) if use_cache else None
+        cache = model.new_cache(B, positions=min(ids.size(1), config.block_size)) if use_cache else None
         for end in range(T, T + max_new_tokens):
             if cache is not None and end <= config.block_size:
                 logits, _ = model(ids[:, cache.length : end], cache=cache, last_only=True)

@@ -246,17 +246,18 @@ class GPT(nn.Module):
         """The layers, in order."""
         return cast(Sequence[Block], self.transformer["h"])
 
-    def new_cache(self, batch_size: int, *, growing: bool = False) -> KVCache:
+    def new_cache(self, batch_size: int, *, positions: int | None = None, growing: bool = False) -> KVCache:
         """An empty cache for `batch_size` sequences, of the kind and on the device that the weights are.
 
-        It has room for the whole context, or with `growing` for what it holds, which it then copies at each step.
+        It has room for `positions`, the whole context if not given; with `growing` only for what it holds, which it
+        then copies at each step.
         """
         weight = self.blocks[0].mlp.c_fc.weight
         device, dtype = weight.device.type, weight.dtype
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         kind = GrowingCache if growing else KVCache
-        return kind(self.config, batch_size, dtype=dtype, device=weight.device)
+        return kind(self.config, batch_size, positions=positions, dtype=dtype, device=weight.device)
 
     generate = generate
 

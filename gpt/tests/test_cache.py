@@ -67,6 +67,31 @@ def test_a_cache_of_another_model_is_a_clear_error():
         debug()(ids(1), cache=KVCache(PRESETS["gpt2"], 1))
 
 
+def test_a_cache_of_fewer_positions_holds_those_and_no_more():
+    model = debug()
+    cache = model.new_cache(2, positions=6)
+    assert (cache.capacity, cache.bytes) == (6, model.new_cache(2).bytes * 6 // model.config.block_size)
+    torch.testing.assert_close(model(ids()[:, :6], cache=cache)[0], model(ids()[:, :6])[0])
+    with pytest.raises(ContextError, match="holds 6 positions and 1 more do not fit in its 6"):
+        model(ids()[:, 6:7], cache=cache)
+    for positions in (0, model.config.block_size + 1):
+        with pytest.raises(CacheError, match=f"positions={positions} is not between 1 and the context"):
+            model.new_cache(2, positions=positions)
+
+
+def test_a_generation_takes_no_more_memory_than_its_tokens_need(monkeypatch):
+    model, made = debug(), []
+
+    def new_cache(*given, **options):
+        made.append(GPT.new_cache(model, *given, **options))
+        return made[-1]
+
+    monkeypatch.setattr(model, "new_cache", new_cache)
+    model.generate(ids()[:, :4], 3)
+    model.generate(ids()[:, :4], model.config.block_size)
+    assert [cache.capacity for cache in made] == [7, model.config.block_size]
+
+
 def test_a_forward_pass_that_fails_leaves_the_cache_as_it_was():
     model = debug()
     cache = model.new_cache(2)

@@ -130,4 +130,4 @@ def tokenize(workshop: Workshop, way: Way, copy: int) -> Work:
         found = encoding.encode_ordinary_batch(pieces, num_threads=torch.get_num_threads())
         return [token for piece in found for token in piece]
 
-    return Work(call=call, answer=call, tokens=len(text_tokens()))
+    return Work(call=call, answer=call, tokens=len(text_tokens()), weigh=False)

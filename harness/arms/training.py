@@ -262,28 +262,29 @@ def weight_update(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch
     ids, targets = workshop.ids(rows=batch, length=tokens)
 
     def extras() -> dict[str, float]:
-        found = dict(work.extras())
-        for named, rate in (("lost_at_peak_rate", ADAMW["lr"]), ("lost_at_last_rate", LAST_RATE)):
-            found[named] = _lost(workshop, model, ids, targets, rate, way)
-        return found
+        return {**work.extras(), **_lost(workshop, model, ids, targets, way)}
 
     return _work(
         workshop, way, work.call, work.answer, costs.Cost(work.flops or 0.0, work.moved_bytes or 0.0),
-        tokens=work.tokens, extras=extras,
+        tokens=work.tokens, extras=work.extras if copy else extras,  # a twin's are the same
     )  # fmt: skip
 
 
-def _lost(workshop: Workshop, model: Model, ids: Tensor, targets: Tensor, rate: float, way: Way) -> float:
-    """The share of the parameters with a gradient that one step of AdamW at that rate leaves where they were."""
+def _lost(workshop: Workshop, model: Model, ids: Tensor, targets: Tensor, way: Way) -> dict[str, float]:
+    """The share of the parameters with a gradient that one step of AdamW leaves where they were, at either rate."""
     workshop.restore(model)
     with autocast(workshop.device, way.autocast):
         model.loss(ids, targets).backward()
-    before = [parameter.detach().clone() for parameter in model.module.parameters()]
-    torch.optim.AdamW(model.module.parameters(), **{**ADAMW, **FUSED, "lr": rate}).step()
-    lost = moved = 0
-    for parameter, old in zip(model.module.parameters(), before, strict=True):
-        has_gradient = torch.ones_like(old, dtype=torch.bool) if parameter.grad is None else parameter.grad != 0
-        lost += int(((parameter == old) & has_gradient).sum())
-        moved += int(has_gradient.sum())
-    workshop.restore(model)
-    return lost / max(1, moved)
+    parameters = list(model.module.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    moving = [torch.ones_like(p, dtype=torch.bool) if p.grad is None else p.grad != 0 for p in parameters]
+    found = {}
+    for named, rate in (("lost_at_peak_rate", ADAMW["lr"]), ("lost_at_last_rate", LAST_RATE)):
+        torch.optim.AdamW(parameters, **{**ADAMW, **FUSED, "lr": rate}).step()
+        lost = sum(int(((p == old) & m).sum()) for p, old, m in zip(parameters, before, moving, strict=True))
+        found[named] = lost / max(1, sum(int(m.sum()) for m in moving))
+        with torch.no_grad():
+            for parameter, old in zip(parameters, before, strict=True):
+                parameter.copy_(old)
+    model.module.zero_grad(set_to_none=True)
+    return found
