@@ -29,6 +29,7 @@ def environment(folder: Path) -> dict[str, Any]:
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "preloaded": os.environ.get("LD_PRELOAD"),  # another allocator, perhaps
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "git_commit": commit,

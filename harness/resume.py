@@ -15,7 +15,7 @@ from harness.record import encode, read
 
 HOME = Path(__file__).resolve().parents[1]
 # Of the environment, what times depend on.
-MACHINE = ("python", "torch", "transformers", "cpu", "cores", "gpu", "omp_wait_policy", "memory_gib")
+MACHINE = ("python", "torch", "transformers", "cpu", "cores", "gpu", "omp_wait_policy", "preloaded", "memory_gib")
 
 Row = dict[str, Any]
 

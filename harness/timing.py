@@ -66,7 +66,7 @@ def warm_up(work: Work, clock: Clock, timed: Timer) -> list[float]:
     begun = clock()
     while len(series) < WARM_CALLS and (not series or clock() - begun < WARM_SECONDS):
         series.append(timed(work.call))
-        if warmed_up(series) is not None:
+        if series[0] > LONG_CALL_SECONDS or warmed_up(series) is not None:
             break
     return series
 
