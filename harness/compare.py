@@ -242,8 +242,8 @@ def measure(
     """Build, verify, watch, then time the arms in turn for about `seconds`, and verify them again.
 
     `only` leaves out arms but never the control, nor the arm that a twin is held against. Whatever an arm raises
-    becomes its finding, never an exception. FEWEST_ROUNDS are measured even when they take longer than `seconds`, and
-    FEWEST_SHORT_ROUNDS of short ones.
+    becomes its finding, never an exception. FEWEST_ROUNDS are measured even when they take longer than `seconds`, those
+    in which the machine was plainly busy once more (MOST_MADE_AGAIN at most), and FEWEST_SHORT_ROUNDS of short ones.
     `timed` is what times a call (the clock, if not given); `watch` sees one call of each arm, apart from its time;
     `busy` is the process's time on all cores; `ceilings` take their turns with the arms.
     """
@@ -413,26 +413,24 @@ def _time(
 ) -> None:
     """Fill in the block minima: rounds of one block an arm, until the intervals are narrow or the time is spent."""
     started = clock()
-    watched = measured.watched_seconds
-    # What takes long has been made twice, to be verified and to be watched: a third call would warm nothing.
-    warm = {
-        name: [] if watched.get(name, 0.0) > LONG_WATCHED_SECONDS else warm_up(work, clock, timed)
-        for name, work in works.items()
-    }
-    calls = measured.calls_per_block = calls_per_block([min(warm[name] or [watched[name]]) for name in works])
+    warm = _warmed(measured, works, clock, timed)
+    if not warm:
+        return
+    calls = measured.calls_per_block = calls_per_block([min(series, default=math.inf) for series in warm.values()])
     blocks = {name: Block(work, calls, clock, timed, busy) for name, work in works.items()}
-    yardsticks = {name: yardstick(work, clock, timed) for name, work in ceilings.items()}
+    yardsticks = {name: yardstick(work, calls, clock, timed) for name, work in ceilings.items()}
     measured.seconds = {name: block.best for name, block in blocks.items()}
-    longest = 0.0
+    took: list[float] = []
     for rounds in range(1, LOOKS[-1] + 1):
         begun = clock()
         _round(measured, blocks, yardsticks, dice)
-        longest = max(longest, clock() - begun)
+        took.append(clock() - begun)
         if rounds in LOOKS and _narrow(measured):
             measured.stopped = "interval"
             break
-        fewest = FEWEST_SHORT_ROUNDS if longest <= SHORT_ROUND_SECONDS else FEWEST_ROUNDS + _made_again(measured)
-        if rounds >= fewest and clock() + longest > started + seconds:
+        short = median(took) <= SHORT_ROUND_SECONDS
+        fewest = FEWEST_SHORT_ROUNDS if short else FEWEST_ROUNDS + _made_again(measured)
+        if rounds >= fewest and clock() + max(took) > started + seconds:
             measured.stopped = "budget"
             break
     else:
@@ -442,6 +440,25 @@ def _time(
         measured.ceilings[name] = {"seconds": block.best, **rate(ceilings[name], block.best)}
     for name, block in blocks.items():
         _settled(measured, name, warm[name], block)
+
+
+def _warmed(measured: Measured, works: dict[str, Work], clock: Clock, timed: Timer) -> dict[str, list[float]]:
+    """The times of each arm's calls until they settled; an arm that breaks is taken out of `works`.
+
+    Where every arm is long there are none: each has been called to be verified and to be watched. All or none, because
+    an arm that was called once more than its control would begin warmer.
+    """
+    watched = {name: measured.watched_seconds.get(name, 0.0) for name in works}
+    if min(watched.values()) > LONG_WATCHED_SECONDS:
+        return {name: [] for name in works}
+    warm: dict[str, list[float]] = {}
+    for name, work in list(works.items()):
+        try:
+            warm[name] = warm_up(work, clock, timed, watched_seconds=watched[name])
+        except FAILURES as error:
+            del works[name]
+            measured.without(name, _broken(error, "while it was warmed up"))
+    return warm
 
 
 def _round(measured: Measured, blocks: dict[str, Block], yardsticks: dict[str, Block], dice: random.Random) -> None:

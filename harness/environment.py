@@ -12,6 +12,9 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "tiktoken", "numpy", "pytest", "pytest-benchmark", "gpt-harness")
 
+# Torch's switch for pages of 2 MiB under large tensors, where the kernel has them on request.
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
 
 def environment(folder: Path) -> dict[str, Any]:
     """The machine, the versions and the git commit of `folder`, as a JSON-ready mapping. Imports torch."""
@@ -29,6 +32,7 @@ def environment(folder: Path) -> dict[str, Any]:
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "huge_pages": os.environ.get(HUGE_PAGES),
         "preloaded": os.environ.get("LD_PRELOAD"),  # another allocator, perhaps
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

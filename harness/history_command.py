@@ -18,7 +18,7 @@ A_RUN = (
     "with commas between"
 )
 # What a comparison's row says of how it was made; the rest is the machine's, in the header.
-CHOSEN, MACHINE = ("subject", "device", "threads", "quick"), ("cpu", "torch", "gpu")
+CHOSEN, MACHINE = ("subject", "device", "threads", "quick"), ("cpu", "torch", "gpu", "huge_pages", "preloaded")
 OTHER_LOAD = 0.5  # processes that wanted a core besides this one's threads
 COLUMNS = (*Key._fields, "against", "A", "B", "change", "low", "high", "p", "verdict")
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 
+from harness.environment import HUGE_PAGES
 from harness.errors import MissingResource
 
 # In a child with this setting glibc gives every larger block its own pages and returns them at once, so that the
-# kernel's high-water mark follows the tensors instead of the heap's habits.
+# kernel's high-water mark follows the tensors instead of the heap's habits. Nor are its pages huge, or the mark would
+# move by 2 MiB.
 MMAP_THRESHOLD_BYTES = 65536
 # A child imports torch (seconds), builds the work and does it twice.
 CHILD_SECONDS = 300.0
@@ -37,7 +39,8 @@ _ANSWER = "gpt-harness peak bytes:"
 class Trace:
     """One call as torch.profiler saw it: the exported trace's events, and the peaks in bytes by ledger.
 
-    `seconds` is how long it took under the profiler, which is longer than by itself.
+    `seconds` is how long it took under the profiler, which is longer than by itself; 0 on CUDA, where that includes
+    emptying the allocator.
     """
 
     events: list[dict[str, Any]]
@@ -73,7 +76,7 @@ def trace(call: Callable[[], object], *, device: str = "cpu", shapes: bool = Tru
             counted = _counted(call, device)
         else:
             call()
-        seconds = time.perf_counter() - begun
+        seconds = 0.0 if on_cuda else time.perf_counter() - begun
     events = _exported(profiler)
     return Trace(events, counted or {"profiler": _peak(allocations(events, "cpu"))}, seconds)
 
@@ -157,7 +160,7 @@ def peak_bytes_in_child(recipe: str, /, *, limit_seconds: float = CHILD_SECONDS,
         # Whatever ends this call early, Ctrl-C included, subprocess.run kills the child on its way out.
         answer = subprocess.run(
             [sys.executable, "-m", "harness.memory", recipe, json.dumps(arguments)],
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES)},
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES), HUGE_PAGES: "0"},
             capture_output=True,
             text=True,
             check=False,

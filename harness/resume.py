@@ -15,7 +15,18 @@ from harness.record import encode, read
 
 HOME = Path(__file__).resolve().parents[1]
 # Of the environment, what times depend on.
-MACHINE = ("python", "torch", "transformers", "cpu", "cores", "gpu", "omp_wait_policy", "preloaded", "memory_gib")
+MACHINE = (
+    "python",
+    "torch",
+    "transformers",
+    "cpu",
+    "cores",
+    "gpu",
+    "omp_wait_policy",
+    "huge_pages",
+    "preloaded",
+    "memory_gib",
+)
 
 Row = dict[str, Any]
 

@@ -56,17 +56,18 @@ def by_events(device: str) -> Timer:
     return timed
 
 
-def warm_up(work: Work, clock: Clock, timed: Timer) -> list[float]:
+def warm_up(work: Work, clock: Clock, timed: Timer, *, watched_seconds: float = 0.0) -> list[float]:
     """Call until the times have settled, or the limit is reached: the times of the calls.
 
-    A long call is made once, for its time: it has been verified and watched, which were calls too.
+    A long call, one that took long when it was watched as well, is made once, for its time: it has been verified and
+    watched, which were calls too.
     """
     work.prepare()
     series: list[float] = []
     begun = clock()
     while len(series) < WARM_CALLS and (not series or clock() - begun < WARM_SECONDS):
         series.append(timed(work.call))
-        if series[0] > LONG_CALL_SECONDS or warmed_up(series) is not None:
+        if min(series[0], watched_seconds) > LONG_CALL_SECONDS or warmed_up(series) is not None:
             break
     return series
 
@@ -113,10 +114,11 @@ def rate(work: Work, times: Sequence[float]) -> dict[str, Any]:
     return {**costs, "computes": work.computes, "rate": rate}
 
 
-def yardstick(work: Work, clock: Clock, timed: Timer) -> Block:
-    """A block of a ceiling: no longer than an arm's shortest, so that it takes little of the round.
+def yardstick(work: Work, calls: int, clock: Clock, timed: Timer) -> Block:
+    """A block of a ceiling beside arms with so many calls in theirs: as short as an arm's, so that it takes little of
+    the round, and the best of three calls where an arm's is the best of three or more.
 
     A few calls warm it up: a ceiling is the best that it reaches, in rounds enough.
     """
     once = min(timed(work.call) for _ in range(BLOCK_CALLS))
-    return Block(work, max(1, int(BLOCK_SECONDS / max(once, 1e-3))), clock, timed)
+    return Block(work, max(min(calls, BLOCK_CALLS), int(BLOCK_SECONDS / max(once, 1e-3))), clock, timed)

@@ -192,7 +192,7 @@ def _end(workshop: Workshop, context: int) -> int:
 def decode(workshop: Workshop, way: Way, copy: int, *, context: int, batch: int = 1) -> Work:
     """One cached step: the logits of the next position, after `context` positions and up to WINDOW more.
 
-    Arms stand at the same position in the same round. The cache is filled anew between blocks.
+    Arms stand within WINDOW positions of each other. The cache is filled anew between blocks.
     """
     who, model = workshop.who(way), workshop.model(way, copy)
     end = _end(workshop, context)

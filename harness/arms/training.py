@@ -241,7 +241,7 @@ def optimizer(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: in
         model.loss(ids, targets).backward()
 
     def prepare() -> None:
-        if next(model.module.parameters()).grad is None:
+        if all(parameter.grad is None for parameter in model.module.parameters()):
             gradients()
 
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
@@ -277,7 +277,7 @@ def _lost(workshop: Workshop, model: Model, ids: Tensor, targets: Tensor, way: W
         model.loss(ids, targets).backward()
     parameters = list(model.module.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
-    moving = [torch.ones_like(p, dtype=torch.bool) if p.grad is None else p.grad != 0 for p in parameters]
+    moving = [torch.zeros_like(p, dtype=torch.bool) if p.grad is None else p.grad != 0 for p in parameters]
     found = {}
     for named, rate in (("lost_at_peak_rate", ADAMW["lr"]), ("lost_at_last_rate", LAST_RATE)):
         torch.optim.AdamW(parameters, **{**ADAMW, **FUSED, "lr": rate}).step()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.arms import Way, Workshop, kinds, read_comparisons, ways, work_of
+from harness.arms import Way, Workshop, kinds, read_comparisons, training, ways, work_of
 from harness.arms.declared import read_file
 from harness.arms.generation import cached_positions, uncached_positions
 from harness.arms.holding import derived, holding
@@ -265,6 +265,15 @@ def test_an_optimizer_that_has_begun_has_its_state_and_has_moved_nothing(worksho
     assert len(optimizer.state) == len(before)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
     assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_the_step_that_is_judged_is_the_timed_optimizers(workshop, monkeypatch):
+    """A wrong rate of its own shows, where a step of another optimizer by the recipe would hide it."""
+    first = work_of(workshop, "training-step", "subject", tokens=16).answer()
+    monkeypatch.setitem(training.ADAMW, "lr", 0.06)
+    mistaken = work_of(workshop, "training-step", "subject", tokens=16)
+    monkeypatch.undo()
+    assert not torch.equal(mistaken.answer(), first)
 
 
 def test_weights_rounded_to_bf16_are_values_that_bf16_holds(workshop):

@@ -290,6 +290,61 @@ def test_an_arm_that_breaks_on_the_clock_loses_its_times():
     assert len(measured.seconds["control"]) == LOOKS[0]
 
 
+def test_an_arm_that_breaks_while_it_is_warmed_up_costs_the_others_nothing():
+    machine = Machine()
+    fragile = Arm("fragile", lambda: Work(call=lambda: 1 / 0, answer=lambda: 42, tokens=1))
+    measured = machine.measure(comparison(machine.arm("control", 0.01), fragile))
+    assert measured.findings["fragile"].verdict == "error"
+    assert "ZeroDivisionError while it was warmed up" in measured.findings["fragile"].message
+    assert set(measured.seconds) == {"control"}
+    alone = machine.measure(comparison(dataclasses.replace(fragile, name="control")))
+    assert (alone.seconds, alone.stopped) == ({}, "nothing to measure")
+
+
+def watched_for(seconds):
+    return lambda work: Seen(ledgers={}, seconds=seconds)
+
+
+def test_arms_that_are_all_long_are_not_called_once_more_to_warm_up():
+    """They have been verified and watched. Where one arm is shorter, none may begin warmer than the other."""
+    for seconds, calls in ((3.0, 4), (0.5, 5), (0.0, 5)):
+        machine = Machine()
+        arms = machine.arm("control", 2.0), machine.arm("b", 2.0)
+        measured = machine.measure(comparison(*arms), seconds=1.0, watch=watched_for(seconds))
+        assert (machine.log.count("control"), measured.calls_per_block) == (calls, 1)
+
+
+def test_one_slow_call_does_not_make_an_arm_long():
+    """Long is what was long when it was watched, too: a stall in the first call is not."""
+    machine, stalls = Machine(), iter([0.3])
+
+    def call():
+        machine.log.append("control")
+        machine.now += next(stalls, 0.02)
+
+    arm = Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+    measured = machine.measure(comparison(arm), watch=watched_for(0.03))
+    assert measured.figures["control"]["warm"]["calls"] >= 8
+    assert measured.calls_per_block == 3
+
+
+@pytest.mark.parametrize(("busy", "rounds"), [((), 4), ((2,), 5), ((1, 2), 6), ((1, 2, 4), 6)], ids=str)
+def test_a_long_round_in_which_the_machine_was_busy_is_made_again_twice_at_most(busy, rounds):
+    machine = Machine()
+
+    def arm(name):
+        made = iter(range(100))
+
+        def call():
+            machine.now += 4.0 if next(made) in busy else 2.0
+
+        return Arm(name, lambda: Work(call=call, answer=lambda: 42, tokens=1))
+
+    measured = machine.measure(comparison(arm("control"), arm("b")), seconds=1.0, watch=watched_for(3.0))
+    assert len(measured.seconds["control"]) == rounds
+    assert measured.ratios["b"].ratio == pytest.approx(1)
+
+
 def test_a_verifier_that_crashes_refuses_the_arm():
     machine = Machine()
 
