@@ -20,7 +20,7 @@ from harness.timing import LONG_CALL_SECONDS, Block, Clock, Timer, by_clock, cal
 LOOKS = (12, 24, 48, 96)
 TARGET_HALF_WIDTH = 0.01
 # Short rounds are made eight at least, of which the trimmed mean leaves out one at either end; of four it leaves none.
-SHORT_ROUND_SECONDS, FEWEST_SHORT_ROUNDS = 1.0, 8
+SHORT_ROUND_SECONDS, FEWEST_SHORT_ROUNDS = 2.0, 8
 # A long round in which the machine was plainly busy is made once more: of four, none can be left out.
 MOST_MADE_AGAIN = 2
 # Under the profiler a call takes up to some four times as long: one that takes longer than this is long by itself.
