@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from benchmarks.run import FULL_SECONDS, QUICK_SECONDS, Row, Run, load, seconds
 from benchmarks.show import label, ratio_of
 from harness.arms import Declared, read_comparisons
 from harness.compare import AGAIN
-from harness.environment import HUGE_PAGES
+from harness.environment import ask_for_huge_pages
 from harness.errors import SuiteError, did_you_mean
 from harness.plugin import subject_names
 from harness.size import SIZES
@@ -69,9 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
-    # Before the first tensor. What a training step allocates comes as fresh pages of the kernel's: in pages of 2 MiB
-    # its forward and backward took 0.7 to 0.9 of the time, and its stalls on a virtual machine were shorter.
-    os.environ.setdefault(HUGE_PAGES, "1")
+    ask_for_huge_pages()
     device = config.getoption("--device")
     try:
         torch.empty(0, device=device)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from harness.environment import ask_for_huge_pages
 from harness.errors import HarnessError, Missing, SubjectError
 from harness.record import place
 from harness.size import SIZES, Size
@@ -91,6 +92,7 @@ class Worker:
 
         self.settings = settings
         self.work: Work | None = None
+        ask_for_huge_pages()
         if settings.threads:
             torch.set_num_threads(settings.threads)
 

@@ -16,6 +16,15 @@ PACKAGES = ("torch", "transformers", "tiktoken", "numpy", "pytest", "pytest-benc
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
+def ask_for_huge_pages() -> None:
+    """Have torch put large tensors on pages of 2 MiB, unless told otherwise; before the first tensor, to be heard.
+
+    What a call allocates comes as fresh pages of the kernel's. With huge ones, forward and backward of 64 tokens at
+    124M took 0.83 of the time, in the median of 16 pairs of builds (0.66 to 1.05), on a virtual machine.
+    """
+    os.environ.setdefault(HUGE_PAGES, "1")
+
+
 def environment(folder: Path) -> dict[str, Any]:
     """The machine, the versions and the git commit of `folder`, as a JSON-ready mapping. Imports torch."""
     import torch

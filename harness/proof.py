@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.compare import Arm, Comparison, Finding, Work, measure, with_twin
-from harness.environment import cores, environment
+from harness.environment import ask_for_huge_pages, cores, environment
 from harness.errors import HarnessError
 from harness.record import Recorder
 from harness.statistics import Ratio, describe_ratio, median, share_interval
@@ -87,6 +87,7 @@ def run_proof(options: argparse.Namespace) -> int:
     if options.runs < 1 or options.threads < 1 or not 1 <= options.change <= 100:
         raise HarnessError("expected --runs and --threads of at least 1 and a --change between 1 and 100 percent")
     torch.set_num_threads(options.threads)
+    ask_for_huge_pages()
     times = round(100 / options.change)
     kinds = {"identical": times, "changed": times + 1}
     path = options.output / "records" / f"proof-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
