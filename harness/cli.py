@@ -12,17 +12,22 @@ from harness.errors import HarnessError
 from harness.faults.command import add_faults
 from harness.history_command import add_compare
 from harness.inspection import add_inspect
+from harness.process_exit import ExitGuard
 from harness.proof import add_proof
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand. A mistake of the user's is one line on stderr and exit status 2."""
     options = parser().parse_args(arguments)
+    guard = ExitGuard()  # a subject that is inspected may call os._exit(0) where it is imported
+    guard.install()
     try:
         return int(options.run(options))
     except (HarnessError, OSError) as error:
         print(f"gpt-harness {options.command}: {error}", file=sys.stderr)
         return 2
+    finally:
+        guard.remove()
 
 
 def parser() -> argparse.ArgumentParser:

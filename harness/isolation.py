@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
-import functools
 import importlib
 import json
 import os
@@ -18,16 +17,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 from harness.deviations import Deviation
+from harness.error_text import describe_error, display_path, is_user_file
 from harness.errors import SubjectError
 from harness.limits import Limits, resident_bytes
+from harness.process_exit import ExitGuard
 from harness.record import decode, encode
 from harness.resources import Resources
-from harness.run import Record, is_own, shown, told
+from harness.run import Record
 
 if TYPE_CHECKING:
     from harness.runner import Row
@@ -179,8 +180,8 @@ class Worker:
         last = text.rpartition("(most recent call first)")[2]
         frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', last)
         for file, line, name in frames:
-            if is_own(file):
-                return f": it was at {shown(file)}:{line} in {name}"
+            if is_user_file(file):
+                return f": it was at {display_path(file)}:{line} in {name}"
         return ""
 
     def end(self) -> None:
@@ -202,7 +203,7 @@ def main(arguments: Sequence[str]) -> None:
         os.set_inheritable(number, False)  # a child of the subject's must not keep them open
     faulthandler.enable(dump, all_threads=False)
     faulthandler.register(signal.SIGUSR1, dump, all_threads=False)
-    os._exit = functools.partial(_leave, os._exit, dump)
+    ExitGuard().install()
     questions: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(asked_on, questions), daemon=True).start()
     answers = os.fdopen(answers_on, "w", encoding="utf-8")
@@ -211,12 +212,6 @@ def main(arguments: Sequence[str]) -> None:
         answer = desk.answer(questions.get())
         answers.write(json.dumps(encode(answer)) + "\n")
         answers.flush()
-
-
-def _leave(leave: Callable[[int], NoReturn], dump: int, status: int) -> NoReturn:
-    """In the place of os._exit: who called it is told."""
-    faulthandler.dump_traceback(dump, all_threads=False)
-    leave(status)
 
 
 def _listen(number: int, questions: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -254,7 +249,7 @@ class _Desk:
         try:
             return self.here.judge(check, Limits(**question["limits"]), deviations).as_row()
         except KeyboardInterrupt as raised:  # nobody pressed it: this process is in no terminal's foreground
-            return Record(check, self.here.subject.name, "error", told(raised), 0.0).as_row()
+            return Record(check, self.here.subject.name, "error", describe_error(raised), 0.0).as_row()
 
 
 if __name__ == "__main__":

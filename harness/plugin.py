@@ -13,6 +13,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.items import CheckItem, SuiteFile
 from harness.limits import MEMORY_SHARE, SECONDS
+from harness.process_exit import ExitGuard
 from harness.session import Session
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SUITE_FOLDER = "verifications"
 
 _runners = pytest.StashKey[dict[str, "Runner"]]()
 _session = pytest.StashKey[Session]()
+_exit_guard = pytest.StashKey[ExitGuard]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -96,15 +98,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Resources.configure(text=config.getoption("--text"), pretrained=config.getoption("--pretrained"))
     config.stash[_runners] = {}
+    config.stash[_exit_guard] = ExitGuard()
+    config.stash[_exit_guard].install()
     if not hasattr(config, "workerinput"):
         config.stash[_session] = Session(config)
         config.pluginmanager.register(config.stash[_session], "gpt-harness-session")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """No process outlives the run."""
+    """End every process of the run. After a failed run the guard stays, for exit handlers that subjects registered."""
     for runner in config.stash.get(_runners, {}).values():
         runner.close()
+    guard = config.stash.get(_exit_guard, None)
+    if guard is not None and guard.status == pytest.ExitCode.OK:
+        guard.remove()
 
 
 def _let_threads_sleep() -> None:
@@ -140,6 +147,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 runner_of(config, name)
             except HarnessError as error:
                 raise pytest.UsageError(f"--subject {name}: {error}") from None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """Tell the guard how the run ended, once every other plugin has had its say."""
+    yield
+    session.config.stash[_exit_guard].finish(int(session.exitstatus))
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sysconfig
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
+from harness.error_text import describe_error, error_place
 from harness.errors import HarnessError, Missing
 from harness.expect import judge
 from harness.limits import Limits, TooLong, alarm
 from harness.measure import Measure, Reading, measures
 from harness.output import KEPT, Output, taken_in
+from harness.process_exit import subject_at_work
 from harness.subject import Subject
 from harness.suite import Check
 from harness.surroundings import kept
@@ -105,7 +102,10 @@ def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: b
     def error(message: str, cause: BaseException) -> Record:
         if changed:
             message += "; on the way it changed " + ", ".join(f"{name} ({how})" for name, how in changed.items())
-        details = {"traceback": _traceback(cause), "raised": {"type": type(cause).__name__, "place": place(cause)}}
+        details = {
+            "traceback": _traceback(cause),
+            "raised": {"type": type(cause).__name__, "place": error_place(cause)},
+        }
         return record("error", message, details)
 
     if not isinstance(subject, measure.needs):
@@ -113,6 +113,7 @@ def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: b
     try:
         with (
             kept(changed),
+            subject_at_work(),
             contextlib.nullcontext() if echo else taken_in(output),
             alarm(limits.seconds),
         ):
@@ -124,9 +125,9 @@ def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: b
     except KeyboardInterrupt:
         raise
     except TooLong as late:
-        return error(f"did not answer within {limits.seconds:g} s: it was at {place(late)}", late)
+        return error(f"did not answer within {limits.seconds:g} s: it was at {error_place(late)}", late)
     except BaseException as raised:  # a subject raises what it likes: SystemExit, pytest's own skip, a class of its own
-        return error(told(raised), raised)
+        return error(describe_error(raised), raised)
     return _judged(check, measure, reading, record)
 
 
@@ -145,45 +146,6 @@ def _judged(check: Check, measure: Measure, reading: Reading, record: Any) -> Re
         expected=verdict.expected,
         where=tuple(verdict.where),
     )
-
-
-def told(error: BaseException) -> str:
-    """An exception in one line, with the place in the subject's code that raised it."""
-    at = place(error)
-    return f"{type(error).__name__}: {' '.join(_text(error).split())[:500]}{f' at {at}' if at else ''}"
-
-
-def place(error: BaseException) -> str:
-    """Where an exception comes from, as `my_gpt.py:37 in forward`: the deepest line that is the user's, if any is."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if is_own(frame.filename)]
-    last = (own or frames)[-1:]
-    return f"{shown(last[0].filename)}:{last[0].lineno} in {last[0].name}" if last else ""
-
-
-def is_own(file: str) -> bool:
-    """Whether a file is the user's: not Python's, not an installed package's, not the harness's."""
-    return file.startswith(os.sep) and not file.startswith(_LIBRARIES) and "site-packages" not in file
-
-
-_LIBRARIES = (
-    *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
-    str(Path(torch.__file__).parent),
-    *(str(path) for path in Path(__file__).parent.glob("*") if path.name != "tests"),
-)
-
-
-def shown(file: str) -> str:
-    """A path as the user would type it."""
-    folder = os.path.join(os.path.realpath("."), "")
-    return os.path.realpath(file).removeprefix(folder)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as second:
-        return f"(its message cannot be shown: {type(second).__name__})"
 
 
 def _traceback(error: BaseException) -> str:

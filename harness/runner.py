@@ -11,10 +11,12 @@ from typing import Any, Protocol
 from harness import surroundings
 from harness.adapters import adapt
 from harness.deviations import Deviation, declared_faults, in_force
+from harness.error_text import describe_error, error_place
 from harness.errors import SubjectError
 from harness.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, alarm, machine_memory_gib
 from harness.output import Output, taken_in
-from harness.run import Record, place, run, told
+from harness.process_exit import subject_at_work
+from harness.run import Record, run
 from harness.size import SIZES
 from harness.subject import Subject
 from harness.suite import Check
@@ -51,11 +53,11 @@ class Here:
         changed: dict[str, str] = {}
         before = surroundings.snapshot()
         try:
-            with taken_in(Output()), alarm(limits.seconds):
+            with subject_at_work(), taken_in(Output()), alarm(limits.seconds):
                 self.subject = adapt(spec, own=own)
         except SubjectError as error:
             if isinstance(late := error.__cause__, TooLong):
-                told = f"does not import within {limits.seconds:g} s: it was at {place(late)}"
+                told = f"does not import within {limits.seconds:g} s: it was at {error_place(late)}"
                 raise SubjectError(told) from None
             raise
         finally:
@@ -85,7 +87,7 @@ class Here:
         from harness.diagnosis import diagnose
 
         records = [Record.of_row(check_of(row), row) for row in rows]
-        with surroundings.kept({}), taken_in(Output()), alarm(self.limits.seconds):
+        with surroundings.kept({}), subject_at_work(), taken_in(Output()), alarm(self.limits.seconds):
             return diagnose(self.subject, records).as_row()
 
     def close(self) -> None:
@@ -170,9 +172,11 @@ class Runner:
         except KeyboardInterrupt:
             raise
         except TooLong as late:
-            return {"trouble": f"the diagnosis did not end within {self.limits.seconds:g} s: it was at {place(late)}"}
+            return {
+                "trouble": f"the diagnosis did not end within {self.limits.seconds:g} s: it was at {error_place(late)}"
+            }
         except BaseException as error:
-            return {"trouble": f"the diagnosis broke: {told(error)}"}
+            return {"trouble": f"the diagnosis broke: {describe_error(error)}"}
         declared = declared_faults(self.deviations)
         findings = [{**each, "declared": each.get("fault") in declared} for each in found["findings"]]
         return {**found, "findings": findings}

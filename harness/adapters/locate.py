@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.error_text import error_place
 from harness.errors import SubjectError, did_you_mean
 from harness.shipped import make_way
 
@@ -95,13 +96,9 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _did_not_import(name: str, error: BaseException) -> str:
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [
-        frame for frame in frames if "importlib" not in frame.filename and "/harness/adapters/" not in frame.filename
-    ]
-    place = f" ({inside[-1].filename}:{inside[-1].lineno})" if inside else ""
     if isinstance(error, SyntaxError):
-        place = f" ({error.filename}:{error.lineno})"
-    return f"{name} does not import: {type(error).__name__}: {' '.join(str(error).split())}{place}"
+        place = f"{error.filename}:{error.lineno}"
+    else:
+        place = error_place(error).removesuffix(" in <module>")
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{name} does not import: {what}{f' ({place})' if place else ''}"

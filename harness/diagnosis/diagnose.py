@@ -27,8 +27,8 @@ from harness.diagnosis import (
 )
 from harness.diagnosis.finding import Diagnosis, Finding
 from harness.diagnosis.observe import Births, Line, Observation, observe
+from harness.error_text import is_user_file
 from harness.errors import HarnessError, Missing
-from harness.run import is_own
 from harness.size import SIZES
 from harness.states import Weights, state
 from harness.subject import Model, Subject, holding
@@ -134,7 +134,7 @@ def _with_forcing(finding: Finding, divergence: Mapping[str, Mapping[str, float]
 
 def _broken(error: BaseException) -> Finding | None:
     """An error of the subject's own: what it says, and the line that it comes from."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_own(f.filename)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
     if not frames:
         return None
     line = Line(frames[-1].filename, frames[-1].lineno or 0)

@@ -91,6 +91,7 @@ def test_rows_are_the_recorded_block_minima_and_can_be_saved_and_compared(run_be
         *("benchmarks/", "-k", "precision-decode", "--benchmark-autosave", "--benchmark-json=out.json")
     )
     assert status == 0, told
+    assert records(pytester.path)[0]["environment"]["huge_pages"] == "1"
     recorded = {arm["arm"]: arm for arm in comparisons(pytester.path)["precision", "decode"]["arms"]}
     assert set(recorded) == {"fp32", "bf16", "bf16-autocast", "fp32-again"}
     saved = json.loads((pytester.path / "out.json").read_text())["benchmarks"]

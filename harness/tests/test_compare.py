@@ -228,6 +228,17 @@ def test_of_short_rounds_eight_are_measured_whatever_the_budget():
     assert (len(measured.seconds["b"]), measured.stopped) == (8, "budget")
 
 
+def test_one_stalled_round_does_not_make_the_others_long():
+    machine, calls = Machine(), itertools.count()
+
+    def call():
+        machine.now += 3.0 if next(calls) == 15 else 0.1
+
+    measured = machine.measure(comparison(Arm("control", lambda: Work(call, lambda: 42, tokens=1))), seconds=0.01)
+    assert len(measured.seconds["control"]) == 8
+    assert next(calls) > 15, "there was a stall"
+
+
 def test_only_the_chosen_arms_are_measured_and_always_with_their_control():
     machine = Machine()
     arms = [machine.arm(name, 0.01) for name in ("control", "b", "c")]
@@ -472,6 +483,16 @@ def test_every_arm_is_placed_under_ceilings_that_took_their_turns():
     assert row["arms"][0]["ceiling"]["fraction"] == pytest.approx(0.5)
     assert row["ceilings"][0]["name"] == "gemm float32"
     assert len(row["ceilings"][0]["seconds"]) == LOOKS[0]
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.04, 3), (2.0, 1)])
+def test_a_ceiling_is_the_best_of_as_many_calls_as_an_arm(seconds, calls):
+    """Of one call where an arm has the best of three, noise would make the ceiling lower and the arm's share higher."""
+    machine = Machine()
+    machine.measure(comparison(machine.arm("control", seconds)), ceilings=Roofed(machine), seconds=1.0)
+    first = machine.log.index("prepare yardstick")
+    block = itertools.takewhile(lambda who: who == "yardstick", machine.log[first + 1 :])
+    assert len(list(block)) == calls
 
 
 def test_an_arm_above_its_ceiling_has_no_time():

@@ -1,0 +1,92 @@
+"""Keep a subject from ending the process that judges it by os._exit or os.exec*, perhaps with status 0."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+UNFINISHED = 3  # pytest's own status for an internal error
+GUARDED = ("_exit", "execv", "execve")  # the other os.exec* functions call one of these two
+
+
+class ProcessExit(BaseException):
+    """Raised in the subject at the call that would have ended the process. Few programs catch a BaseException."""
+
+
+_blocks = 0  # how many `subject_at_work` blocks are open
+
+
+@contextlib.contextmanager
+def subject_at_work() -> Iterator[None]:
+    """Mark the code inside as the subject's: there an installed ExitGuard raises ProcessExit."""
+    global _blocks
+    _blocks += 1
+    try:
+        yield
+    finally:
+        _blocks -= 1
+
+
+class ExitGuard:
+    """Replace os._exit, os.execv and os.execve in this process, from `install` to `remove`.
+
+    - In the main thread, within `subject_at_work`, a call raises ProcessExit, which becomes the check's verdict.
+    - Elsewhere (another thread, an exit handler) os._exit(0) ends the process with `status` instead of 0. That is
+      UNFINISHED until `finish` says how the run ended.
+    - In a child process that was forked from this one a call does what it always does.
+
+    A library written in C that ends the process is not seen; `--isolate` survives that.
+    """
+
+    def __init__(self) -> None:
+        self.status = UNFINISHED
+        self._process = os.getpid()
+        self._stderr: int | None = None
+        self._originals: list[tuple[Any, str, Callable[..., Any]]] = []
+
+    def install(self) -> None:
+        """Put the guarded functions in place, in `os` and in the module that `os` takes them from."""
+        with contextlib.suppress(OSError):  # a process may have no standard error
+            self._stderr = os.dup(2)  # the one of now: while a check runs, another stands in its place
+        for owner in (os, sys.modules[os.name]):
+            for name in GUARDED:
+                original = getattr(owner, name)
+                self._originals.append((owner, name, original))
+                setattr(owner, name, self._guarded(name, original))
+
+    def finish(self, status: int) -> None:
+        """Set the status that the run ended with: a later os._exit(0) must not hide that it failed."""
+        self.status = status
+
+    def remove(self) -> None:
+        """Put the original functions back."""
+        while self._originals:
+            owner, name, original = self._originals.pop()
+            setattr(owner, name, original)
+
+    def _guarded(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*arguments: Any, **keywords: Any) -> Any:
+            first = next(iter((*arguments, *keywords.values())), None)  # a status, or the program to run instead
+            if os.getpid() == self._process:
+                if _blocks and threading.current_thread() is threading.main_thread():
+                    raise ProcessExit(f"os.{name}({first!r}) would have ended the process that judges it")
+                if name == "_exit" and first == 0 and self.status:
+                    self._explain(sys._getframe(1))
+                    return original(self.status)
+            return original(*arguments, **keywords)
+
+        return guarded
+
+    def _explain(self, caller: Any) -> None:
+        text = (
+            f"\ngpt-harness: os._exit(0) at {caller.f_code.co_filename}:{caller.f_lineno} ended this process; "
+            f"it exits with status {self.status}, since the run "
+            f"{'had not finished' if self.status == UNFINISHED else 'failed'}\n"
+        )
+        if self._stderr is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._stderr, text.encode("utf-8", "replace"))
