@@ -13,13 +13,13 @@ import torch
 from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
 from benchmarks.run import FULL_SECONDS, QUICK_SECONDS, Row, Run, load, seconds
 from benchmarks.show import label, ratio_of
-from harness.arms import Declared, read_comparisons
-from harness.compare import AGAIN
-from harness.environment import ask_for_huge_pages
-from harness.errors import SuiteError, did_you_mean
-from harness.plugin import subject_names
-from harness.size import SIZES
-from harness.statistics import describe_ratio
+from harness.bench.arms import Declared, read_comparisons
+from harness.bench.comparison import AGAIN
+from harness.bench.statistics import describe_ratio
+from harness.core.environment import ask_for_huge_pages
+from harness.core.errors import SuiteError, did_you_mean
+from harness.core.sizes import SIZES
+from harness.pytest_plugin.hooks import subject_names
 
 _run = pytest.StashKey[Run]()
 _declared = pytest.StashKey[Mapping[str, Declared]]()

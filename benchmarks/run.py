@@ -14,13 +14,9 @@ import pytest
 import torch
 
 from benchmarks.show import label, ratio_of, show
-from harness.arms import Declared, UnderCeilings, Workshop, derived, holding
-from harness.compare import AGAIN, Budget, Seen, Work, measure
-from harness.environment import environment
-from harness.plugin import deviations_of, recorder_of, subject_of
-from harness.resume import covers, fingerprint, resumable
-from harness.size import SIZES
-from harness.statistics import (
+from harness.bench.arms import Declared, UnderCeilings, Workshop, derived, holding
+from harness.bench.comparison import AGAIN, Budget, Seen, Work, measure
+from harness.bench.statistics import (
     QUIET,
     Estimate,
     Scatter,
@@ -31,8 +27,12 @@ from harness.statistics import (
     paired_ratio,
     scatter,
 )
-from harness.timing import by_events
-from harness.witness import refusal, witness
+from harness.bench.timing import by_events
+from harness.bench.witness import refusal, witness
+from harness.core.environment import environment
+from harness.core.sizes import SIZES
+from harness.history.resume import covers, fingerprint, resumable
+from harness.pytest_plugin.hooks import deviations_of, recorder_of, subject_of
 
 # Of timing alone: building, verifying and watching come on top, about as much again.
 FULL_SECONDS, QUICK_SECONDS = 240.0, 30.0

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.memory import disagreement
-from harness.record import place
+from harness.bench.memory import disagreement
+from harness.bench.statistics import Ratio, describe_ratio, describe_seconds
+from harness.core.record_files import place
 from harness.report.wording import memory
-from harness.statistics import Ratio, describe_ratio, describe_seconds
 
 Row = dict[str, Any]
 

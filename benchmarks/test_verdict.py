@@ -10,8 +10,8 @@ import pytest
 
 from harness.faults import read_catalogue
 from harness.faults.matrix import debug_checks, judge_fault
-from harness.plugin import subject_of
-from harness.run import run
+from harness.judging.run_check import run
+from harness.pytest_plugin.hooks import subject_of
 
 SUITES = Path(__file__).parents[1] / "verifications"
 

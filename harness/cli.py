@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.bisect_command import add_bisect
-from harness.errors import HarnessError
-from harness.faults.command import add_faults
-from harness.history_command import add_compare
-from harness.inspection import add_inspect
-from harness.process_exit import ExitGuard
-from harness.proof import add_proof
+from harness.bench.proof import add_proof
+from harness.commands.bisect_perf import add_bisect
+from harness.commands.compare import add_compare
+from harness.commands.faults import add_faults
+from harness.commands.inspect import add_inspect
+from harness.core.errors import HarnessError
+from harness.core.process_exit import ExitGuard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

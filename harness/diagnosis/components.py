@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diagnosis.formula import Formula
-from harness.subject import Model
+from harness.oracle.formula import Formula
+from harness.subjects.model import Model
 
 
 def divergence(model: Model, ids: Tensor, weights: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

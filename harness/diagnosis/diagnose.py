@@ -11,31 +11,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.diagnosis import (
+from harness.core.error_text import is_user_file
+from harness.core.errors import HarnessError, Missing
+from harness.core.sizes import SIZES
+from harness.diagnosis import components, reproduction, rules
+from harness.diagnosis.finding import Diagnosis, Finding
+from harness.diagnosis.observation import Births, Line, Observation, observe
+from harness.diagnosis.searches import (
     backward,
-    caching,
-    components,
     forward,
-    generating,
+    generation,
+    initialisation,
+    kv_cache,
     loading,
     loss,
     precision,
-    readings,
-    reproduction,
-    start,
     structure,
 )
-from harness.diagnosis.finding import Diagnosis, Finding
-from harness.diagnosis.observe import Births, Line, Observation, observe
-from harness.error_text import is_user_file
-from harness.errors import HarnessError, Missing
-from harness.size import SIZES
-from harness.states import Weights, state
-from harness.subject import Model, Subject, holding
-from harness.tokens import batch
+from harness.oracle.probe_weights import Weights, state
+from harness.oracle.tokens import batch
+from harness.subjects.model import Model, Subject, holding
 
 if TYPE_CHECKING:
-    from harness.run import Record
+    from harness.judging.run_check import Record
 
 SIZE = "debug"
 SHOWS = 1e-9  # relative, in float64: rounding is some 1e-15
@@ -66,7 +64,7 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
                 found.append(broken)
                 break  # what cannot be called has nothing else to tell
     if not found:  # what a check says by itself counts where nothing deeper was found: one cause, many red lines
-        found = readings.explain(failed)
+        found = rules.explain(failed)
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", "no explanation of the catalogue fits", failed[0].message)]
     found = _folded(found)
@@ -274,8 +272,8 @@ PARTS: tuple[tuple[Callable[[Subject], list[Finding]], frozenset[str]], ...] = (
     (_computation, _EVERY | {"interface"}),
     (structure.ties, frozenset(("structure",))),
     (structure.dropout, frozenset(("structure",))),
-    (start.explain, frozenset(("initialisation",))),
+    (initialisation.explain, frozenset(("initialisation",))),
     (loading.explain, frozenset(("loading",))),
-    (caching.explain, frozenset(("generation",))),
-    (generating.explain, frozenset(("generation",))),
+    (kv_cache.explain, frozenset(("generation",))),
+    (generation.explain, frozenset(("generation",))),
 )

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.core.sizes import SIZES, Size
 from harness.diagnosis.finding import Finding
-from harness.size import SIZES, Size
-from harness.states import state
-from harness.subject import Model, Subject, holding
-from harness.tokens import batch
+from harness.oracle.probe_weights import state
+from harness.oracle.tokens import batch
+from harness.subjects.model import Model, Subject, holding
 
 SIZE = "debug"
 TEMPLATE = '''"""{title}"""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, did_you_mean
+from harness.core.errors import HarnessError, did_you_mean
 
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
 SPECIMEN = Path(__file__).with_name("specimen.py")

@@ -14,15 +14,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from harness import workbench
-from harness.errors import HarnessError
+from harness.core.captured_output import Output, taken_in
+from harness.core.errors import HarnessError
+from harness.core.sizes import SIZES
 from harness.faults.catalogue import SPECIMEN, Fault
-from harness.output import Output, taken_in
-from harness.size import SIZES
-from harness.suite import Check, read_suite
+from harness.oracle import model_cache
+from harness.suites.suite_file import Check, read_suite
 
 if TYPE_CHECKING:
-    from harness.run import Record
+    from harness.judging.run_check import Record
 
 RED = ("fail", "error")
 # Suites whose cases are told apart by the diagnosis (top-k beside top-p): they are run after a red one too.
@@ -61,8 +61,8 @@ def lines_reached(checks: Sequence[Check]) -> dict[str, frozenset[int]]:
     A fault in lines that a check does not run cannot change what the check finds: it need not be run. The cases of a
     check share what one of them has computed, so that the lines of all are those of each.
     """
-    from harness.adapters import adapt
-    from harness.run import run
+    from harness.judging.run_check import run
+    from harness.subjects.adapters import adapt
 
     lines: set[int] = set()
 
@@ -80,7 +80,7 @@ def lines_reached(checks: Sequence[Check]) -> dict[str, frozenset[int]]:
         reached[""] = frozenset(lines)
         for check in checks:
             lines.clear()
-            workbench.clear()  # what checks share is made by each
+            model_cache.clear()  # what checks share is made by each
             run(check, subject)
             reached[key(check)] = reached.get(key(check), frozenset()) | lines
     finally:
@@ -104,8 +104,8 @@ def judge_fault(
 
     Left out: checks that do not run the changed lines, and of most checks the cases after the first that is red.
     """
-    from harness.adapters import adapt
-    from harness.run import run
+    from harness.judging.run_check import run
+    from harness.subjects.adapters import adapt
 
     started = time.perf_counter()
     specimen = SPECIMEN.read_text(encoding="utf-8")
@@ -179,7 +179,7 @@ def _start(suites: Path) -> None:
     _checks[:] = debug_checks(suites)
     gc.collect()
     gc.freeze()
-    workbench.frozen = True
+    model_cache.frozen = True
 
 
 def _reached() -> dict[str, frozenset[int]]:

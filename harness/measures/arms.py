@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from harness.arms import Workshop, kinds, ways
-from harness.compare import AGAIN, Finding
-from harness.errors import MissingAbility
-from harness.measure import Reading, measure
-from harness.size import SIZES
-from harness.subject import Subject
+from harness.bench.arms import Workshop, kinds, ways
+from harness.bench.comparison import AGAIN, Finding
+from harness.core.errors import MissingAbility
+from harness.core.sizes import SIZES
+from harness.subjects.model import Subject
+from harness.suites.measure_registry import Reading, measure
 
 # A point of each kind of work that the debug size has room for.
 POINTS: Mapping[str, Mapping[str, int]] = {

@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness import noise, workbench
-from harness.adapters.calling import unpack
-from harness.errors import MissingAbility
-from harness.measure import Reading, measure
-from harness.size import SIZES
-from harness.states import State, Weights, state
-from harness.subject import ChoosesAttention, Model, Subject, holding
-from harness.tokens import batch
+from harness.core.errors import MissingAbility
+from harness.core.sizes import SIZES
+from harness.oracle import model_cache, noise_verdict
+from harness.oracle.probe_weights import State, Weights, state
+from harness.oracle.tokens import batch
+from harness.subjects.forward_call import unpack
+from harness.subjects.model import ChoosesAttention, Model, Subject, holding
+from harness.suites.measure_registry import Reading, measure
 
 PADDING_MASKS = ("attention_mask", "padding_mask")
 
@@ -37,7 +37,7 @@ def attention_arms(
     comparisons = _arms(subject, size, against, weights, rows, length)
     if attention not in comparisons:
         raise MissingAbility(f"{subject.name} has no attention '{attention}'; it has {', '.join(subject.attentions)}")
-    return noise.reading(getattr(comparisons[attention], compare))
+    return noise_verdict.reading(getattr(comparisons[attention], compare))
 
 
 @measure
@@ -53,7 +53,7 @@ def future_leak(subject: Subject, *, size: str, weights: Weights = "probe", leng
         changed = torch.cat([ids[:, :cut], other[:, cut:]], dim=1)
         before, after = _outputs(model, ids), _outputs(model, changed)
         for place, tensor in before.items():
-            leaks[place] = noise.worst(leaks.get(place, 0.0), _relative(after[place][:, :cut], tensor[:, :cut]))
+            leaks[place] = noise_verdict.worst(leaks.get(place, 0.0), _relative(after[place][:, :cut], tensor[:, :cut]))
     return Reading(leaks, "relative")
 
 
@@ -100,7 +100,7 @@ def rows_mixing(subject: Subject, *, size: str, weights: Weights = "probe", leng
     alone = _outputs(model, ids[:1])
     beside = _outputs(model, torch.cat([ids[:1], other[1:]]))
     found = {
-        place: noise.worst(_relative(tensor[:1], alone[place]), _relative(tensor[:1], beside[place][:1]))
+        place: noise_verdict.worst(_relative(tensor[:1], alone[place]), _relative(tensor[:1], beside[place][:1]))
         for place, tensor in together.items()
     }
     return Reading(found, "relative")
@@ -116,7 +116,7 @@ def prefix_consistency(subject: Subject, *, size: str, weights: Weights = "probe
     for cut in (1, length // 2, length - 1):
         prefix = _outputs(model, ids[:, :cut])
         for place, tensor in whole.items():
-            found[place] = noise.worst(found.get(place, 0.0), _relative(prefix[place], tensor[:, :cut]))
+            found[place] = noise_verdict.worst(found.get(place, 0.0), _relative(prefix[place], tensor[:, :cut]))
     return Reading(found, "relative")
 
 
@@ -143,7 +143,9 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
     with torch.no_grad(), model.watched(attentions, answered=answered):
         model.logits(ids)
     wanted = constant.double().expand(2, length, C)
-    sums = {place: noise.distance(tensor / wanted, torch.ones_like(wanted)) for place, tensor in answered.items()}
+    sums = {
+        place: noise_verdict.distance(tensor / wanted, torch.ones_like(wanted)) for place, tensor in answered.items()
+    }
     return Reading(sums, "from one")
 
 
@@ -183,16 +185,16 @@ def padding_seen(
 @functools.lru_cache(maxsize=2)
 def _arms(
     subject: ChoosesAttention, size: str, against: str, weights: Weights, rows: int, length: int
-) -> dict[str, noise.Comparison]:
+) -> dict[str, noise_verdict.Comparison]:
     """Every other arm held against one: their reference is run once."""
     ids, targets = batch(SIZES[size], "random", rows=rows, length=length)
 
     def arm(kind: str, dtype: str) -> Model:
         return holding(subject, SIZES[size], state(size, weights), dtype, attention=kind)
 
-    truth = noise.truth(functools.partial(arm, against), ids, targets, backward=True)
+    truth = noise_verdict.truth(functools.partial(arm, against), ids, targets, backward=True)
     return {
-        kind: noise.hold(functools.partial(arm, kind), truth, ids, targets)
+        kind: noise_verdict.hold(functools.partial(arm, kind), truth, ids, targets)
         for kind in subject.attentions
         if kind != against
     }
@@ -200,7 +202,7 @@ def _arms(
 
 def _float64(subject: Subject, size: str, weights: Weights) -> Model:
     """One model for neighbouring checks: none of them changes it."""
-    return workbench.held(
+    return model_cache.held(
         ("float64", subject, size, weights), lambda: holding(subject, SIZES[size], state(size, weights), "float64")
     )
 
@@ -213,4 +215,4 @@ def _outputs(model: Model, ids: Tensor) -> dict[str, Tensor]:
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return noise.distance(found, expected) / max(noise.largest(expected), 1e-300)
+    return noise_verdict.distance(found, expected) / max(noise_verdict.largest(expected), 1e-300)

@@ -15,16 +15,17 @@ import numpy
 import torch
 from torch import Tensor
 
-from harness import surroundings, workbench
-from harness.errors import MissingAbility
-from harness.limits import resident_bytes
-from harness.measure import Reading, measure
-from harness.output import Output, cut, taken_in
-from harness.size import SIZES
-from harness.states import state
-from harness.subject import Model, Subject, holding
-from harness.surroundings import NUMERICS, PROCESS, RANDOM
-from harness.tokens import batch
+from harness.core import global_state
+from harness.core.captured_output import Output, cut, taken_in
+from harness.core.errors import MissingAbility
+from harness.core.global_state import NUMERICS, PROCESS, RANDOM
+from harness.core.limits import resident_bytes
+from harness.core.sizes import SIZES
+from harness.oracle import model_cache
+from harness.oracle.probe_weights import state
+from harness.oracle.tokens import batch
+from harness.subjects.model import Model, Subject, holding
+from harness.suites.measure_registry import Reading, measure
 
 WARM_UP = 3  # passes before memory is counted: caches fill, and allocators take their share
 
@@ -53,34 +54,34 @@ def changes_to_the_process(subject: Subject, *, size: str) -> Reading:
             if found[name] == "unchanged":
                 found[name] = f"{how}, {when}"
 
-    note(surroundings.changed_on_import(subject), "on import")
-    before = surroundings.snapshot(settings)
+    note(global_state.changed_on_import(subject), "on import")
+    before = global_state.snapshot(settings)
     _pass(subject.build(SIZES[size]))
-    surroundings.put_back(before, settings)
+    global_state.put_back(before, settings)
     model = subject.build(SIZES[size])
-    note(surroundings.put_back(before, settings), "on construction")
+    note(global_state.put_back(before, settings), "on construction")
     reseeded = [name for name, is_so in _reseeded(subject, size).items() if is_so]
     note(dict.fromkeys(reseeded, "seeded anew"), "on construction")
-    drawn = surroundings.snapshot(RANDOM)
+    drawn = global_state.snapshot(RANDOM)
     model.logits(_batch(model)[0])
-    note(surroundings.put_back(before, settings), "in a forward pass")
-    note(dict.fromkeys(surroundings.put_back(drawn, RANDOM), "drawn from or seeded"), "in an eval forward pass")
+    note(global_state.put_back(before, settings), "in a forward pass")
+    note(dict.fromkeys(global_state.put_back(drawn, RANDOM), "drawn from or seeded"), "in an eval forward pass")
     _pass(model)
-    note(surroundings.put_back(before, settings), "in a training pass")
+    note(global_state.put_back(before, settings), "in a training pass")
     return Reading(found)
 
 
 def _reseeded(subject: Subject, size: str) -> dict[str, bool]:
     """Generators that come out of construction in one and the same state, whatever state they went in with."""
     after: list[dict[str, Any]] = []
-    before = surroundings.snapshot(RANDOM)
+    before = global_state.snapshot(RANDOM)
     for seed in (1, 2):
         torch.manual_seed(seed)
         random.seed(seed)
         numpy.random.seed(seed)
         subject.build(SIZES[size], seed=seed)
-        after.append(surroundings.snapshot(RANDOM))
-    surroundings.put_back(before, RANDOM)
+        after.append(global_state.snapshot(RANDOM))
+    global_state.put_back(before, RANDOM)
     return {name: after[0][name] == after[1][name] for name in before}
 
 
@@ -184,7 +185,7 @@ def _from_here(*, traced: bool) -> Iterator[None]:
         yield
     finally:
         tracemalloc.stop()
-        if not workbench.frozen:
+        if not model_cache.frozen:
             gc.unfreeze()
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from harness import noise
-from harness.adapters.calling import targets_keyword
-from harness.errors import MissingAbility
-from harness.measure import Reading, measure
-from harness.size import SIZES
-from harness.states import Weights, state
-from harness.subject import Generates, Subject, holding
-from harness.tokens import batch
+from harness.core.errors import MissingAbility
+from harness.core.sizes import SIZES
+from harness.oracle import noise_verdict
+from harness.oracle.probe_weights import Weights, state
+from harness.oracle.tokens import batch
+from harness.subjects.forward_call import targets_keyword
+from harness.subjects.model import Generates, Subject, holding
+from harness.suites.measure_registry import Reading, measure
 
 
 @measure
@@ -32,7 +32,8 @@ def answer_without_targets(
         alone = model.logits_alone(ids)
     first = length - alone.shape[1]
     found = {
-        f"position {first + t}": noise.distance(alone[:, t], full[:, first + t]) / max(noise.largest(full), 1e-300)
+        f"position {first + t}": noise_verdict.distance(alone[:, t], full[:, first + t])
+        / max(noise_verdict.largest(full), 1e-300)
         for t in range(alone.shape[1])
     }
     told = "the last position" if first else "every position"

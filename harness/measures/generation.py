@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from harness import noise, workbench
-from harness.adapters.calling import unpack
-from harness.errors import Missing
-from harness.measure import Reading, measure
-from harness.size import SIZES
-from harness.states import Weights, state
-from harness.subject import Caches, Generates, Model, holding
-from harness.tokens import Tokens, batch
+from harness.core.errors import Missing
+from harness.core.sizes import SIZES
+from harness.oracle import model_cache, noise_verdict
+from harness.oracle.probe_weights import Weights, state
+from harness.oracle.tokens import Tokens, batch
+from harness.subjects.forward_call import unpack
+from harness.subjects.model import Caches, Generates, Model, holding
+from harness.suites.measure_registry import Reading, measure
 
 SAMPLED_STEPS = 2
 SEEN_ROWS = 32  # prompts, all different, where probabilities are seen
@@ -54,14 +54,14 @@ def cached_logits(
             stepped[dtype] = _stepped(subject, model, ids, chunks)
     truth = full["float64"]
     # One floor for all positions: that of a single one is a matter of luck.
-    floor = noise.distance(full["float32"], truth)
-    return noise.reading(
+    floor = noise_verdict.distance(full["float32"], truth)
+    return noise_verdict.reading(
         [
-            noise.Difference(
+            noise_verdict.Difference(
                 f"position {t}",
-                scale=noise.largest(truth[:, t]),
-                float32=noise.distance(stepped["float32"][:, t], truth[:, t]),
-                float64=noise.distance(stepped["float64"][:, t], truth[:, t]),
+                scale=noise_verdict.largest(truth[:, t]),
+                float32=noise_verdict.distance(stepped["float32"][:, t], truth[:, t]),
+                float64=noise_verdict.distance(stepped["float64"][:, t], truth[:, t]),
                 floor32=floor,
             )
             for t in range(length)
@@ -278,7 +278,7 @@ def cache_past_the_context(subject: Caches, *, size: str, weights: Weights = "pr
                 found[place], told[place] = True, f"refused: {type(error).__name__}: {error}"
                 continue
             wanted = model.logits(ids[:, filled + more - context : filled + more])[:, -1]
-        found[place] = noise.distance(last, wanted) <= 1e-4 * noise.largest(wanted)
+        found[place] = noise_verdict.distance(last, wanted) <= 1e-4 * noise_verdict.largest(wanted)
         told[place] = "right" if found[place] else "other logits than those of the full forward pass"
     return Reading(found, details={"answers": told})
 
@@ -337,7 +337,7 @@ class _Step:
 
 def _held(subject: Generates, size: str, weights: Weights) -> Model:
     """One model for neighbouring checks: generating does not change it, or `generation_changes` says so."""
-    return workbench.held(
+    return model_cache.held(
         ("generating", subject, size, weights), lambda: holding(subject, SIZES[size], state(size, weights))
     )
 
@@ -375,7 +375,7 @@ class _Draw:
         ranked, wanted = (p.sort(dim=-1, descending=True).values for p in (given, step.expected))
         columns = max(ranked.shape[1], wanted.shape[1])
         ranked, wanted = (torch.nn.functional.pad(p, (0, columns - p.shape[1])) for p in (ranked, wanted))
-        return noise.worst(noise.distance(ranked, wanted), noise.distance(taken, step.mass))
+        return noise_verdict.worst(noise_verdict.distance(ranked, wanted), noise_verdict.distance(taken, step.mass))
 
 
 class _SeenDraws(TorchFunctionMode):

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness import closed_forms, workbench
-from harness.measure import Reading, measure
-from harness.size import SIZES
-from harness.subject import Model, Subject
-from harness.tokens import Tokens, batch
-from harness.weights import family
+from harness.core.sizes import SIZES
+from harness.oracle import closed_forms, model_cache
+from harness.oracle.tokens import Tokens, batch
+from harness.subjects.model import Model, Subject
+from harness.subjects.weight_map import family
+from harness.suites.measure_registry import Reading, measure
 
 Recipe = Literal["gpt2", "unscaled", "pytorch", "kaiming"]
 LESSON_STREAM_STD = 0.8  # the lessons feed N(0, 0.8²) straight into the blocks
@@ -132,7 +132,7 @@ def activation_std(
 def _started(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
     """The subject at its own start; GPT-2's recipe is what every subject starts from unless it is asked otherwise."""
     options: dict[str, Any] = {} if recipe == "gpt2" else {"init": recipe}
-    return workbench.held((subject, size, recipe, seed), lambda: subject.build(SIZES[size], seed=seed, **options))
+    return model_cache.held((subject, size, recipe, seed), lambda: subject.build(SIZES[size], seed=seed, **options))
 
 
 def _weights(model: Model) -> dict[str, Tensor]:

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness import equivalents, noise, workbench
-from harness.errors import MissingAbility, SubjectError
-from harness.measure import Reading, measure
-from harness.oracle import huggingface_config, oracle
-from harness.size import SIZES
-from harness.states import State, Weights, state
-from harness.subject import Checkpoints, Model, Subject, holding
-from harness.tokens import batch
-from harness.weights import family, published_shapes
+from harness.core.errors import MissingAbility, SubjectError
+from harness.core.sizes import SIZES
+from harness.oracle import equivalents, model_cache, noise_verdict
+from harness.oracle.hugging_face import huggingface_config, oracle
+from harness.oracle.probe_weights import State, Weights, state
+from harness.oracle.tokens import batch
+from harness.subjects.model import Checkpoints, Model, Subject, holding
+from harness.subjects.weight_map import family, published_shapes
+from harness.suites.measure_registry import Reading, measure
 
 # Settings of config.json that change what the same tensors compute.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def untransposed_projection(subject: Subject, *, size: str, length: int = 24) ->
     wrong: State = {**right, name: right[name].mT.contiguous()}
     ids, targets = batch(SIZES[size], "random", rows=2, length=length)
     truth = _truth(size, "probe", ids, targets)
-    comparison = noise.hold(lambda dtype: holding(subject, SIZES[size], wrong, dtype), truth, ids, targets)
+    comparison = noise_verdict.hold(lambda dtype: holding(subject, SIZES[size], wrong, dtype), truth, ids, targets)
     verdicts = {difference.where: difference.verdict for difference in comparison.outputs}
     return Reading(
         {
@@ -89,7 +89,7 @@ def checkpoint_round_trip(subject: Checkpoints, *, size: str) -> Reading:
         lost_there = sum(name not in read or not torch.equal(read[name], tensor) for name, tensor in given.items())
         with torch.no_grad():
             there = huggingface(ids).logits
-            expected = workbench.known(
+            expected = model_cache.known(
                 size, "logits after a round trip", lambda: oracle(SIZES[size], given, "float32").logits(ids)
             )
         huggingface.save_pretrained(theirs)
@@ -135,7 +135,7 @@ def loaded_parity(
 
         truth = _truth(size, weights, ids, targets)
         comparison = equivalents.hold(loaded, truth, ids, targets, size=SIZES[size], state=state(size, weights))
-    return noise.reading(comparison.outputs)
+    return noise_verdict.reading(comparison.outputs)
 
 
 @measure
@@ -171,7 +171,7 @@ def _answers(
 ) -> tuple[Tensor | None, Tensor]:
     """The logits of what the subject loads from a directory with that setting (None: refused), and the right ones."""
     folder.mkdir()
-    files, wanted = workbench.known(
+    files, wanted = model_cache.known(
         size, ("config", *sorted(setting.items())), lambda: _other_huggingface(size, setting, ids)
     )
     for file, content in files.items():
@@ -184,7 +184,7 @@ def _answers(
 
 
 def _near(found: Tensor, expected: Tensor) -> bool:
-    return noise.distance(found, expected) <= 1e-4 * noise.largest(expected)
+    return noise_verdict.distance(found, expected) <= 1e-4 * noise_verdict.largest(expected)
 
 
 Damage = Literal["truncated", "tensor missing", "tensor unknown", "shape wrong", "pickle only"]
@@ -211,11 +211,11 @@ def damaged_checkpoint(subject: Checkpoints, *, size: str, damage: Damage) -> Re
     return Reading(answers, details={"errors": told})
 
 
-def _truth(size: str, weights: Weights, ids: Tensor, targets: Tensor) -> noise.Truth:
-    return workbench.known(
+def _truth(size: str, weights: Weights, ids: Tensor, targets: Tensor) -> noise_verdict.Truth:
+    return model_cache.known(
         size,
         ("truth without gradients", weights, tuple(ids.shape)),
-        lambda: noise.truth(
+        lambda: noise_verdict.truth(
             lambda dtype: oracle(SIZES[size], state(size, weights), dtype), ids, targets, backward=False
         ),
     )
@@ -229,7 +229,7 @@ def _save_with_huggingface(weights: Weights, size: str, folder: Path) -> None:
         model.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    for name, content in workbench.known(size, ("saved", weights), files).items():
+    for name, content in model_cache.known(size, ("saved", weights), files).items():
         (folder / name).write_bytes(content)
 
 

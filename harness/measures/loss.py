@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.errors import MissingAbility
-from harness.measure import Reading, measure
-from harness.size import SIZES
-from harness.states import State, state
-from harness.subject import Model, Subject, holding
-from harness.tokens import batch
+from harness.core.errors import MissingAbility
+from harness.core.sizes import SIZES
+from harness.oracle.probe_weights import State, state
+from harness.oracle.tokens import batch
+from harness.subjects.model import Model, Subject, holding
+from harness.suites.measure_registry import Reading, measure
 
 # What is no target: PyTorch's own value, and nanoGPT's.
 IGNORED = (-100, -1)

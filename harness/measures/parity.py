@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness import equivalents, noise, workbench
-from harness.measure import Reading, measure
-from harness.oracle import oracle
-from harness.size import SIZES
-from harness.states import Weights, state
-from harness.subject import Generates, Model, Subject, holding
-from harness.tokens import Tokens, batch
+from harness.core.sizes import SIZES
+from harness.oracle import equivalents, model_cache, noise_verdict
+from harness.oracle.hugging_face import oracle
+from harness.oracle.probe_weights import Weights, state
+from harness.oracle.tokens import Tokens, batch
+from harness.subjects.model import Generates, Model, Subject, holding
+from harness.suites.measure_registry import Reading, measure
 
 
 @measure
@@ -32,9 +32,9 @@ def parity(
     """The noise verdict on the subject against Hugging Face's eager GPT-2, both holding the same weights."""
     comparison = _comparison(subject, size, weights, tokens, rows, length, backward)
     if compare == "gradients":
-        return noise.reading(comparison.gradients)
+        return noise_verdict.reading(comparison.gradients)
     wanted = {"logits": ["logits"], "loss": ["loss"]}.get(compare)
-    return noise.reading(
+    return noise_verdict.reading(
         [d for d in comparison.outputs if (d.where in wanted if wanted else d.where not in ("logits", "loss"))]
     )
 
@@ -56,10 +56,10 @@ def half_precision_error(
     """
     ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
     given = state(size, weights)
-    truth = workbench.known(
+    truth = model_cache.known(
         size, ("logits", weights, tokens, rows, length), lambda: _logits(oracle(SIZES[size], given, "float64"), ids)
     )
-    theirs = workbench.known(
+    theirs = model_cache.known(
         size,
         ("error", weights, tokens, rows, length, dtype),
         lambda: _error(_logits(oracle(SIZES[size], given, dtype), ids), truth),
@@ -85,7 +85,7 @@ def greedy_tokens_differing(
     """Tokens of the greedy continuation in which the subject and Hugging Face's `generate` differ."""
     prompt, _ = batch(SIZES[size], tokens, rows=2, length=prompt_length)
     given = state(size, weights)
-    theirs = workbench.known(
+    theirs = model_cache.known(
         size,
         ("greedy", weights, tokens, prompt_length, new_tokens),
         lambda: _huggingface_greedy(oracle(SIZES[size], given, "float32"), prompt, new_tokens),
@@ -103,13 +103,13 @@ def greedy_tokens_differing(
 @functools.lru_cache(maxsize=8)
 def _comparison(
     subject: Subject, size: str, weights: Weights, tokens: Tokens, rows: int, length: int, backward: bool
-) -> noise.Comparison:
+) -> noise_verdict.Comparison:
     """One comparison serves the checks on its blocks, logits, loss and gradients."""
     ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
-    truth = workbench.known(
+    truth = model_cache.known(
         size,
         ("truth", weights, tokens, rows, length, backward),
-        lambda: noise.truth(
+        lambda: noise_verdict.truth(
             lambda dtype: oracle(SIZES[size], state(size, weights), dtype), ids, targets, backward=backward
         ),
     )

@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness import workbench
-from harness.errors import SubjectError
-from harness.measure import Reading, measure
-from harness.oracle import oracle
-from harness.size import SIZES
-from harness.states import State, state
-from harness.subject import Model, Subject, holding
-from harness.tokens import batch
+from harness.core.errors import SubjectError
+from harness.core.sizes import SIZES
+from harness.oracle import model_cache
+from harness.oracle.hugging_face import oracle
+from harness.oracle.probe_weights import State, state
+from harness.oracle.tokens import batch
+from harness.subjects.model import Model, Subject, holding
+from harness.suites.measure_registry import Reading, measure
 
 PARTS = ("ln_1", "attn", "ln_2", "mlp")
 STREAM_MEAN = 0.6  # the embeddings' sum has std 0.3
@@ -34,10 +34,10 @@ def component_precision(
     given: State = dict(state(size, "probe"))
     given["transformer.wpe.weight"] = given["transformer.wpe.weight"] + STREAM_MEAN
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length)
-    inputs, truth = workbench.known(
+    inputs, truth = model_cache.known(
         size, ("components", dtype, rows, length), lambda: _truth(size, given, ids, getattr(torch, dtype))
     )
-    theirs = workbench.known(
+    theirs = model_cache.known(
         size,
         ("components of Hugging Face", dtype, rows, length),
         lambda: _alone(oracle(SIZES[size], given, dtype), ids, inputs),
@@ -60,7 +60,7 @@ def autocast_error(subject: Subject, *, size: str, rows: int = 2, length: int = 
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return model.logits(ids)
 
-    truth, theirs = workbench.known(
+    truth, theirs = model_cache.known(
         size,
         ("autocast", rows, length),
         lambda: (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.measure import Reading, measure
-from harness.resources import text_tokens
-from harness.size import SIZES
-from harness.states import Weights, state
-from harness.subject import Generates, Subject, holding
+from harness.core.resources import text_tokens
+from harness.core.sizes import SIZES
+from harness.oracle.probe_weights import Weights, state
+from harness.subjects.model import Generates, Subject, holding
+from harness.suites.measure_registry import Reading, measure
 
 END_OF_TEXT = 50256
 NEWLINE, TWO_NEWLINES = 198, 628

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from harness import closed_forms, noise
-from harness.errors import MissingAbility
-from harness.measure import Reading, measure
-from harness.size import SIZES
-from harness.states import Weights, state
-from harness.subject import Model, Subject, holding
-from harness.tokens import batch
-from harness.weights import family, published_shapes
+from harness.core.errors import MissingAbility
+from harness.core.sizes import SIZES
+from harness.oracle import closed_forms, noise_verdict
+from harness.oracle.probe_weights import Weights, state
+from harness.oracle.tokens import batch
+from harness.subjects.model import Model, Subject, holding
+from harness.subjects.weight_map import family, published_shapes
+from harness.suites.measure_registry import Reading, measure
 
 
 @measure
@@ -216,10 +216,10 @@ def training_against_evaluation(subject: Subject, *, size: str, weights: Weights
         loss.backward()
         losses.append(loss.detach())
         gradients.append({name: tensor.clone() for name, tensor in model.gradients().items()})
-    found = {"loss": noise.distance(losses[1], losses[0]) / float(losses[0])}
+    found = {"loss": noise_verdict.distance(losses[1], losses[0]) / float(losses[0])}
     for name, expected in gradients[0].items():
-        gap = noise.distance(gradients[1][name], expected) / max(noise.largest(expected), 1e-300)
-        found[family(name)] = noise.worst(gap, found.get(family(name), 0.0))
+        gap = noise_verdict.distance(gradients[1][name], expected) / max(noise_verdict.largest(expected), 1e-300)
+        found[family(name)] = noise_verdict.worst(gap, found.get(family(name), 0.0))
     return Reading(found, "relative")
 
 

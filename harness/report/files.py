@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from harness import record
-from harness.errors import HarnessError
+from harness.core import record_files
+from harness.core.errors import HarnessError
 from harness.report.page import page, plots
 from harness.report.run import Row, Run
 from harness.report.tables import tables
@@ -92,7 +92,7 @@ def write_from(folder: Path, paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise HarnessError(f"{path}: no such file; expected the records of a run (*.jsonl)")
-        rows = record.read(path)
+        rows = record_files.read(path)
         kind = str(rows[0].get("run"))
         if kind not in KINDS:
             raise HarnessError(f"{path}:1: records of a run of kind {kind!r}; expected one of {', '.join(KINDS)}")

@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from harness.report import (
-    activation,
-    comparisons,
-    diagnosis,
-    latency,
-    parity,
-    ratios,
-    roofline,
-    scaling,
-    tables,
-    verdicts,
-    wording,
-)
+from harness.report import tables, wording
+from harness.report.benchmarks import comparisons, latency, ratios, roofline, scaling
 from harness.report.figure import Plot
 from harness.report.markdown import anchor, code, escape, missing, prose, table
 from harness.report.run import Row, Run, commit, machine, plural
 from harness.report.tables import as_mapping
+from harness.report.verifications import activation, diagnosis, parity, verdicts
 from harness.report.wording import as_float, number
 
 VERIFY = "pytest verifications/"

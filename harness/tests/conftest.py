@@ -10,8 +10,8 @@ import torch
 from transformers import GPT2LMHeadModel  # noqa: F401
 
 import gpt  # noqa: F401
-from harness.measure import measures
-from harness.suite import read_suite
+from harness.suites.measure_registry import measures
+from harness.suites.suite_file import read_suite
 
 pytest_plugins = ["pytester"]
 

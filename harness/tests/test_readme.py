@@ -4,9 +4,9 @@ import re
 import shutil
 from pathlib import Path
 
-from harness.adapters import adapt
 from harness.diagnosis import diagnose
-from harness.review import diagnosis
+from harness.pytest_plugin.terminal_summary import diagnosis
+from harness.subjects.adapters import adapt
 
 README = Path(__file__).parents[2] / "README.md"
 

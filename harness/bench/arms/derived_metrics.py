@@ -1,0 +1,113 @@
+"""What a comparison's figures come to together: utilisation, break-even, exponents over an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.bench.arms.comparison_file import Declared
+from harness.bench.scaling import break_even, describe_exponent, expected_exponent, exponent, held
+
+CLOSED_FORM = "closed form"  # the ledger's name
+
+
+def derived(row: dict[str, Any]) -> None:
+    """Add to the arms' extras what takes more than their own times.
+
+    `mfu`: model FLOPs over what the ceiling of products allowed in that time. `break_even_calls`: after how many the
+    first call, which compiles, has paid; left out where a compiled call is no faster.
+    """
+    peaks: dict[str, float] = {}
+    for found in row["ceilings"]:
+        if found["name"].startswith("gemm"):
+            peaks[found["computes"]] = max(found["rate"], peaks.get(found["computes"], 0.0))
+    control = next(arm for arm in row["arms"] if arm["arm"] == row["control"])
+    for arm in row["arms"]:
+        extras, seconds = arm.get("extras") or {}, arm["median_seconds"]
+        peak = peaks.get(arm.get("computes"))
+        if seconds and peak and "model_flops" in extras:
+            extras["mfu"] = extras["model_flops"] / seconds / peak
+        if seconds and control["median_seconds"] and "first_call_seconds" in extras:
+            calls = break_even(extras["first_call_seconds"], control["median_seconds"], seconds)
+            if calls is not None:
+                extras["break_even_calls"] = calls
+
+
+def holding(declared: Declared, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The `held` records of a comparison, from its rows at every point that was measured."""
+    for hold in declared.holds:
+        arms = {row["point"]: arm for row in rows for arm in row["arms"] if arm["arm"] == hold["arm"]}
+        arms = {point: arm for point, arm in arms.items() if arm["seconds"]}
+        head = {"kind": "held", "comparison": declared.suite, "metric": declared.name, "arm": hold["arm"]}
+        if "exponent" in hold and len(arms) >= 2:
+            yield {**head, **_exponent(declared, hold["exponent"], arms)}
+        elif "memory_within" in hold and arms:
+            yield {**head, **_memory(hold["memory_within"], arms)}
+        elif "ratio_at_most" in hold and arms:
+            yield from ({**head, **found} for found in _ratio(declared, hold, rows))
+
+
+def _memory(within: float, arms: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
+    """How far the exact peak is from the closed form at the point where that is farthest."""
+    known = {point: arm for point, arm in arms.items() if arm["ledgers"].get(CLOSED_FORM)}
+    off = {point: arm["peak_memory_bytes"] / arm["ledgers"][CLOSED_FORM] - 1 for point, arm in known.items()}
+    worst = max(off.values(), key=abs, default=None)
+    return {
+        "what": "peak memory over the closed form, less 1",
+        "found": worst,
+        "low": worst,
+        "high": worst,
+        "told": "no closed form"
+        if worst is None
+        else f"peak memory is off the closed form by at most {abs(worst):.1%}",
+        "expected": f"within {within:.0%}",
+        "verdict": "unresolved" if worst is None else "pass" if abs(worst) <= within else "fail",
+        "points": sorted(known),
+    }
+
+
+def _ratio(declared: Declared, hold: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Time over the control's at the last point: held where the whole interval is below, broken where it is above."""
+    last, most = rows[-1], hold["ratio_at_most"]
+    for ratio in last["ratios"]:
+        if ratio["arm"] == hold["arm"]:
+            low, high = ratio["low"], ratio["high"]
+            at = "" if last["point"] is None else f" at {declared.axis}={last['point']}"
+            yield {
+                "what": f"time over {declared.control}'s{at}",
+                "found": ratio["ratio"],
+                "low": low,
+                "high": high,
+                "told": f"time is {ratio['ratio']:.2f} of {declared.control}'s{at} [{low:.2f}, {high:.2f}]",
+                "expected": f"at most {most:g}",
+                "verdict": "pass" if high <= most else "fail" if low > most else "unresolved",
+                "points": [last["point"]],
+            }
+
+
+def _exponent(declared: Declared, quantity: str, arms: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """The power of the axis by which time or memory grows, beside that of the closed form over the same points."""
+    axis = str(declared.axis)
+    if quantity == "time":
+        found = exponent({point: arm["seconds"] for point, arm in arms.items()})
+        expected = {point: arm["flops"] for point, arm in arms.items()}
+    else:
+        found = exponent({point: [arm["peak_memory_bytes"]] for point, arm in arms.items()})
+        expected = {point: arm["ledgers"].get(CLOSED_FORM) for point, arm in arms.items()}
+    row = {
+        "what": f"exponent of {quantity} over {axis}",
+        "quantity": quantity,
+        "found": found.value,
+        "low": found.low,
+        "high": found.high,
+        "told": f"{quantity} {describe_exponent(found, axis=axis)}",
+        "points": sorted(arms),
+    }
+    if not all(expected.values()):
+        return {**row, "expected": "no closed form", "verdict": "unresolved"}
+    predicted = expected_exponent({float(point): float(value) for point, value in expected.items() if value})
+    if quantity == "memory":
+        return {**row, "expected": f"{predicted:.2f} by the closed form", "verdict": held(found, predicted)}
+    # Time has a closed form for its FLOPs alone; what leaves the cache on the way makes it grow otherwise, and rightly.
+    verdict = held(found, predicted)
+    return {**row, "expected": f"{predicted:.2f} by its FLOPs", "verdict": "differs" if verdict == "fail" else verdict}

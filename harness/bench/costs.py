@@ -1,0 +1,382 @@
+"""What a GPT's work takes in closed form: the FLOPs of its matrix products, and the bytes that must move.
+
+FLOPs are those of matrix products, 2·m·n·k each (a multiplication and an addition); embeddings, norms, GELU and softmax
+count as nothing, as in the papers. A tied head is one matrix in memory and V·C of work at every position all the same.
+
+Bytes are compulsory: each pass reads the weights that it uses and its inputs once, and writes its results once.
+Activations inside a pass are taken to stay in the cache, since an implementation may tile or fuse so that they do. That
+makes the time at full bandwidth a lower bound: nothing that reads its weights from memory can take less. The exception
+is naive attention, which is told from flash by nothing but the scores that it stores: they are counted, unless they
+fit in the cache that the caller names.
+
+Names in the formulas: B sequences of T tokens, V words, L layers, C channels, H heads of D = C / H.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.core.sizes import Size
+
+Attention = Literal["naive", "looped", "flash"]
+Optimizer = Literal["fused", "foreach", "for-loop"]
+
+FLOAT32_BYTES = 4
+# AdamW, in passes over arrays as long as the parameters. Fused: reads p, g, m, v and writes p, m, v. Else one pass over
+# memory an operation, as torch.optim.adamw writes them: p·(1 - lr·decay) 2, lerp of m 3, v·beta 2, addcmul 3, sqrt 2,
+# division 2, + eps 2, addcdiv 4.
+ADAMW_PASSES: dict[Optimizer, int] = {"fused": 7, "foreach": 20, "for-loop": 20}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of matrix products, and bytes between memory and processor at the least."""
+
+    flops: float
+    moved_bytes: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.moved_bytes + other.moved_bytes)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.flops * times, self.moved_bytes * times)
+
+    __rmul__ = __mul__
+
+    @property
+    def intensity(self) -> float:
+        """FLOP a byte: above a machine's ridge (FLOP/s over bytes/s) the work is bound by arithmetic."""
+        return self.flops / self.moved_bytes
+
+
+NOTHING = Cost(0, 0)
+
+
+def block_matrices(size: Size) -> int:
+    """Weights that multiply each position in the blocks: 3C² + C² + 4C² + 4C² = 12C² a block."""
+    return 12 * size.layers * size.width**2
+
+
+def multiplied_weights(size: Size) -> int:
+    """Those and the head's V·C: 123,532,032 for GPT-2 124M."""
+    return block_matrices(size) + size.vocab_size * size.width
+
+
+def streamed_weights(size: Size) -> int:
+    """All parameters but the positions: what a pass with logits reads. 123,653,376 for GPT-2 124M, as nanoGPT prints.
+
+    13C of biases and norms a block (3C + C + 4C + C and 4C), and 2C of the last norm, beside the matrices.
+    """
+    return multiplied_weights(size) + (13 * size.layers + 2) * size.width
+
+
+def causal_pairs(kind: Attention, *, tokens: int, past: int = 0) -> float:
+    """Query-key pairs that are computed for `tokens` new positions after `past` ones.
+
+    Naive and looped attention compute every pair and mask half of them; flash skips the blocks of the future. Its
+    T(T+1)/2 is what causality leaves; a kernel computes some more, up to one block of keys a query.
+    """
+    return tokens * past + (tokens * (tokens + 1) / 2 if kind == "flash" else tokens**2)
+
+
+def attention(
+    kind: Attention,
+    *,
+    heads: int,
+    head_width: int,
+    tokens: int,
+    past: int = 0,
+    batch: int = 1,
+    element_bytes: int = FLOAT32_BYTES,
+    last_level_bytes: int = 0,
+) -> Cost:
+    """softmax(q kᵀ / √D) v by itself: two products of 2D FLOP a pair; q, k, v read and the output written.
+
+    Naive attention also writes the scores, reads them for the softmax, writes the weights and reads them for the second
+    product: 4·B·H·T·S elements, unless the matrix fits in `last_level_bytes` of cache (looped: one head's at a time).
+    """
+    rows = batch * heads
+    tensors = Cost(0, element_bytes * rows * head_width * (2 * tokens + 2 * (tokens + past)))
+    return tensors + _inside_forward(kind, rows, head_width, tokens, past, element_bytes, last_level_bytes)
+
+
+def attention_backward(
+    kind: Attention,
+    *,
+    heads: int,
+    head_width: int,
+    tokens: int,
+    batch: int = 1,
+    element_bytes: int = FLOAT32_BYTES,
+    last_level_bytes: int = 0,
+) -> Cost:
+    """Four products (dv = pᵀdo, dp = do vᵀ, dq = ds k, dk = dsᵀq); flash computes the scores again, a fifth.
+
+    So twice the forward pass, and 2.5 times for flash (FlashAttention-2, Dao 2023, section 4.1). q, k, v, the output
+    and its gradient are read, dq, dk, dv written. Naive: the weights are read twice, dp written and read, ds written
+    and read twice: 7·B·H·T² elements.
+    """
+    rows = batch * heads
+    tensors = Cost(0, element_bytes * rows * head_width * 8 * tokens)
+    return tensors + _inside_backward(kind, rows, head_width, tokens, element_bytes, last_level_bytes)
+
+
+def _inside_forward(
+    kind: Attention, rows: int, head_width: int, tokens: int, past: int, element_bytes: int, last_level_bytes: int
+) -> Cost:
+    return _inside(kind, rows, head_width, tokens, past, element_bytes, last_level_bytes, products=2, passes=4)
+
+
+def _inside_backward(
+    kind: Attention, rows: int, head_width: int, tokens: int, element_bytes: int, last_level_bytes: int
+) -> Cost:
+    products = 5 if kind == "flash" else 4
+    return _inside(kind, rows, head_width, tokens, 0, element_bytes, last_level_bytes, products=products, passes=7)
+
+
+def _inside(
+    kind: Attention,
+    rows: int,
+    head_width: int,
+    tokens: int,
+    past: int,
+    element_bytes: int,
+    last_level_bytes: int,
+    *,
+    products: int,
+    passes: int,
+) -> Cost:
+    """Attention of B·H `rows` inside a pass, its tensors in cache: products of pairs, passes over stored scores."""
+    flops = products * 2 * rows * head_width * causal_pairs(kind, tokens=tokens, past=past)
+    square = tokens * (tokens + past)
+    at_once = element_bytes * square * (1 if kind == "looped" else rows)
+    stored = kind != "flash" and at_once > last_level_bytes
+    return Cost(flops, passes * element_bytes * rows * square if stored else 0)
+
+
+def attention_peak_bytes(
+    kind: Attention,
+    *,
+    heads: int,
+    head_width: int,
+    tokens: int,
+    batch: int = 1,
+    element_bytes: int = FLOAT32_BYTES,
+    threads: int = 1,
+) -> int:
+    """The peak of attention's forward call on a CPU, beyond q, k and v.
+
+    Naive: the scores, their softmax and the output at once. Looped: the same of one head, and all heads' outputs twice
+    (apart and side by side). Flash, in torch's CPU kernel (FlashAttentionKernel.cpp): the output, a float32 logarithm a
+    row, and one float32 tile a thread.
+    """
+    rows, square = batch * heads, tokens * tokens
+    output = rows * tokens * head_width
+    if kind == "naive":
+        return element_bytes * (2 * rows * square + output)
+    if kind == "looped":
+        return element_bytes * max(batch * 2 * square + output, 2 * output)
+    query_block = min(tokens, 256 if tokens >= 768 else 64 if tokens >= 192 else 32)
+    key_block = min(tokens, 512)
+    tile = query_block * (key_block + 2 + head_width)
+    return element_bytes * output + FLOAT32_BYTES * (rows * tokens + threads * tile)
+
+
+def attention_layer(
+    size: Size,
+    *,
+    tokens: int,
+    batch: int = 1,
+    attention: Attention = "flash",
+    element_bytes: int = FLOAT32_BYTES,
+    last_level_bytes: int = 0,
+) -> Cost:
+    """One block's attention with its projections, on a stream (B, T, C): 4C² weights and 4C biases."""
+    C, positions = size.width, batch * tokens
+    projections = Cost(2 * positions * 4 * C**2, element_bytes * (4 * C**2 + 4 * C + 2 * positions * C))
+    return projections + _inside_forward(
+        attention, batch * size.heads, size.head_width, tokens, 0, element_bytes, last_level_bytes
+    )
+
+
+def forward(
+    size: Size,
+    *,
+    batch: int,
+    tokens: int,
+    past: int = 0,
+    attention: Attention = "flash",
+    last_only: bool = False,
+    element_bytes: int = FLOAT32_BYTES,
+    last_level_bytes: int = 0,
+) -> Cost:
+    """Logits (B, T, V) of `tokens` positions, or (B, 1, V) with `last_only`, after `past` positions that are cached.
+
+    FLOPs: 2·12C²·L at each position, 2·V·C at each that has logits, 4·C·L a query-key pair. Bytes: the weights once
+    (the tied embedding is the head; T rows of the positions), the past's keys and values, the logits.
+    """
+    scored = batch * (1 if last_only else tokens)
+    flops = 2 * batch * tokens * block_matrices(size) + 2 * scored * size.vocab_size * size.width
+    weights = streamed_weights(size) + tokens * size.width
+    cached = cached_elements(size, tokens=past, batch=batch)
+    products = Cost(flops, element_bytes * (weights + cached + scored * size.vocab_size))
+    inside = _inside_forward(
+        attention, batch * size.heads, size.head_width, tokens, past, element_bytes, last_level_bytes
+    )
+    return products + inside * size.layers
+
+
+def prefill(
+    size: Size,
+    *,
+    batch: int,
+    tokens: int,
+    attention: Attention = "flash",
+    last_only: bool = True,
+    element_bytes: int = FLOAT32_BYTES,
+) -> Cost:
+    """The prompt's pass: a forward pass that also writes the cache. 2·123.5M·T + 36,864·T(T+1)/2 with all logits."""
+    written = element_bytes * cached_elements(size, tokens=tokens, batch=batch)
+    passed = forward(
+        size, batch=batch, tokens=tokens, attention=attention, last_only=last_only, element_bytes=element_bytes
+    )
+    return passed + Cost(0, written)
+
+
+def decode_step(size: Size, *, batch: int, context: int, element_bytes: int = FLOAT32_BYTES) -> Cost:
+    """One new token a sequence, the `context`-th: it sees `context` positions, itself included.
+
+    FLOPs: B·(2·multiplied_weights + 4·L·C·t): 247.1M + 36,864·t for GPT-2 124M. Bytes: the weights once for the whole
+    batch, and 2·L·C·t elements of keys and values a sequence, of which t - 1 positions are read and one is written. The
+    row of logits is left out (V elements a sequence).
+    """
+    flops = batch * (2 * multiplied_weights(size) + 4 * size.layers * size.width * context)
+    moved = streamed_weights(size) + cached_elements(size, tokens=context, batch=batch)
+    return Cost(flops, element_bytes * moved)
+
+
+def generate(
+    size: Size,
+    *,
+    batch: int,
+    prompt: int,
+    new_tokens: int,
+    use_cache: bool,
+    attention: Attention = "flash",
+    last_only: bool = True,
+    element_bytes: int = FLOAT32_BYTES,
+) -> Cost:
+    """`new_tokens` continuations of `prompt` positions, none beyond the context; the last token is never fed back.
+
+    Cached: the prompt, then a step a token. Uncached: a whole pass a token, over prompt ... prompt + new_tokens - 1.
+    """
+    end = prompt + new_tokens
+    if use_cache:
+        first = prefill(
+            size, batch=batch, tokens=prompt, attention=attention, last_only=last_only, element_bytes=element_bytes
+        )
+        steps = (
+            decode_step(size, batch=batch, context=length, element_bytes=element_bytes)
+            for length in range(prompt + 1, end)
+        )
+        return sum(steps, first)
+    passes = (
+        forward(size, batch=batch, tokens=length, attention=attention, last_only=last_only, element_bytes=element_bytes)
+        for length in range(prompt, end)
+    )
+    return sum(passes, NOTHING)
+
+
+def backward(
+    size: Size,
+    *,
+    batch: int,
+    tokens: int,
+    attention: Attention = "flash",
+    checkpointing: bool = False,
+    element_bytes: int = FLOAT32_BYTES,
+    last_level_bytes: int = 0,
+) -> Cost:
+    """The gradients of every parameter: two products for each one of the forward pass, and attention's own.
+
+    The weights are read once more and their gradients written. `checkpointing` computes the blocks' forward pass again
+    (Chen et al. 2016) up to the last projection, whose result no gradient needs (PyTorch stops there too): 8C² of 12C².
+    """
+    rows, positions = batch * size.heads, batch * tokens
+    products = Cost(4 * positions * multiplied_weights(size), 0)
+    weights = Cost(0, 2 * element_bytes * (streamed_weights(size) + tokens * size.width))
+    inside = _inside_backward(attention, rows, size.head_width, tokens, element_bytes, last_level_bytes)
+    if checkpointing:
+        again = 8 * size.layers * size.width**2
+        products += Cost(2 * positions * again, element_bytes * again)
+        inside += _inside_forward(attention, rows, size.head_width, tokens, 0, element_bytes, last_level_bytes)
+    return products + weights + inside * size.layers
+
+
+def optimizer_step(parameters: int, *, kind: Optimizer = "fused", element_bytes: int = FLOAT32_BYTES) -> Cost:
+    """AdamW: no products; fused, 28 bytes a parameter in float32, which is the least. Clipping is not in it.
+
+    Otherwise each of the 20 passes is taken to go through memory, although it may find a tensor in the cache: what such
+    a step moves at the most, and no bound for it.
+    """
+    return Cost(0, ADAMW_PASSES[kind] * element_bytes * parameters)
+
+
+def training_step(
+    size: Size,
+    *,
+    batch: int,
+    tokens: int,
+    attention: Attention = "flash",
+    optimizer: Optimizer = "fused",
+    accumulation: int = 1,
+    checkpointing: bool = False,
+    element_bytes: int = FLOAT32_BYTES,
+    master_bytes: int = FLOAT32_BYTES,
+    last_level_bytes: int = 0,
+) -> Cost:
+    """Forward and backward over `accumulation` batches (B, T), and one step of AdamW on weights of `master_bytes`.
+
+    The products that are computed: causal for flash, every pair for naive. `model_flops` is the convention of papers.
+    From the second batch on the gradients are read as well as written.
+    """
+    passed = forward(
+        size,
+        batch=batch,
+        tokens=tokens,
+        attention=attention,
+        element_bytes=element_bytes,
+        last_level_bytes=last_level_bytes,
+    ) + backward(
+        size,
+        batch=batch,
+        tokens=tokens,
+        attention=attention,
+        checkpointing=checkpointing,
+        element_bytes=element_bytes,
+        last_level_bytes=last_level_bytes,
+    )
+    parameters = streamed_weights(size) + size.context * size.width
+    summed = Cost(0, (accumulation - 1) * element_bytes * parameters)
+    return passed * accumulation + summed + optimizer_step(parameters, kind=optimizer, element_bytes=master_bytes)
+
+
+def model_flops(size: Size, *, tokens: int, causal: bool = False) -> float:
+    """FLOPs of training a token, by the convention of papers: 6·(N - T·C) + 12·L·C·T, for utilisations (MFU).
+
+    855 MFLOP for GPT-2 124M at T = 1024. N counts biases and norms too, and the attention every pair (PaLM, Chowdhery
+    et al. 2022, appendix B; nanoGPT's estimate_mfu); `causal` counts the T(T+1)/2 pairs that are not masked.
+    """
+    keys = (tokens + 1) / 2 if causal else tokens
+    return 6 * streamed_weights(size) + 12 * size.layers * size.width * keys
+
+
+def cached_elements(size: Size, *, tokens: int, batch: int = 1) -> int:
+    """Keys and values of `tokens` positions in every layer: 2·L·T·C a sequence."""
+    return 2 * size.layers * tokens * size.width * batch
+
+
+def cache_bytes(size: Size, *, tokens: int, batch: int = 1, element_bytes: int = 2) -> int:
+    """What a cache of keys and values occupies: 37,748,736 bytes for GPT-2 124M at 1024 tokens in 16 bits."""
+    return element_bytes * cached_elements(size, tokens=tokens, batch=batch)

@@ -1,0 +1,79 @@
+"""transformers' GPT-2 as a peer: eager or SDPA attention, with a growing cache or one of fixed size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from harness.core.errors import MissingAbility
+from harness.core.sizes import SIZES, Size
+from harness.oracle.hugging_face import as_model, huggingface_config, oracle
+from harness.oracle.probe_weights import state
+from harness.subjects.adapters import generation
+from harness.subjects.model import Model
+
+
+class HuggingFace:
+    """transformers' GPT-2 as a subject of its own. `cache`: 'dynamic' grows, 'static' is as long as the context."""
+
+    def __init__(self, attention: str, *, cache: Literal["dynamic", "static"] = "dynamic") -> None:
+        self.attention = attention
+        self.cache = cache
+        self.name = f"transformers:GPT2LMHeadModel ({attention}{', static cache' if cache == 'static' else ''})"
+
+    def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
+        """The model in eval mode, with the probe weights; it has no other seed and no options."""
+        if options:
+            raise MissingAbility(f"{self.name} is built without options, got {sorted(options)}")
+        # A copy: the oracle shares a float32 state's memory, and a training step writes into it.
+        model = oracle(size, {name: tensor.clone() for name, tensor in state(size.name, "probe").items()}, dtype)
+        module: Any = model.module
+        module.set_attn_implementation(self.attention)
+        module.generation_config.cache_implementation = "static" if self.cache == "static" else None
+        module.to(device)
+        return model
+
+    def start(self, size: Size) -> nn.Module:
+        """The module with its own initialisation, as its users get it."""
+        from transformers import GPT2LMHeadModel
+
+        return GPT2LMHeadModel(huggingface_config(size))
+
+    def load_checkpoint(self, directory: Path) -> Model:
+        """The model that the directory holds, by from_pretrained."""
+        from transformers import GPT2LMHeadModel
+
+        module = GPT2LMHeadModel.from_pretrained(directory, attn_implementation=self.attention).eval()
+        config = module.config
+        size = next(size for size in SIZES.values() if (size.layers, size.width) == (config.n_layer, config.n_embd))
+        return as_model(module, size)
+
+    def save_checkpoint(self, model: Model, directory: Path) -> None:
+        """By save_pretrained."""
+        module: Any = model.module
+        module.save_pretrained(directory)
+
+    def generate(self, model: Model, ids: Tensor, new_tokens: int, **settings: Any) -> Tensor:
+        """transformers' own generate, ended by length alone; see `Generates.generate`.
+
+        Raises MissingAbility beyond the context: it does not slide a window.
+        """
+        how = generation.generator_of(type(model.module), None)
+        assert how is not None
+        return generation.generate(how, self.name, model.module, model.size, ids, new_tokens, **settings)
+
+    def new_cache(self, model: Model, batch_size: int) -> Any:
+        """transformers' own cache, empty."""
+        from transformers import DynamicCache, StaticCache
+
+        if self.cache == "static":
+            module: Any = model.module
+            return StaticCache(config=module.config, max_cache_len=model.size.context)
+        return DynamicCache()
+
+    def step(self, model: Model, ids: Tensor, cache: Any) -> Tensor:
+        """Append `ids` (B, T) to the cache; the logits (B, T, V) of those positions."""
+        logits: Tensor = model.module(ids, past_key_values=cache, use_cache=True).logits
+        return logits

@@ -1,0 +1,74 @@
+"""nanoGPT as a peer, from the user's own copy of it: the reader's first GPT, and without a cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from harness.core.errors import HarnessError, MissingAbility, MissingResource
+from harness.core.sizes import Size
+from harness.oracle.probe_weights import state
+from harness.subjects.adapters import adapt
+from harness.subjects.model import Generates, Model, holding
+
+VARIABLE = "GPT_HARNESS_NANOGPT"
+SOURCE = "https://github.com/karpathy/nanoGPT"
+
+
+class NanoGPT:
+    """The class GPT of nanoGPT's model.py, found at `path` (the file, or its folder) or where the variable says.
+
+    nanoGPT has the exact GELU, so it is not GPT-2, and no answer of its could be verified by GPT-2's. With
+    `tanh_gelu` GPT-2's form is put in. Raises MissingResource without a path, HarnessError for one that is wrong.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, tanh_gelu: bool = True) -> None:
+        self._adapted = adapt(f"{_file(path)}:GPT")
+        self.tanh_gelu = tanh_gelu
+        self.name = f"nanoGPT{' with the tanh GELU' if tanh_gelu else ''}"
+
+    def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
+        """The model in eval mode, with the probe weights; it has no other seed and no options."""
+        if options:
+            raise MissingAbility(f"{self.name} is built without options, got {sorted(options)}")
+        model = holding(self._adapted, size, state(size.name, "probe"), dtype)
+        if self.tanh_gelu:
+            for part in model.module.modules():
+                if isinstance(part, nn.GELU):
+                    part.approximate = "tanh"
+        model.module.to(device)
+        return model
+
+    def generate(
+        self,
+        model: Model,
+        ids: Tensor,
+        new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        use_cache: bool | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """nanoGPT's own generate; see `Generates.generate`. Raises MissingAbility where a cache is asked for."""
+        if use_cache:
+            raise MissingAbility(f"{self.name} generates without a cache: it has none")
+        assert isinstance(self._adapted, Generates)
+        if temperature == 0:  # it divides by the temperature: the likeliest one of one is the same, and no detour
+            temperature, settings["top_k"] = 1.0, 1
+        return self._adapted.generate(model, ids, new_tokens, temperature=temperature, **settings)
+
+
+def _file(path: str | Path | None) -> Path:
+    """model.py itself, from what the user named."""
+    path = path or os.environ.get(VARIABLE)
+    if not path:
+        raise MissingResource(
+            f"nanoGPT: name a copy of it with --nanogpt PATH, or in {VARIABLE}; `git clone {SOURCE}` makes one"
+        )
+    file = Path(path) / "model.py" if Path(path).is_dir() else Path(path)
+    if not file.is_file():  # the user named it: a slip of the pen must not turn an arm off
+        raise HarnessError(f"--nanogpt {path}: {file} is not a file; expected nanoGPT's folder, or its model.py")
+    return file

@@ -1,0 +1,1 @@
+"""The subcommands of gpt-harness, one file each."""

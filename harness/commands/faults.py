@@ -1,0 +1,68 @@
+"""`gpt-harness faults`: the kill matrix run, recorded, reported and held against its requirements."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from harness.core.environment import cores, environment
+from harness.core.record_files import Recorder, read
+from harness.core.shipped_packages import SUITES
+from harness.faults.catalogue import read_catalogue
+from harness.report.verifications import faults as report
+
+
+def add_faults(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`gpt-harness faults [ID ...] [--processes N] [--suites DIR] [--output DIR]`."""
+    command = commands.add_parser(
+        "faults",
+        help="put every known fault into a right GPT and see which check kills it",
+        description="Put every known fault into a right GPT-2, one at a time; judge and diagnose each; write the "
+        "matrix of checks and faults. Exit status 1 if a requirement is missed.",
+    )
+    command.add_argument("ids", nargs="*", metavar="ID", help="faults or controls of the catalogue (default: all)")
+    command.add_argument(
+        "--processes", type=int, default=cores(), metavar="N", help="worker processes (one a core: %(default)s)"
+    )
+    command.add_argument(
+        "--suites", type=Path, default=SUITES, metavar="DIR", help="where the suites are (default: those shipped)"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("reports"), metavar="DIR", help="where it is written (%(default)s)"
+    )
+    command.set_defaults(run=run_faults)
+
+
+def run_faults(options: argparse.Namespace) -> int:
+    """Run the matrix, write its records and its report, and print the tally."""
+    from harness.faults.matrix import debug_checks, judge_faults
+
+    chosen = read_catalogue().chosen(options.ids)
+    started = time.perf_counter()
+    path = options.output / "records" / f"faults-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
+    head = {
+        "run": "faults",
+        "environment": environment(Path.cwd()),
+        "whole": not options.ids,
+        "faults": [fault.id for fault in chosen],
+        "checks": [{"suite": c.suite, "check": c.name, "stays": c.stays} for c in debug_checks(options.suites)],
+    }
+    recorder = Recorder(path, head)
+    done = 0
+    try:
+        for row in judge_faults(chosen, suites=options.suites, processes=min(options.processes, len(chosen))):
+            recorder.write(row)
+            done += 1
+            if sys.stderr.isatty():
+                print(f"\r{done} of {len(chosen)}", end="", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print(f"interrupted: {done} of {len(chosen)} are in {path}")
+        return 130
+    recorder.close({"seconds": time.perf_counter() - started})
+    recorded = read(path)
+    found = report.tally(recorded)
+    print(report.summary(found))
+    print(f"{report.write(options.output, recorded)[0]}; records: {path}")
+    return 1 if found.missed else 0

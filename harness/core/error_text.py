@@ -1,0 +1,54 @@
+"""Describe an exception in one line, with the line of the user's file that raised it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+
+LONGEST_MESSAGE = 500  # characters
+_HARNESS = Path(__file__).parents[1]
+_LIBRARIES = tuple(
+    {
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *(os.path.dirname(spec.origin) for spec in [importlib.util.find_spec("torch")] if spec and spec.origin),
+    }
+)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the exception's type and message, shortened, and where it was raised, in one line."""
+    place = error_place(error)
+    message = " ".join(_message(error).split())[:LONGEST_MESSAGE]
+    return f"{type(error).__name__}: {message}{f' at {place}' if place else ''}"
+
+
+def error_place(error: BaseException) -> str:
+    """Return where an exception was raised, as `my_gpt.py:37 in forward`: the deepest line of the user's, if any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if is_user_file(frame.filename)]
+    last = (own or frames)[-1:]
+    return f"{display_path(last[0].filename)}:{last[0].lineno} in {last[0].name}" if last else ""
+
+
+def is_user_file(file: str) -> bool:
+    """Return True for a file that belongs to neither Python, an installed package nor the harness."""
+    if not file.startswith(os.sep) or file.startswith(_LIBRARIES) or "site-packages" in file:
+        return False
+    path = Path(file)
+    return not path.is_relative_to(_HARNESS) or "tests" in path.relative_to(_HARNESS).parts
+
+
+def display_path(file: str) -> str:
+    """Return a path as the user would type it from the current folder."""
+    folder = os.path.join(os.path.realpath("."), "")
+    return os.path.realpath(file).removeprefix(folder)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its message cannot be shown: {type(second).__name__})"

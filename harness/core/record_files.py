@@ -1,0 +1,97 @@
+"""Results as data: JSON lines, a header with the environment first, then one record a check, then a footer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from harness.core.errors import HarnessError
+
+SCHEMA = 1
+Row = dict[str, Any]
+
+
+def encode(value: Any) -> Any:
+    """`value` as JSON can carry it: NaN and the infinities become {"float": "nan" | "inf" | "-inf"}."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return str(value)
+
+
+def decode(value: Any) -> Any:
+    """The inverse of `encode`."""
+    if isinstance(value, dict):
+        if set(value) == {"float"}:
+            return float(value["float"])
+        return {key: decode(item) for key, item in value.items()}
+    return [decode(item) for item in value] if isinstance(value, list) else value
+
+
+def place(comparison: str, metric: str, axis: str | None, point: int | None) -> str:
+    """What a comparison at one of its points is called: `attention forward, tokens=512`."""
+    return f"{comparison} {metric}" + ("" if point is None else f", {axis}={point}")
+
+
+def read(path: Path) -> list[Row]:
+    """Every row of a record file. A last line that a dying run left half written is dropped; any other is an error."""
+    # Not splitlines: that splits at separators which JSON leaves as they are within a string.
+    lines = path.read_text(encoding="utf-8", errors="backslashreplace").removesuffix("\n").split("\n")
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(_row(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise HarnessError(
+                f"{path}:{number}: not a JSON line of a record ({error}); the file was edited or damaged"
+            ) from error
+    if not rows or rows[0].get("kind") != "header":
+        raise HarnessError(f"{path}:1: expected a header row; this is no record file of gpt-harness")
+    if rows[0].get("schema") != SCHEMA:
+        raise HarnessError(f"{path}:1: schema {rows[0].get('schema')!r}, this version reads {SCHEMA}")
+    return rows
+
+
+def _row(line: str) -> Row:
+    row = decode(json.loads(line))
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, found {type(row).__name__}")
+    return row
+
+
+class Recorder:
+    """Writes one run's record file, a line at a time, so that a run that dies keeps what it had measured."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.counts: dict[str, int] = {}
+        # A path or a message may hold half a character; the record is to survive it.
+        self._file: IO[str] = path.open("x", encoding="utf-8", errors="backslashreplace")
+        self._write({"kind": "header", "schema": SCHEMA, **header})
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a record; it is on disk when this returns."""
+        verdict = row.get("verdict")
+        if verdict is not None:
+            self.counts[verdict] = self.counts.get(verdict, 0) + 1
+        self._write(row)
+
+    def close(self, footer: Mapping[str, Any]) -> None:
+        """Append the footer: what is missing from a run that died."""
+        self._write({"kind": "footer", "counts": self.counts, **footer})
+        self._file.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(encode(row), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()

@@ -1,0 +1,1 @@
+"""Searches for a cause, one module for each kind of behaviour."""

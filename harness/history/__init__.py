@@ -1,0 +1,1 @@
+"""Compare benchmark runs, bisect revisions, and resume an interrupted run."""

@@ -1,0 +1,1 @@
+"""Run checks on a subject, in this process or in one of its own."""

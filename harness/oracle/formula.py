@@ -1,0 +1,240 @@
+"""GPT-2 as one plain formula over published weights: every operation is named, kept, and can be replaced by another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.core.sizes import Size
+
+EPSILON = 1e-5  # GPT-2's layer_norm_epsilon
+Operation = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another operation in the place of GPT-2's, in one layer, or wherever the operation occurs (`layer` None)."""
+
+    operation: str
+    function: Operation
+    layer: int | None = None
+
+
+@dataclass
+class Formula:
+    """One evaluation of GPT-2 with some operations changed.
+
+    `taps` holds what each operation gave, in execution order, under its place: `embedding`, `h.0.attn.scores`, `ln_f`,
+    `head`. A composite (`h.0.attn`, `h.0`) comes after its parts.
+    """
+
+    size: Size
+    weights: Mapping[str, Tensor]  # published names, one dtype
+    changes: Sequence[Change] = ()
+    start: int = 0  # how many positions come before the ids: more than 0 when decoding with a cache
+    past: dict[int, tuple[Tensor, Tensor]] | None = None  # keys and values by layer, (B, H, S, D)
+    taps: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) of `ids` (B, T)."""
+        logits: Tensor = self.do("model", None, ids)
+        return logits
+
+    def do(self, operation: str, layer: int | None, *inputs: Any) -> Any:
+        """What the operation, or what stands in its place, makes of the inputs; kept under its place."""
+        function = OPERATIONS[operation]
+        for change in self.changes:
+            if change.operation == operation and change.layer in (None, layer):
+                function = change.function
+        found = function(At(self, layer), *inputs)
+        self.taps[place(operation, layer)] = found
+        return found
+
+
+@dataclass(frozen=True)
+class At:
+    """Where an operation stands: its formula, its layer, and the weights that it reads there."""
+
+    formula: Formula
+    layer: int | None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A weight by its published name, as seen from here: `ln_1.weight` of this layer, or `ln_f.weight`."""
+        weights = self.formula.weights
+        own = f"transformer.h.{self.layer}.{name}"
+        return weights[own] if own in weights else weights[f"transformer.{name}"]
+
+    def do(self, operation: str, *inputs: Any) -> Any:
+        """A further operation in the same layer."""
+        return self.formula.do(operation, self.layer, *inputs)
+
+    def at(self, layer: int) -> At:
+        """The same place in another layer."""
+        return At(self.formula, layer)
+
+    @property
+    def size(self) -> Size:
+        """The sizes of the model."""
+        return self.formula.size
+
+    @property
+    def start(self) -> int:
+        """The position of the first id."""
+        return self.formula.start
+
+
+def place(operation: str, layer: int | None) -> str:
+    """`attn.scores` in layer 0 -> `h.0.attn.scores`."""
+    if layer is None:
+        return operation
+    return f"h.{layer}" if operation == "block" else f"h.{layer}.{operation}"
+
+
+# The formula, from the outside in. T queries see S keys: S = T without a cache.
+
+
+def model(at: At, ids: Tensor) -> Tensor:
+    """(B, T) -> (B, T, V)."""
+    x = at.do("embedding", at.do("embedding.token", ids), at.do("embedding.position", ids))
+    x = at.do("blocks", x)
+    return at.do("head", at.do("ln_f", x))  # type: ignore[no-any-return]
+
+
+def token_embedding(at: At, ids: Tensor) -> Tensor:
+    """(B, T) -> (B, T, C)."""
+    return at["wte.weight"][ids]
+
+
+def position_embedding(at: At, ids: Tensor) -> Tensor:
+    """(B, T) -> (T, C)."""
+    return at["wpe.weight"][at.start : at.start + ids.shape[1]]
+
+
+def blocks(at: At, x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, T, C)."""
+    for layer in range(at.size.layers):
+        x = at.at(layer).do("block", x)
+    return x
+
+
+def block(at: At, x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, T, C)."""
+    x = at.do("residual.attn", x, at.do("attn", at.do("ln_1", x)))
+    return at.do("residual.mlp", x, at.do("mlp", at.do("ln_2", x)))  # type: ignore[no-any-return]
+
+
+def attention(at: At, x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, T, C)."""
+    q, k, v = at.do("attn.split", at.do("attn.qkv", x))
+    if at.formula.past is not None and at.layer is not None:
+        k, v = at.do("cache", k, v)
+    scores = at.do("attn.scale", at.do("attn.scores", q, k))
+    weights = at.do("attn.softmax", at.do("attn.mask", scores))
+    return at.do("attn.c_proj", at.do("attn.merge", at.do("attn.mix", weights, v)))  # type: ignore[no-any-return]
+
+
+def cache(at: At, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The past keys and values (B, H, S, D), then the new ones; kept for the next call."""
+    past, layer = at.formula.past, at.layer
+    assert past is not None
+    assert layer is not None
+    if layer in past:
+        k, v = torch.cat((past[layer][0], k), dim=2), torch.cat((past[layer][1], v), dim=2)
+    past[layer] = k, v
+    return k, v
+
+
+def linear(name: str) -> Operation:
+    """x W + b, with the checkpoint's W (in, out)."""
+    return lambda at, x: x @ at[f"{name}.weight"] + at[f"{name}.bias"]
+
+
+def split(at: At, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, 3C) -> 3 × (B, H, T, D): thirds, then heads side by side."""
+    q, k, v = qkv.chunk(3, dim=-1)
+    return heads(at, q), heads(at, k), heads(at, v)
+
+
+def heads(at: At, x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, H, T, D)."""
+    split_up: Tensor = x.unflatten(-1, (at.size.heads, at.size.head_width))
+    return split_up.transpose(1, 2)
+
+
+def visible(T: int, S: int) -> Tensor:
+    """(T, S), true where a query may look: the queries are the last T of S positions."""
+    return torch.ones(T, S, dtype=torch.bool).tril(S - T)
+
+
+def merge(at: At, mixed: Tensor) -> Tensor:
+    """(B, H, T, D) -> (B, T, C)."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def norm(name: str) -> Operation:
+    """(x - mean) / sqrt(variance + epsilon) · gain + bias, over the channels."""
+    return lambda at, x: F.layer_norm(x, x.shape[-1:], at[f"{name}.weight"], at[f"{name}.bias"], EPSILON)
+
+
+def mlp(at: At, x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, T, C)."""
+    return at.do("mlp.c_proj", at.do("mlp.activation", at.do("mlp.c_fc", x)))  # type: ignore[no-any-return]
+
+
+def loss(at: At, logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy in nats, of targets (B, T) that are already shifted."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+OPERATIONS: dict[str, Operation] = {
+    "model": model,
+    "embedding.token": token_embedding,
+    "embedding.position": position_embedding,
+    "embedding": lambda at, token, position: token + position,
+    "blocks": blocks,
+    "block": block,
+    "ln_1": norm("ln_1"),
+    "attn": attention,
+    "attn.qkv": linear("attn.c_attn"),
+    "attn.split": split,
+    "cache": cache,
+    "attn.scores": lambda at, q, k: q @ k.mT,
+    "attn.scale": lambda at, scores: scores / math.sqrt(at.size.head_width),
+    "attn.mask": lambda at, scores: scores.masked_fill(~visible(*scores.shape[-2:]), -math.inf),
+    "attn.softmax": lambda at, scores: scores.softmax(-1),
+    "attn.mix": lambda at, weights, v: weights @ v,
+    "attn.merge": merge,
+    "attn.c_proj": linear("attn.c_proj"),
+    "residual.attn": lambda at, x, branch: x + branch,
+    "ln_2": norm("ln_2"),
+    "mlp": mlp,
+    "mlp.c_fc": linear("mlp.c_fc"),
+    "mlp.activation": lambda at, x: F.gelu(x, approximate="tanh"),
+    "mlp.c_proj": linear("mlp.c_proj"),
+    "residual.mlp": lambda at, x, branch: x + branch,
+    "ln_f": norm("ln_f"),
+    "head": lambda at, x: x @ at["wte.weight"].mT,
+    "loss": loss,
+}
+
+
+def places(size: Size) -> Iterator[str]:
+    """Every place of the formula in execution order, the composites `model` and `blocks` left out."""
+    probe = Formula(size, _Shapes(size))
+    probe(torch.zeros(1, 1, dtype=torch.int64))
+    return (name for name in probe.taps if name not in ("model", "blocks"))
+
+
+class _Shapes(dict[str, Tensor]):
+    """Zeros of every published shape."""
+
+    def __init__(self, size: Size) -> None:
+        from harness.subjects.weight_map import published_shapes
+
+        super().__init__({name: torch.zeros(shape) for name, shape in published_shapes(size).items()})

@@ -1,0 +1,1 @@
+"""Suite files: TOML read into checks, the registry of measures, and expectations that judge readings."""

@@ -1,0 +1,186 @@
+"""Expectations: what a reading must be. The expectation is the comparator, and a check has exactly one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.core.errors import did_you_mean
+from harness.suites.measure_registry import Reading, Scalar
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+SHOWN = 2  # places told in full; `where` names the others
+# From the strictest to what never passes; `noise = "rounding"` accepts everything up to and including rounding.
+NOISE_WORDS = ("equal", "rounding", "different")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a reading is as expected, the places where it is not, and both sides in words."""
+
+    passed: bool
+    found: str
+    expected: str
+    where: list[str] = field(default_factory=list)
+
+
+def _equals(found: Scalar, expected: Any) -> bool:
+    # True == 1 in Python; a check that counts must not pass on a flag.
+    return isinstance(found, bool) == isinstance(expected, bool) and bool(found == expected)
+
+
+def _close_to(found: Scalar, expected: Any) -> bool:
+    value: float = expected["value"]
+    allowed: float = expected["abs"] if "abs" in expected else abs(value) * expected["rel"]
+    return abs(_number(found) - value) <= allowed
+
+
+def _noise(found: Scalar, expected: Any) -> bool:
+    return found in NOISE_WORDS and NOISE_WORDS.index(str(found)) <= NOISE_WORDS.index(expected)
+
+
+def _number(found: Scalar) -> float:
+    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else math.nan
+
+
+# A comparator for one value each; `near_predicted` holds every place against its own prediction.
+COMPARATORS: dict[str, Callable[[Scalar, Any], bool]] = {
+    "equals": _equals,
+    "at_most": lambda found, expected: _number(found) <= expected,
+    "at_least": lambda found, expected: _number(found) >= expected,
+    "between": lambda found, expected: expected[0] <= _number(found) <= expected[1],
+    "close_to": _close_to,
+    "noise": _noise,
+}
+
+WORDS: dict[str, Callable[[Any], str]] = {
+    "equals": lambda e: show(e),
+    "at_most": lambda e: f"at most {show(e)}",
+    "at_least": lambda e: f"at least {show(e)}",
+    "between": lambda e: f"between {show(e[0])} and {show(e[1])}",
+    "close_to": lambda e: f"{show(e['value'])} ± {_tolerance(e)}",
+    "noise": lambda e: "equal, bitwise" if e == "equal" else f"at most {e}",
+}
+
+
+def problem_with(expected: Any) -> str | None:
+    """What is wrong with an expectation as it stands in a suite, or None."""
+    kinds = [*COMPARATORS, "near_predicted"]
+    if not isinstance(expected, Mapping):
+        return f"expect: expected a table, as {{ at_most = 1e-12 }}, found {expected!r}"
+    if len(expected) != 1:
+        return f"expected exactly one of {', '.join(kinds)}; found {', '.join(expected) or 'none'}"
+    ((kind, value),) = expected.items()
+    if kind not in kinds:
+        return f"unknown expectation '{kind}'; {did_you_mean(kind, kinds)}"
+    per_dtype = _is_per_dtype(kind, value)
+    if per_dtype and (not value or not set(value) <= set(DTYPES)):
+        return f"{kind}: expected a value for each of the dtypes {', '.join(DTYPES)}, found {dict(value)!r}"
+    values = value.values() if per_dtype else [value]
+    for one in values:
+        if (reason := _problem_with_value(kind, one)) is not None:
+            return f"{kind}: {reason}, found {one!r}"
+    return None
+
+
+def judge(reading: Reading, expected: Mapping[str, Any], *, dtype: str | None = None) -> Judgement:
+    """Hold a reading against an expectation. NaN never passes; a reading of nothing never passes."""
+    ((kind, value),) = expected.items()
+    if _is_per_dtype(kind, value):
+        if dtype not in value:
+            return Judgement(False, f"dtype {dtype}", f"one of the dtypes that the suite states: {', '.join(value)}")
+        value = value[dtype]
+    if kind == "near_predicted":
+        return _judge_predicted(reading, value)
+    wanted = WORDS[kind](value)
+    if not isinstance(reading.value, Mapping):
+        return Judgement(COMPARATORS[kind](reading.value, value), show(reading.value, reading.unit), wanted)
+    if not reading.value:
+        return Judgement(False, "nothing was compared", wanted)
+    failed = [place for place, found in reading.value.items() if not COMPARATORS[kind](found, value)]
+    shown = failed or list(reading.value)
+    found = ", ".join(f"{place}: {_with_numbers(reading, place)}" for place in shown[:SHOWN])
+    if len(shown) > SHOWN:
+        found += f", and {len(shown) - SHOWN} more"
+    return Judgement(not failed, found, wanted, failed)
+
+
+def _judge_predicted(reading: Reading, tolerance: Mapping[str, float]) -> Judgement:
+    """Hold each place against its own prediction, `details["predicted"]`, which the measure computes beside it."""
+    predicted = reading.details.get("predicted", {})
+    wanted = f"the prediction ± {_tolerance(tolerance)}"
+    if not isinstance(reading.value, Mapping) or not reading.value or set(predicted) != set(reading.value):
+        return Judgement(False, "nothing that was predicted", wanted)
+    failed = [p for p, found in reading.value.items() if not _close_to(found, {"value": predicted[p], **tolerance})]
+    shown = failed or [list(reading.value)[-1]]
+    found = ", ".join(
+        f"{p}: {show(reading.value[p], reading.unit)} (predicted {show(predicted[p])})" for p in shown[:SHOWN]
+    )
+    return Judgement(
+        not failed, found + (f", and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""), wanted, failed
+    )
+
+
+def show(value: Any, unit: str = "") -> str:
+    """A value as a person reads it: thousands apart, four digits of a fraction."""
+    if isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, int):
+        text = f"{value:,}"
+    elif isinstance(value, float):
+        text = f"{value:.4g}"
+    else:
+        text = str(value)
+    return f"{text} {unit}".rstrip()
+
+
+def _tolerance(tolerance: Mapping[str, float]) -> str:
+    return show(tolerance["abs"]) if "abs" in tolerance else f"{100 * tolerance['rel']:g}%"
+
+
+def _with_numbers(reading: Reading, place: str) -> str:
+    """The value at one place; for a noise verdict, the differences that it was drawn from as well."""
+    assert isinstance(reading.value, Mapping)
+    for row in reading.details.get("comparisons", ()):
+        if row["where"] == place:
+            return (
+                f"{row['verdict']} (float32 {row['float32']:.1e} with floor {row['floor32']:.1e}, "
+                f"float64 {row['float64']:.1e} with floor {row['floor64']:.1e})"
+            )
+    return show(reading.value[place], reading.unit)
+
+
+def _is_per_dtype(kind: str, value: Any) -> bool:
+    return isinstance(value, Mapping) and kind not in ("close_to", "near_predicted")
+
+
+def _problem_with_value(kind: str, value: Any) -> str | None:
+    def is_number(x: Any) -> bool:
+        return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+    def is_tolerance(x: Any, keys: int) -> bool:
+        return (
+            isinstance(x, Mapping)
+            and len(x) == keys
+            and any(is_number(x.get(key)) and x[key] >= 0 for key in ("rel", "abs"))
+        )
+
+    if kind in ("at_most", "at_least") and not is_number(value):
+        return "expected a finite number"
+    if kind == "between" and not (
+        isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] <= value[1]
+    ):
+        return "expected [low, high]"
+    if kind == "close_to" and not (
+        isinstance(value, Mapping) and is_number(value.get("value")) and is_tolerance({**value, "value": None}, 2)
+    ):
+        return "expected { value = NUMBER, rel = FRACTION } or { value = NUMBER, abs = NUMBER }"
+    if kind == "near_predicted" and not is_tolerance(value, 1):
+        return "expected { rel = FRACTION } or { abs = NUMBER }"
+    if kind == "noise" and value not in NOISE_WORDS[:2]:
+        return "expected 'equal' or 'rounding'"
+    if kind == "equals" and not isinstance(value, bool | int | float | str):
+        return "expected a number, a string, true or false"
+    return None

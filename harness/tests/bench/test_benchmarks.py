@@ -1,0 +1,339 @@
+"""`pytest benchmarks/`: its rows are the measured times, its options do as they say, nothing measured is lost."""
+
+import dataclasses
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
+from benchmarks.run import Run
+from benchmarks.show import peaks
+from harness.bench.arms import kinds
+from harness.bench.statistics import paired_ratio
+
+kinds()  # now: pytester forgets what is imported while it runs, and what registers itself must do so once
+ROOT = Path(__file__).parents[3]
+MIB = 2**20
+
+
+def test_ledgers_that_disagree_are_shown_side_by_side():
+    assert peaks({"profiler": 99 * MIB, "closed form": 99 * MIB, "child process": 98 * MIB}) == "peak 99 MiB"
+    told = peaks({"profiler": 99 * MIB, "closed form": 50 * MIB})
+    assert told.startswith("peak 99 MiB (")
+    assert "closed form 50.00 MiB" in told
+
+
+class FakeBenchmark:
+    """Does with a target what pytest-benchmark's pedantic mode does."""
+
+    def __init__(self):
+        self.rounds, self.extra_info, self.has_error = [], {}, False
+
+    def pedantic(self, target, setup=lambda: None, rounds=1, iterations=1):
+        for _ in range(rounds):
+            setup()
+            start = CLOCK()
+            target()
+            self.rounds.append(CLOCK() - start)
+
+
+def test_a_replayed_round_lasts_exactly_what_was_measured():
+    seconds = [0.1, 0.2, 0.3, 1e-7, 1e3]
+    benchmark = FakeBenchmark()
+    replay(benchmark, seconds, {"tokens_per_second": 3.0})
+    assert benchmark.rounds == seconds
+    assert benchmark.extra_info == {"tokens_per_second": 3.0}
+
+
+def test_a_refused_arm_leaves_no_round():
+    benchmark = FakeBenchmark()
+    with pytest.raises(UnverifiedError, match="wrong"):
+        refuse(benchmark, "wrong")
+    assert benchmark.rounds == []
+
+
+# The whole, at the debug size.
+
+
+@pytest.fixture
+def run_benchmarks(pytester):
+    """`pytest benchmarks/...` at the debug size, inside this process; gives the exit status and what was printed."""
+
+    def run(*arguments):
+        arguments = [str(ROOT / word) if str(word).startswith("benchmarks/") else word for word in arguments]
+        result = pytester.runpytest_inprocess(
+            *("-p", "no:cacheprovider", "--size", "debug", "--quick", "--budget", "1"),
+            *("--reports", "reports", "--benchmark-storage", "storage", "-c", ROOT / "pyproject.toml"),
+            *arguments,
+            no_reraise_ctrlc=True,
+        )
+        return result.ret, result.stdout.str() + result.stderr.str()
+
+    return run
+
+
+def records(folder):
+    rows = []
+    for path in sorted((folder / "reports" / "records").glob("bench-*.jsonl")):
+        rows += map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return rows
+
+
+def comparisons(folder):
+    return {(row["comparison"], row["metric"]): row for row in records(folder) if row["kind"] == "comparison"}
+
+
+def test_rows_are_the_recorded_block_minima_and_can_be_saved_and_compared(run_benchmarks, pytester):
+    status, told = run_benchmarks(
+        *("benchmarks/", "-k", "precision-decode", "--benchmark-autosave", "--benchmark-json=out.json")
+    )
+    assert status == 0, told
+    assert records(pytester.path)[0]["environment"]["huge_pages"] == "1"
+    recorded = {arm["arm"]: arm for arm in comparisons(pytester.path)["precision", "decode"]["arms"]}
+    assert set(recorded) == {"fp32", "bf16", "bf16-autocast", "fp32-again"}
+    saved = json.loads((pytester.path / "out.json").read_text())["benchmarks"]
+    assert {row["params"]["arm"] for row in saved} == set(recorded)
+    for row in saved:
+        arm = recorded[row["params"]["arm"]]
+        assert row["stats"]["data"] == arm["seconds"], "to the last bit"
+        assert row["stats"]["median"] == arm["median_seconds"]
+        assert row["extra_info"]["tokens_per_second"] == arm["tokens_per_second"]
+        assert row["extra_info"]["verified"] == arm["verified"]["message"]
+    assert len(list((pytester.path / "storage").rglob("*.json"))) == 1
+
+    # The second run asks for one arm: its control and, for want of another A/A pair, its twin are measured with it.
+    status, told = run_benchmarks(
+        *("benchmarks/", "-k", "precision-decode-bf16 and not autocast", "--benchmark-compare")
+    )
+    assert status == 0, told
+    assert "NOW" in told
+    assert "1 pairs of identical arms" in told
+    measured = comparisons(pytester.path)["precision", "decode"]["arms"]
+    assert [arm["arm"] for arm in measured] == ["fp32", "bf16", "fp32-again"]
+
+
+WRONG = '''
+from gpt import GPT, GPTConfig
+
+class Wrong(GPT):
+    """Looped attention answers too much, bf16 is computed in float32, and the cache is never used."""
+
+    def __init__(self, config: GPTConfig, *, seed=None, device=None):
+        super().__init__(config, seed=seed, device=device)
+        if config.attention == "looped":
+            for block in self.transformer["h"]:
+                right = block.attn.forward
+                block.attn.forward = lambda x, memory=None, right=right: 1.1 * right(x, memory)
+
+    def to(self, dtype):
+        return self if str(dtype) == "torch.bfloat16" else super().to(dtype)
+
+    def generate(self, idx, max_new_tokens, *, temperature=1.0, use_cache=True):
+        return super().generate(idx, max_new_tokens, temperature=temperature, use_cache=False)
+'''
+
+
+def test_wrong_arms_turn_red_and_have_no_time_anywhere(run_benchmarks, pytester):
+    subject = pytester.makepyfile(mine=WRONG)
+    status, told = run_benchmarks(
+        *("benchmarks/", "--subject", f"{subject}:Wrong", "--benchmark-json=out.json"),
+        *("-k", "attention-layer or generation-generate or (precision-decode and not autocast)"),
+    )
+    assert status == 1, told
+    found = comparisons(pytester.path)
+    for comparison, metric, arm, why in (
+        ("attention", "layer", "looped", "is rounding"),
+        ("precision", "decode", "bf16", "float32"),
+        ("generation", "generate", "cached", "does not do what its name says"),
+    ):
+        row = next(row for row in found[comparison, metric]["arms"] if row["arm"] == arm)
+        assert row["verified"]["verdict"] == "fail"
+        assert why in row["verified"]["message"]
+        assert row["seconds"] is row["median_seconds"] is row["tokens_per_second"] is None
+    shown = {row["params"]["arm"] for row in json.loads((pytester.path / "out.json").read_text())["benchmarks"]}
+    assert shown == {"naive", "naive-again", "flash", "fp32", "fp32-again", "uncached", "uncached-again"}
+    assert told.count("unverified, so no time is shown") >= 3
+
+
+def test_under_xdist_every_arm_is_skipped_with_the_reason(run_benchmarks, pytester):
+    pytest.importorskip("xdist")
+    status, told = run_benchmarks("benchmarks/", "-k", "generation", "-n", "1", "-rs")
+    assert status == 0, told
+    assert "off under xdist" in told
+    assert not records(pytester.path)
+
+
+def test_with_benchmarking_switched_off_nothing_is_measured(run_benchmarks, pytester):
+    status, told = run_benchmarks("benchmarks/", "-k", "generation", "--benchmark-disable", "-rs")
+    assert status == 0, told
+    assert "--benchmark-disable" in told
+    assert not records(pytester.path)
+
+
+INTERRUPTED = '''
+from gpt import GPT, GPTConfig
+
+class Interrupted(GPT):
+    """As if Ctrl-C was pressed during the second comparison."""
+
+    def __init__(self, config: GPTConfig, *, seed=None, device=None):
+        super().__init__(config, seed=seed, device=device)
+
+    def generate(self, idx, max_new_tokens, *, temperature=1.0, use_cache=True):
+        raise KeyboardInterrupt
+'''
+
+
+def test_ctrl_c_keeps_the_comparisons_that_are_done(run_benchmarks, pytester):
+    subject = pytester.makepyfile(mine=INTERRUPTED)
+    status, told = run_benchmarks(
+        *("benchmarks/", "--subject", f"{subject}:Interrupted", "-k", "(attention-layer and not 1024) or generate"),
+    )
+    assert status == pytest.ExitCode.INTERRUPTED, told
+    assert set(comparisons(pytester.path)) == {("attention", "layer")}
+    assert records(pytester.path)[-1]["complete"] is False
+
+
+ONCE = """
+from pathlib import Path
+
+from gpt import GPT, GPTConfig
+
+class Once(GPT):
+    def __init__(self, config: GPTConfig, *, seed=None, device=None):
+        super().__init__(config, seed=seed, device=device)
+
+    def generate(self, idx, max_new_tokens, *, temperature=1.0, use_cache=True):
+        if not Path("go").exists():
+            raise KeyboardInterrupt
+        return super().generate(idx, max_new_tokens, temperature=temperature, use_cache=use_cache)
+"""
+
+
+def test_the_run_after_an_interrupted_one_goes_on_with_what_was_measured(run_benchmarks, pytester):
+    subject = pytester.makepyfile(mine=ONCE)
+    asked = ("benchmarks/", "--subject", f"{subject}:Once", "-k", "(attention-layer and not 1024) or generate")
+    run_benchmarks(*asked)
+    before = comparisons(pytester.path)["attention", "layer"]
+    (pytester.path / "go").write_text("")
+    status, told = run_benchmarks(*asked)
+    assert status == 0, told
+    assert "from the interrupted run" in told
+    rows = [row for row in records(pytester.path) if row.get("comparison") == "attention"]
+    assert [row["arms"] for row in rows] == [before["arms"]] * 2
+    status, told = run_benchmarks(*asked)
+    assert "from the interrupted run" not in told, "a complete run is not gone on with"
+
+
+def test_a_subject_without_an_ability_is_a_skip_that_names_it(run_benchmarks, pytester):
+    subject = pytester.makepyfile(
+        mine="""
+        from gpt import GPT, GPTConfig
+
+        class Silent(GPT):
+            generate = None
+
+            def __init__(self, config: GPTConfig, *, seed=None, device=None):
+                super().__init__(config, seed=seed, device=device)
+        """
+    )
+    status, told = run_benchmarks("benchmarks/", "-k", "generation", "--subject", f"{subject}:Silent", "-rs")
+    assert status == 0, told
+    assert "has no ability 'Generates'" in told
+
+
+def test_ctrl_c_while_the_report_is_written_says_how_to_have_it(run_benchmarks, pytester, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.report.write_latest", interrupted)
+    status, told = run_benchmarks("benchmarks/", "-k", "attention-layer and not 1024")
+    assert status == pytest.ExitCode.INTERRUPTED
+    assert "the report was not written (Ctrl-C): `gpt-harness report` makes it" in told
+    assert "Traceback" not in told
+    assert records(pytester.path)[-1]["kind"] == "footer"
+
+
+def test_words_that_select_nothing_have_a_near_one_named(run_benchmarks):
+    status, told = run_benchmarks("benchmarks/", "-k", "flush")
+    assert status == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "-k 'flush' selects no arm; did you mean 'flash'? --collect-only lists all of them" in told
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--budget", "-3"), "argument --budget"),
+        (("--device", "toaster"), "--device toaster"),
+        (("--size", "125M"), "invalid choice"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(run_benchmarks, option, told):
+    status, output = run_benchmarks("benchmarks/", "--collect-only", *option)
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert told in output
+    assert "Traceback" not in output
+
+
+# What a run makes of its identical arms.
+
+
+def made(place, *, effect=1.0, pairs=20, seed=0):
+    """A run of comparisons whose arms lie in memory as they happen to, a sigma of `place` apart, for all rounds."""
+    dice, rows = random.Random(seed), {}
+    for number in range(pairs):
+        times = {}
+        for arm, factor in (("control", 1.0), ("other", effect), ("control-again", 1.0)):
+            lies = factor * math.exp(dice.gauss(0, place / math.sqrt(2)))
+            times[arm] = [lies * math.exp(dice.gauss(0, 0.01)) for _ in range(8)]
+        ratios = [
+            {"arm": arm, "against": "control", **dataclasses.asdict(paired_ratio(times[arm], times["control"]))}
+            for arm in ("other", "control-again")
+        ]
+        arms = [{"arm": arm, "seconds": seconds} for arm, seconds in times.items()]
+        rows[f"c{number}", None] = {
+            "comparison": f"c{number}", "metric": "forward", "axis": None, "point": None,
+            "arms": arms, "ratios": ratios,
+        }  # fmt: skip
+    return Run(config=None, declared={}, rows=rows)
+
+
+def standing(run):
+    adjusted = {(row["comparison"], row["arm"]): row["adjusted"] for row in run.adjusted()}
+    return sum(value <= 0.05 for (_, arm), value in adjusted.items() if arm == "other")
+
+
+def test_what_identical_arms_scatter_by_is_allowed_for_in_every_verdict():
+    alarms = made(0.06).false_alarms()
+    assert alarms["by_their_rounds"] > 0.3 * alarms["pairs"], "by their own rounds alone they would all be different"
+    assert alarms["flagged"] <= 0.1 * alarms["pairs"]
+    assert alarms["evidence"]
+    assert alarms["scatter"] == pytest.approx(0.06, rel=0.4)
+    assert standing(made(0.06)) == 0
+    assert standing(made(0.06, effect=2.0)) == 20, "what is far beyond the scatter stands"
+
+
+def test_on_a_quiet_machine_nothing_is_lost_to_it():
+    alarms = made(0.005).false_alarms()
+    assert (alarms["by_their_rounds"], alarms["flagged"], alarms["scatter"]) == (0, 0, None)
+    assert standing(made(0.005, effect=1.06)) == 20
+
+
+def test_a_run_of_one_comparison_on_a_quiet_machine_finds_what_many_would_find():
+    assert standing(made(0.005, effect=1.1, pairs=1)) == 1
+
+
+def test_a_pair_that_differs_while_the_others_agree_is_a_false_alarm():
+    run = made(0.005)
+    row = run.rows["c3", None]
+    row["arms"][2]["seconds"] = [1.2 * seconds for seconds in row["arms"][2]["seconds"]]
+    assert run.false_alarms()["flagged"] == 1
+
+
+def test_the_last_lines_of_a_run_say_what_was_allowed_for():
+    told = [line for line, _ in made(0.06, effect=1.08).summary()]
+    assert any("beyond the noise of their rounds they scatter by" in line for line in told)
+    assert any("differences do not stand when all ratios of the run are judged together" in line for line in told)

@@ -1,0 +1,101 @@
+"""Exponents of costs, against laws whose exponent is known and under noise whose size is."""
+
+import math
+import random
+
+import pytest
+
+from harness.bench.scaling import Exponent, break_even, describe_exponent, expected_exponent, exponent, held
+
+SIZES = (128, 256, 512, 1024)
+
+
+def noisy(law, dice, *, noise, rounds=12, sizes=SIZES):
+    return {x: [law(x) * math.exp(dice.gauss(0, noise)) for _ in range(rounds)] for x in sizes}
+
+
+def test_a_power_law_has_its_exponent_and_no_doubt():
+    found = exponent({x: [3.0 * x**2] for x in SIZES})
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+    assert found.points == 4
+
+
+@pytest.mark.parametrize("sizes", [SIZES, SIZES[:2]])
+def test_the_interval_holds_the_exponent_in_nine_runs_of_ten(sizes):
+    """Two sizes have only the noise of their rounds to go by; more have their scatter as well."""
+    dice = random.Random(0)
+    runs = [exponent(noisy(lambda x: x**1.5, dice, noise=0.05, sizes=sizes)) for _ in range(300)]
+    assert sum(run.low <= 1.5 <= run.high for run in runs) / 300 >= 0.9
+    assert sum(run.half_width for run in runs) / 300 < 0.1, "and says something"
+
+
+def test_a_machine_that_was_slower_at_one_size_widens_the_interval():
+    """Rounds of one size agree with each other; it is the sizes that then lie off the law."""
+    dice = random.Random(1)
+    runs = []
+    for _ in range(300):
+        points = noisy(lambda x: x, dice, noise=0.005)
+        points = {
+            x: [value * slow for value in values] for x, values in points.items() for slow in [dice.gauss(1, 0.1)]
+        }
+        runs.append(exponent(points))
+    assert sum(run.low <= 1 <= run.high for run in runs) / 300 >= 0.9
+
+
+def test_a_curve_is_no_power_law_and_its_interval_says_so():
+    found = exponent({x: [x**2 + 500 * x] for x in SIZES})
+    assert 1.2 < found.value < 1.8
+    assert found.half_width > 0.1
+
+
+def test_a_closed_form_is_fitted_at_the_same_sizes():
+    def attention_bytes(T):
+        return 4 * (2 * 12 * T**2 + 12 * T * 64)
+
+    expected = expected_exponent({x: attention_bytes(x) for x in SIZES})
+    found = exponent({x: [attention_bytes(x)] for x in SIZES})
+    assert 1.9 < expected < 2
+    assert found.value == pytest.approx(expected)
+    assert held(found, expected) == "pass"
+    assert held(found, 1.0) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected", "verdict"),
+    [
+        (1.9, 2.1, 2.0, "pass"),
+        (1.9, 2.1, 2.104, "pass"),  # exponents are told to two digits
+        (1.9, 2.1, 1.0, "fail"),
+        (1.0, 3.0, 2.0, "unresolved"),
+        (2.0, 3.0, 1.0, "fail"),  # wide, and yet it excludes what was expected
+        (-math.inf, math.inf, 2.0, "unresolved"),
+    ],
+)
+def test_an_exponent_is_held_by_its_interval(low, high, expected, verdict):
+    assert held(Exponent((low + high) / 2, low, high, 4), expected) == verdict
+
+
+def test_two_exact_counts_fit_any_law():
+    found = exponent({1: [1.0], 2: [4.0]})
+    assert found.value == pytest.approx(2)
+    assert held(found, 2.0) == "unresolved"
+    assert describe_exponent(found) == "T^2.00 (from 2 sizes: no interval)"
+
+
+def test_an_exponent_is_told_with_its_interval():
+    assert describe_exponent(Exponent(1.98, 1.96, 2.0, 4)) == "T^1.98 [1.96, 2.00]"
+    assert describe_exponent(Exponent(1.0, 0.9, 1.1, 4), axis="B") == "B^1.00 [0.90, 1.10]"
+
+
+@pytest.mark.parametrize("points", [{}, {1: [1.0]}, {1: [1.0], 2: []}, {1: [1.0], 2: [0.0]}, {0: [1.0], 2: [1.0]}])
+def test_what_has_no_exponent_is_an_error(points):
+    with pytest.raises(ValueError, match="size"):
+        exponent(points)
+
+
+@pytest.mark.parametrize(
+    ("paid", "eager", "compiled", "calls"),
+    [(10, 1.0, 0.5, 20), (10, 1.0, 0.7, 34), (10, 1.0, 1.0, None), (10, 1, 2, None)],
+)
+def test_compiling_pays_after_as_many_calls_as_save_its_cost(paid, eager, compiled, calls):
+    assert break_even(paid, eager, compiled) == calls

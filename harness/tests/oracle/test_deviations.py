@@ -1,0 +1,288 @@
+"""What a subject declares to be different is excused, and nothing else; what is declared and not so is an error."""
+
+import pytest
+
+from harness.core.record_files import read as records_of
+from harness.judging.runner import make_runner
+from harness.oracle.deviations import DeviationError, beside, declared_faults, except_for, problems, read
+
+GPT = """\
+import math
+import torch
+from torch import nn
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x):
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (each(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in projections)
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return self.o_proj((scores.masked_fill(hidden, -math.inf).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim), Attention(dim, heads), nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, vocab_size, context_length, d_model, n_layers, n_heads):
+        super().__init__()
+        self.tok_emb, self.pos_emb = nn.Embedding(vocab_size, d_model), nn.Embedding(context_length, d_model)
+        self.blocks = nn.ModuleList(Block(d_model, n_heads) for _ in range(n_layers))
+        self.final_norm = nn.LayerNorm(d_model)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        self.head.weight = self.tok_emb.weight
+
+    def forward(self, ids):
+        x = self.tok_emb(ids) + self.pos_emb(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.final_norm(x))
+"""
+
+CHANGES = {
+    "exact-gelu": ('nn.GELU("tanh")', "nn.GELU()"),
+    "mlp-silu": ('nn.GELU("tanh")', "nn.SiLU()"),
+    "untied-head": ("        self.head.weight = self.tok_emb.weight\n", ""),
+    "bias-free": ("nn.Linear(dim, dim)", "nn.Linear(dim, dim, bias=False)"),
+}
+BENEATH = ("masked_fill(hidden, -math.inf)", "masked_fill(hidden.roll(1, 1), -math.inf)")
+PARITY = [f"parity::debug,weights=probe,compare={part}" for part in ("blocks", "logits", "loss", "gradients")]
+COUNTS = ["structure::parameter-count,size=debug,tied=true", "structure::parameters-by-component,size=debug"]
+
+
+def written(folder, *changes):
+    """The file, changed, and what to give as --subject."""
+    text = GPT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "mine.py").write_text(text)
+    return f"{folder}/mine.py:GPT"
+
+
+def declared(folder, *tables):
+    """The declarations beside it."""
+    path = folder / "mine.deviations.toml"
+    path.write_text("\n".join(f"[[deviation]]\n{table}\nreason = 'on purpose'\n" for table in tables))
+    return read(path)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_is_declared_fails_with_its_reason_and_what_is_not_fails_without(shipped, tmp_path, what):
+    spec = written(tmp_path, CHANGES[what])
+    strict = make_runner(spec)
+    lenient = make_runner(spec, deviations=declared(tmp_path, f"what = '{what}'"))
+    failing = [name for name in (*PARITY, *COUNTS) if strict.run(shipped[name]).verdict != "pass"]
+    assert failing
+    for name in failing:
+        record = lenient.run(shipped[name])
+        assert record.verdict == "fail", "value and verdict stay what they are"
+        assert record.declared.endswith(": on purpose"), name
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_fault_beneath_a_declared_one_still_fails(shipped, tmp_path, what):
+    runner = make_runner(written(tmp_path, CHANGES[what], BENEATH), deviations=declared(tmp_path, f"what = '{what}'"))
+    record = runner.run(shipped[PARITY[0]])
+    assert (record.verdict, record.declared) == ("fail", "")
+    assert record.where[0] == "block 0"
+
+
+def test_two_deviations_at_once_are_each_given_what_is_theirs(shipped, tmp_path):
+    spec = written(tmp_path, CHANGES["exact-gelu"], CHANGES["untied-head"])
+    both = declared(tmp_path, "what = 'exact-gelu'", "what = 'untied-head'")
+    runner = make_runner(spec, deviations=both)
+    assert runner.run(shipped[PARITY[1]]).declared == "exact GELU: on purpose"
+    assert runner.run(shipped[COUNTS[0]]).declared == "untied head: on purpose"
+    assert runner.run(shipped[PARITY[3]]).declared == "exact GELU: on purpose; untied head: on purpose"
+
+
+def test_another_count_than_the_declared_deviation_makes_still_fails(shipped, tmp_path):
+    spec = written(tmp_path, CHANGES["untied-head"], ("bias=False)", "bias=True)"))
+    record = make_runner(spec, deviations=declared(tmp_path, "what = 'untied-head'")).run(shipped[COUNTS[0]])
+    assert (record.verdict, record.declared) == ("fail", "")
+
+
+def test_the_verdict_names_what_is_excepted_and_which_faults_those_are(tmp_path):
+    both = declared(tmp_path, "what = 'exact-gelu'", "checks = ['structure::too-long-is-refused']")
+    assert except_for(both) == ("GPT-2 except: exact GELU (on purpose), structure::too-long-is-refused (on purpose)")
+    assert declared_faults(both) == {"gelu-erf-for-tanh"}
+
+
+def test_the_file_is_found_beside_the_subject(tmp_path):
+    assert beside(written(tmp_path)) is None
+    declared(tmp_path, "what = 'exact-gelu'")
+    assert beside(f"{tmp_path}/mine.py:GPT") == tmp_path / "mine.deviations.toml"
+    assert beside("gpt:GPT") is None
+    assert beside("no_such_package.at_all:GPT") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        (
+            "[[deviation]]\nwhat = 'exact-gleu'\nreason = 'r'",
+            1,
+            "unknown deviation 'exact-gleu'; did you mean 'exact-gelu'?",
+        ),
+        ("# why\n[[deviation]]\nwhat = 'exact-gelu'", 2, "a deviation needs a reason, as a string"),
+        ("[[deviation]]\nwhat = 'exact-gelu'\nreason = ' '", 1, "a deviation needs a reason, as a string"),
+        ("[[deviation]]\nreason = 'r'", 1, "expected either what = '...' or checks = ['suite::check', ...]"),
+        ("[[deviation]]\nwhat = 'exact-gelu'\nchecks = ['a::b']\nreason = 'r'", 1, "expected either what = "),
+        ("[[deviation]]\nchecks = 'a::b'\nreason = 'r'", 1, "checks: expected a list of 'suite::check', found 'a::b'"),
+        ("[[deviation]]\nchecks = []\nreason = 'r'", 1, "checks: expected a list "),
+        ("[[deviation]]\nwhat = 3\nreason = 'r'", 1, "unknown deviation '3'"),
+        ("[[deviation]]\nwaht = 'exact-gelu'\nreason = 'r'", 1, "unknown key 'waht'; did you mean 'what'?"),
+        ("\n[[deviations]]\nwhat = 'exact-gelu'", 2, "unknown table 'deviations'; did you mean 'deviation'?"),
+        ("[deviation]\nwhat = 'exact-gelu'", 1, "expected [[deviation]], in double brackets"),
+        ("", 1, "expected [[deviation]], in double brackets"),
+        ("[[deviation]]\nwhat = \nreason = 'r'", 2, "not TOML: "),
+    ],
+)
+def test_a_declaration_that_is_not_understood_is_told_by_line(tmp_path, text, line, told):
+    path = tmp_path / "mine.deviations.toml"
+    path.write_text(text)
+    with pytest.raises(DeviationError) as raised:
+        read(path)
+    assert str(raised.value).startswith(f"{path}:{line}: {told}")
+
+
+KNOWN = {"structure::count,size=debug": "debug", "structure::count,size=124M": "124M", "parity::debug,x": "debug"}
+
+
+@pytest.mark.parametrize(
+    ("table", "applied", "judged", "told"),
+    [
+        (
+            "checks = ['structure::cuont*']",
+            [],
+            {},
+            "'structure::cuont*' names no check; did you mean 'structure::count'?",
+        ),
+        (
+            "checks = ['structure::count*']",
+            [],
+            {"structure::count,size=debug": "pass"},
+            "'structure::count*' names fails",
+        ),
+        ("checks = ['structure::count*']", [" structure::count*"], {"structure::count,size=debug": "declared"}, None),
+        ("checks = ['structure::count*']", [], {"parity::debug,x": "pass"}, None),
+        ("checks = ['structure::count,size=124M']", [], {"structure::count,size=debug": "pass"}, None),
+        ("what = 'exact-gelu'", [], {"parity::debug,x": "pass"}, "the subject has no 'exact-gelu' any more"),
+        ("what = 'exact-gelu'", [""], {"parity::debug,x": "declared"}, None),
+        ("what = 'exact-gelu'", [], {"parity::debug,x": "fail"}, None),
+        ("what = 'exact-gelu'", [], {"structure::count,size=debug": "pass"}, None),
+        ("what = 'exact-gelu'", [], {"parity::debug,x": "skip"}, None),
+    ],
+)
+def test_a_declaration_that_names_nothing_or_no_longer_applies_is_told(tmp_path, table, applied, judged, told):
+    (each,) = declared(tmp_path, table)
+    found = problems([each], {f"{each.place}{mark}" for mark in applied}, judged, KNOWN)
+    assert len(found) == (told is not None)
+    assert all(line.startswith(f"{tmp_path}/mine.deviations.toml:1: ") and told in line for line in found)
+
+
+SUITE = """\
+[suite]
+title = "Small"
+about = "Parity and the number of parameters."
+
+[[check]]
+name = "debug"
+measure = "parity"
+parameters = { size = "debug" }
+matrix = { compare = ["blocks", "logits"] }
+expect = { noise = "rounding" }
+why = "it is to be GPT-2"
+source = "this test"
+
+[[check]]
+name = "count"
+measure = "parameter_count"
+parameters = { size = "debug" }
+expect = { equals = 96_576 }
+why = "it is"
+source = "closed form"
+"""
+
+
+@pytest.fixture
+def project(pytester):
+    """A folder with one suite in it, called parity, and a GPT of the exact GELU."""
+    (pytester.mkdir("verifications") / "parity.toml").write_text(SUITE)
+    written(pytester.path, CHANGES["exact-gelu"])
+    pytester.makeini("[pytest]\naddopts = --no-diagnosis")
+    return pytester
+
+
+@pytest.mark.parametrize("option", [[], ["-n", "1"], ["--isolate"]], ids=" ".join)
+def test_a_run_of_declared_failures_alone_is_green_and_says_except(project, option):
+    declared(project.path, "what = 'exact-gelu'")
+    result = project.runpytest("--subject", "mine.py:GPT", *option)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        [
+            "parity  *1 pass * 2 declared *",
+            "mine.py:GPT: GPT-2 except: exact GELU (on purpose)",
+            "*1 passed, *2 declared*",
+        ]
+    )
+    (path,) = (project.path / "reports" / "records").glob("*.jsonl")
+    rows = [row for row in records_of(path) if row["kind"] == "record"]
+    assert {row["check"]: (row["verdict"], row.get("declared")) for row in rows} == {
+        "debug": ("fail", "exact GELU: on purpose"),
+        "count": ("pass", None),
+    }
+    page = (project.path / "reports" / "index.md").read_text()
+    assert "GPT-2 except: exact GELU (on purpose)" in page
+    assert "1 of 3 checks pass, and 2 fail as declared." in page
+
+
+def test_a_declaration_that_no_longer_applies_makes_the_run_red(project):
+    written(project.path)
+    declared(project.path, "what = 'exact-gelu'", "checks = ['parity::cuont']")
+    result = project.runpytest("--subject", "mine.py:GPT")
+    result.assert_outcomes(passed=3)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [
+            "*mine.deviations.toml:1: the subject has no 'exact-gelu' any more (exact GELU); remove it",
+            "*mine.deviations.toml:5: 'parity::cuont' names no check; did you mean 'parity::count'?",
+        ]
+    )
+
+
+def test_a_selection_does_not_blame_a_declaration_that_it_left_out(project):
+    declared(project.path, "what = 'exact-gelu'", "checks = ['parity::debug*']")
+    assert project.runpytest("--subject", "mine.py:GPT", "-k", "count").ret == pytest.ExitCode.OK
+
+
+def test_a_file_may_be_named_and_a_mistake_in_it_is_a_usage_error(project):
+    (project.path / "other.toml").write_text("[[deviation]]\nwhat = 'exact-gleu'\nreason = 'r'")
+    result = project.runpytest("--subject", "mine.py:GPT", "--deviations", "other.toml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: other.toml:1: unknown deviation 'exact-gleu'; did you mean 'exact-gelu'?"])
+
+
+def test_the_shipped_checks_are_known_where_the_ids_do_not_lead_to_them(tmp_path):
+    """As with --pyargs from another project: a declaration that no longer held was accepted there."""
+    from types import SimpleNamespace
+
+    from harness.pytest_plugin.session import _known_checks
+
+    known = _known_checks([{"id": "parity.toml::whatever"}], SimpleNamespace(rootpath=tmp_path))
+    assert "parity::debug,weights=probe,compare=blocks" in known

@@ -1,0 +1,308 @@
+"""The suites behave under pytest as any test does, and a run leaves its records whatever ends it."""
+
+import json
+
+import pytest
+
+from harness.core.record_files import read
+
+SUITE = """\
+[suite]
+title = "Small"
+about = "Three checks: one passes, one fails, one is skipped."
+
+[[check]]
+name = "right"
+measure = "parameter_count"
+parameters = { size = "debug" }
+expect = { equals = 96_576 }
+why = "it is"
+source = "closed form"
+
+[[check]]
+name = "wrong"
+measure = "parameter_count"
+parameters = { size = "debug" }
+expect = { equals = 96_577 }
+why = "one too many, on purpose"
+source = "this test"
+
+[[check]]
+name = "lacking"
+measure = "attention_arms"
+parameters = { size = "debug", attention = "spiral", against = "naive", compare = "outputs" }
+expect = { noise = "rounding" }
+why = "nobody has a spiral attention"
+source = "this test"
+"""
+
+
+@pytest.fixture
+def project(pytester):
+    """A folder with one suite in it."""
+    (pytester.mkdir("verifications") / "small.toml").write_text(SUITE)
+    pytester.makeini("[pytest]\naddopts = --no-diagnosis")
+    return pytester
+
+
+def records(project):
+    (path,) = sorted((project.path / "reports" / "records").glob("verify-*.jsonl"))
+    return read(path)
+
+
+def test_a_run_passes_fails_and_skips_and_leaves_records_and_a_report(project):
+    result = project.runpytest()
+    result.assert_outcomes(passed=1, failed=1, skipped=1)
+    header, *rows, footer = records(project)
+    assert {row["check"]: row["verdict"] for row in rows} == {"right": "pass", "wrong": "fail", "lacking": "skip"}
+    assert header["environment"]["torch"]
+    assert header["subject"] == {"name": "gpt:GPT"}
+    assert footer["complete"]
+    assert (project.path / "reports" / "index.md").exists()
+    result.stdout.fnmatch_lines(["*verdict by suite*", "*small * 1 pass * 1 fail * 1 skip*", "report: *index.md"])
+
+
+def test_a_failure_is_told_in_full(project):
+    result = project.runpytest("-k", "wrong")
+    result.stdout.fnmatch_lines(
+        [
+            "found 96,576 parameters; expected 96,577",
+            "  subject   gpt:GPT",
+            "  with      size=debug",
+            "  why       one too many, on purpose",
+            "  source    this test",
+            "  check     verifications/small.toml:13",
+            "  again     pytest verifications/small.toml::wrong",
+            "FAILED verifications/small.toml::wrong - found 96,576 parameters; *",
+        ]
+    )
+
+
+def test_the_command_that_a_failure_names_runs_that_check_alone(project):
+    project.runpytest()
+    again = next(row["rerun"] for row in records(project)[1:-1] if row["check"] == "wrong")
+    result = project.runpytest(*again.split()[1:])
+    result.assert_outcomes(failed=1)
+
+
+def test_a_skip_names_what_is_missing(project):
+    result = project.runpytest("-rs", "-k", "lacking")
+    told = "gpt:GPT has no attention 'spiral'; it has looped, naive, flash"
+    result.stdout.fnmatch_lines([f"SKIPPED*verifications/small.toml:2?: {told}", told, "    small/lacking"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcomes"),
+    [
+        (["-k", "right"], {"passed": 1, "deselected": 2}),
+        (["-m", "small and debug"], {"passed": 1, "failed": 1, "skipped": 1}),
+        (["-m", "full"], {"deselected": 3}),
+        (["-x"], {"passed": 1, "failed": 1}),
+        (["verifications/small.toml::right"], {"passed": 1}),
+        (["-n", "2"], {"passed": 1, "failed": 1, "skipped": 1}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_options_that_users_know_work(project, arguments, outcomes):
+    project.runpytest(*arguments, "--strict-markers").assert_outcomes(**outcomes)
+
+
+def test_under_xdist_the_controlling_process_writes_every_record_once(project):
+    project.runpytest("-n", "2")
+    assert sorted(row["check"] for row in records(project)[1:-1]) == ["lacking", "right", "wrong"]
+
+
+def test_last_failed_runs_only_what_failed(project):
+    project.runpytest()
+    result = project.runpytest("--lf")
+    result.assert_outcomes(failed=1)
+
+
+def test_junit_xml_has_every_check(project):
+    project.runpytest("--junitxml=junit.xml")
+    text = (project.path / "junit.xml").read_text()
+    assert 'tests="3"' in text
+    assert 'name="wrong"' in text
+
+
+def test_collect_only_lists_the_checks_and_builds_nothing(project):
+    result = project.runpytest("--collect-only", "-q", "--subject", "does_not_exist.py:GPT")
+    result.stdout.fnmatch_lines(["verifications/small.toml::right", "verifications/small.toml::wrong"])
+    assert not (project.path / "reports").exists()
+
+
+def test_a_selection_says_so_in_its_footer(project):
+    project.runpytest("-k", "right")
+    assert records(project)[-1]["deselected"] == 2
+
+
+def test_a_selection_says_so_under_xdist_too(project):
+    """Only the workers know what -k left out."""
+    project.runpytest("-k", "right", "-n", "2")
+    assert records(project)[-1]["deselected"] == 2
+
+
+@pytest.mark.parametrize("place", ["a_file", "a_file/below"])
+def test_reports_that_cannot_be_written_are_a_usage_error_before_anything_runs(project, place):
+    (project.path / "a_file").write_text("")
+    result = project.runpytest("--reports", place)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: --reports {place}: *a_file is not a folder that can be written"])
+
+
+def test_a_report_that_cannot_be_written_at_the_end_costs_one_line_and_no_verdict(project):
+    (project.path / "reports" / "index.md").mkdir(parents=True)
+    result = project.runpytest()
+    result.assert_outcomes(passed=1, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["FAILED *::wrong - found 96,576*", "the report was not written: *"])
+
+
+def test_the_report_is_of_this_run_whatever_lies_beside_it(project):
+    folder = project.path / "reports" / "records"
+    folder.mkdir(parents=True)
+    later = {"kind": "header", "schema": 1, "run": "verify", "subject": {"name": "other.py:GPT"}, "environment": {}}
+    (folder / "verify-20990101T000000Z.jsonl").write_text(json.dumps(later) + "\n")
+    project.runpytest()
+    assert "Report on gpt:GPT" in (project.path / "reports" / "index.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--text", "no_such.txt", "*--text no_such.txt*"),
+        ("--pretrained", "/no/such/folder", "*pretrained weights '/no/such/folder'*"),
+    ],
+)
+def test_a_resource_that_the_user_named_and_that_is_not_there_is_an_error_not_a_skip(project, option, value, told):
+    lines = SUITE.split("[[check]]")
+    uses = "tokens = 'text'" if option == "--text" else "weights = 'pretrained'"
+    check = lines[1].replace('"right"', '"uses"').replace("parameter_count", "parity")
+    check = check.replace('size = "debug"', f'size = "124M", compare = "loss", {uses}').replace(
+        "equals = 96_576", 'noise = "rounding"'
+    )
+    (project.path / "verifications" / "small.toml").write_text(lines[0] + "[[check]]" + check)
+    result = project.runpytest(option, value)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([told])
+
+
+def test_an_empty_subject_is_not_the_reference(project):
+    """`--subject "$UNSET"` is how CI judges nothing and stays green."""
+    result = project.runpytest("--subject", "")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import pytest; pytest.skip('no')",
+        "raise type('Odd', (BaseException,), {})('odd')",
+        "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})()",
+        "raise ValueError('a\\u2028b \\udce9')",
+    ],
+)
+def test_whatever_a_subject_raises_is_an_error_verdict_on_record(project, body):
+    project.makepyfile(mine=f"from gpt import *\nclass Mine(GPT):\n    def __init__(self, c, **o):\n        {body}")
+    project.runpytest("--subject", "mine.py:Mine").assert_outcomes(failed=3)
+    assert [row["verdict"] for row in records(project)[1:-1]] == ["error"] * 3
+
+
+def test_a_mistake_in_a_suite_is_a_collection_error_and_the_other_suites_are_collected(project):
+    broken = SUITE.replace("parameter_count", "parameter_cuont", 1)
+    (project.path / "verifications" / "broken.toml").write_text(broken)
+    result = project.runpytest("--collect-only")
+    result.stdout.fnmatch_lines(["*broken.toml:7: unknown measure 'parameter_cuont'; did you mean 'parameter_count'?"])
+    result.stdout.fnmatch_lines(["*CheckItem right*"])
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+
+
+def test_toml_that_is_no_suite_is_left_alone(pytester):
+    pytester.makefile(".toml", pyproject="[project]\nname = 'other'")
+    assert pytester.runpytest().ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+@pytest.mark.parametrize(
+    ("subject", "told"),
+    [
+        ("missing.py:GPT", "missing.py is not a file*expected FILE.py:NAME*"),
+        ("mine.py:GTP", "mine.py has no 'GTP'; did you mean 'GPT'?"),
+        ("mine.py", "'mine.py' names no attribute*"),
+        ("broken.py:GPT", "broken.py does not import: ImportError: no such kernel (*broken.py:1)"),
+        ("syntax.py:GPT", "syntax.py does not import: SyntaxError: *syntax.py:1)"),
+        ("exits.py:GPT", "exits.py does not import: SystemExit: 3*"),
+        ("no_such_package:GPT", "no_such_package does not import: ModuleNotFoundError*"),
+        ("mine.py:NUMBER", "3 is neither a class, nor a function, nor a torch.nn.Module"),
+    ],
+)
+def test_a_subject_that_cannot_be_had_is_one_line_and_exit_4(project, subject, told, workers):
+    project.makepyfile(
+        mine="class GPT: pass\nNUMBER = 3",
+        broken="raise ImportError('no such kernel')",
+        exits="raise SystemExit(3)",
+    )
+    (project.path / "syntax.py").write_text("def (")
+    result = project.runpytest("--subject", subject, *workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: --subject {subject}: {told}"])
+    result.stderr.no_fnmatch_line("*Traceback*")
+
+
+def test_a_subject_that_raises_on_construction_is_an_error_and_the_other_checks_still_run(project):
+    project.makepyfile(mine="from gpt import *\nclass Mine(GPT):\n    def __init__(self, config, **o): 1 / 0")
+    project.runpytest("--subject", "mine.py:Mine")
+    rows = records(project)[1:-1]
+    assert len(rows) == 3
+    assert {row["verdict"] for row in rows if row["check"] != "lacking"} == {"error"}
+    assert "ZeroDivisionError" in rows[0]["message"]
+    assert "mine.py:3" in rows[0]["message"]
+
+
+def test_ctrl_c_in_a_subject_keeps_what_was_measured(project):
+    project.makepyfile(
+        mine="""
+        from gpt import *
+
+        class Mine(GPT):
+            built = 0
+
+            def __init__(self, config, **options):
+                Mine.built += 1
+                if Mine.built > 1:
+                    raise KeyboardInterrupt
+                super().__init__(config, **options)
+        """
+    )
+    result = project.runpytest_subprocess("--subject", "mine.py:Mine")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    _, record, footer = records(project)
+    assert (record["check"], record["verdict"]) == ("right", "pass")
+    assert not footer["complete"]
+    assert (project.path / "reports" / "index.md").exists()
+
+
+def test_a_process_that_is_killed_keeps_what_was_measured(project):
+    project.makepyfile(
+        mine="""
+        import os
+        from gpt import *
+
+        class Mine(GPT):
+            built = 0
+
+            def __init__(self, config, **options):
+                Mine.built += 1
+                if Mine.built > 1:
+                    os.kill(os.getpid(), 9)
+                super().__init__(config, **options)
+        """
+    )
+    project.runpytest_subprocess("--subject", "mine.py:Mine")
+    _, record = records(project)
+    assert (record["check"], record["verdict"]) == ("right", "pass")
+
+
+def test_records_are_json_lines_that_any_program_reads(project):
+    project.runpytest("-k", "right")
+    (path,) = (project.path / "reports" / "records").glob("*.jsonl")
+    assert all(json.loads(line)["kind"] for line in path.read_text().splitlines())
