@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
-from benchmarks.run import FULL_SECONDS, QUICK_SECONDS, Row, Run, load, seconds
+from benchmarks.run import FULL_SECONDS, QUICK_SECONDS, ComparisonRunner, Row, load, seconds
 from benchmarks.show import label, ratio_of
-from harness.bench.arms import Declared, read_comparisons
+from harness.bench.arms import DeclaredComparison, read_comparisons
 from harness.bench.comparison import AGAIN
 from harness.bench.statistics import describe_ratio
 from harness.core.environment import ask_for_huge_pages
@@ -21,8 +21,8 @@ from harness.core.errors import SuiteError, did_you_mean
 from harness.core.sizes import SIZES
 from harness.pytest_plugin.hooks import subject_names
 
-_run = pytest.StashKey[Run]()
-_declared = pytest.StashKey[Mapping[str, Declared]]()
+_run = pytest.StashKey[ComparisonRunner]()
+_declared = pytest.StashKey[Mapping[str, DeclaredComparison]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -110,7 +110,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
 
 
-def _case(declared: Declared, point: int | None, arm: str) -> Any:
+def _case(declared: DeclaredComparison, point: int | None, arm: str) -> Any:
     where = "" if point is None else f"{declared.axis}={point}".replace("_", " ")
     group = f"{declared.suite}: {declared.name}{', ' if where else ''}{where}"
     name = "-".join(word for word in (declared.suite, declared.name, where, arm) if word).replace(" ", "-")
@@ -119,7 +119,7 @@ def _case(declared: Declared, point: int | None, arm: str) -> Any:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Only now is it known which arms this run is asked for."""
-    run = session.config.stash[_run] = Run(session.config, session.config.stash.get(_declared, {}))
+    run = session.config.stash[_run] = ComparisonRunner(session.config, session.config.stash.get(_declared, {}))
     run.select(session.items)
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from benchmarks.show import label, ratio_of, show
-from harness.bench.arms import Declared, UnderCeilings, Workshop, derived, holding
-from harness.bench.comparison import AGAIN, Budget, Seen, Work, measure
+from harness.bench.arms import ArmCeilings, DeclaredComparison, ModelPool, derived, holding
+from harness.bench.comparison import AGAIN, Budget, Witnessed, Work, measure
 from harness.bench.statistics import (
     QUIET,
     Estimate,
@@ -45,15 +45,15 @@ Key = tuple[str, int | None]
 
 
 @dataclass
-class Run:
+class ComparisonRunner:
     """What the tests of one run share. `rows` are the comparisons' records, by label and point."""
 
     config: pytest.Config
-    declared: Mapping[str, Declared]
+    declared: Mapping[str, DeclaredComparison]
     selected: dict[Key, list[str]] = field(default_factory=dict)
     rows: dict[Key, Row] = field(default_factory=dict)
     held: list[Row] = field(default_factory=list)
-    _standing: dict[str, tuple[Workshop, UnderCeilings]] = field(default_factory=dict)
+    _standing: dict[str, tuple[ModelPool, ArmCeilings]] = field(default_factory=dict)
 
     def select(self, items: list[pytest.Item]) -> None:
         """Note the arms that are left after -k and the like: those will be measured, with their controls."""
@@ -81,7 +81,7 @@ class Run:
             self._hold(declared)
         return self.rows[key]
 
-    def _left_behind(self, declared: Declared, point: int | None) -> Row | None:
+    def _left_behind(self, declared: DeclaredComparison, point: int | None) -> Row | None:
         """The comparison's record from a run that was interrupted, if it has every arm that this run is asked for."""
         key = declared.suite, declared.name, point
         row = next((row for row in self._resumed if (row["comparison"], row["metric"], row["point"]) == key), None)
@@ -105,10 +105,10 @@ class Run:
             subject_of(self.config).name, environment=environment(self.config.rootpath), settings=settings
         )
 
-    def _measured(self, declared: Declared, point: int | None) -> Row:
-        device, (workshop, ceilings) = self.config.getoption("--device"), self._stands(declared.suite)
+    def _measured(self, declared: DeclaredComparison, point: int | None) -> Row:
+        device, (pool, ceilings) = self.config.getoption("--device"), self._stands(declared.suite)
         chosen, before = self.selected[declared.label, point], _globals()
-        comparison = declared.at(workshop, point, twin=any(arm.endswith(AGAIN) for arm in chosen))
+        comparison = declared.at(pool, point, twin=any(arm.endswith(AGAIN) for arm in chosen))
         measured = measure(
             comparison,
             only=set(chosen),
@@ -125,29 +125,29 @@ class Run:
         derived(row)
         return row
 
-    def _stands(self, suite: str) -> tuple[Workshop, UnderCeilings]:
+    def _stands(self, suite: str) -> tuple[ModelPool, ArmCeilings]:
         """The models of one suite and its yardsticks: those of the one before are let go."""
         if suite not in self._standing:
             self.close()
             subject, device = subject_of(self.config), self.config.getoption("--device")
             size = SIZES[self.config.getoption("--size")]
-            workshop = Workshop(
+            pool = ModelPool(
                 subject,
                 size,
                 device,
                 places={"nanogpt": self.config.getoption("--nanogpt")},
                 deviations=deviations_of(self.config, subject.name),
             )
-            self._standing[suite] = workshop, UnderCeilings(device, size)
+            self._standing[suite] = pool, ArmCeilings(device, size)
         return self._standing[suite]
 
     def close(self) -> None:
         """Let every model go."""
-        for workshop, _ in self._standing.values():
-            workshop.close()
+        for pool, _ in self._standing.values():
+            pool.close()
         self._standing.clear()
 
-    def _hold(self, declared: Declared) -> None:
+    def _hold(self, declared: DeclaredComparison) -> None:
         """What the comparison's figures are held to, once all of its points are there."""
         wanted = [key for key in self.selected if key[0] == declared.label]
         if declared.holds and all(key in self.rows for key in wanted):
@@ -334,10 +334,10 @@ def _clock(device: str) -> Callable[[], float]:
     return clock
 
 
-def _watch(work: Work, device: str) -> Seen:
+def _watch(work: Work, device: str) -> Witnessed:
     """One call under the profiler: its memory, and what ran. Of a shorter call the memory is not the work's."""
     found = witness(work.seen or work.call, device=device)
-    return Seen(
+    return Witnessed(
         ledgers=found.ledgers if work.weigh and not work.seen else {},
         witness={**found.as_row(), **({"products_seconds": None} if work.seen else {})},
         refuse=lambda claims: refusal(found, claims=claims, flops=None if work.seen else work.flops),

@@ -246,7 +246,7 @@ class Fraction:
 
 
 @dataclass(frozen=True)
-class Roof:
+class RoofPosition:
     """The ceilings of one machine in one run."""
 
     ceilings: tuple[Ceiling, ...]

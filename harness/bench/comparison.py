@@ -52,7 +52,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verification:
     """Whether an arm's answer may be believed, in one line. `witness` is what was counted on the way.
 
     `error` is the answer's relative error against the truth, where there is a truth to be near to, and `allowed` what
@@ -67,7 +67,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Witnessed:
     """What was seen of one call, apart from its time: the ledgers of its memory, and what ran.
 
     `refuse` says in a sentence why a claim of the arm's (`{"attention": "flash"}`) does not hold, or None. `seconds` is
@@ -139,7 +139,7 @@ class Comparison:
     metric: str
     control: str
     arms: tuple[Arm, ...]
-    verify: Callable[[str, Work], Finding]
+    verify: Callable[[str, Work], Verification]
     axis: str | None = None
     point: int | None = None
 
@@ -163,7 +163,7 @@ class Measured:
     """
 
     comparison: Comparison
-    findings: dict[str, Finding]
+    findings: dict[str, Verification]
     seconds: dict[str, list[float]] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     ratios: dict[str, Ratio] = field(default_factory=dict)
@@ -181,7 +181,7 @@ class Measured:
         arm = next(arm for arm in self.comparison.arms if arm.name == name)
         return arm.twin_of or self.comparison.control
 
-    def without(self, name: str, finding: Finding) -> None:
+    def without(self, name: str, finding: Verification) -> None:
         """Take an arm's time away: what was found of it later says that it is not what it is called."""
         self.findings[name] = finding
         for figures in (self.seconds, self.tokens):
@@ -255,7 +255,7 @@ def measure(
     clock: Clock = time.perf_counter,
     busy: Clock | None = None,
     timed: Timer | None = None,
-    watch: Callable[[Work], Seen] | None = None,
+    watch: Callable[[Work], Witnessed] | None = None,
     ceilings: Ceilings | None = None,
 ) -> Measured:
     """Build, verify, watch, then time the arms in turn for about `seconds`, and verify them again.
@@ -266,9 +266,9 @@ def measure(
     `timed` is what times a call (the clock, if not given); `watch` sees one call of each arm, apart from its time;
     `busy` is the process's time on all cores; `ceilings` take their turns with the arms.
     """
-    dice = random.Random(f"{seed} {comparison.label}")
+    rng = random.Random(f"{seed} {comparison.label}")
     arms = _chosen(comparison, only)
-    works, findings = _built(arms, dice)
+    works, findings = _built(arms, rng)
     findings |= _verified(comparison, works)
     measured = Measured(comparison, {arm.name: findings[arm.name] for arm in arms})
     for arm in arms:
@@ -279,7 +279,7 @@ def measure(
         return measured
     yardsticks = ceilings.build(list(ready.values())) if ceilings else {}
     timed = timed or by_clock(clock)
-    _time(measured, ready, yardsticks, dice=dice, seconds=seconds, clock=clock, timed=timed, busy=busy)
+    _time(measured, ready, yardsticks, rng=rng, seconds=seconds, clock=clock, timed=timed, busy=busy)
     _verify_again(measured, ready)
     if watch is not None:
         _watch_again(measured, {arm.name: arm for arm in arms}, ready, watch)
@@ -298,39 +298,39 @@ def _chosen(comparison: Comparison, only: Collection[str] | None) -> list[Arm]:
     return [arm for arm in comparison.arms if arm.name in wanted]
 
 
-def _built(arms: Sequence[Arm], dice: random.Random) -> tuple[dict[str, Work], dict[str, Finding]]:
+def _built(arms: Sequence[Arm], rng: random.Random) -> tuple[dict[str, Work], dict[str, Verification]]:
     """Build in random order: the arm that is built first is otherwise always the one with the better memory."""
     works: dict[str, Work] = {}
-    findings: dict[str, Finding] = {}
-    for arm in dice.sample(arms, len(arms)):
+    findings: dict[str, Verification] = {}
+    for arm in rng.sample(arms, len(arms)):
         try:
             works[arm.name] = arm.build()
         except Missing as missing:
-            findings[arm.name] = Finding("skip", str(missing))
+            findings[arm.name] = Verification("skip", str(missing))
         except FAILURES as error:
             findings[arm.name] = _broken(error, "while it was built")
     return works, findings
 
 
-def _verified(comparison: Comparison, works: Mapping[str, Work]) -> dict[str, Finding]:
-    """Judge the control first: an arm's answer means nothing beside a control that is wrong."""
-    findings: dict[str, Finding] = {}
+def _verified(comparison: Comparison, works: Mapping[str, Work]) -> dict[str, Verification]:
+    """Verifier the control first: an arm's answer means nothing beside a control that is wrong."""
+    findings: dict[str, Verification] = {}
     control = comparison.control
     for name in sorted(works, key=lambda name: name != control):
         if name != control and control not in works:
-            findings[name] = Finding("skip", f"the control, {control}, is missing: nothing to verify against")
+            findings[name] = Verification("skip", f"the control, {control}, is missing: nothing to verify against")
         elif name != control and findings[control].verdict != "pass":
-            findings[name] = Finding("error", f"the control, {control}, is unverified: nothing to verify against")
+            findings[name] = Verification("error", f"the control, {control}, is unverified: nothing to verify against")
         else:
             findings[name] = _verify(comparison, name, works[name], "while its answer was verified")
     return findings
 
 
-def _verify(comparison: Comparison, name: str, work: Work, when: str) -> Finding:
+def _verify(comparison: Comparison, name: str, work: Work, when: str) -> Verification:
     try:
         return comparison.verify(name, work)
     except Missing as missing:
-        return Finding("skip", str(missing))
+        return Verification("skip", str(missing))
     except FAILURES as error:
         return _broken(error, when)
 
@@ -344,7 +344,7 @@ def _verify_again(measured: Measured, works: Mapping[str, Work]) -> None:
 
 
 def _watch_again(
-    measured: Measured, arms: Mapping[str, Arm], works: Mapping[str, Work], watch: Callable[[Work], Seen]
+    measured: Measured, arms: Mapping[str, Arm], works: Mapping[str, Work], watch: Callable[[Work], Witnessed]
 ) -> None:
     """A short call once more after timing: one that remembers its answers computed when it was first watched only.
 
@@ -366,10 +366,10 @@ def _watch_again(
         if refused is None and before.get("products") and not seen.witness.get("products"):
             refused = "no matrix product ran any more: it remembers answers instead of computing them"
         if refused is not None:
-            measured.without(name, Finding("fail", f"after timing: {refused}"))
+            measured.without(name, Verification("fail", f"after timing: {refused}"))
 
 
-def _watch(measured: Measured, arm: Arm, work: Work, watch: Callable[[Work], Seen]) -> None:
+def _watch(measured: Measured, arm: Arm, work: Work, watch: Callable[[Work], Witnessed]) -> None:
     """Fill in the arm's ledgers and witness, and refuse it where it is not what its name says.
 
     A ledger that cannot be had is a note; the times stand without it. A claim that cannot be looked at is not kept.
@@ -382,7 +382,7 @@ def _watch(measured: Measured, arm: Arm, work: Work, watch: Callable[[Work], See
         measured.watched_seconds[arm.name] = seen.seconds
         measured.figures.setdefault(arm.name, {})["witness"] = dict(seen.witness)
         if (refused := seen.refuse(arm.claims)) is not None:
-            measured.without(arm.name, Finding("fail", refused))
+            measured.without(arm.name, Verification("fail", refused))
             return
         for ledger, count in work.ledgers.items():
             ledgers[ledger] = count()
@@ -416,7 +416,7 @@ def _hold_under(measured: Measured, name: str, work: Work, ceilings: Ceilings) -
             f"{found['fraction']:.0%} of the machine's ceiling ({found['name']}), measured in the same rounds: more "
             "than all is impossible, so the measurement or the arm's closed form is wrong"
         )
-        measured.without(name, Finding("fail", told))
+        measured.without(name, Verification("fail", told))
 
 
 def _time(
@@ -424,7 +424,7 @@ def _time(
     works: dict[str, Work],
     ceilings: Mapping[str, Work],
     *,
-    dice: random.Random,
+    rng: random.Random,
     seconds: float,
     clock: Clock,
     timed: Timer,
@@ -442,7 +442,7 @@ def _time(
     took: list[float] = []
     for rounds in range(1, LOOKS[-1] + 1):
         begun = clock()
-        _round(measured, blocks, yardsticks, dice)
+        _round(measured, blocks, yardsticks, rng)
         took.append(clock() - begun)
         if rounds in LOOKS and _narrow(measured):
             measured.stopped = "interval"
@@ -480,10 +480,10 @@ def _warmed(measured: Measured, works: dict[str, Work], clock: Clock, timed: Tim
     return warm
 
 
-def _round(measured: Measured, blocks: dict[str, Block], yardsticks: dict[str, Block], dice: random.Random) -> None:
+def _round(measured: Measured, blocks: dict[str, Block], yardsticks: dict[str, Block], rng: random.Random) -> None:
     """One block of everything, in random order."""
     every = {**blocks, **{f"ceiling {name}": block for name, block in yardsticks.items()}}
-    for name in dice.sample(list(every), len(every)):
+    for name in rng.sample(list(every), len(every)):
         try:
             every[name].run()
         except FAILURES as error:
@@ -526,9 +526,9 @@ def _narrow(measured: Measured) -> bool:
     return all(ratio.half_width <= TARGET_HALF_WIDTH * min(1, math.sqrt(ratio.rounds / LOOKS[2])) for ratio in ratios)
 
 
-def _broken(error: BaseException, when: str) -> Finding:
+def _broken(error: BaseException, when: str) -> Verification:
     text = " ".join(str(error).split())[:500]
-    return Finding("error", f"{type(error).__name__} {when}: {text}")
+    return Verification("error", f"{type(error).__name__} {when}: {text}")
 
 
 class Budget:

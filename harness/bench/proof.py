@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.bench.comparison import Arm, Comparison, Finding, Work, measure, with_twin
+from harness.bench.comparison import Arm, Comparison, Verification, Work, measure, with_twin
 from harness.bench.statistics import Ratio, describe_ratio, median, share_interval
 from harness.core.environment import ask_for_huge_pages, cores, environment
 from harness.core.errors import HarnessError
-from harness.core.record_files import Recorder
+from harness.core.record_files import RecordWriter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ def run_proof(options: argparse.Namespace) -> int:
     times = round(100 / options.change)
     kinds = {"identical": times, "changed": times + 1}
     path = options.output / "records" / f"proof-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
-    recorder = Recorder(path, {"run": "proof", "environment": environment(Path.cwd()), "change": 1 / times})
+    recorder = RecordWriter(path, {"run": "proof", "environment": environment(Path.cwd()), "change": 1 / times})
     ratios: dict[str, list[Ratio]] = {kind: [] for kind in kinds}
     started = time.perf_counter()
     print(f"{options.runs} comparisons of each kind, at most {options.seconds:g} s each; records: {path}", flush=True)
@@ -116,7 +116,7 @@ def _load() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def _compare(kind: str, times: int, repeats: int, *, run: int, seconds: float, recorder: Recorder) -> Ratio:
+def _compare(kind: str, times: int, repeats: int, *, run: int, seconds: float, recorder: RecordWriter) -> Ratio:
     """One comparison through the engine, recorded and told in a line."""
     measured = measure(_comparison(kind, times, repeats), seconds=seconds, seed=run)
     ((_, ratio),) = measured.ratios.items()
@@ -141,10 +141,10 @@ def _comparison(kind: str, times: int, repeats: int) -> Comparison:
         arms = (arms[0], Arm("more work", functools.partial(_attentions, repeats, 0)))
     answers: dict[str, Any] = {}
 
-    def verify(name: str, work: Work) -> Finding:
+    def verify(name: str, work: Work) -> Verification:
         answers[name] = work.answer()
         same = bool((answers[name] == answers["control"]).all())
-        return Finding("pass" if same else "fail", "compared with the control's answer, bit by bit")
+        return Verification("pass" if same else "fail", "compared with the control's answer, bit by bit")
 
     return Comparison("proof", "Arms whose ratio is known", kind, "control", arms, verify)
 
@@ -177,7 +177,7 @@ def attention(kind: str, *, tokens: int) -> Callable[[], Tensor]:
     return torch.no_grad()(calls[kind])
 
 
-def _weigh(kind: str, recorder: Recorder) -> bool:
+def _weigh(kind: str, recorder: RecordWriter) -> bool:
     """Whether the ledger sees the bytes that are known, at one thread."""
     import torch
 

@@ -13,11 +13,11 @@ from harness.bench.comparison import AGAIN, Measured
 from harness.bench.statistics import Ratio, describe_ratio, describe_seconds, median, spread
 from harness.core.environment import environment
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.record_files import Recorder
+from harness.core.record_files import RecordWriter
 from harness.core.sizes import SIZES
 from harness.history import bisect
 from harness.history.bisect import NEW, OLD, WORKING_TREE, Process
-from harness.history.bisect_worker import Job, Settings, jobs
+from harness.history.bisect_worker import Job, WorkerSettings, jobs
 from harness.history.compare_runs import selects
 
 SECONDS = 20.0
@@ -28,7 +28,7 @@ def add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command = commands.add_parser(
         "bisect-perf",
         help="an arm in two git revisions, block by block in turn; with --bisect, the commit that changed it",
-        description="Run arms of the comparisons with the subject of two git revisions, each in a process of its own, "
+        description="BenchmarkRun arms of the comparisons with the subject of two git revisions, each in a process of its own, "
         "block by block in turn, their answers held against each other. Exit status 1 if the new one is slower or does "
         "other work.",
     )
@@ -57,14 +57,14 @@ def add_bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_bisect(options: argparse.Namespace) -> int:
     """Measure every arm that is named; with --bisect find the commit of one. The exit status."""
-    settings = Settings("", options.subject, options.size, options.device, options.threads, options.quick)
+    settings = WorkerSettings("", options.subject, options.size, options.device, options.threads, options.quick)
     chosen = choose(jobs(SIZES[options.size], quick=options.quick), options.words, one=options.bisect)
     path = options.output / "records" / f"bisect-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl"
     repository = bisect.toplevel(Path.cwd())
     revisions = Revisions(repository, Path.cwd().resolve().relative_to(repository), settings)
     header = {"run": "bisect", "arguments": vars(options) | {"run": None}, "environment": environment(Path.cwd())}
     try:
-        return compare_revisions(revisions, chosen, options, Recorder(path, header))
+        return compare_revisions(revisions, chosen, options, RecordWriter(path, header))
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is in {path}")
         return 130
@@ -87,7 +87,7 @@ class Revisions:
 
     repository: Path
     within: Path  # the repository: the folder that a subject's path is seen from
-    settings: Settings
+    settings: WorkerSettings
 
     @contextlib.contextmanager
     def running(self, named: Mapping[str, str]) -> Iterator[Mapping[str, Process]]:
@@ -106,7 +106,7 @@ class Revisions:
 
 
 def compare_revisions(
-    revisions: Revisions, chosen: Sequence[Job], options: argparse.Namespace, recorder: Recorder
+    revisions: Revisions, chosen: Sequence[Job], options: argparse.Namespace, recorder: RecordWriter
 ) -> int:
     """Old against new for each job, in the terminal and on record; the exit status."""
     named = {OLD: options.old, NEW: options.new, OLD + AGAIN: options.old}
@@ -132,7 +132,7 @@ def _measure(
     named: Mapping[str, str],
     seconds: float,
     revisions: Revisions,
-    recorder: Recorder,
+    recorder: RecordWriter,
 ) -> Measured:
     measured = bisect.measure_revisions(processes, job, size=revisions.settings.size, seconds=seconds)
     recorder.write({**measured.row(), "arm": job.arm, "revisions": dict(named)})
@@ -155,7 +155,7 @@ def told(job: Job, measured: Measured) -> Iterator[str]:
 
 
 def find_commit(
-    revisions: Revisions, job: Job, whole: Ratio, options: argparse.Namespace, recorder: Recorder
+    revisions: Revisions, job: Job, whole: Ratio, options: argparse.Namespace, recorder: RecordWriter
 ) -> Iterator[str]:
     """Halve the commits between old and new, each held against the old one in turn with it."""
     commits = bisect.between(revisions.repository, options.old, options.new)

@@ -14,11 +14,11 @@ from harness.core.errors import HarnessError
 from harness.history.compare_runs import (
     ALPHA,
     BETWEEN_RUNS,
+    BenchmarkRun,
     Change,
     Compared,
     Gate,
     Key,
-    Run,
     compare,
     find_runs,
     read_run,
@@ -86,7 +86,7 @@ def run_compare(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def heading(before: Sequence[Run], after: Sequence[Run]) -> Iterator[str]:
+def heading(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> Iterator[str]:
     """Which runs these are."""
     for side, runs in (("A", before), ("B", after)):
         for run in runs:
@@ -113,7 +113,7 @@ def _title(change: Change) -> tuple[str, str]:
     return change.key.label.removesuffix(f": {change.key.arm}"), change.against
 
 
-def limits(before: Sequence[Run], after: Sequence[Run], found: Compared) -> Iterator[str]:
+def limits(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun], found: Compared) -> Iterator[str]:
     """What the figures above rest on, and what differs between the runs besides the code."""
     if (between := found.between) is None:
         yield f"Errors are the scatter of the runs ({len(before)} of A, {len(after)} of B)."
@@ -140,7 +140,7 @@ def limits(before: Sequence[Run], after: Sequence[Run], found: Compared) -> Iter
         )
 
 
-def busy(before: Sequence[Run], after: Sequence[Run]) -> Iterator[str]:
+def busy(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> Iterator[str]:
     """Whether other work was going on: more processes wanted a core than the run has threads."""
     for side, runs in (("A", before), ("B", after)):
         rows = [one.comparison for run in runs for one in run.observed.values()]
@@ -149,7 +149,7 @@ def busy(before: Sequence[Run], after: Sequence[Run]) -> Iterator[str]:
             yield f"Other work was going on in {side} (a load of {most:.1f} besides its own): run it again on its own."
 
 
-def differences(before: Sequence[Run], after: Sequence[Run]) -> dict[str, tuple[str, str]]:
+def differences(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> dict[str, tuple[str, str]]:
     """What the runs were made with that is not the same on both sides."""
     found = {}
     for what in (*CHOSEN, *MACHINE):
@@ -159,7 +159,7 @@ def differences(before: Sequence[Run], after: Sequence[Run]) -> dict[str, tuple[
     return found
 
 
-def _values(run: Run, what: str) -> set[Any]:
+def _values(run: BenchmarkRun, what: str) -> set[Any]:
     if what in CHOSEN:
         return {one.comparison.get(what) for one in run.observed.values()}
     return {(run.header.get("environment") or {}).get(what)}

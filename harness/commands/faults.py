@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from harness.core.environment import cores, environment
-from harness.core.record_files import Recorder, read
+from harness.core.record_files import RecordWriter, read
 from harness.core.shipped_packages import SUITES
 from harness.faults.catalogue import read_catalogue
 from harness.report.verifications import faults as report
@@ -36,7 +36,7 @@ def add_faults(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run_faults(options: argparse.Namespace) -> int:
-    """Run the matrix, write its records and its report, and print the tally."""
+    """BenchmarkRun the matrix, write its records and its report, and print the tally."""
     from harness.faults.matrix import debug_checks, judge_faults
 
     chosen = read_catalogue().chosen(options.ids)
@@ -47,9 +47,9 @@ def run_faults(options: argparse.Namespace) -> int:
         "environment": environment(Path.cwd()),
         "whole": not options.ids,
         "faults": [fault.id for fault in chosen],
-        "checks": [{"suite": c.suite, "check": c.name, "stays": c.stays} for c in debug_checks(options.suites)],
+        "checks": [{"suite": c.suite, "check": c.name, "keep_reason": c.keep_reason} for c in debug_checks(options.suites)],
     }
-    recorder = Recorder(path, head)
+    recorder = RecordWriter(path, head)
     done = 0
     try:
         for row in judge_faults(chosen, suites=options.suites, processes=min(options.processes, len(chosen))):

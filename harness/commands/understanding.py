@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from harness.core.errors import Missing, SubjectError
 from harness.core.sizes import SIZES, Size
+from harness.oracle import noise_verdict
+from harness.oracle.hugging_face import oracle
+from harness.oracle.probe_weights import state
+from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
 from harness.subjects.adapters.construction import SYNONYMS
 from harness.subjects.adapters.generation import NEW_TOKENS, PASTS, generator_of
@@ -28,14 +32,14 @@ from harness.subjects.model import (
     Model,
     Subject,
     Unties,
-    holding,
+    build_with_weights,
 )
-from harness.subjects.weight_map import Row, WeightMap, family
+from harness.subjects.weight_map import MappedWeight, WeightMap, family
 
 ADAPTER = """\
 from harness.subjects.forward_call import call
 from harness.subjects.model import Model
-from harness.subjects.weight_map import Row, WeightMap
+from harness.subjects.weight_map import MappedWeight, WeightMap
 
 
 class Mine:
@@ -43,7 +47,7 @@ class Mine:
 
     def build(self, size, *, seed=0, dtype="float32", device="cpu", **options):
         module = MyGPT(size.vocab_size, size.context, size.width, size.layers, size.heads)
-        rows = (Row("transformer.wte.weight", "emb.table"), ...)  # published, yours; transposed=True for nn.Linear
+        rows = (MappedWeight("transformer.wte.weight", "emb.table"), ...)  # published, yours; transposed=True for nn.Linear
         return Model(module.eval(), size, call, WeightMap(rows))
 """
 # What each ability was looked for as, for those that are not there.
@@ -70,7 +74,7 @@ class Understood:
     lacking: dict[str, str] = field(default_factory=dict)
     weights: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
+    unmapped_parameters: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     failed: str = ""
     error: str = ""
@@ -185,7 +189,7 @@ def _weights(subject: Subject, model: Model, found: Understood) -> None:
     own = dict(model.module.named_parameters())
     found.weights = _folded(weights, own)
     found.notes = list(weights.notes)
-    found.strangers = [f"{name} {tuple(own[name].shape)}" for name in weights.strangers]
+    found.unmapped_parameters = [f"{name} {tuple(own[name].shape)}" for name in weights.unmapped_parameters]
     found.missing = list(dict.fromkeys(_published(row) for row in weights.missing))
     found.facts["weights"] = (
         f"{len(weights.rows)} rows{'' if weights.gaps else ', complete'}; {_proof(subject, model.size)}"
@@ -194,14 +198,10 @@ def _weights(subject: Subject, model: Model, found: Understood) -> None:
 
 def _proof(subject: Subject, size: Size) -> str:
     """What behaviour says of the map: with the probe weights in it, the logits are GPT-2's, or they are not."""
-    from harness.oracle import noise_verdict, oracle
-    from harness.oracle.probe_weights import state
-    from harness.oracle.tokens import batch
-
     ids, _ = batch(size, "random", rows=2, length=min(24, size.context))
     with torch.no_grad():
         expected = oracle(size, state(size.name, "probe"), "float64").logits(ids)
-        own = holding(subject, size, state(size.name, "probe"), "float64").logits(ids)
+        own = build_with_weights(subject, size, state(size.name, "probe"), "float64").logits(ids)
     gap = noise_verdict.distance(own, expected) / noise_verdict.largest(expected)
     if gap < 1e-10:
         return f"proved: with probe weights the logits are Hugging Face's, to {gap:.0e} in float64"
@@ -213,7 +213,7 @@ def _proof(subject: Subject, size: Size) -> str:
 
 def _folded(weights: WeightMap, own: dict[str, nn.Parameter]) -> list[dict[str, str]]:
     """The rows, one for all layers where they are alike but for the layer's number."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[MappedWeight]] = {}
     for row in weights.rows:
         shape = "x".join(map(str, own[row.own].shape))
         key = (re.sub(r"\d+", "#", row.own), shape, _published(row), _as(row), row.how)
@@ -224,7 +224,7 @@ def _folded(weights: WeightMap, own: dict[str, nn.Parameter]) -> list[dict[str, 
     ]
 
 
-def _published(row: Row) -> str:
+def _published(row: MappedWeight) -> str:
     """The family, and of the fused projection which part: its queries, its keys, or one head's."""
     name = family(row.published)
     if row.part is None:
@@ -237,7 +237,7 @@ def _published(row: Row) -> str:
     return f"{name}, {words}{f' of head {start % C // D}' if stop - start == D else ''}"
 
 
-def _as(row: Row) -> str:
+def _as(row: MappedWeight) -> str:
     if row.layout is not None:
         view = "" if row.layout.view is None else f" of {'x'.join(map(str, row.layout.view))}"
         cut = "" if all(entry is None for entry in row.layout.index) else " a piece,"
@@ -279,7 +279,7 @@ def shown(found: Understood, width: int = 110) -> str:
         lines += ["", *_table(found.weights), ""]
     for note in found.notes:
         put("note", note)
-    for name in found.strangers:
+    for name in found.unmapped_parameters:
         put("strange", f"{name}: GPT-2 has no such parameter; it keeps its own values")
     for name in found.missing:
         put("missing", f"{name}: the subject has no such parameter; nothing is written there")

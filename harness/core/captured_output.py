@@ -35,7 +35,7 @@ def cut(text: str, longest: int = 2 * KEPT) -> str:
 
 
 @contextlib.contextmanager
-def taken_in(output: Output) -> Iterator[None]:
+def captured_output(output: Output) -> Iterator[None]:
     """While open, standard output and error go nowhere but into `output`, which keeps the beginning.
 
     What Python prints is not stored at all; what comes by the file descriptors (C, child processes) waits in a

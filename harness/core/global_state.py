@@ -22,7 +22,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Setting:
+class GlobalSetting:
     """One thing that is global: how it is read, and how it is written back."""
 
     name: str
@@ -119,20 +119,22 @@ def _set_folder(folder: str | None) -> None:
 
 # What changes the answers of whoever comes next: noticed and put back around every check.
 NUMERICS = (
-    Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
-    Setting("the default device", torch.get_default_device, _set_device),
-    Setting("gradients", torch.is_grad_enabled, torch.set_grad_enabled),
-    Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
-    Setting("deterministic algorithms", _deterministic, _set_deterministic),
-    Setting("the precision of matrix products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    Setting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
-    Setting("autocast on the CPU", _autocast, _set_autocast),
-    Setting("the attention kernels allowed", _attention_kernels, _set_attention_kernels),
-    Setting("functions of torch", _functions, _set_functions),
-    Setting("hooks on every module", _global_hooks, _drop_global_hooks),
-    Setting("the current folder", _folder, _set_folder),
-    Setting("signal handlers", _signals, _set_signals),
-    Setting("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+    GlobalSetting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    GlobalSetting("the default device", torch.get_default_device, _set_device),
+    GlobalSetting("gradients", torch.is_grad_enabled, torch.set_grad_enabled),
+    GlobalSetting("the number of threads", torch.get_num_threads, torch.set_num_threads),
+    GlobalSetting("deterministic algorithms", _deterministic, _set_deterministic),
+    GlobalSetting(
+        "the precision of matrix products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    ),
+    GlobalSetting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+    GlobalSetting("autocast on the CPU", _autocast, _set_autocast),
+    GlobalSetting("the attention kernels allowed", _attention_kernels, _set_attention_kernels),
+    GlobalSetting("functions of torch", _functions, _set_functions),
+    GlobalSetting("hooks on every module", _global_hooks, _drop_global_hooks),
+    GlobalSetting("the current folder", _folder, _set_folder),
+    GlobalSetting("signal handlers", _signals, _set_signals),
+    GlobalSetting("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
 )
 
 
@@ -162,12 +164,12 @@ def _set_logging(was: tuple[int, int]) -> None:
 # What any import on the way may change as well: put back without a word, and judged only where nothing is imported
 # for the first time.
 QUIETLY = (
-    Setting("environment variables", lambda: dict(os.environ), _set_environment),
-    Setting("the log level", _logging, _set_logging),
-    Setting("warning filters", lambda: list(warnings.filters), _set_filters),
-    Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    GlobalSetting("environment variables", lambda: dict(os.environ), _set_environment),
+    GlobalSetting("the log level", _logging, _set_logging),
+    GlobalSetting("warning filters", lambda: list(warnings.filters), _set_filters),
+    GlobalSetting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
 )
-PROCESS = (*QUIETLY, Setting("sys.path", lambda: list(sys.path), _set_path))
+PROCESS = (*QUIETLY, GlobalSetting("sys.path", lambda: list(sys.path), _set_path))
 
 
 def _set_torch_state(state: list[int]) -> None:
@@ -188,21 +190,21 @@ def _numpy_state() -> tuple[Any, ...]:
 
 # Drawing from them is any model's right in training; in eval mode a forward pass has nothing to draw.
 RANDOM = (
-    Setting("torch's random numbers", _torch_state, _set_torch_state),
-    Setting("Python's random numbers", random.getstate, random.setstate),
-    Setting("numpy's random numbers", _numpy_state, numpy.random.set_state),
+    GlobalSetting("torch's random numbers", _torch_state, _set_torch_state),
+    GlobalSetting("Python's random numbers", random.getstate, random.setstate),
+    GlobalSetting("numpy's random numbers", _numpy_state, numpy.random.set_state),
 )
 
 
 Snapshot = dict[str, Any]
 
 
-def snapshot(settings: Sequence[Setting] = NUMERICS) -> Snapshot:
+def snapshot(settings: Sequence[GlobalSetting] = NUMERICS) -> Snapshot:
     """Every setting as it is now, by name."""
     return {setting.name: setting.read() for setting in settings}
 
 
-def put_back(before: Snapshot, settings: Sequence[Setting] = NUMERICS) -> dict[str, str]:
+def restore(before: Snapshot, settings: Sequence[GlobalSetting] = NUMERICS) -> dict[str, str]:
     """Restore what is no longer as it was; what that was, by name, in words: `torch.float32 -> torch.float64`."""
     changed = {}
     for setting in settings:
@@ -214,7 +216,7 @@ def put_back(before: Snapshot, settings: Sequence[Setting] = NUMERICS) -> dict[s
 
 
 @contextlib.contextmanager
-def kept(changed: dict[str, str]) -> Iterator[None]:
+def isolated_global_state(changed: dict[str, str]) -> Iterator[None]:
     """While open, a subject may change what it likes; afterwards all is as before, and `changed` says what was not.
 
     Random numbers begin at seed 0, and gradients are on.
@@ -229,10 +231,10 @@ def kept(changed: dict[str, str]) -> Iterator[None]:
             try:
                 yield
             finally:
-                changed |= put_back({**before, "gradients": True})
+                changed |= restore({**before, "gradients": True})
     finally:
-        put_back(before)
-        put_back(others, silent)
+        restore(before)
+        restore(others, silent)
 
 
 def _told(before: Any, after: Any) -> str:
@@ -256,5 +258,5 @@ def remember_import(subject: Any, changed: dict[str, str]) -> None:
 
 
 def changed_on_import(subject: Any) -> dict[str, str]:
-    """What importing the subject changed, as `put_back` tells it."""
+    """What importing the subject changed, as `restore` tells it."""
     return _on_import.get(subject, {})

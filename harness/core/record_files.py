@@ -69,7 +69,7 @@ def _row(line: str) -> Row:
     return row
 
 
-class Recorder:
+class RecordWriter:
     """Writes one run's record file, a line at a time, so that a run that dies keeps what it had measured."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from harness.core.errors import HarnessError, Missing
 from harness.core.sizes import SIZES
 from harness.diagnosis import components, reproduction, rules
 from harness.diagnosis.finding import Diagnosis, Finding
-from harness.diagnosis.observation import Births, Line, Observation, observe
+from harness.diagnosis.observation import ModuleCreationSites, Observation, SourceLine, observe
 from harness.diagnosis.searches import (
     backward,
     forward,
@@ -30,7 +30,7 @@ from harness.diagnosis.searches import (
 )
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, holding
+from harness.subjects.model import Model, Subject, build_with_weights
 
 if TYPE_CHECKING:
     from harness.judging.run_check import Record
@@ -135,7 +135,7 @@ def _broken(error: BaseException) -> Finding | None:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
     if not frames:
         return None
-    line = Line(frames[-1].filename, frames[-1].lineno or 0)
+    line = SourceLine(frames[-1].filename, frames[-1].lineno or 0)
     cause = f"building or calling it fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return Finding(
         "forward", "", cause, "at the debug size, where every dimension is another number", str(line), line.text
@@ -182,7 +182,7 @@ def _one_way(subject: Subject, weights: Weights, *, training: bool) -> list[Find
     ids, targets = batch(size, "random", rows=2, length=size.context)
     model, births = _held(subject, weights, training)
     given = _weights(model, weights)
-    observed, low = precision.undone(model, ids, births, observe(model, ids, births), given, size)
+    observed, low = precision.without_downcasts(model, ids, births, observe(model, ids, births), given, size)
     passed = forward.explain(observed, ids, given, size, {} if low else _streams(model, ids), _blocks(model))
     findings = [*low, *passed.findings]
     if low or not passed.complete or passed.forced or weights == "extreme":
@@ -203,10 +203,10 @@ def _weights(model: Model, weights: Weights) -> dict[str, Tensor]:
     return given
 
 
-def _held(subject: Subject, weights: Weights, training: bool) -> tuple[Model, Births]:
+def _held(subject: Subject, weights: Weights, training: bool) -> tuple[Model, ModuleCreationSites]:
     options: dict[str, Any] = {"dropout": 0.0} if training else {}
-    with Births() as births:
-        model = holding(subject, SIZES[SIZE], state(SIZE, weights), "float64", **options)
+    with ModuleCreationSites() as births:
+        model = build_with_weights(subject, SIZES[SIZE], state(SIZE, weights), "float64", **options)
     model.module.train(training)
     return model, births
 

@@ -29,7 +29,7 @@ _HARNESS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclass(frozen=True)
-class Line:
+class SourceLine:
     """A line of source, as a user would open it."""
 
     file: str
@@ -55,11 +55,13 @@ class Step:
     operation: str
     tensor: Tensor
     dtype: torch.dtype
-    line: Line | None
-    made: Line | None = None
-    stack: tuple[tuple[Line, int], ...] = ()  # the user's lines that led there, innermost first, each with its `self`
+    line: SourceLine | None
+    made: SourceLine | None = None
+    stack: tuple[
+        tuple[SourceLine, int], ...
+    ] = ()  # the user's lines that led there, innermost first, each with its `self`
 
-    def line_in(self, owner: nn.Module | None) -> Line | None:
+    def line_in(self, owner: nn.Module | None) -> SourceLine | None:
         """The line within a method of `owner` that led there; the innermost one where there is none."""
         return next((line for line, own in self.stack if owner is not None and own == id(owner)), self.line)
 
@@ -96,7 +98,7 @@ class Observation:
         for _, number, _ in self._index.get(expected.numel(), []):
             yield number, self.steps[number].tensor.reshape(expected.shape)
 
-    def line(self, number: int | None, *, made: bool = False) -> Line | None:
+    def line(self, number: int | None, *, made: bool = False) -> SourceLine | None:
         """Where in the user's source a step was asked for, or where the layer that does it was made."""
         if number is None:
             return None
@@ -104,9 +106,9 @@ class Observation:
         return (step.made if made else None) or step.line
 
 
-def observe(model: Model, ids: Tensor, births: Births | None = None) -> Observation:
+def observe(model: Model, ids: Tensor, births: ModuleCreationSites | None = None) -> Observation:
     """One forward pass over `ids` (B, T) without gradients."""
-    with torch.no_grad(), Recorder(births) as recorder:
+    with torch.no_grad(), OperationRecorder(births) as recorder:
         logits = model.logits(ids)
     return Observation(recorder.steps, logits.detach().double())
 
@@ -120,13 +122,13 @@ def own_files(model: Model) -> set[str]:
     return {file for file in files if file and not file.startswith(_TORCH)}
 
 
-class Births:
+class ModuleCreationSites:
     """While open, notes the line of the user's source on which each module is made."""
 
     def __init__(self) -> None:
-        self.lines: weakref.WeakKeyDictionary[nn.Module, Line] = weakref.WeakKeyDictionary()
+        self.lines: weakref.WeakKeyDictionary[nn.Module, SourceLine] = weakref.WeakKeyDictionary()
 
-    def __enter__(self) -> Births:
+    def __enter__(self) -> ModuleCreationSites:
         self._before = before = nn.Module.__init__
 
         def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -143,16 +145,16 @@ class Births:
         nn.Module.__init__ = self._before  # type: ignore[method-assign]
 
 
-class Recorder(TorchDispatchMode):
+class OperationRecorder(TorchDispatchMode):
     """While open, keeps a copy of every floating tensor that an operation gives."""
 
-    def __init__(self, births: Births | None = None) -> None:
+    def __init__(self, births: ModuleCreationSites | None = None) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._births = births or Births()
+        self._births = births or ModuleCreationSites()
         self._modules: list[nn.Module] = []
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> OperationRecorder:
         self._hooks = (
             register_module_forward_pre_hook(lambda module, args: self._modules.append(module)),
             register_module_forward_hook(lambda module, args, out: self._left(module), always_call=True),
@@ -168,7 +170,7 @@ class Recorder(TorchDispatchMode):
         if module in self._modules:
             del self._modules[self._modules.index(module) :]
 
-    def _made(self) -> Line | None:
+    def _made(self) -> SourceLine | None:
         module = self._modules[-1] if self._modules else None
         ready_made = module is not None and type(module).__module__.startswith("torch.")
         return self._births.lines.get(module) if ready_made and module is not None else None
@@ -176,7 +178,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = function(*args, **(kwargs or {}))
         line = made = None
-        stack: tuple[tuple[Line, int], ...] = ()
+        stack: tuple[tuple[SourceLine, int], ...] = ()
         for tensor in answer if isinstance(answer, tuple | list) else (answer,):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.is_meta:
                 if line is None:
@@ -187,11 +189,11 @@ class Recorder(TorchDispatchMode):
         return answer
 
 
-def users_line() -> Line | None:
+def users_line() -> SourceLine | None:
     """The innermost line on the stack that is the user's own; where none is, an installed package's."""
-    installed: Line | None = None
+    installed: SourceLine | None = None
     for frame in _frames():
-        line = Line(frame.f_code.co_filename, frame.f_lineno)
+        line = SourceLine(frame.f_code.co_filename, frame.f_lineno)
         if _is_users(line.file):
             return line
         if "pytest" not in line.file and "pluggy" not in line.file:
@@ -199,10 +201,10 @@ def users_line() -> Line | None:
     return installed
 
 
-def users_stack(most: int = 6) -> tuple[tuple[Line, int], ...]:
+def users_stack(most: int = 6) -> tuple[tuple[SourceLine, int], ...]:
     """The user's lines on the stack, innermost first, each with the id of the `self` that it belongs to."""
     frames = itertools.islice((frame for frame in _frames() if _is_users(frame.f_code.co_filename)), most)
-    return tuple((Line(frame.f_code.co_filename, frame.f_lineno), _self_of(frame)) for frame in frames)
+    return tuple((SourceLine(frame.f_code.co_filename, frame.f_lineno), _self_of(frame)) for frame in frames)
 
 
 def _frames() -> Iterator[FrameType]:

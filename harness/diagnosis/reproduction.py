@@ -17,7 +17,7 @@ from harness.core.sizes import SIZES, Size
 from harness.diagnosis.finding import Finding
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, holding
+from harness.subjects.model import Model, Subject, build_with_weights
 
 SIZE = "debug"
 TEMPLATE = '''"""{title}"""
@@ -72,7 +72,7 @@ def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
     """The script, and the weights that it reads (safetensors, in base64); "" for both where it cannot be written."""
     size = SIZES[SIZE]
     with Construction() as construction:
-        model = holding(subject, size, state(SIZE, "probe"), "float64", **_without_dropout(subject))
+        model = build_with_weights(subject, size, state(SIZE, "probe"), "float64", **_without_dropout(subject))
     module = model.module
     arguments = construction.arguments.get(id(module), {})
     source = inspect.getsourcefile(type(module))

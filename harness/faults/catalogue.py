@@ -126,8 +126,10 @@ def read_catalogue(path: Path = CATALOGUE) -> Catalogue:
             raise HarnessError(f"{path}:{fault.line}: '{fault.id}' is there already, in line {known.get(fault.id)}")
         known[fault.id] = fault.line
     for fault in faults:
-        if strangers := [name for name in fault.alike if name not in known]:
-            raise HarnessError(f"{path}:{fault.line}: alike '{strangers[0]}'; {did_you_mean(strangers[0], known)}")
+        if unmapped_parameters := [name for name in fault.alike if name not in known]:
+            raise HarnessError(
+                f"{path}:{fault.line}: alike '{unmapped_parameters[0]}'; {did_you_mean(unmapped_parameters[0], known)}"
+            )
     return Catalogue(faults, controls, later)
 
 

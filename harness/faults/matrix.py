@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from harness.core.captured_output import Output, taken_in
+from harness.core.captured_output import Output, captured_output
 from harness.core.errors import HarnessError
 from harness.core.sizes import SIZES
 from harness.faults.catalogue import SPECIMEN, Fault
@@ -28,7 +28,7 @@ RED = ("fail", "error")
 # Suites whose cases are told apart by the diagnosis (top-k beside top-p): they are run after a red one too.
 CASES_THAT_TELL = ("structure", "generation", "loading", "loss")
 # Coarse before fine: what needs least of the subject comes first, and within a suite its own order counts. A check
-# stays in a suite if it kills a fault that no check before it kills, or says why it stays (`stays` of a [[check]]).
+# stays in a suite if it kills a fault that no check before it kills, or says why it stays (`keep_reason` of a [[check]]).
 COARSE_TO_FINE = ("structure", "behaviour", "initialisation", "attention", "loss", "interface", "parity", "precision",
                   "generation", "loading")  # fmt: skip
 # The arms are ways to run a right subject; the specimen has one way, and a fault in it is in all of them.
@@ -161,7 +161,7 @@ def _diagnosed(subject: Any, records: Sequence[Any]) -> list[dict[str, Any]]:
     from harness.diagnosis import diagnose
 
     try:
-        with taken_in(Output()):
+        with captured_output(Output()):
             return [dict(finding.as_row()) for finding in diagnose(subject, records).findings]
     except Exception as error:  # it must not; one that does is a row of the matrix and not its end
         return [{"where": "", "fault": "", "cause": f"the diagnosis broke: {error!r}", "text": traceback.format_exc()}]

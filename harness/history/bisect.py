@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.bench.comparison import AGAIN, Arm, Comparison, Finding, Measured, Work, measure
+from harness.bench.comparison import AGAIN, Arm, Comparison, Measured, Verification, Work, measure
 from harness.bench.statistics import Ratio
 from harness.core.errors import HarnessError, MissingResource
 from harness.core.sizes import SIZES
-from harness.history.bisect_worker import Job, Settings, command
+from harness.history.bisect_worker import Job, WorkerSettings, command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ class Clock:
 class Process:
     """A revision's worker, seen from here. It ends with its standard input, whatever becomes of this process."""
 
-    def __init__(self, settings: Settings, folder: Path, scratch: Path) -> None:
+    def __init__(self, settings: WorkerSettings, folder: Path, scratch: Path) -> None:
         self._errors = (scratch / f"{time.monotonic_ns()}.stderr").open("w+", encoding="utf-8", errors="replace")
         # A session of its own: Ctrl-C is for this process, which then ends them in order.
         self._process = subprocess.Popen(
@@ -138,7 +138,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def workers(trees: Mapping[str, Path], settings: Settings, within: Path) -> Iterator[dict[str, Process]]:
+def workers(trees: Mapping[str, Path], settings: WorkerSettings, within: Path) -> Iterator[dict[str, Process]]:
     """While open, a process for each tree, in the tree's folder `within`; all import at the same time."""
     with tempfile.TemporaryDirectory(prefix="gpt-harness-") as scratch, contextlib.ExitStack() as stack:
         started = {}
@@ -185,21 +185,21 @@ class SameWork:
     size: str
     _old: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, name: str, work: Work) -> Finding:
+    def __call__(self, name: str, work: Work) -> Verification:
         """The verdict on one revision; the old one's must be asked for first."""
         answer = work.answer()
         if not all(tensor.isfinite().all() for tensor in answer.values()):
-            return Finding("fail", "the answer has NaN or infinity in it")
+            return Verification("fail", "the answer has NaN or infinity in it")
         if name == OLD:
             self._old = answer
-            return Finding("pass", "the answer that the others are held against")
+            return Verification("pass", "the answer that the others are held against")
         error = max((_distance(answer[key], old) if key in answer else math.inf for key, old in self._old.items()),
                     default=math.inf)  # fmt: skip
         allowed = allowed_error(self.size, work.computes)
         told = f"relative error {error:.1e} against the old revision's answer"
         if error > allowed:
-            return Finding("fail", f"not the same work: {told}; at most {allowed:.1e} is rounding", error=error)
-        return Finding("pass", told, error=error)
+            return Verification("fail", f"not the same work: {told}; at most {allowed:.1e} is rounding", error=error)
+        return Verification("pass", told, error=error)
 
 
 def _distance(answer: Tensor, old: Tensor) -> float:

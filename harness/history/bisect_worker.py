@@ -23,7 +23,7 @@ from harness.core.sizes import SIZES, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.bench.arms.comparison_file import Declared
+    from harness.bench.arms.comparison_file import DeclaredComparison
     from harness.bench.comparison import Work
     from harness.subjects.model import Subject
 
@@ -49,7 +49,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Settings:
+class WorkerSettings:
     """What a worker is started with; `build` names the function that makes the work of a job."""
 
     tree: str
@@ -61,18 +61,18 @@ class Settings:
     build: str = BUILD
 
 
-def command(settings: Settings) -> list[str]:
+def command(settings: WorkerSettings) -> list[str]:
     """The command line of a worker."""
     return [sys.executable, "-P", "-c", PROGRAM, str(HOME), json.dumps(dataclasses.asdict(settings))]
 
 
 def serve() -> None:
     """Answer requests, one JSON line each, until there are no more; whatever the subject prints goes to stderr."""
-    settings = Settings(**json.loads(sys.argv[2]))
+    settings = WorkerSettings(**json.loads(sys.argv[2]))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.path.insert(0, str(Path.cwd()))
-    worker = Worker(settings)
+    worker = RevisionProcess(settings)
     for line in sys.stdin:
         _tell(answers, worker.answer(json.loads(line)))
 
@@ -82,10 +82,10 @@ def _tell(answers: TextIO, told: dict[str, Any]) -> None:
     answers.flush()
 
 
-class Worker:
+class RevisionProcess:
     """Holds the work of one job at a time."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         import torch  # now, while the other revision's process imports it as well
 
         self.settings = settings
@@ -110,7 +110,7 @@ class Worker:
         """Build the work of a job; that of the job before is let go."""
         self.work = None
         module, _, name = self.settings.build.partition(":")
-        build: Callable[[Settings, Job], Work] = getattr(importlib.import_module(module), name)
+        build: Callable[[WorkerSettings, Job], Work] = getattr(importlib.import_module(module), name)
         self.work = build(self.settings, Job(**job))
         return {"tokens": self.work.tokens, "computes": self.work.computes}
 
@@ -161,7 +161,7 @@ def tensors(answer: Any) -> dict[str, Tensor]:
     return found
 
 
-def check_origin(settings: Settings) -> None:
+def check_origin(settings: WorkerSettings) -> None:
     """Raise SubjectError if the subject's module is not the revision's: two revisions would be the same code."""
     where = settings.subject.rpartition(":")[0]
     file = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
@@ -176,35 +176,35 @@ def check_origin(settings: Settings) -> None:
 
 def jobs(size: Size, *, quick: bool = False) -> list[Job]:
     """Every arm of the shipped comparisons that the subject has a part in, at every point."""
-    from harness.bench.arms.registry import ways
+    from harness.bench.arms.registry import arm_specs
 
     return [
         Job(declared.suite, declared.name, declared.axis and declared.axis.replace("_", " "), point, arm)
         for declared in _declared()
         for point in declared.fitting(size, quick=quick)
         for arm in declared.arms
-        if ways()[arm].peer is None
+        if arm_specs()[arm].peer is None
     ]
 
 
-def build_work(settings: Settings, job: Job) -> Work:
+def build_work(settings: WorkerSettings, job: Job) -> Work:
     """The work of a job around the subject that the current folder holds."""
-    from harness.bench.arms.model_pool import Workshop
+    from harness.bench.arms.model_pool import ModelPool
 
-    workshop = Workshop(_subject(settings), SIZES[settings.size], settings.device)
+    pool = ModelPool(_subject(settings), SIZES[settings.size], settings.device)
     declared = next(one for one in _declared() if (one.suite, one.name) == (job.comparison, job.metric))
-    arms = {arm.name: arm for arm in declared.at(workshop, job.point, twin=False).arms}
+    arms = {arm.name: arm for arm in declared.at(pool, job.point, twin=False).arms}
     return arms[job.arm].build()
 
 
-def _declared() -> list[Declared]:
+def _declared() -> list[DeclaredComparison]:
     from harness.bench.arms.comparison_file import read_comparisons
 
     return read_comparisons(HOME / "benchmarks")
 
 
 @functools.cache
-def _subject(settings: Settings) -> Subject:
+def _subject(settings: WorkerSettings) -> Subject:
     from harness.subjects.adapters import adapt
 
     subject = adapt(settings.subject)

@@ -69,7 +69,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchmarkRun:
     """One record file of a benchmark run."""
 
     path: Path
@@ -147,7 +147,7 @@ def age(path: Path) -> tuple[str, int]:
     return stamp, int(again) if again.isdigit() else 0
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> BenchmarkRun:
     """One run, complete or not. Raises HarnessError for a file that is no record of a benchmark run."""
     rows = read(path)
     if rows[0].get("run") != "bench":
@@ -155,14 +155,14 @@ def read_run(path: Path) -> Run:
     return run_of(path, rows)
 
 
-def run_of(path: Path, rows: Sequence[Row]) -> Run:
+def run_of(path: Path, rows: Sequence[Row]) -> BenchmarkRun:
     """The run that rows are the record of."""
     observed = {}
     for row in rows:
         for arm in row["arms"] if row.get("kind") == "comparison" else ():
             head = (str(row.get("size")), row["comparison"], row["metric"], row.get("axis") or "", row["point"])
             observed[Key(*head, arm["arm"])] = Observed(arm, row)
-    return Run(path, rows[0], observed)
+    return BenchmarkRun(path, rows[0], observed)
 
 
 def _ceilings(row: Row) -> dict[str, list[float]]:
@@ -180,7 +180,7 @@ def _log_ratio(seconds: Sequence[float] | None, others: Sequence[float] | None) 
 
 
 def compare(
-    before: Sequence[Run], after: Sequence[Run], *, words: str = "", against: Against | None = None
+    before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun], *, words: str = "", against: Against | None = None
 ) -> Compared:
     """Every arm that all runs of both sides have; `words` must all be in its label. Raises HarnessError for none.
 
@@ -218,13 +218,15 @@ def selects(words: str, label: str) -> bool:
     return all(word in label.lower() for word in words.lower().split())
 
 
-def _distinct(before: Sequence[Run], after: Sequence[Run]) -> None:
+def _distinct(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> None:
     twice = {run.path.resolve() for run in before} & {run.path.resolve() for run in after}
     if twice:
         raise HarnessError(f"{min(twice)} is on both sides; expected two runs, as `latest~1 latest`")
 
 
-def _nothing_in_common(before: Sequence[Run], after: Sequence[Run], common: Sequence[Key], words: str) -> str:
+def _nothing_in_common(
+    before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun], common: Sequence[Key], words: str
+) -> str:
     if common:
         names = {key.comparison for key in common} | {key.arm for key in common}
         return f"-k '{words}' selects none of the {len(common)} arms in common; {did_you_mean(words, names)}"
@@ -234,7 +236,7 @@ def _nothing_in_common(before: Sequence[Run], after: Sequence[Run], common: Sequ
     )
 
 
-def _contents(runs: Sequence[Run]) -> str:
+def _contents(runs: Sequence[BenchmarkRun]) -> str:
     keys = [key for run in runs for key in run.observed]
     found = sorted({f"{key.comparison} at {key.size}" for key in keys})
     return ", ".join(found) or "no comparison"
@@ -270,7 +272,7 @@ def _incomparable(before: Sequence[Observed], after: Sequence[Observed], other: 
     return None
 
 
-def _between(before: Sequence[Run], after: Sequence[Run]) -> Estimate | None:
+def _between(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> Estimate | None:
     """What two single runs differ by besides the noise of their rounds; None where a side has several runs.
 
     The ceilings do the same work in every run, whatever the subject: what their ratios to one another changed by is

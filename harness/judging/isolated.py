@@ -39,11 +39,11 @@ POLL = 0.05  # seconds between two looks at its memory
 START = 120.0  # seconds at the most for a worker to import torch
 
 
-class Ended(Exception):  # noqa: N818 - says what the process did
+class WorkerEnded(Exception):  # noqa: N818 - says what the process did
     """The worker is no more; the message says how it ended, and where in the subject's code."""
 
 
-class Apart:
+class IsolatedJudge:
     """The subject in a worker process. A worker that ends, hangs or grows too large costs one check; a new one follows.
 
     Raises SubjectError, in one line, where the subject cannot be had.
@@ -51,14 +51,14 @@ class Apart:
 
     def __init__(self, spec: str, *, limits: Limits, echo: bool = False, own: bool = True) -> None:
         self.spec, self.limits, self.echo, self.own = spec, limits, echo, own
-        self._worker: Worker | None = None
+        self._worker: WorkerProcess | None = None
         try:
             self._ready()
-        except Ended as ended:
+        except WorkerEnded as ended:
             raise SubjectError(f"does not import: {ended}") from None
 
     def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
-        """See `Bench.judge`."""
+        """See `Judge.judge`."""
         started = time.perf_counter()
         asked = {
             "do": "judge",
@@ -68,12 +68,12 @@ class Apart:
         }
         try:
             return Record.of_row(check, self._ready().ask(asked, limits))
-        except Ended as ended:
+        except WorkerEnded as ended:
             self.close()
             return Record(check, self.spec, "error", str(ended), time.perf_counter() - started)
 
     def diagnose(self, rows: Sequence[Row]) -> Row:
-        """See `Bench.diagnose`. Raises Ended where the subject ends it."""
+        """See `Judge.diagnose`. Raises WorkerEnded where the subject ends it."""
         return self._ready().ask({"do": "diagnose", "rows": list(rows)}, self.limits)
 
     def close(self) -> None:
@@ -82,9 +82,9 @@ class Apart:
         if worker is not None:
             worker.end()
 
-    def _ready(self) -> Worker:
+    def _ready(self) -> WorkerProcess:
         if self._worker is None:
-            self._worker = Worker(echo=self.echo)
+            self._worker = WorkerProcess(echo=self.echo)
             resources = Resources.current
             asked = {
                 "do": "start",
@@ -98,7 +98,7 @@ class Apart:
             extra = START if self.limits.seconds is not None else 0.0
             try:
                 answer = self._worker.ask(asked, self.limits, extra=extra)
-            except Ended:
+            except WorkerEnded:
                 self.close()
                 raise
             if "error" in answer:
@@ -107,7 +107,7 @@ class Apart:
         return self._worker
 
 
-class Worker:
+class WorkerProcess:
     """The process, and the two pipes to it: JSON lines go in, JSON lines come out; what it prints is on neither."""
 
     def __init__(self, *, echo: bool = False) -> None:
@@ -133,24 +133,24 @@ class Worker:
         self._read = b""
 
     def ask(self, question: Mapping[str, Any], limits: Limits, *, extra: float = 0.0) -> dict[str, Any]:
-        """The worker's answer. Raises Ended where there is none: it died, hung, or grew beyond its limit."""
+        """The worker's answer. Raises WorkerEnded where there is none: it died, hung, or grew beyond its limit."""
         try:
             self.questions.write(json.dumps(encode(question)) + "\n")
             self.questions.flush()
         except OSError:
-            raise Ended(self._how_it_ended()) from None
+            raise WorkerEnded(self._how_it_ended()) from None
         started = time.monotonic()
         patience = None if limits.seconds is None else limits.seconds + GRACE + extra
         while b"\n" not in self._read:
             if select.select([self.answers], [], [], POLL)[0]:
                 piece = os.read(self.answers, 1 << 20)
                 if not piece:
-                    raise Ended(self._how_it_ended())
+                    raise WorkerEnded(self._how_it_ended())
                 self._read += piece
             elif limits.memory_gib is not None and resident_bytes(self.process.pid) > limits.memory_gib * 2**30:
-                raise Ended(f"exceeded {limits.memory_gib:g} GiB of memory{self._place()}")
+                raise WorkerEnded(f"exceeded {limits.memory_gib:g} GiB of memory{self._place()}")
             elif patience is not None and time.monotonic() - started > patience:
-                raise Ended(f"did not answer within {limits.seconds:g} s{self._place()}")
+                raise WorkerEnded(f"did not answer within {limits.seconds:g} s{self._place()}")
         line, _, self._read = self._read.partition(b"\n")
         answer: dict[str, Any] = decode(json.loads(line))
         return answer
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str]) -> None:
     questions: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(asked_on, questions), daemon=True).start()
     answers = os.fdopen(answers_on, "w", encoding="utf-8")
-    desk = _Desk()
+    desk = _WorkerState()
     while True:
         answer = desk.answer(questions.get())
         answers.write(json.dumps(encode(answer)) + "\n")
@@ -221,12 +221,12 @@ def _listen(number: int, questions: queue.SimpleQueue[dict[str, Any]]) -> None:
     os.killpg(0, signal.SIGKILL)  # whoever asked is gone
 
 
-class _Desk:
+class _WorkerState:
     """Where the worker keeps the subject between two questions."""
 
     def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """One answer, as JSON carries it."""
-        from harness.judging.runner import Here
+        from harness.judging.runner import InProcessJudge
         from harness.suites.measure_registry import measures
         from harness.suites.suite_file import Check
 
@@ -235,7 +235,7 @@ class _Desk:
             Resources.configure(**question["resources"])
             try:
                 limits = Limits(**question["limits"])
-                self.here = Here(question["spec"], limits=limits, echo=question["echo"], own=question["own"])
+                self.here = InProcessJudge(question["spec"], limits=limits, echo=question["echo"], own=question["own"])
             except SubjectError as error:
                 return {"error": str(error)}
             # What checks import on the way is not to count as the first one's time.

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.core.captured_output import KEPT, Output, taken_in
+from harness.core.captured_output import KEPT, Output, captured_output
 from harness.core.error_text import describe_error, error_place
 from harness.core.errors import HarnessError, Missing
-from harness.core.global_state import kept
+from harness.core.global_state import isolated_global_state
 from harness.core.limits import Limits, TooLong, alarm
 from harness.core.process_exit import subject_at_work
 from harness.subjects.model import Subject
@@ -112,9 +112,9 @@ def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: b
         return record("skip", f"{subject.name} has no ability '{measure.needs.__name__}': {_summary(measure.needs)}")
     try:
         with (
-            kept(changed),
+            isolated_global_state(changed),
             subject_at_work(),
-            contextlib.nullcontext() if echo else taken_in(output),
+            contextlib.nullcontext() if echo else captured_output(output),
             alarm(limits.seconds),
         ):
             reading = measure.function(subject, **check.parameters)

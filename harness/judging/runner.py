@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from harness.core import global_state
-from harness.core.captured_output import Output, taken_in
+from harness.core.captured_output import Output, captured_output
 from harness.core.error_text import describe_error, error_place
 from harness.core.errors import SubjectError
 from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, alarm, machine_memory_gib
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 LOOK_SECONDS = 60.0  # for a look at whether a subject can be built and called at all
 
 
-class Bench(Protocol):
+class Judge(Protocol):
     """Where a subject is judged: in this process, or in one of its own."""
 
     def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
@@ -41,7 +41,7 @@ class Bench(Protocol):
         ...
 
 
-class Here:
+class InProcessJudge:
     """The subject in this process. Raises SubjectError, in one line, where it cannot be had.
 
     `own=False`: the reference that ships with the harness, whatever the user's folder has under its name.
@@ -53,7 +53,7 @@ class Here:
         changed: dict[str, str] = {}
         before = global_state.snapshot()
         try:
-            with subject_at_work(), taken_in(Output()), alarm(limits.seconds):
+            with subject_at_work(), captured_output(Output()), alarm(limits.seconds):
                 self.subject = adapt(spec, own=own)
         except SubjectError as error:
             if isinstance(late := error.__cause__, TooLong):
@@ -61,17 +61,17 @@ class Here:
                 raise SubjectError(told) from None
             raise
         finally:
-            changed |= global_state.put_back(before)
+            changed |= global_state.restore(before)
         global_state.remember_import(self.subject, changed)
 
     def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
-        """See `Bench.judge`."""
+        """See `Judge.judge`."""
         if not deviations:
             return run(check, self.subject, limits=limits, echo=self.echo)
-        from harness.oracle.gpt2_with_deviations import deviating
+        from harness.oracle.gpt2_with_deviations import forms_with_deviations
 
         record = None
-        for form in deviating(deviations, self.subject):
+        for form in forms_with_deviations(deviations, self.subject):
             if form not in self._others:
                 self._others[form] = form.subject(self.subject)
             with in_force(form.truth):
@@ -83,15 +83,20 @@ class Here:
         return record
 
     def diagnose(self, rows: Sequence[Row]) -> Row:
-        """See `Bench.diagnose`."""
+        """See `Judge.diagnose`."""
         from harness.diagnosis import diagnose
 
         records = [Record.of_row(check_of(row), row) for row in rows]
-        with global_state.kept({}), subject_at_work(), taken_in(Output()), alarm(self.limits.seconds):
+        with (
+            global_state.isolated_global_state({}),
+            subject_at_work(),
+            captured_output(Output()),
+            alarm(self.limits.seconds),
+        ):
             return diagnose(self.subject, records).as_row()
 
     def close(self) -> None:
-        """See `Bench.close`."""
+        """See `Judge.close`."""
         self._others.clear()
 
 
@@ -102,7 +107,7 @@ class Runner:
     say so in a line each. What has hung is not waited for again.
     """
 
-    def __init__(self, name: str, bench: Bench, *, limits: Limits, deviations: Sequence[Deviation] = ()) -> None:
+    def __init__(self, name: str, bench: Judge, *, limits: Limits, deviations: Sequence[Deviation] = ()) -> None:
         self.name, self.bench, self.limits, self.deviations = name, bench, limits, deviations
         self._hopeless: dict[str, str] = {}  # by size
         self._hung: dict[tuple[str, str], str] = {}  # by measure and size
@@ -182,7 +187,7 @@ class Runner:
         return {**found, "findings": findings}
 
     def close(self) -> None:
-        """See `Bench.close`."""
+        """See `Judge.close`."""
         self.bench.close()
 
 
@@ -199,10 +204,12 @@ def make_runner(
     """The judge of the subject that `name` names. Raises SubjectError, in one line, where it cannot be had."""
     limits = Limits(seconds, (memory_gib or MEMORY_SHARE * machine_memory_gib()) if isolate else None)
     if isolate:
-        from harness.judging.isolated import Apart
+        from harness.judging.isolated import IsolatedJudge
 
-        return Runner(name, Apart(name, limits=limits, echo=echo, own=own), limits=limits, deviations=deviations)
-    return Runner(name, Here(name, limits=limits, echo=echo, own=own), limits=limits, deviations=deviations)
+        return Runner(
+            name, IsolatedJudge(name, limits=limits, echo=echo, own=own), limits=limits, deviations=deviations
+        )
+    return Runner(name, InProcessJudge(name, limits=limits, echo=echo, own=own), limits=limits, deviations=deviations)
 
 
 def check_of(row: Mapping[str, Any]) -> Check:

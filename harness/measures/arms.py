@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from harness.bench.arms import Workshop, kinds, ways
-from harness.bench.comparison import AGAIN, Finding
+from harness.bench.arms import ModelPool, arm_specs, work_kinds
+from harness.bench.comparison import AGAIN, Verification
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.subjects.model import Subject
@@ -32,23 +32,23 @@ def arm_error(subject: Subject, *, size: str, work: str, arm: str, control: str)
     Held against the same work in float64 by the judges that the benchmarks have. An arm that gives other tokens, or
     does another amount of work than its name says, has no part but all: infinity.
     """
-    workshop, point = Workshop(subject, SIZES[size]), dict(POINTS[work])
-    chosen = {name: ways()[name] for name in (control, arm)}
-    judge = kinds()[work].judge(workshop, control, {**chosen, control + AGAIN: chosen[control]}, **point)
-    found: dict[str, Finding] = {}
+    pool, point = ModelPool(subject, SIZES[size]), dict(POINTS[work])
+    chosen = {name: arm_specs()[name] for name in (control, arm)}
+    judge = work_kinds()[work].judge(pool, control, {**chosen, control + AGAIN: chosen[control]}, **point)
+    found: dict[str, Verification] = {}
     try:
         for name, way in chosen.items():
-            workshop.who(way)
-            found[name] = judge(name, kinds()[work].build(workshop, way, 0, **point))
+            pool.who(way)
+            found[name] = judge(name, work_kinds()[work].build(pool, way, 0, **point))
     finally:
-        workshop.close()
+        pool.close()
     if skipped := next((finding for finding in found.values() if finding.verdict == "skip"), None):
         raise MissingAbility(skipped.message)
     told = {name: finding.message for name, finding in found.items()}
     return Reading({name: _part(finding) for name, finding in found.items()}, "of what rounding allows", told)
 
 
-def _part(finding: Finding) -> float:
+def _part(finding: Verification) -> float:
     if finding.error is not None and finding.allowed:
         return finding.error / finding.allowed
     return 0.0 if finding.verdict == "pass" else math.inf

@@ -15,7 +15,7 @@ from harness.oracle import model_cache, noise_verdict
 from harness.oracle.probe_weights import State, Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.forward_call import unpack
-from harness.subjects.model import ChoosesAttention, Model, Subject, holding
+from harness.subjects.model import ChoosesAttention, Model, Subject, build_with_weights
 from harness.suites.measure_registry import Reading, measure
 
 PADDING_MASKS = ("attention_mask", "padding_mask")
@@ -136,7 +136,7 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
         projection[:, 2 * C :], bias[2 * C :] = 0.0, constant
         special |= {f"{attn}.c_attn.weight": projection, f"{attn}.c_attn.bias": bias}
         special |= {f"{attn}.c_proj.weight": torch.eye(C), f"{attn}.c_proj.bias": torch.zeros(C)}
-    model = holding(subject, SIZES[size], special, "float64")
+    model = build_with_weights(subject, SIZES[size], special, "float64")
     ids, _ = batch(SIZES[size], "random", rows=2, length=length)
     answered: dict[str, Tensor] = {}
     attentions = {f"block {layer}": f"transformer.h.{layer}.attn" for layer in range(SIZES[size].layers)}
@@ -185,16 +185,16 @@ def padding_seen(
 @functools.lru_cache(maxsize=2)
 def _arms(
     subject: ChoosesAttention, size: str, against: str, weights: Weights, rows: int, length: int
-) -> dict[str, noise_verdict.Comparison]:
+) -> dict[str, noise_verdict.NoiseComparison]:
     """Every other arm held against one: their reference is run once."""
     ids, targets = batch(SIZES[size], "random", rows=rows, length=length)
 
     def arm(kind: str, dtype: str) -> Model:
-        return holding(subject, SIZES[size], state(size, weights), dtype, attention=kind)
+        return build_with_weights(subject, SIZES[size], state(size, weights), dtype, attention=kind)
 
     truth = noise_verdict.truth(functools.partial(arm, against), ids, targets, backward=True)
     return {
-        kind: noise_verdict.hold(functools.partial(arm, kind), truth, ids, targets)
+        kind: noise_verdict.compare(functools.partial(arm, kind), truth, ids, targets)
         for kind in subject.attentions
         if kind != against
     }
@@ -202,8 +202,9 @@ def _arms(
 
 def _float64(subject: Subject, size: str, weights: Weights) -> Model:
     """One model for neighbouring checks: none of them changes it."""
-    return model_cache.held(
-        ("float64", subject, size, weights), lambda: holding(subject, SIZES[size], state(size, weights), "float64")
+    return model_cache.cached(
+        ("float64", subject, size, weights),
+        lambda: build_with_weights(subject, SIZES[size], state(size, weights), "float64"),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.core import global_state
-from harness.core.captured_output import Output, cut, taken_in
+from harness.core.captured_output import Output, captured_output, cut
 from harness.core.errors import MissingAbility
 from harness.core.global_state import NUMERICS, PROCESS, RANDOM
 from harness.core.limits import resident_bytes
@@ -24,7 +24,7 @@ from harness.core.sizes import SIZES
 from harness.oracle import model_cache
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, holding
+from harness.subjects.model import Model, Subject, build_with_weights
 from harness.suites.measure_registry import Reading, measure
 
 WARM_UP = 3  # passes before memory is counted: caches fill, and allocators take their share
@@ -57,17 +57,17 @@ def changes_to_the_process(subject: Subject, *, size: str) -> Reading:
     note(global_state.changed_on_import(subject), "on import")
     before = global_state.snapshot(settings)
     _pass(subject.build(SIZES[size]))
-    global_state.put_back(before, settings)
+    global_state.restore(before, settings)
     model = subject.build(SIZES[size])
-    note(global_state.put_back(before, settings), "on construction")
+    note(global_state.restore(before, settings), "on construction")
     reseeded = [name for name, is_so in _reseeded(subject, size).items() if is_so]
     note(dict.fromkeys(reseeded, "seeded anew"), "on construction")
     drawn = global_state.snapshot(RANDOM)
     model.logits(_batch(model)[0])
-    note(global_state.put_back(before, settings), "in a forward pass")
-    note(dict.fromkeys(global_state.put_back(drawn, RANDOM), "drawn from or seeded"), "in an eval forward pass")
+    note(global_state.restore(before, settings), "in a forward pass")
+    note(dict.fromkeys(global_state.restore(drawn, RANDOM), "drawn from or seeded"), "in an eval forward pass")
     _pass(model)
-    note(global_state.put_back(before, settings), "in a training pass")
+    note(global_state.restore(before, settings), "in a training pass")
     return Reading(found)
 
 
@@ -81,7 +81,7 @@ def _reseeded(subject: Subject, size: str) -> dict[str, bool]:
         numpy.random.seed(seed)
         subject.build(SIZES[size], seed=seed)
         after.append(global_state.snapshot(RANDOM))
-    global_state.put_back(before, RANDOM)
+    global_state.restore(before, RANDOM)
     return {name: after[0][name] == after[1][name] for name in before}
 
 
@@ -129,7 +129,7 @@ def printed(subject: Subject, *, size: str, calls: int = 10) -> Reading:
     def count(what: str, action: Callable[[], Any]) -> Any:
         nonlocal begins
         output = Output()
-        with taken_in(output):
+        with captured_output(output):
             answer = action()
         found[what] = output.size
         begins = begins or output.begins
@@ -224,6 +224,6 @@ def _pass(model: Model) -> None:
 def _loaded(subject: Subject, size: str) -> Model:
     """With probe weights, or as it starts where it cannot be loaded."""
     try:
-        return holding(subject, SIZES[size], state(size, "probe"))
+        return build_with_weights(subject, SIZES[size], state(size, "probe"))
     except MissingAbility:
         return subject.build(SIZES[size], seed=7)

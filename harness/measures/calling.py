@@ -10,7 +10,7 @@ from harness.oracle import noise_verdict
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.forward_call import targets_keyword
-from harness.subjects.model import Generates, Subject, holding
+from harness.subjects.model import Generates, Subject, build_with_weights
 from harness.suites.measure_registry import Reading, measure
 
 
@@ -23,7 +23,7 @@ def answer_without_targets(
     A model may answer with the last position only when no targets are given (nanoGPT): it is held against the last
     one of the full answer. A skip for a model that takes no targets.
     """
-    model = holding(subject, SIZES[size], state(size, weights), "float64")
+    model = build_with_weights(subject, SIZES[size], state(size, weights), "float64")
     if targets_keyword(model.module) is None:
         raise MissingAbility(f"forward of {subject.name} takes no targets: there is one way to ask")
     ids, targets = batch(SIZES[size], "random", rows=rows, length=length)
@@ -46,7 +46,7 @@ def temperature_zero(
 ) -> Reading:
     """Whether generate(temperature=0) is greedy, or refused in words that name the temperature."""
     prompt, _ = batch(SIZES[size], "random", rows=2, length=prompt_length)
-    model = holding(subject, SIZES[size], state(size, weights))
+    model = build_with_weights(subject, SIZES[size], state(size, weights))
     greedy = subject.generate(model, prompt, new_tokens, temperature=0.0)
     ask = getattr(subject, "at_temperature_zero", None)
     try:

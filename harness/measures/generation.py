@@ -17,7 +17,7 @@ from harness.oracle import model_cache, noise_verdict
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import Tokens, batch
 from harness.subjects.forward_call import unpack
-from harness.subjects.model import Caches, Generates, Model, holding
+from harness.subjects.model import Caches, Generates, Model, build_with_weights
 from harness.suites.measure_registry import Reading, measure
 
 SAMPLED_STEPS = 2
@@ -48,7 +48,7 @@ def cached_logits(
     ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
     full, stepped = {}, {}
     for dtype in ("float64", "float32"):
-        model = holding(subject, SIZES[size], state(size, weights), dtype, **options)
+        model = build_with_weights(subject, SIZES[size], state(size, weights), dtype, **options)
         with torch.no_grad():
             full[dtype] = model.logits(ids)
             stepped[dtype] = _stepped(subject, model, ids, chunks)
@@ -138,7 +138,7 @@ def seed_reproducible(subject: Generates, *, size: str, weights: Weights = "prob
 def generation_changes(subject: Generates, *, size: str, weights: Weights = "probe") -> Reading:
     """What generating changes that it must not: the prompt, the weights, the training flag, the next greedy answer."""
     prompt, other = batch(SIZES[size], "random", rows=2, length=6)
-    model = holding(subject, SIZES[size], state(size, weights))
+    model = build_with_weights(subject, SIZES[size], state(size, weights))
     given, before = prompt.clone(), {name: t.clone() for name, t in model.module.state_dict().items()}
     graphs: list[bool] = []
     hook = model.module.register_forward_hook(lambda m, args, out: graphs.append(unpack(out)[0].requires_grad))
@@ -265,7 +265,7 @@ def cache_past_the_context(subject: Caches, *, size: str, weights: Weights = "pr
     Right is what the full forward pass answers for the last `context` tokens: the window slid.
     """
     context = SIZES[size].context
-    model = holding(subject, SIZES[size], state(size, weights))
+    model = build_with_weights(subject, SIZES[size], state(size, weights))
     ids, _ = batch(SIZES[size], "random", rows=2, length=context + 2)
     found, told = {}, {}
     for place, filled, more in (("one token, the cache full", context, 1), ("three tokens, two fit", context - 2, 3)):
@@ -299,8 +299,8 @@ def cached_half_precision_error(
     """
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length)
     with torch.no_grad():
-        truth = holding(subject, SIZES[size], state(size, weights), "float64").logits(ids)
-        model = holding(subject, SIZES[size], state(size, weights), dtype)
+        truth = build_with_weights(subject, SIZES[size], state(size, weights), "float64").logits(ids)
+        model = build_with_weights(subject, SIZES[size], state(size, weights), dtype)
         full = model.logits(ids).double() - truth
         stepped = _stepped(subject, model, ids, [4] + [1] * (length - 4)).double() - truth
     return Reading(float(stepped.norm() / full.norm()), "of the uncached error")
@@ -337,8 +337,8 @@ class _Step:
 
 def _held(subject: Generates, size: str, weights: Weights) -> Model:
     """One model for neighbouring checks: generating does not change it, or `generation_changes` says so."""
-    return model_cache.held(
-        ("generating", subject, size, weights), lambda: holding(subject, SIZES[size], state(size, weights))
+    return model_cache.cached(
+        ("generating", subject, size, weights), lambda: build_with_weights(subject, SIZES[size], state(size, weights))
     )
 
 

@@ -132,7 +132,7 @@ def activation_std(
 def _started(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
     """The subject at its own start; GPT-2's recipe is what every subject starts from unless it is asked otherwise."""
     options: dict[str, Any] = {} if recipe == "gpt2" else {"init": recipe}
-    return model_cache.held((subject, size, recipe, seed), lambda: subject.build(SIZES[size], seed=seed, **options))
+    return model_cache.cached((subject, size, recipe, seed), lambda: subject.build(SIZES[size], seed=seed, **options))
 
 
 def _weights(model: Model) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from harness.oracle import equivalents, model_cache, noise_verdict
 from harness.oracle.hugging_face import huggingface_config, oracle
 from harness.oracle.probe_weights import State, Weights, state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Checkpoints, Model, Subject, holding
+from harness.subjects.model import Checkpoints, Model, Subject, build_with_weights
 from harness.subjects.weight_map import family, published_shapes
 from harness.suites.measure_registry import Reading, measure
 
@@ -37,7 +37,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def weight_map_gaps(subject: Subject, *, size: str) -> Reading:
     """Published tensors that do not survive being written into the subject and read back, bitwise, by family."""
     try:
-        model = holding(subject, SIZES[size], state(size, "probe"))
+        model = build_with_weights(subject, SIZES[size], state(size, "probe"))
     except MissingAbility as missing:
         # Every comparison with GPT-2 is skipped then, and a run of skips looks green: this one check says it in red.
         raise SubjectError(
@@ -47,7 +47,7 @@ def weight_map_gaps(subject: Subject, *, size: str) -> Reading:
     gaps = dict.fromkeys((family(name) for name in published_shapes(SIZES[size])), 0)
     for name, tensor in state(size, "probe").items():
         gaps[family(name)] += name not in back or not torch.equal(back[name], tensor)
-    gaps |= dict.fromkeys((f"{name}, which GPT-2 does not have" for name in model.weights.strangers), 1)
+    gaps |= dict.fromkeys((f"{name}, which GPT-2 does not have" for name in model.weights.unmapped_parameters), 1)
     rows = {row.published: f"{row.own}{' (transposed)' if row.transposed else ''}" for row in model.weights.rows}
     return Reading(gaps, "tensors", {"map": rows, "hint": model.weights.gaps, "notes": list(model.weights.notes)})
 
@@ -63,7 +63,9 @@ def untransposed_projection(subject: Subject, *, size: str, length: int = 24) ->
     wrong: State = {**right, name: right[name].mT.contiguous()}
     ids, targets = batch(SIZES[size], "random", rows=2, length=length)
     truth = _truth(size, "probe", ids, targets)
-    comparison = noise_verdict.hold(lambda dtype: holding(subject, SIZES[size], wrong, dtype), truth, ids, targets)
+    comparison = noise_verdict.compare(
+        lambda dtype: build_with_weights(subject, SIZES[size], wrong, dtype), truth, ids, targets
+    )
     verdicts = {difference.where: difference.verdict for difference in comparison.outputs}
     return Reading(
         {
@@ -83,13 +85,13 @@ def checkpoint_round_trip(subject: Checkpoints, *, size: str) -> Reading:
     ids, _ = batch(SIZES[size], "random", rows=2, length=8)
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder, "ours"), Path(folder, "theirs")
-        subject.save_checkpoint(holding(subject, SIZES[size], given), ours)
+        subject.save_checkpoint(build_with_weights(subject, SIZES[size], given), ours)
         huggingface: Any = _from_huggingface(ours)
         read = huggingface.state_dict()
         lost_there = sum(name not in read or not torch.equal(read[name], tensor) for name, tensor in given.items())
         with torch.no_grad():
             there = huggingface(ids).logits
-            expected = model_cache.known(
+            expected = model_cache.cached_if_small(
                 size, "logits after a round trip", lambda: oracle(SIZES[size], given, "float32").logits(ids)
             )
         huggingface.save_pretrained(theirs)
@@ -134,7 +136,9 @@ def loaded_parity(
             return model
 
         truth = _truth(size, weights, ids, targets)
-        comparison = equivalents.hold(loaded, truth, ids, targets, size=SIZES[size], state=state(size, weights))
+        comparison = equivalents.compare_allowing_equivalents(
+            loaded, truth, ids, targets, size=SIZES[size], state=state(size, weights)
+        )
     return noise_verdict.reading(comparison.outputs)
 
 
@@ -171,7 +175,7 @@ def _answers(
 ) -> tuple[Tensor | None, Tensor]:
     """The logits of what the subject loads from a directory with that setting (None: refused), and the right ones."""
     folder.mkdir()
-    files, wanted = model_cache.known(
+    files, wanted = model_cache.cached_if_small(
         size, ("config", *sorted(setting.items())), lambda: _other_huggingface(size, setting, ids)
     )
     for file, content in files.items():
@@ -212,7 +216,7 @@ def damaged_checkpoint(subject: Checkpoints, *, size: str, damage: Damage) -> Re
 
 
 def _truth(size: str, weights: Weights, ids: Tensor, targets: Tensor) -> noise_verdict.Truth:
-    return model_cache.known(
+    return model_cache.cached_if_small(
         size,
         ("truth without gradients", weights, tuple(ids.shape)),
         lambda: noise_verdict.truth(
@@ -229,7 +233,7 @@ def _save_with_huggingface(weights: Weights, size: str, folder: Path) -> None:
         model.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    for name, content in model_cache.known(size, ("saved", weights), files).items():
+    for name, content in model_cache.cached_if_small(size, ("saved", weights), files).items():
         (folder / name).write_bytes(content)
 
 

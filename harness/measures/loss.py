@@ -11,7 +11,7 @@ from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.oracle.probe_weights import State, state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, holding
+from harness.subjects.model import Model, Subject, build_with_weights
 from harness.suites.measure_registry import Reading, measure
 
 # What is no target: PyTorch's own value, and nanoGPT's.
@@ -31,7 +31,7 @@ def loss_against_definition(
     if case == "extreme":
         given["transformer.ln_f.weight"] = 100 * given["transformer.ln_f.weight"]
     options: dict[str, Any] = {"dropout": 0.0} if case == "training" else {}
-    model = holding(subject, SIZES[size], given, **options)
+    model = build_with_weights(subject, SIZES[size], given, **options)
     model.module.train(case == "training")
     ids, targets = batch(SIZES[size], "random", rows=3, length=length)
     kept = torch.ones_like(targets, dtype=torch.bool)

@@ -13,7 +13,7 @@ from harness.oracle import equivalents, model_cache, noise_verdict
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import Tokens, batch
-from harness.subjects.model import Generates, Model, Subject, holding
+from harness.subjects.model import Generates, Model, Subject, build_with_weights
 from harness.suites.measure_registry import Reading, measure
 
 
@@ -29,7 +29,7 @@ def parity(
     length: int = 24,
     backward: bool = True,
 ) -> Reading:
-    """The noise verdict on the subject against Hugging Face's eager GPT-2, both holding the same weights."""
+    """The noise verdict on the subject against Hugging Face's eager GPT-2, both build_with_weights the same weights."""
     comparison = _comparison(subject, size, weights, tokens, rows, length, backward)
     if compare == "gradients":
         return noise_verdict.reading(comparison.gradients)
@@ -56,15 +56,15 @@ def half_precision_error(
     """
     ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
     given = state(size, weights)
-    truth = model_cache.known(
+    truth = model_cache.cached_if_small(
         size, ("logits", weights, tokens, rows, length), lambda: _logits(oracle(SIZES[size], given, "float64"), ids)
     )
-    theirs = model_cache.known(
+    theirs = model_cache.cached_if_small(
         size,
         ("error", weights, tokens, rows, length, dtype),
         lambda: _error(_logits(oracle(SIZES[size], given, dtype), ids), truth),
     )
-    own = _error(_logits(holding(subject, SIZES[size], given, dtype), ids), truth)
+    own = _error(_logits(build_with_weights(subject, SIZES[size], given, dtype), ids), truth)
     return Reading(
         own / theirs,
         "of Hugging Face's error",
@@ -85,12 +85,12 @@ def greedy_tokens_differing(
     """Tokens of the greedy continuation in which the subject and Hugging Face's `generate` differ."""
     prompt, _ = batch(SIZES[size], tokens, rows=2, length=prompt_length)
     given = state(size, weights)
-    theirs = model_cache.known(
+    theirs = model_cache.cached_if_small(
         size,
         ("greedy", weights, tokens, prompt_length, new_tokens),
         lambda: _huggingface_greedy(oracle(SIZES[size], given, "float32"), prompt, new_tokens),
     )
-    model = holding(subject, SIZES[size], given)
+    model = build_with_weights(subject, SIZES[size], given)
     own = subject.generate(model, prompt, new_tokens, temperature=0.0)
     differing = (own != theirs).nonzero()
     details: dict[str, Any] = {"subject": own.tolist(), "Hugging Face": theirs.tolist()}
@@ -103,10 +103,10 @@ def greedy_tokens_differing(
 @functools.lru_cache(maxsize=8)
 def _comparison(
     subject: Subject, size: str, weights: Weights, tokens: Tokens, rows: int, length: int, backward: bool
-) -> noise_verdict.Comparison:
+) -> noise_verdict.NoiseComparison:
     """One comparison serves the checks on its blocks, logits, loss and gradients."""
     ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
-    truth = model_cache.known(
+    truth = model_cache.cached_if_small(
         size,
         ("truth", weights, tokens, rows, length, backward),
         lambda: noise_verdict.truth(
@@ -114,8 +114,13 @@ def _comparison(
         ),
     )
     given = state(size, weights)
-    return equivalents.hold(
-        lambda dtype: holding(subject, SIZES[size], given, dtype), truth, ids, targets, size=SIZES[size], state=given
+    return equivalents.compare_allowing_equivalents(
+        lambda dtype: build_with_weights(subject, SIZES[size], given, dtype),
+        truth,
+        ids,
+        targets,
+        size=SIZES[size],
+        state=given,
     )
 
 

@@ -13,7 +13,7 @@ from harness.oracle import model_cache
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import State, state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, holding
+from harness.subjects.model import Model, Subject, build_with_weights
 from harness.suites.measure_registry import Reading, measure
 
 PARTS = ("ln_1", "attn", "ln_2", "mlp")
@@ -34,15 +34,15 @@ def component_precision(
     given: State = dict(state(size, "probe"))
     given["transformer.wpe.weight"] = given["transformer.wpe.weight"] + STREAM_MEAN
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length)
-    inputs, truth = model_cache.known(
+    inputs, truth = model_cache.cached_if_small(
         size, ("components", dtype, rows, length), lambda: _truth(size, given, ids, getattr(torch, dtype))
     )
-    theirs = model_cache.known(
+    theirs = model_cache.cached_if_small(
         size,
         ("components of Hugging Face", dtype, rows, length),
         lambda: _alone(oracle(SIZES[size], given, dtype), ids, inputs),
     )
-    own = _alone(holding(subject, SIZES[size], given, dtype), ids, inputs)
+    own = _alone(build_with_weights(subject, SIZES[size], given, dtype), ids, inputs)
     if not own:
         raise SubjectError("no component answers with one tensor of (batch, time, width)")
     errors = {place: (_rms(own[place], truth[place]), _rms(theirs[place], truth[place])) for place in own}
@@ -60,7 +60,7 @@ def autocast_error(subject: Subject, *, size: str, rows: int = 2, length: int = 
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return model.logits(ids)
 
-    truth, theirs = model_cache.known(
+    truth, theirs = model_cache.cached_if_small(
         size,
         ("autocast", rows, length),
         lambda: (
@@ -68,7 +68,7 @@ def autocast_error(subject: Subject, *, size: str, rows: int = 2, length: int = 
             answered(oracle(SIZES[size], given, "float32"), autocast=True),
         ),
     )
-    own = answered(holding(subject, SIZES[size], given), autocast=True)
+    own = answered(build_with_weights(subject, SIZES[size], given), autocast=True)
     return Reading(_rms(own, truth) / _rms(theirs, truth), "of Hugging Face's error")
 
 

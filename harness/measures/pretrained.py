@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.core.resources import text_tokens
 from harness.core.sizes import SIZES
 from harness.oracle.probe_weights import Weights, state
-from harness.subjects.model import Generates, Subject, holding
+from harness.subjects.model import Generates, Subject, build_with_weights
 from harness.suites.measure_registry import Reading, measure
 
 END_OF_TEXT = 50256
@@ -26,7 +26,7 @@ LLM_C = {
 def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: Weights = "pretrained") -> Reading:
     """Losses of ten training steps, beside the ten that llm.c publishes for the same weights, tokens and recipe."""
     (beta2, decay, clip), published = LLM_C[recipe]
-    model = holding(subject, SIZES[size], state(size, weights))
+    model = build_with_weights(subject, SIZES[size], state(size, weights))
     length = min(64, SIZES[size].context)
     stream = llm_c_tokens(text_tokens())[: 4 * length + 1] % SIZES[size].vocab_size
     ids, targets = stream[:-1].view(4, length), stream[1:].view(4, length)
@@ -48,7 +48,7 @@ def greedy_tokens(
     subject: Generates, *, prompt: list[int], new_tokens: int, size: str = "124M", weights: Weights = "pretrained"
 ) -> Reading:
     """The greedy continuation of a prompt, the prompt included, as ids apart by spaces."""
-    model = holding(subject, SIZES[size], state(size, weights))
+    model = build_with_weights(subject, SIZES[size], state(size, weights))
     answer = subject.generate(model, torch.tensor([prompt]), new_tokens, temperature=0.0)
     return Reading(" ".join(map(str, answer[0].tolist())), "token ids")
 

@@ -15,7 +15,7 @@ from harness.core.sizes import SIZES
 from harness.oracle import closed_forms, noise_verdict
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, holding
+from harness.subjects.model import Model, Subject, build_with_weights
 from harness.subjects.weight_map import family, published_shapes
 from harness.suites.measure_registry import Reading, measure
 
@@ -163,7 +163,7 @@ def answer_to_a_long_sequence(subject: Subject, *, size: str) -> Reading:
 @measure
 def cropped_context(subject: Subject, *, size: str, weights: Weights = "probe") -> Reading:
     """Whether a model whose own `crop_block_size` has halved its context answers as before, and refuses more."""
-    model = holding(subject, SIZES[size], state(size, weights))
+    model = build_with_weights(subject, SIZES[size], state(size, weights))
     if not callable(getattr(model.module, "crop_block_size", None)):
         raise MissingAbility(f"{subject.name} has no crop_block_size")
     module: Any = model.module
@@ -185,7 +185,7 @@ def cropped_context(subject: Subject, *, size: str, weights: Weights = "probe") 
 def forward_changes(subject: Subject, *, size: str, weights: Weights = "probe", dropout: float = 0.1) -> Reading:
     """What an eval forward pass changes that it must not: its own answer the second time, its input, its state."""
     try:
-        model = holding(subject, SIZES[size], state(size, weights), dropout=dropout)
+        model = build_with_weights(subject, SIZES[size], state(size, weights), dropout=dropout)
     except MissingAbility:  # no dropout, or no weight map: judged at its own start
         model = subject.build(SIZES[size])
     ids, _ = batch(SIZES[size], "random", rows=2, length=min(24, SIZES[size].context))
@@ -206,7 +206,7 @@ def forward_changes(subject: Subject, *, size: str, weights: Weights = "probe", 
 @measure
 def training_against_evaluation(subject: Subject, *, size: str, weights: Weights = "probe") -> Reading:
     """How far training mode without dropout is from eval mode, in float64: the loss, and every gradient by family."""
-    model = holding(subject, SIZES[size], state(size, weights), "float64", dropout=0.0)
+    model = build_with_weights(subject, SIZES[size], state(size, weights), "float64", dropout=0.0)
     ids, targets = batch(SIZES[size], "random", rows=2, length=24)
     losses, gradients = [], []
     for training in (False, True):

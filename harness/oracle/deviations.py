@@ -24,7 +24,7 @@ class DeviationError(HarnessError):
 
 
 @dataclass(frozen=True)
-class Kind:
+class NamedDeviation:
     """A deviation with a name: what it is called in the verdict, and the faults of the catalogue that it is.
 
     `decided_by`: patterns of the checks that fail when the deviation is there, by which a stale declaration is known.
@@ -38,17 +38,17 @@ class Kind:
 
 
 COUNTED = "structure::parameter-count,size=debug,tied=true"
-KINDS: dict[str, Kind] = {
-    "exact-gelu": Kind("exact GELU", ("gelu-erf-for-tanh",), ("parity::debug*",)),
-    "untied-head": Kind("untied head", ("head-untied",), (COUNTED,), ("structure::head-is-tied*",)),
-    "bias-free": Kind(
+NAMED: dict[str, NamedDeviation] = {
+    "exact-gelu": NamedDeviation("exact GELU", ("gelu-erf-for-tanh",), ("parity::debug*",)),
+    "untied-head": NamedDeviation("untied head", ("head-untied",), (COUNTED,), ("structure::head-is-tied*",)),
+    "bias-free": NamedDeviation(
         "no bias",
         ("qkv-bias-missing", "ln-bias-ignored", "load-biases-dropped"),
         (COUNTED,),
         # The rows' sum is read off through the value's bias.
         ("structure::published-names*", "attention::attention-rows-sum-to-one*"),
     ),
-    "padded-vocabulary": Kind(
+    "padded-vocabulary": NamedDeviation(
         "padded vocabulary", ("vocab-padding-unmasked",), (COUNTED,), ("structure::head-is-tied*",)
     ),
 }
@@ -65,7 +65,7 @@ class Deviation:
     line: int
 
     @property
-    def kind(self) -> Kind | None:
+    def kind(self) -> NamedDeviation | None:
         """The kind that `what` names; a fault of the catalogue is a kind of its own."""
         return kind(self.what) if self.what else None
 
@@ -89,20 +89,20 @@ class Deviation:
         return any(fnmatch.fnmatchcase(check, p) for p in (self.kind.excuses if self.kind else self.checks))
 
 
-def kind(what: str) -> Kind | None:
-    """The kind of that name: one of KINDS, or a fault that the diagnosis can put in the place of GPT-2's operation."""
-    if what in KINDS:
-        return KINDS[what]
-    from harness.oracle.variants import explanations
+def kind(what: str) -> NamedDeviation | None:
+    """The kind of that name: one of NAMED, or a fault that the diagnosis can put in the place of GPT-2's operation."""
+    if what in NAMED:
+        return NAMED[what]
+    from harness.oracle.variants import variants
 
-    found = [each for each in explanations() if each.fault == what]
-    return Kind(found[0].says, (what,), ("parity::debug*",)) if found else None
+    found = [each for each in variants() if each.fault == what]
+    return NamedDeviation(found[0].says, (what,), ("parity::debug*",)) if found else None
 
 
 def _known() -> set[str]:
-    from harness.oracle.variants import explanations
+    from harness.oracle.variants import variants
 
-    return {*KINDS, *(each.fault for each in explanations() if each.fault)}
+    return {*NAMED, *(each.fault for each in variants() if each.fault)}
 
 
 def beside(spec: str) -> Path | None:

@@ -7,26 +7,26 @@ from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.oracle import noise_verdict
-from harness.oracle.formula import Change
-from harness.oracle.gpt2_with_deviations import Deviating
+from harness.oracle.formula import Replacement
+from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 from harness.oracle.probe_weights import State
-from harness.oracle.variants import explanations
+from harness.oracle.variants import variants
 
 
-def hold(
+def compare_allowing_equivalents(
     candidate: noise_verdict.Make, truth: noise_verdict.Truth, ids: Tensor, targets: Tensor, *, size: Size, state: State
-) -> noise_verdict.Comparison:
-    """`noise_verdict.hold`; where float64 alone finds a difference, and a tiny one, held once more against GPT-2 so written.
+) -> noise_verdict.NoiseComparison:
+    """`noise_verdict.compare`; where float64 alone finds a difference, and a tiny one, held once more against GPT-2 so written.
 
     As in `0.5 * x * (1 + tanh(0.79788456 * (x + 0.044715 * x**3)))`: the constant is sqrt(2/pi) to eight digits, as
     many as float32 has.
     """
-    comparison = noise_verdict.hold(candidate, truth, ids, targets)
+    comparison = noise_verdict.compare(candidate, truth, ids, targets)
     if not comparison.only_beyond_float32:
         return comparison
-    for explanation in explanations():
+    for explanation in variants():
         if explanation.harmless:
-            written = Deviating((Change(explanation.operation, explanation.function),))
+            written = DeviatingGPT2((Replacement(explanation.operation, explanation.function),))
             with torch.enable_grad():
                 other = noise_verdict.truth(
                     lambda dtype, written=written: written.truth(size, state, dtype),  # type: ignore[misc]
@@ -34,7 +34,7 @@ def hold(
                     targets,
                     backward=bool(truth.gradients),
                 )
-            again = noise_verdict.hold(candidate, other, ids, targets)
+            again = noise_verdict.compare(candidate, other, ids, targets)
             if not again.different:
                 return again
     return comparison

@@ -18,7 +18,7 @@ Operation = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Change:
+class Replacement:
     """Another operation in the place of GPT-2's, in one layer, or wherever the operation occurs (`layer` None)."""
 
     operation: str
@@ -36,7 +36,7 @@ class Formula:
 
     size: Size
     weights: Mapping[str, Tensor]  # published names, one dtype
-    changes: Sequence[Change] = ()
+    changes: Sequence[Replacement] = ()
     start: int = 0  # how many positions come before the ids: more than 0 when decoding with a cache
     past: dict[int, tuple[Tensor, Tensor]] | None = None  # keys and values by layer, (B, H, S, D)
     taps: dict[str, Any] = field(default_factory=dict)

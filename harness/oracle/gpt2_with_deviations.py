@@ -15,10 +15,10 @@ from harness.core.errors import Missing
 from harness.core.sizes import SIZES, Size
 from harness.judging.run_check import Record
 from harness.oracle.deviations import Deviation
-from harness.oracle.formula import OPERATIONS, At, Change, Formula, Operation
-from harness.oracle.variants import explanations
+from harness.oracle.formula import OPERATIONS, At, Formula, Operation, Replacement
+from harness.oracle.variants import variants
 from harness.subjects.model import Model, Subject
-from harness.subjects.weight_map import Row, WeightMap, family, published_shapes
+from harness.subjects.weight_map import MappedWeight, WeightMap, family, published_shapes
 from harness.suites.expectations import judge
 from harness.suites.measure_registry import Reading
 
@@ -26,10 +26,10 @@ HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class Deviating:
+class DeviatingGPT2:
     """How GPT-2 is to be changed: operations, families of biases that are not there, a head of its own, more rows."""
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[Replacement, ...] = ()
     absent: frozenset[str] = frozenset()
     untied: bool = False
     padded: bool = False
@@ -37,7 +37,7 @@ class Deviating:
     def truth(self, size: Size, state: Mapping[str, Tensor], dtype: str) -> Model:
         """The formula of GPT-2 with the deviations, holding `state` in `dtype`, called as the oracle is."""
         module = _Formula(size, state, getattr(torch, dtype), self)
-        rows = [Row(name, name) for name in module.names]
+        rows = [MappedWeight(name, name) for name in module.names]
         return Model(module.eval(), size, lambda m, ids, targets: (m(ids), None), WeightMap(tuple(rows)))
 
     def subject(self, subject: Subject) -> Subject:
@@ -78,18 +78,18 @@ class Deviating:
         return head + padding - absent
 
 
-def deviating(deviations: Sequence[Deviation], subject: Subject) -> Iterator[Deviating]:
+def forms_with_deviations(deviations: Sequence[Deviation], subject: Subject) -> Iterator[DeviatingGPT2]:
     """What the declarations change; several where a fault has several forms, to be tried one after the other."""
     words = {each.what for each in deviations}
-    base = Deviating(
+    base = DeviatingGPT2(
         absent=_absent_biases(subject) if "bias-free" in words else frozenset(),
         untied="untied-head" in words,
         padded="padded-vocabulary" in words,
     )
-    forms: list[tuple[Change, ...]] = [()]
+    forms: list[tuple[Replacement, ...]] = [()]
     for each in deviations:
         faults = each.kind.faults if each.kind else ()
-        ways = [Change(e.operation, e.function) for e in explanations() if e.fault in faults]
+        ways = [Replacement(e.operation, e.function) for e in variants() if e.fault in faults]
         if ways and each.what not in ("bias-free", "untied-head", "padded-vocabulary"):
             forms = [(*before, way) for before in forms for way in ways]
     yield from (replace(base, changes=changes) for changes in forms)
@@ -98,17 +98,19 @@ def deviating(deviations: Sequence[Deviation], subject: Subject) -> Iterator[Dev
 class _Formula(nn.Module):
     """The formula with parameters of its own under the published names, and a module for each part that hooks want."""
 
-    def __init__(self, size: Size, state: Mapping[str, Tensor], dtype: torch.dtype, deviating: Deviating) -> None:
+    def __init__(
+        self, size: Size, state: Mapping[str, Tensor], dtype: torch.dtype, forms_with_deviations: DeviatingGPT2
+    ) -> None:
         super().__init__()
         self.size, self.names = size, list[str]()
         for name, tensor in state.items():
-            if family(name) in deviating.absent:
+            if family(name) in forms_with_deviations.absent:
                 _put(self, name, torch.zeros_like(tensor, dtype=dtype), trained=False)
             else:
                 _put(self, name, tensor.to(dtype, copy=True), trained=True)
                 self.names.append(name)
-        changed = {change.operation: change.function for change in deviating.changes}
-        if deviating.untied:
+        changed = {change.operation: change.function for change in forms_with_deviations.changes}
+        if forms_with_deviations.untied:
             _put(self, HEAD, state["transformer.wte.weight"].to(dtype, copy=True), trained=True)
             self.names.append(HEAD)
             changed["head"] = lambda at, x: x @ at.formula.weights[HEAD].mT
@@ -116,7 +118,7 @@ class _Formula(nn.Module):
             for part in self._parts(operation):
                 part.operation = changed.get(operation, OPERATIONS[operation])
             changed[operation] = functools.partial(self._through, operation)
-        self.changes = [Change(operation, function) for operation, function in changed.items()]
+        self.changes = [Replacement(operation, function) for operation, function in changed.items()]
 
     def forward(self, ids: Tensor) -> Tensor:
         weights = {**dict(self.named_parameters()), **dict(self.named_buffers())}

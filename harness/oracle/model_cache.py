@@ -13,7 +13,7 @@ _known: dict[Hashable, Any] = {}
 frozen = False  # whether whoever runs many subjects has frozen what the garbage collector need not look at
 
 
-def held(key: Hashable, make: Callable[[], T]) -> T:
+def cached(key: Hashable, make: Callable[[], T]) -> T:
     """What `make` gave for `key` the last time, if nothing else came between; read it, do not write into it."""
     if key not in _bench:
         clear()
@@ -22,7 +22,7 @@ def held(key: Hashable, make: Callable[[], T]) -> T:
     return found
 
 
-def known(size: str, key: Hashable, make: Callable[[], T]) -> T:
+def cached_if_small(size: str, key: Hashable, make: Callable[[], T]) -> T:
     """What is true whatever the subject (an oracle's answers): kept for the process where the size is small.
 
     Read it, do not write into it.

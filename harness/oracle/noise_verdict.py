@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.oracle import model_cache
 from harness.subjects.model import Model
-from harness.subjects.weight_map import Row, joined
+from harness.subjects.weight_map import MappedWeight, joined
 from harness.suites.measure_registry import Reading
 
 # float64 carries 29 bits more than float32, so its rounding floor is the float32 one times 2^-29.
@@ -75,7 +75,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class NoiseComparison:
     """Every place that was compared: the forward pass in execution order, and the gradients by published name."""
 
     outputs: list[Difference]
@@ -108,7 +108,7 @@ def truth(reference: Make, ids: Tensor, targets: Tensor, *, backward: bool) -> T
     return found
 
 
-def hold(candidate: Make, against: Truth, ids: Tensor, targets: Tensor) -> Comparison:
+def compare(candidate: Make, against: Truth, ids: Tensor, targets: Tensor) -> NoiseComparison:
     """Run the candidate in both precisions and hold it against the truth.
 
     One model is alive at a time and gradients are compared as they arrive, so the peak is one float64 model and the
@@ -130,7 +130,7 @@ def hold(candidate: Make, against: Truth, ids: Tensor, targets: Tensor) -> Compa
             for name, tensor in getattr(against, kind).items()
         ]
 
-    return Comparison(differences("outputs"), differences("gradients"))
+    return NoiseComparison(differences("outputs"), differences("gradients"))
 
 
 def reading(differences: list[Difference]) -> Reading:
@@ -165,7 +165,7 @@ class _Sink(Protocol):
 
     def output(self, name: str, tensor: Tensor) -> None: ...
 
-    def gradient(self, row: Row, own: Tensor) -> None: ...
+    def gradient(self, row: MappedWeight, own: Tensor) -> None: ...
 
 
 class _Kept:
@@ -174,12 +174,12 @@ class _Kept:
     def __init__(self) -> None:
         self.outputs: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
-        self._parts: dict[str, list[tuple[Row, Tensor]]] = {}
+        self._parts: dict[str, list[tuple[MappedWeight, Tensor]]] = {}
 
     def output(self, name: str, tensor: Tensor) -> None:
         self.outputs[name] = tensor
 
-    def gradient(self, row: Row, own: Tensor) -> None:
+    def gradient(self, row: MappedWeight, own: Tensor) -> None:
         parts = self._parts.setdefault(row.published, [])
         parts.append((row, row.to_published(own)))
         self.gradients[row.published] = joined(parts)
@@ -196,7 +196,7 @@ class _Distances:
     def output(self, name: str, tensor: Tensor) -> None:
         self.outputs[name] = distance(tensor, self._expected_outputs[name])
 
-    def gradient(self, row: Row, own: Tensor) -> None:
+    def gradient(self, row: MappedWeight, own: Tensor) -> None:
         name = row.published
         if name in self._expected_gradients:
             found = distance(row.to_published(own), row.part_of(self._expected_gradients[name]))
@@ -222,7 +222,7 @@ def _pass(model: Model, ids: Tensor, targets: Tensor, backward: bool, sink: _Sin
 def _backward(model: Model, loss: Tensor, sink: _Sink) -> None:
     """Backward, handing on each gradient as soon as it is final; a parameter without one has gradient zero."""
     parameters = dict(model.module.named_parameters())
-    pending: dict[str, list[Row]] = {}  # one own parameter may hold several published ones
+    pending: dict[str, list[MappedWeight]] = {}  # one own parameter may hold several published ones
     for row in model.weights.rows:
         pending.setdefault(row.own, []).append(row)
 

@@ -1,4 +1,4 @@
-"""Candidate explanations: what people write in the place of each of GPT-2's operations, each with its catalogue id."""
+"""Candidate variants: what people write in the place of each of GPT-2's operations, each with its catalogue id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GELU_SLOPE = math.sqrt(2 / math.pi)
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Variant:
     """One way in which an operation is got wrong: what it is called, what it says, and what it computes.
 
     `where` is the place that a reader should look at, when that is not the operation itself. `harmless`: float32 cannot
@@ -39,7 +39,7 @@ class Explanation:
 
 
 @functools.lru_cache(maxsize=1)
-def explanations() -> tuple[Explanation, ...]:
+def variants() -> tuple[Variant, ...]:
     """Every candidate; among those that fit equally well the first one listed is told."""
     groups = (_embeddings, _norms, _qkv, _scores, _masks, _softmaxes, _mixes, _outputs, _residuals, _mlps, _wirings)
     return tuple(explanation for group in (*groups, _stacks, _heads) for explanation in group())
@@ -49,7 +49,7 @@ OF_HEADS = ("attn.split", "attn.scores", "attn.scale", "attn.mask", "attn.softma
 POSITIONS = (1, 4, 8, 12, 16, 20, 24, 28)
 
 
-def in_parts(explanation: Explanation, *, heads: int) -> Iterator[Explanation]:
+def in_parts(explanation: Variant, *, heads: int) -> Iterator[Variant]:
     """The explanation in some of the values alone: in one head, in the first position, beyond one, in other rows."""
     operation = explanation.operation
     if operation in OF_HEADS:
@@ -66,7 +66,7 @@ def in_parts(explanation: Explanation, *, heads: int) -> Iterator[Explanation]:
     yield _in_part(explanation, 0, slice(1, None), "in all rows of the batch but the first")
 
 
-def _in_part(explanation: Explanation, axis: int, part: slice, says: str) -> Explanation:
+def _in_part(explanation: Variant, axis: int, part: slice, says: str) -> Variant:
     """What the explanation gives within a slice of one axis, and GPT-2's own elsewhere."""
     right = OPERATIONS[explanation.operation]
 
@@ -76,9 +76,7 @@ def _in_part(explanation: Explanation, axis: int, part: slice, says: str) -> Exp
             return tuple(_with_part(a, b, axis, part) for a, b in zip(own, other, strict=True))
         return _with_part(own, other, axis, part)
 
-    return Explanation(
-        explanation.fault, explanation.operation, f"{says}: {explanation.says}", function, explanation.where
-    )
+    return Variant(explanation.fault, explanation.operation, f"{says}: {explanation.says}", function, explanation.where)
 
 
 def _with_part(own: Tensor, other: Tensor, axis: int, part: slice) -> Tensor:
@@ -90,7 +88,7 @@ def _with_part(own: Tensor, other: Tensor, axis: int, part: slice) -> Tensor:
     return mixed
 
 
-def _embeddings() -> Iterator[Explanation]:
+def _embeddings() -> Iterator[Variant]:
     def positions(function: Callable[[At, Tensor, Tensor], Tensor]) -> Operation:
         """`function(at, ids, positions)` gives the rows of wpe to read."""
         return lambda at, ids: at["wpe.weight"][
@@ -98,87 +96,81 @@ def _embeddings() -> Iterator[Explanation]:
         ]
 
     place = "embedding.position"
-    yield Explanation(
-        "pos-reversed", place, "positions count down instead of up", positions(lambda at, ids, p: p.flip(0))
-    )
-    yield Explanation(
+    yield Variant("pos-reversed", place, "positions count down instead of up", positions(lambda at, ids, p: p.flip(0)))
+    yield Variant(
         "pos-constant", place, "every token gets position 0", positions(lambda at, ids, p: torch.zeros_like(p))
     )
-    yield Explanation(
+    yield Variant(
         "pos-indexed-by-batch",
         place,
         "the position table is indexed by the row of the batch, not by the time",
         positions(lambda at, ids, p: torch.arange(ids.shape[0])[:, None].expand_as(ids)),
     )
-    yield Explanation(
+    yield Variant(
         "pos-from-token-ids",
         place,
         "the position table is looked up with the token ids",
         lambda at, ids: at["wpe.weight"][ids % at.size.context],
     )
-    yield Explanation(
+    yield Variant(
         "pos-from-token-ids",
         place,
         "the position table is looked up with the token ids, clamped",
         lambda at, ids: at["wpe.weight"][ids.clamp(max=at.size.context - 1)],
     )
     for offset in (1, 2, -1):
-        yield Explanation(
+        yield Variant(
             "pos-from-one" if offset == 1 else "pos-offset",
             place,
             f"positions are shifted by {offset:+d}",
             positions(lambda at, ids, p, offset=offset: p + offset),  # type: ignore[misc]
         )
     for shift in (1, 2, -1, -2):
-        yield Explanation(
+        yield Variant(
             "load-wpe-shifted",
             place,
             f"the position table is rolled by {shift:+d} rows",
             lambda at, ids, shift=shift: at["wpe.weight"].roll(shift, 0)[at.start : at.start + ids.shape[1]],
         )
     for last in (-2, -3):
-        yield Explanation(
+        yield Variant(
             "pos-last-clamped",
             place,
             "positions are clamped before the end of the context",
             positions(lambda at, ids, p, last=last: p.clamp(max=at.size.context + last)),  # type: ignore[misc]
         )
     for half in (False, True):
-        yield Explanation(
+        yield Variant(
             "pos-sinusoidal",
             place,
             "sines and cosines stand in the place of the learned positions",
             lambda at, ids, half=half: _sinusoids(at, ids.shape[1], in_halves=half),
         )
-    yield Explanation(
-        "pos-multiplied", "embedding", "token and position embeddings are multiplied", lambda at, t, p: t * p
-    )
-    yield Explanation("pos-missing", "embedding", "position embeddings are not added", lambda at, t, p: t)
-    yield Explanation(
-        "token-embedding-missing", "embedding", "token embeddings are not added", lambda at, t, p: p + 0 * t
-    )
-    yield Explanation("pos-subtracted", "embedding", "position embeddings are subtracted", lambda at, t, p: t - p)
-    yield Explanation("pos-added-twice", "embedding", "position embeddings are added twice", lambda at, t, p: t + 2 * p)
-    yield Explanation(
+    yield Variant("pos-multiplied", "embedding", "token and position embeddings are multiplied", lambda at, t, p: t * p)
+    yield Variant("pos-missing", "embedding", "position embeddings are not added", lambda at, t, p: t)
+    yield Variant("token-embedding-missing", "embedding", "token embeddings are not added", lambda at, t, p: p + 0 * t)
+    yield Variant("pos-subtracted", "embedding", "position embeddings are subtracted", lambda at, t, p: t - p)
+    yield Variant("pos-added-twice", "embedding", "position embeddings are added twice", lambda at, t, p: t + 2 * p)
+    yield Variant(
         "embedding-scaled",
         "embedding",
         "token embeddings are multiplied by sqrt(width), as in Vaswani et al., which GPT-2 does not",
         lambda at, t, p: t * math.sqrt(at.size.width) + p,
     )
-    yield Explanation(
+    yield Variant(
         "embedding-scaled",
         "embedding",
         "the embeddings' sum is multiplied by sqrt(width)",
         lambda at, t, p: (t + p) * math.sqrt(at.size.width),
     )
     for name in ("ln_1", "ln_f"):
-        yield Explanation(
+        yield Variant(
             "embedding-ln-extra",
             "embedding",
             f"the embeddings go through {name} before the first block",
             lambda at, t, p, name=name: normalised(t + p, *_affine(at if name == "ln_f" else at.at(0), name)),
         )
-    yield Explanation(
+    yield Variant(
         "embedding-ln-extra",
         "embedding",
         "the embeddings are normalised before the first block",
@@ -217,19 +209,19 @@ def _affine(at: At, name: str) -> tuple[Tensor, Tensor]:
     return at[f"{name}.weight"], at[f"{name}.bias"]
 
 
-def _norms() -> Iterator[Explanation]:
+def _norms() -> Iterator[Variant]:
     for name in ("ln_1", "ln_2", "ln_f"):
         yield from _norm(name)
     for name, other in (("ln_1", "ln_2"), ("ln_2", "ln_1")):
         fault = "ln-shared-in-block" if name == "ln_2" else "load-ln-swapped"
-        yield Explanation(
+        yield Variant(
             fault,
             name,
             f"{name} uses the gain and bias of {other}",
             lambda at, x, other=other: normalised(x, *_affine(at, other)),
         )
     for other in ("ln_2", "ln_1"):
-        yield Explanation(
+        yield Variant(
             "final-ln-reuses-block-ln",
             "ln_f",
             f"the final norm uses the last block's {other}",
@@ -237,42 +229,42 @@ def _norms() -> Iterator[Explanation]:
         )
 
 
-def _norm(name: str) -> Iterator[Explanation]:
+def _norm(name: str) -> Iterator[Variant]:
     def norm(**settings: Any) -> Operation:
         return lambda at, x: normalised(x, *_affine(at, name), **settings)
 
     missing = {"ln_1": "ln-missing-before-attention", "ln_2": "ln-missing-before-mlp", "ln_f": "final-ln-missing"}[name]
-    yield Explanation(missing, name, f"{name} is not applied", lambda at, x: x)
-    yield Explanation(
+    yield Variant(missing, name, f"{name} is not applied", lambda at, x: x)
+    yield Variant(
         "ln-bias-ignored", name, f"{name}'s bias is not added", lambda at, x: normalised(x, at[f"{name}.weight"])
     )
-    yield Explanation(
+    yield Variant(
         "ln-gain-ignored",
         name,
         f"{name}'s gain is not applied",
         lambda at, x: normalised(x, 1.0, at[f"{name}.bias"]),
     )
     left = "load-final-ln-left-at-init" if name == "ln_f" else "ln-affine-ignored"
-    yield Explanation(left, name, f"{name} has neither gain nor bias", lambda at, x: normalised(x))
-    yield Explanation(
+    yield Variant(left, name, f"{name} has neither gain nor bias", lambda at, x: normalised(x))
+    yield Variant(
         "ln-gain-plus-one",
         name,
         f"{name} multiplies by 1 + gain",
         lambda at, x: normalised(x, 1 + at[f"{name}.weight"], at[f"{name}.bias"]),
     )
-    yield Explanation(
+    yield Variant(
         "ln-no-mean-subtraction",
         name,
         f"{name} does not subtract the mean: an RMS norm",
         norm(centred=False),
     )
-    yield Explanation(
+    yield Variant(
         "ln-no-mean-subtraction",
         name,
         f"{name} divides by the root mean square and adds no bias: an RMS norm",
         lambda at, x: normalised(x, at[f"{name}.weight"], centred=False),
     )
-    yield Explanation(
+    yield Variant(
         "ln-no-mean-subtraction",
         name,
         f"{name} divides by the standard deviation, but does not subtract the mean",
@@ -280,13 +272,13 @@ def _norm(name: str) -> Iterator[Explanation]:
             x / (x.var(-1, keepdim=True, correction=0) + EPSILON).sqrt() * at[f"{name}.weight"] + at[f"{name}.bias"]
         ),
     )
-    yield Explanation(
+    yield Variant(
         "ln-no-variance",
         name,
         f"{name} subtracts the mean, but does not divide by the standard deviation",
         lambda at, x: (x - x.mean(-1, keepdim=True)) * at[f"{name}.weight"] + at[f"{name}.bias"],
     )
-    yield Explanation(
+    yield Variant(
         "ln-divides-by-variance",
         name,
         f"{name} divides by the variance instead of its root",
@@ -296,23 +288,23 @@ def _norm(name: str) -> Iterator[Explanation]:
         ),
     )
     for epsilon in (1e-6, 1e-12, 1e-8, 1e-7, 1e-10, 0.0, 1e-4):
-        yield Explanation("ln-eps-wrong", name, f"{name}'s epsilon is {epsilon:g}, not 1e-5", norm(epsilon=epsilon))
+        yield Variant("ln-eps-wrong", name, f"{name}'s epsilon is {epsilon:g}, not 1e-5", norm(epsilon=epsilon))
     for epsilon in (1e-3, 1e-2, 0.1, 1.0):
-        yield Explanation("ln-eps-too-large", name, f"{name}'s epsilon is {epsilon:g}, not 1e-5", norm(epsilon=epsilon))
+        yield Variant("ln-eps-too-large", name, f"{name}'s epsilon is {epsilon:g}, not 1e-5", norm(epsilon=epsilon))
     for correction in (1, 0):
         for epsilon in (1e-5, 1e-6, 1e-12, 1e-8, 0.0):
             kind = "sample" if correction else "population"
             if correction and epsilon != 1e-5:
                 says = f"{name} divides by the unbiased variance (n - 1), with epsilon {epsilon:g}"
-                yield Explanation("ln-unbiased-var", name, says, norm(correction=1, epsilon=epsilon))
+                yield Variant("ln-unbiased-var", name, says, norm(correction=1, epsilon=epsilon))
             elif correction:
                 says = f"{name} divides by the unbiased variance (n - 1)"
-                yield Explanation("ln-unbiased-var", name, says, norm(correction=1))
+                yield Variant("ln-unbiased-var", name, says, norm(correction=1))
             says = f"{name} adds epsilon {epsilon:g} outside the square root, to the {kind} deviation"
             fault = "ln-unbiased-var" if correction else "ln-eps-outside-sqrt"
-            yield Explanation(fault, name, says, norm(outside=True, correction=correction, epsilon=epsilon))
+            yield Variant(fault, name, says, norm(outside=True, correction=correction, epsilon=epsilon))
     for epsilon in (1e-5, 1e-6, 1e-12):
-        yield Explanation(
+        yield Variant(
             "ln-eps-outside-sqrt",
             name,
             f"{name} adds epsilon {epsilon:g} after the division",
@@ -320,24 +312,24 @@ def _norm(name: str) -> Iterator[Explanation]:
                 (normalised(x, epsilon=0.0) + epsilon) * at[f"{name}.weight"] + at[f"{name}.bias"]
             ),
         )
-    yield Explanation(
+    yield Variant(
         "ln-wrong-axes-leak",
         name,
         f"{name} normalises over time and channels together: statistics of the future leak into the past",
         norm(axes=(-2, -1)),
     )
-    yield Explanation("ln-wrong-axes-leak", name, f"{name} normalises over time, not over channels", norm(axes=(-2,)))
-    yield Explanation("ln-wrong-axes-leak", name, f"{name} normalises over the batch", norm(axes=(0,)))
-    yield Explanation(
+    yield Variant("ln-wrong-axes-leak", name, f"{name} normalises over time, not over channels", norm(axes=(-2,)))
+    yield Variant("ln-wrong-axes-leak", name, f"{name} normalises over the batch", norm(axes=(0,)))
+    yield Variant(
         "ln-wrong-axes-leak", name, f"{name} normalises over the batch, time and channels", norm(axes=(0, 1, 2))
     )
-    yield Explanation(
+    yield Variant(
         "ln-twice",
         name,
         f"{name} is applied twice",
         lambda at, x: normalised(normalised(x, *_affine(at, name)), *_affine(at, name)),
     )
-    yield Explanation(
+    yield Variant(
         "ln-low-precision",
         name,
         f"{name} is evaluated in bfloat16",
@@ -347,18 +339,18 @@ def _norm(name: str) -> Iterator[Explanation]:
     )
 
 
-def _linear(name: str, bias_missing: str) -> Iterator[Explanation]:
+def _linear(name: str, bias_missing: str) -> Iterator[Variant]:
     """What goes wrong with any of the four projections of a block."""
     operation = {"attn.c_attn": "attn.qkv"}.get(name, name)
-    yield Explanation(bias_missing, operation, f"{name}'s bias is not added", lambda at, x: x @ at[f"{name}.weight"])
-    yield Explanation(
+    yield Variant(bias_missing, operation, f"{name}'s bias is not added", lambda at, x: x @ at[f"{name}.weight"])
+    yield Variant(
         "bias-added-twice",
         operation,
         f"{name}'s bias is added twice",
         lambda at, x: x @ at[f"{name}.weight"] + 2 * at[f"{name}.bias"],
     )
     for other in range(3):
-        yield Explanation(
+        yield Variant(
             "layer-weights-mixed",
             operation,
             f"{name} has the weights of layer {other}",
@@ -366,7 +358,7 @@ def _linear(name: str, bias_missing: str) -> Iterator[Explanation]:
         )
 
 
-def _qkv() -> Iterator[Explanation]:
+def _qkv() -> Iterator[Variant]:
     yield from _linear("attn.c_attn", "qkv-bias-ignored")
     thirds = {"query": 0, "key": 1, "value": 2}
     for names in (("query",), ("value",), ("query", "key"), ("query", "value"), ("key", "value")):
@@ -378,7 +370,7 @@ def _qkv() -> Iterator[Explanation]:
             return x @ at["attn.c_attn.weight"] + bias
 
         says = f"the bias of the {' and the '.join(names)} is not added"
-        yield Explanation("qkv-bias-ignored", "attn.qkv", says, some_biases)
+        yield Variant("qkv-bias-ignored", "attn.qkv", says, some_biases)
     for name, third in thirds.items():
 
         def transposed(at: At, x: Tensor, third: int = third) -> Tensor:
@@ -387,7 +379,7 @@ def _qkv() -> Iterator[Explanation]:
             weight[:, third * C : third * C + C] = weight[:, third * C : third * C + C].mT.clone()
             return x @ weight + at["attn.c_attn.bias"]
 
-        yield Explanation(
+        yield Variant(
             "load-conv1d-square-not-transposed", "attn.qkv", f"the {name} projection is transposed", transposed
         )
 
@@ -395,10 +387,10 @@ def _qkv() -> Iterator[Explanation]:
         blocks: Tensor = at["attn.c_attn.weight"].unflatten(1, (3, -1))  # (in, 3, out)
         return x @ blocks.permute(2, 1, 0).flatten(1) + at["attn.c_attn.bias"]
 
-    yield Explanation(
+    yield Variant(
         "load-conv1d-square-not-transposed", "attn.qkv", "query, key and value are transposed", all_transposed
     )
-    yield Explanation(
+    yield Variant(
         "load-conv1d-square-not-transposed",
         "attn.qkv",
         "the fused projection is reshaped where it should be transposed",
@@ -413,7 +405,7 @@ def _qkv() -> Iterator[Explanation]:
             return found[0], found[1], found[2]
 
         read = ", ".join(words[third] for third in order)
-        yield Explanation(
+        yield Variant(
             "qkv-order-swapped-code",
             "attn.split",
             f"the fused projection is read as {read}; GPT-2's checkpoint is q, k, v",
@@ -431,10 +423,10 @@ def _qkv() -> Iterator[Explanation]:
         return tuple(qkv.unflatten(-1, (at.size.heads, at.size.head_width, 3)).transpose(1, 2).unbind(-1))
 
     says = "the fused projection is read as [q, k, v] for each head; GPT-2's checkpoint has all q, all k, all v"
-    yield Explanation("qkv-interleaved-per-head", "attn.split", says, interleaved)
+    yield Variant("qkv-interleaved-per-head", "attn.split", says, interleaved)
     says = "the fused projection is read as q, k, v alternating by channel"
-    yield Explanation("qkv-interleaved-per-head", "attn.split", says, by_channel)
-    yield Explanation("qkv-interleaved-per-head", "attn.split", says, by_head_channel)
+    yield Variant("qkv-interleaved-per-head", "attn.split", says, by_channel)
+    yield Variant("qkv-interleaved-per-head", "attn.split", says, by_head_channel)
 
     def each(function: Operation) -> Operation:
         return lambda at, qkv: tuple(function(at, part) for part in qkv.chunk(3, dim=-1))
@@ -446,7 +438,7 @@ def _qkv() -> Iterator[Explanation]:
         apart: Tensor = x.unflatten(-1, (at.size.head_width, at.size.heads))
         return apart.permute(0, 3, 1, 2)
 
-    yield Explanation(
+    yield Variant(
         "head-split-view-no-transpose",
         "attn.split",
         "heads are split by a view to (B, H, T, D) without a transpose: positions and features mix",
@@ -460,13 +452,13 @@ def _qkv() -> Iterator[Explanation]:
                 for word, part in zip("qkv", qkv.chunk(3, dim=-1), strict=True)
             )
 
-        yield Explanation(
+        yield Variant(
             "head-split-view-no-transpose",
             "attn.split",
             f"the {which} are split into heads by a view without a transpose",
             some_viewed,
         )
-    yield Explanation(
+    yield Variant(
         "head-split-wrong-factor",
         "attn.split",
         "channels are split as (D, H) instead of (H, D): heads are strided",
@@ -476,25 +468,25 @@ def _qkv() -> Iterator[Explanation]:
     def of_heads(function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Operation:
         return lambda at, qkv: function(*OPERATIONS["attn.split"](at, qkv))
 
-    yield Explanation(
+    yield Variant(
         "heads-share-keys",
         "attn.split",
         "every head uses the keys of head 0",
         of_heads(lambda q, k, v: (q, k[:, :1].expand_as(k), v)),
     )
-    yield Explanation(
+    yield Variant(
         "heads-share-values",
         "attn.split",
         "every head uses the values of head 0",
         of_heads(lambda q, k, v: (q, k, v[:, :1].expand_as(v))),
     )
-    yield Explanation(
+    yield Variant(
         "heads-share-keys",
         "attn.split",
         "every head uses the keys and values of head 0 (multi-query)",
         of_heads(lambda q, k, v: (q, k[:, :1].expand_as(k), v[:, :1].expand_as(v))),
     )
-    yield Explanation(
+    yield Variant(
         "heads-share-queries",
         "attn.split",
         "every head uses the queries of head 0",
@@ -508,8 +500,8 @@ def _qkv() -> Iterator[Explanation]:
         ("query-is-value", "the queries are the values", lambda q, k, v: (v, k, v)),
         ("key-is-value", "the keys are the values", lambda q, k, v: (q, v, v)),
     ):
-        yield Explanation(fault, "attn.split", says, of_heads(function), where="attn.qkv")
-    yield Explanation(
+        yield Variant(fault, "attn.split", says, of_heads(function), where="attn.qkv")
+    yield Variant(
         "qk-normalised",
         "attn.split",
         "queries and keys are normalised",
@@ -517,12 +509,10 @@ def _qkv() -> Iterator[Explanation]:
     )
 
 
-def _scores() -> Iterator[Explanation]:
-    yield Explanation(
-        "scores-transposed", "attn.scores", "the scores are K Qᵀ instead of Q Kᵀ", lambda at, q, k: k @ q.mT
-    )
-    yield Explanation("scores-negated", "attn.scores", "the scores have the wrong sign", lambda at, q, k: -(q @ k.mT))
-    yield Explanation(
+def _scores() -> Iterator[Variant]:
+    yield Variant("scores-transposed", "attn.scores", "the scores are K Qᵀ instead of Q Kᵀ", lambda at, q, k: k @ q.mT)
+    yield Variant("scores-negated", "attn.scores", "the scores have the wrong sign", lambda at, q, k: -(q @ k.mT))
+    yield Variant(
         "scores-by-distance",
         "attn.scores",
         "the scores are distances, not products",
@@ -547,27 +537,27 @@ def _scores() -> Iterator[Explanation]:
         ("scale-by-constant", "the scores are divided by 8, right for a head size of 64 only", lambda s: 1 / 8),
     ]
     for fault, says, factor in table:
-        yield Explanation(fault, "attn.scale", says, lambda at, scores, factor=factor: scores * factor(at.size))
-    yield Explanation(
+        yield Variant(fault, "attn.scale", says, lambda at, scores, factor=factor: scores * factor(at.size))
+    yield Variant(
         "scale-by-context",
         "attn.scale",
         "the scores are divided by sqrt(number of tokens)",
         lambda at, scores: scores / math.sqrt(scores.shape[-1]),
     )
-    yield Explanation(
+    yield Variant(
         "scale-by-layer",
         "attn.scale",
         "the scores are divided by the layer's number as well (scale_attn_by_inverse_layer_idx)",
         lambda at, scores: scores / math.sqrt(at.size.head_width) / (at.layer + 1),
     )
     for bound in (10.0, 20.0, 30.0, 50.0, 5.0):
-        yield Explanation(
+        yield Variant(
             "scores-clamped",
             "attn.scale",
             f"the scores are clamped to ±{bound:g}",
             lambda at, scores, bound=bound: (scores / math.sqrt(at.size.head_width)).clamp(-bound, bound),
         )
-        yield Explanation(
+        yield Variant(
             "scores-soft-capped",
             "attn.scale",
             f"the scores are soft-capped at {bound:g}",
@@ -575,38 +565,36 @@ def _scores() -> Iterator[Explanation]:
         )
 
 
-def _masks() -> Iterator[Explanation]:
+def _masks() -> Iterator[Variant]:
     def fill(allowed: Callable[[int, int], Tensor], value: float = -math.inf) -> Operation:
         return lambda at, scores: scores.masked_fill(~allowed(*scores.shape[-2:]), value)
 
     def shifted(by: int) -> Callable[[int, int], Tensor]:
         return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(S - T + by)
 
-    yield Explanation("mask-missing", "attn.mask", "there is no causal mask", lambda at, scores: scores)
-    yield Explanation(
-        "mask-allows-next", "attn.mask", "the mask lets every position see the next one", fill(shifted(1))
-    )
-    yield Explanation("mask-allows-next", "attn.mask", "the mask lets every position see two ahead", fill(shifted(2)))
-    yield Explanation(
+    yield Variant("mask-missing", "attn.mask", "there is no causal mask", lambda at, scores: scores)
+    yield Variant("mask-allows-next", "attn.mask", "the mask lets every position see the next one", fill(shifted(1)))
+    yield Variant("mask-allows-next", "attn.mask", "the mask lets every position see two ahead", fill(shifted(2)))
+    yield Variant(
         "attention-to-others-only",
         "attn.mask",
         "the mask hides every position from itself",
         fill(_but_first(shifted(-1))),
     )
     for value in (-math.inf, -1e9, -1e10, torch.finfo(torch.float32).min, torch.finfo(torch.float64).min):
-        yield Explanation(
+        yield Variant(
             "attention-to-others-only",
             "attn.mask",
             "the mask hides every position from itself",
             fill(shifted(-1), value),
         )
-    yield Explanation(
+    yield Variant(
         "mask-transposed",
         "attn.mask",
         "the mask is upside down: every position sees only itself and the future",
         fill(lambda T, S: torch.ones(T, S, dtype=torch.bool).triu()),
     )
-    yield Explanation(
+    yield Variant(
         "mask-inverted",
         "attn.mask",
         "the mask is inverted: it hides the past and shows the future",
@@ -622,49 +610,49 @@ def _masks() -> Iterator[Explanation]:
         (-50.0, "mask-fill-too-small"),
         (-100.0, "mask-fill-too-small"),
     ):
-        yield Explanation(fault, "attn.mask", f"masked scores are filled with {value:g}", fill(visible, value))
+        yield Variant(fault, "attn.mask", f"masked scores are filled with {value:g}", fill(visible, value))
         if value in (0.0, 1e-9, 1e-10, -100.0):
             continue  # nothing added is no mask, and 100 taken off is enough of one
-        yield Explanation(
+        yield Variant(
             fault,
             "attn.mask",
             f"masked scores have {value:g} added",
             lambda at, s, value=value: s + value * (~visible(*s.shape[-2:])).to(s.dtype),
         )
-    yield Explanation(
+    yield Variant(
         "mask-fill-zero",
         "attn.mask",
         "scores are multiplied by the mask: masked ones are 0, and keep their weight",
         lambda at, s: s * visible(*s.shape[-2:]),
     )
     for offset in (0, 1):
-        yield Explanation(
+        yield Variant(
             "mask-added-as-ones",
             "attn.mask",
             "a mask of ones and zeros is added to the scores",
             lambda at, s, offset=offset: s + (visible(*s.shape[-2:]) ^ bool(offset)).to(s.dtype),
         )
-    yield Explanation(
+    yield Variant(
         "mask-block-of-context",
         "attn.mask",
         "the first position is hidden",
         lambda at, s: s.masked_fill(~_without_first(*s.shape[-2:]), -math.inf),
     )
-    yield Explanation(
+    yield Variant(
         "attention-to-self-only",
         "attn.mask",
         "every position sees itself alone",
         fill(lambda T, S: torch.eye(T, S, dtype=torch.bool)),
     )
     for row in (4, 8, 10, 12, 16, 20, 24, 28, 30):
-        yield Explanation(
+        yield Variant(
             "mask-ends-early",
             "attn.mask",
             f"from position {row} on there is no mask",
             fill(lambda T, S, row=row: visible(T, S) | (torch.arange(T)[:, None] >= row)),  # type: ignore[misc]
         )
     for window in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20):
-        yield Explanation(
+        yield Variant(
             "mask-window-not-respected",
             "attn.mask",
             f"every position sees only the last {window} positions",
@@ -680,7 +668,7 @@ def _masks() -> Iterator[Explanation]:
         return function
 
     says = "the mask multiplies the probabilities after the softmax: rows do not sum to 1"
-    yield Explanation("mask-after-softmax", "attn.mix", says, after(False), where="attn.mask")
+    yield Variant("mask-after-softmax", "attn.mix", says, after(False), where="attn.mask")
 
 
 def _but_first(mask: Callable[[int, int], Tensor]) -> Callable[[int, int], Tensor]:
@@ -698,30 +686,28 @@ def _without_first(T: int, S: int) -> Tensor:
     return allowed
 
 
-def _softmaxes() -> Iterator[Explanation]:
+def _softmaxes() -> Iterator[Variant]:
     op = "attn.softmax"
-    yield Explanation(
+    yield Variant(
         "softmax-over-queries",
         op,
         "the softmax is over the queries, not over the keys",
         lambda at, s: s.softmax(-2),
     )
-    yield Explanation("softmax-over-queries", op, "the softmax is over the heads", lambda at, s: s.softmax(1))
-    yield Explanation("softmax-over-queries", op, "the softmax is over the batch", lambda at, s: s.softmax(0))
-    yield Explanation(
+    yield Variant("softmax-over-queries", op, "the softmax is over the heads", lambda at, s: s.softmax(1))
+    yield Variant("softmax-over-queries", op, "the softmax is over the batch", lambda at, s: s.softmax(0))
+    yield Variant(
         "softmax-missing", op, "the scores are used without a softmax", lambda at, s: s.masked_fill(s.isinf(), 0.0)
     )
-    yield Explanation(
-        "softmax-is-sigmoid", op, "a sigmoid stands in the place of the softmax", lambda at, s: s.sigmoid()
-    )
-    yield Explanation(
+    yield Variant("softmax-is-sigmoid", op, "a sigmoid stands in the place of the softmax", lambda at, s: s.sigmoid())
+    yield Variant(
         "softmax-off-by-one",
         op,
         "the softmax has 1 added to its denominator",
         lambda at, s: F.pad(s, (0, 1)).softmax(-1)[..., :-1],
     )
-    yield Explanation("softmax-twice", op, "the softmax is applied twice", lambda at, s: s.softmax(-1).softmax(-1))
-    yield Explanation(
+    yield Variant("softmax-twice", op, "the softmax is applied twice", lambda at, s: s.softmax(-1).softmax(-1))
+    yield Variant(
         "softmax-twice",
         op,
         "the softmax is applied, masked, and applied again",
@@ -729,19 +715,19 @@ def _softmaxes() -> Iterator[Explanation]:
     )
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
-        yield Explanation(
+        yield Variant(
             "softmax-low-precision",
             op,
             f"the softmax is evaluated in {name}",
             lambda at, s, dtype=dtype: s.to(dtype).softmax(-1).to(s.dtype),
         )
-        yield Explanation(
+        yield Variant(
             "softmax-low-precision",
             op,
             f"the attention weights are rounded to {name}",
             lambda at, s, dtype=dtype: s.softmax(-1).to(dtype).to(s.dtype),
         )
-        yield Explanation(
+        yield Variant(
             "softmax-low-precision",
             op,
             f"the scores are rounded to {name}",
@@ -749,8 +735,8 @@ def _softmaxes() -> Iterator[Explanation]:
         )
 
 
-def _mixes() -> Iterator[Explanation]:
-    yield Explanation(
+def _mixes() -> Iterator[Variant]:
+    yield Variant(
         "mix-transposed",
         "attn.mix",
         "the values are mixed with the attention weights transposed",
@@ -762,35 +748,33 @@ def _mixes() -> Iterator[Explanation]:
             mixed = w @ v
             return mixed.index_fill(1, torch.tensor([number % mixed.shape[1]]), 0.0)
 
-        yield Explanation("head-dropped", "attn.mix", f"the {says} head's answer is dropped", dropped)
-    yield Explanation(
-        "mix-missing", "attn.mix", "the values are not mixed by the attention weights", lambda at, w, v: v
-    )
-    yield Explanation(
+        yield Variant("head-dropped", "attn.mix", f"the {says} head's answer is dropped", dropped)
+    yield Variant("mix-missing", "attn.mix", "the values are not mixed by the attention weights", lambda at, w, v: v)
+    yield Variant(
         "head-merge-no-transpose",
         "attn.merge",
         "heads are merged by a reshape without a transpose: tokens receive features of other positions",
         lambda at, m: m.reshape(m.shape[0], m.shape[2], -1),
     )
-    yield Explanation(
+    yield Variant(
         "head-merge-wrong-factor",
         "attn.merge",
         "heads are merged as (D, H) instead of (H, D)",
         lambda at, m: m.permute(0, 2, 3, 1).flatten(2),
     )
-    yield Explanation(
+    yield Variant(
         "head-merge-wrong-factor",
         "attn.merge",
         "heads are merged in reverse",
         lambda at, m: m.flip(1).transpose(1, 2).flatten(2),
     )
-    yield Explanation(
+    yield Variant(
         "head-merge-no-transpose",
         "attn.merge",
         "heads are merged from (B, D, T, H)",
         lambda at, m: m.transpose(1, 3).reshape(m.shape[0], m.shape[2], -1),
     )
-    yield Explanation(
+    yield Variant(
         "head-merge-no-transpose",
         "attn.merge",
         "heads are merged after the wrong transpose",
@@ -798,11 +782,11 @@ def _mixes() -> Iterator[Explanation]:
     )
 
 
-def _outputs() -> Iterator[Explanation]:
+def _outputs() -> Iterator[Variant]:
     name = "attn.c_proj"
-    yield Explanation("attn-out-proj-skipped", name, "the output projection is not applied", lambda at, x: x)
+    yield Variant("attn-out-proj-skipped", name, "the output projection is not applied", lambda at, x: x)
     for fault in ("load-conv1d-square-not-transposed", "attn-out-proj-transposed"):
-        yield Explanation(
+        yield Variant(
             fault,
             name,
             "the weight of attn.c_proj is transposed (it is square, so that every shape fits)",
@@ -811,33 +795,29 @@ def _outputs() -> Iterator[Explanation]:
     yield from _linear(name, "attn-out-bias-dropped")
 
 
-def _residuals() -> Iterator[Explanation]:
+def _residuals() -> Iterator[Variant]:
     for word, branch in (("attn", "attention"), ("mlp", "the MLP")):
         op = f"residual.{word}"
-        yield Explanation(
-            f"residual-{word}-missing", op, f"there is no skip around {branch}", lambda at, x, branch: branch
-        )
-        yield Explanation(f"{word}-branch-missing", op, f"{branch} is not added to the stream", lambda at, x, branch: x)
-        yield Explanation(
-            "residual-sign", op, f"{branch} is subtracted from the stream", lambda at, x, branch: x - branch
-        )
-        yield Explanation("residual-doubled", op, f"{branch} is added twice", lambda at, x, branch: x + 2 * branch)
-        yield Explanation(
+        yield Variant(f"residual-{word}-missing", op, f"there is no skip around {branch}", lambda at, x, branch: branch)
+        yield Variant(f"{word}-branch-missing", op, f"{branch} is not added to the stream", lambda at, x, branch: x)
+        yield Variant("residual-sign", op, f"{branch} is subtracted from the stream", lambda at, x, branch: x - branch)
+        yield Variant("residual-doubled", op, f"{branch} is added twice", lambda at, x, branch: x + 2 * branch)
+        yield Variant(
             "residual-doubled", op, f"the stream is doubled at {branch}", lambda at, x, branch: 2 * x + branch
         )
         norm = "ln_1" if word == "attn" else "ln_2"
-        yield Explanation(
+        yield Variant(
             "ln-before-residual",
             op,
             f"the skip around {branch} starts after {norm} instead of before it",
             lambda at, x, branch, norm=norm: at.formula.taps[f"h.{at.layer}.{norm}"] + branch,
         )
         for factor, says in ((0.5, "halved"), (math.sqrt(0.5), "divided by sqrt(2)")):
-            yield Explanation(
+            yield Variant(
                 "residual-halved", op, f"the sum after {branch} is {says}", lambda at, x, b, f=factor: (x + b) * f
             )
-            yield Explanation("residual-halved", op, f"{branch} is {says}", lambda at, x, b, f=factor: x + f * b)
-        yield Explanation(
+            yield Variant("residual-halved", op, f"{branch} is {says}", lambda at, x, b, f=factor: x + f * b)
+        yield Variant(
             "residual-halved",
             op,
             f"{branch} is divided by sqrt(2 · layers) at every call, not once at the start",
@@ -845,7 +825,7 @@ def _residuals() -> Iterator[Explanation]:
         )
 
 
-def _mlps() -> Iterator[Explanation]:
+def _mlps() -> Iterator[Variant]:
     yield from _linear("mlp.c_fc", "mlp-bias-dropped")
     yield from _linear("mlp.c_proj", "mlp-out-bias-dropped")
     op = "mlp.activation"
@@ -890,29 +870,29 @@ def _mlps() -> Iterator[Explanation]:
         ("activation-twice", "the GELU is applied twice", lambda at, x: F.gelu(F.gelu(x, approximate="tanh"), approximate="tanh")),
     ]  # fmt: skip
     for fault, says, function in table:
-        yield Explanation(fault, op, says, function)
+        yield Variant(fault, op, says, function)
     for digits in (7, 6, 5):
         slope = round(GELU_SLOPE, digits)
         says = f"the tanh GELU with {slope} where sqrt(2/pi) = 0.7978845608 belongs"
-        yield Explanation("gelu-coefficient-typo", op, says, tanh_gelu(slope=slope))
+        yield Variant("gelu-coefficient-typo", op, says, tanh_gelu(slope=slope))
     for digits in (8, 9, 10, 11, 12):
         slope = round(GELU_SLOPE, digits)
         says = f"sqrt(2/pi) = {slope} is written with {digits} digits"
-        yield Explanation("gelu-constant-rounded", op, says, tanh_gelu(slope=slope), harmless=True)
+        yield Variant("gelu-constant-rounded", op, says, tanh_gelu(slope=slope), harmless=True)
     for bound in (1.0, 2.0, 3.0, 5.0, 6.0, 10.0):
-        yield Explanation(
+        yield Variant(
             "gelu-clamped",
             op,
             f"the activation is clamped at {bound:g}",
             lambda at, x, bound=bound: F.gelu(x, approximate="tanh").clamp(max=bound),
         )
-        yield Explanation(
+        yield Variant(
             "gelu-clamped",
             op,
             f"the activation's input is clamped to ±{bound:g}",
             lambda at, x, bound=bound: F.gelu(x.clamp(-bound, bound), approximate="tanh"),
         )
-    yield Explanation(
+    yield Variant(
         "mlp-activation-twice",
         "mlp.c_proj",
         "a second GELU follows mlp.c_proj",
@@ -920,7 +900,7 @@ def _mlps() -> Iterator[Explanation]:
     )
 
 
-def _wirings() -> Iterator[Explanation]:
+def _wirings() -> Iterator[Variant]:
     """Ways to wire a block from the right parts."""
 
     def post_norm(at: At, x: Tensor) -> Tensor:
@@ -985,15 +965,15 @@ def _wirings() -> Iterator[Explanation]:
         ("block-skipped", "the block is skipped", lambda at, x: x),
         ("block-applied-twice", "the block is applied twice", twice),
     ):
-        yield Explanation(fault, "block", says, function, where="ln_1" if fault == "ln-swapped-in-block" else "")
-    yield Explanation(
+        yield Variant(fault, "block", says, function, where="ln_1" if fault == "ln-swapped-in-block" else "")
+    yield Variant(
         "mlp-missing",
         "mlp",
         "the MLP is one projection up and down of the wrong input",
         lambda at, x: torch.zeros_like(x),
     )
     for other in range(3):
-        yield Explanation(
+        yield Variant(
             "layer-weights-mixed",
             "block",
             f"the block computes with the weights of layer {other}",
@@ -1001,7 +981,7 @@ def _wirings() -> Iterator[Explanation]:
         )
 
 
-def _stacks() -> Iterator[Explanation]:
+def _stacks() -> Iterator[Variant]:
     """Ways to run through the blocks."""
 
     def over(layers: Callable[[int], list[int]]) -> Operation:
@@ -1032,7 +1012,7 @@ def _stacks() -> Iterator[Explanation]:
         ("last-block-repeated", "the last block is run twice", lambda L: [*range(L), L - 1]),
         ("block-skipped", "every other block is skipped", lambda L: list(range(0, L, 2))),
     ):
-        yield Explanation(fault, "blocks", says, over(layers))
+        yield Variant(fault, "blocks", says, over(layers))
 
     def normed_after_each(at: At, x: Tensor) -> Tensor:
         for layer in range(at.size.layers):
@@ -1047,31 +1027,29 @@ def _stacks() -> Iterator[Explanation]:
         return x
 
     says = "ln_f is applied after every block"
-    yield Explanation("final-ln-after-every-block", "blocks", says, normed_after_each, where="ln_f")
-    yield Explanation(
+    yield Variant("final-ln-after-every-block", "blocks", says, normed_after_each, where="ln_f")
+    yield Variant(
         "wpe-added-after-first-block",
         "blocks",
         "the positions are added after the first block",
         positions_late,
         where="embedding",
     )
-    yield Explanation(
+    yield Variant(
         "input-to-every-block",
         "blocks",
         "every block receives the embeddings; only the last one's output is used",
         input_to_every,
     )
-    yield Explanation(
-        "stream-added-again", "blocks", "the embeddings are added again after every block", input_added_again
-    )
-    yield Explanation("blocks-skipped", "blocks", "no block is run", lambda at, x: x)
+    yield Variant("stream-added-again", "blocks", "the embeddings are added again after every block", input_added_again)
+    yield Variant("blocks-skipped", "blocks", "no block is run", lambda at, x: x)
 
 
 def _soft_capped(cap: float, x: Tensor) -> Tensor:
     return cap * (x / cap).tanh()
 
 
-def _heads() -> Iterator[Explanation]:
+def _heads() -> Iterator[Variant]:
     def answer(function: Callable[[Tensor], Tensor]) -> Operation:
         return lambda at, x: function(OPERATIONS["head"](at, x))
 
@@ -1099,14 +1077,14 @@ def _heads() -> Iterator[Explanation]:
             ),
         ]
     for fault, says, function in table:
-        yield Explanation(fault, "head", says, answer(function))
-    yield Explanation(
+        yield Variant(fault, "head", says, answer(function))
+    yield Variant(
         "logits-scaled",
         "head",
         "the logits are divided by sqrt(width)",
         lambda at, x: OPERATIONS["head"](at, x) / math.sqrt(at.size.width),
     )
-    yield Explanation(
+    yield Variant(
         "logits-scaled",
         "head",
         "the logits are multiplied by sqrt(width)",

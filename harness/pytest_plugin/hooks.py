@@ -208,11 +208,11 @@ def subject_name(config: pytest.Config) -> str:
 def subject_of(config: pytest.Config) -> Subject:
     """The subject of a benchmark run, looked up once. Raises SubjectError."""
     from harness.core.errors import SubjectError
-    from harness.judging.runner import Here
+    from harness.judging.runner import InProcessJudge
 
     names = subject_names(config)
     bench = runner_of(config, names[0]).bench
-    if len(names) > 1 or not isinstance(bench, Here):
+    if len(names) > 1 or not isinstance(bench, InProcessJudge):
         raise SubjectError("benchmarks are of one --subject, without --isolate")
     return bench.subject
 

@@ -71,7 +71,7 @@ class CheckItem(pytest.Item):
         """A failed check as a colleague would report it; anything else as pytest does."""
         if isinstance(excinfo.value, NotAsExpected):
             place = f"{_shown(self.path, self.config)}:{self.check.line}"
-            return told(excinfo.value.record, place, self.rerun())
+            return format_failure(excinfo.value.record, place, self.rerun())
         return super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
@@ -104,12 +104,12 @@ class NotAsExpected(Exception):  # noqa: N818 - says what is the matter
         self.record = record
 
 
-def told(record: Record, place: str, rerun: str) -> str:
+def format_failure(record: Record, place: str, rerun: str) -> str:
     """A failed or broken check in full: found, expected, where, with what, why, source, and how to run it again.
 
     pytest's short summary shows the first line.
     """
-    if record.details.get("because"):  # told in full where it came up first
+    if record.details.get("because"):  # format_failure in full where it came up first
         return textwrap.fill(record.message, width=110, break_long_words=False)
     check, lines = record.check, {}
     if record.where:
@@ -132,7 +132,7 @@ def told(record: Record, place: str, rerun: str) -> str:
         "check": place,
         "again": rerun,
     }
-    told = [
+    format_failure = [
         textwrap.fill(
             text,
             width=110,
@@ -144,7 +144,7 @@ def told(record: Record, place: str, rerun: str) -> str:
         for label, text in lines.items()
         if text
     ]
-    return "\n".join([textwrap.fill(record.message, width=110, break_long_words=False), *told])
+    return "\n".join([textwrap.fill(record.message, width=110, break_long_words=False), *format_failure])
 
 
 def _shown(path: Path, config: pytest.Config) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from harness.core.record_files import Recorder
+    from harness.core.record_files import RecordWriter
 
 IN_FULL = 3  # failures told in full by default
 
@@ -68,7 +68,7 @@ class Session:
         row = getattr(report, "gpt_harness_row", None)
         if row is not None:
             if isinstance(report.longrepr, str):
-                report.longrepr = Told(report.longrepr, row["message"])  # type: ignore[assignment]  # by its methods
+                report.longrepr = FailureText(report.longrepr, row["message"])  # type: ignore[assignment]  # by its methods
             try:
                 self.writer("verify").write(row)
             except OSError as error:  # a full disk must not cost the verdicts
@@ -239,9 +239,9 @@ class Session:
             else:
                 terminal.write_line(text, **({kind: True} if kind else {}))
 
-    def _open(self, run: str) -> Recorder:
+    def _open(self, run: str) -> RecordWriter:
         from harness.core.environment import environment
-        from harness.core.record_files import Recorder
+        from harness.core.record_files import RecordWriter
         from harness.pytest_plugin.hooks import subject_name, subject_names
 
         stamp = self.started.replace(":", "").replace("-", "")
@@ -256,13 +256,13 @@ class Session:
         for attempt in range(100):
             name = f"{run}-{stamp}" + (f"-{attempt}" if attempt else "")
             try:
-                return Recorder(self.folder / "records" / f"{name}.jsonl", header)
+                return RecordWriter(self.folder / "records" / f"{name}.jsonl", header)
             except FileExistsError:
                 continue  # another run began in the same second
         raise FileExistsError(f"{self.folder}/records holds a hundred runs of {stamp}")
 
 
-class Told:
+class FailureText:
     """A failure in full, and the line of it for pytest's short summary and JUnit's message.
 
     pytest shortens that line to the terminal, but not in CI, where a plain string would be told twice.
@@ -283,7 +283,7 @@ class Told:
 class Writer:
     """Appends rows to the record file and keeps them for the summary; `footer` is added to the file's last line."""
 
-    def __init__(self, recorder: Recorder, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, recorder: RecordWriter, rows: list[dict[str, Any]]) -> None:
         self.recorder = recorder
         self.footer: dict[str, Any] = {}
         self._rows = rows

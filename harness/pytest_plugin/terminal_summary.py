@@ -19,7 +19,7 @@ SKIPS = 3
 SLOWEST = 10
 
 
-class Line(NamedTuple):
+class SummaryLine(NamedTuple):
     """A line of the review; `kind` is 'section' for a heading, or the colour."""
 
     text: str
@@ -44,31 +44,31 @@ def review(
     scripts: Mapping[str, str],
     at_length: bool = False,
     durations: bool = False,
-) -> Iterator[Line]:
+) -> Iterator[SummaryLine]:
     """The whole of it. `diagnoses`, `excepted` (what is declared) and `scripts` (to reproduce) are by subject."""
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     bad = [row for row in rows if is_bad(row)]
-    yield Line("verdict by suite", "section")
+    yield SummaryLine("verdict by suite", "section")
     yield from by_suite(rows) if len(subjects) == 1 else side_by_side(rows)
     for subject in subjects:
         if subject in excepted:
-            yield Line(_cut(f"{subject}: {excepted[subject]}"), "yellow")
+            yield SummaryLine(_cut(f"{subject}: {excepted[subject]}"), "yellow")
     for subject in subjects:
         own = [row for row in bad if row["subject"] == subject]
         if own:
-            yield Line(f"what fails in {subject}" if len(subjects) > 1 else "what fails", "section")
+            yield SummaryLine(f"what fails in {subject}" if len(subjects) > 1 else "what fails", "section")
             yield from failures(own, most=FAILURES if len(subjects) == 1 else 3)
             if subject in diagnoses:
-                yield Line(f"diagnosis of {subject}" if len(subjects) > 1 else "diagnosis", "section")
+                yield SummaryLine(f"diagnosis of {subject}" if len(subjects) > 1 else "diagnosis", "section")
                 yield from diagnosis(diagnoses[subject])
-            yield Line("what to do", "section")
+            yield SummaryLine("what to do", "section")
             yield from what_to_do(own, diagnoses.get(subject, {}), scripts.get(subject, ""))
     yield from skipped(rows, at_length=at_length or not bad)
     if durations or not bad:
         yield from slowest(rows)
 
 
-def by_suite(rows: Iterable[Row]) -> Iterator[Line]:
+def by_suite(rows: Iterable[Row]) -> Iterator[SummaryLine]:
     """A line a suite: how many of each verdict, and the time."""
     suites: dict[str, Counter[str]] = {}
     seconds: Counter[str] = Counter()
@@ -80,10 +80,10 @@ def by_suite(rows: Iterable[Row]) -> Iterator[Line]:
     for suite, counts in sorted(suites.items()):
         told = "  ".join(f"{counts[w]:>3} {w}" if counts[w] else " " * (4 + len(w)) for w in used)
         colour = "red" if counts["fail"] or counts["error"] else "green"
-        yield Line(f"{suite:<{longest}}  {told}  {seconds[suite]:>6.1f} s", colour)
+        yield SummaryLine(f"{suite:<{longest}}  {told}  {seconds[suite]:>6.1f} s", colour)
 
 
-def side_by_side(rows: Sequence[Row]) -> Iterator[Line]:
+def side_by_side(rows: Sequence[Row]) -> Iterator[SummaryLine]:
     """A column a subject: verdicts by suite, then every check that some subject fails."""
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     cells: dict[str, dict[str, Counter[str]]] = {}
@@ -99,9 +99,9 @@ def side_by_side(rows: Sequence[Row]) -> Iterator[Line]:
     width = min(longest, (WIDTH - first) // len(subjects) - 2)
     for line, colour in [(["", *subjects], "")] + [(line, _colour(line[1:])) for line in table]:
         told = "  ".join(f"{_cut(cell, width):<{width}}" for cell in line[1:])
-        yield Line(f"{_cut(line[0], first):<{first}}  {told}".rstrip(), colour)
+        yield SummaryLine(f"{_cut(line[0], first):<{first}}  {told}".rstrip(), colour)
     if failing[FAILURES:]:
-        yield Line(f"and {len(failing) - FAILURES} more checks that some fail: see the report")
+        yield SummaryLine(f"and {len(failing) - FAILURES} more checks that some fail: see the report")
 
 
 def _counts(counts: Counter[str] | None) -> str:
@@ -121,7 +121,7 @@ def check_name(row: Row) -> str:
     return f"{row['suite']}/{row['id'].rpartition('::')[2]}".removesuffix(f"@{row['subject']}")
 
 
-def failures(bad: Sequence[Row], *, most: int) -> Iterator[Line]:
+def failures(bad: Sequence[Row], *, most: int) -> Iterator[SummaryLine]:
     """A line for each check with what it found; those that differ in parameters alone, or have one cause, in one."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in bad:
@@ -134,56 +134,56 @@ def failures(bad: Sequence[Row], *, most: int) -> Iterator[Line]:
     titles = [check_name(rows[0]) if len(rows) == 1 else f"{rows[0]['suite']}/{rows[0]['check']}" for rows in shown]
     for title, rows in zip(titles, shown, strict=True):
         if rows[0]["details"].get("because"):
-            yield Line(_cut(f"{len(rows)} more {rows[0]['message']}"), "red")
+            yield SummaryLine(_cut(f"{len(rows)} more {rows[0]['message']}"), "red")
             continue
         suites = {row["suite"] for row in rows}
         others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         if len(suites) > 1:
             others += f" of {len(suites)} suites"
-        yield Line(_cut(f"{_cut(title, 60)}{others}: {' '.join(rows[0]['message'].split())}"), "red")
+        yield SummaryLine(_cut(f"{_cut(title, 60)}{others}: {' '.join(rows[0]['message'].split())}"), "red")
     if len(groups) > most:
         rest = sum(len(rows) for rows in ordered[most:])
-        yield Line(f"and {rest} more: --full-failures tells each in full, the report lists them", "red")
+        yield SummaryLine(f"and {rest} more: --full-failures tells each in full, the report lists them", "red")
 
 
-def diagnosis(found: Row) -> Iterator[Line]:
+def diagnosis(found: Row) -> Iterator[SummaryLine]:
     """The findings in execution order, the first to mend first: where, in which line, why, and how that is known."""
     findings = [each for each in found.get("findings", []) if not each.get("declared")]
     declared = [each for each in found.get("findings", []) if each.get("declared")]
     for number, each in enumerate(findings[:FINDINGS], 1):
         at = f"  {each['source']}" if each.get("source") else ""
         text = f":  {each['text'].strip()}" if at and each.get("text") else ""
-        yield Line(_cut(f"{number}. {each['where']}{at}{text}"), "bold")
+        yield SummaryLine(_cut(f"{number}. {each['where']}{at}{text}"), "bold")
         fault = f" [{each['fault']}]" if each.get("fault") else ""
         told = "; ".join(part.rstrip(".") for part in (each["cause"] + fault, each["evidence"]) if part)
         for line in textwrap.wrap(told, WIDTH - 3, max_lines=3 if number == 1 else 2, placeholder=" ..."):
-            yield Line(f"   {line}")
+            yield SummaryLine(f"   {line}")
     if findings[FINDINGS:]:
-        yield Line(f"   and {len(findings) - FINDINGS} more after it: see the report")
+        yield SummaryLine(f"   and {len(findings) - FINDINGS} more after it: see the report")
     for each in declared:
-        yield Line(_cut(f"   declared: {each['where']}: {each['cause']}"))
+        yield SummaryLine(_cut(f"   declared: {each['where']}: {each['cause']}"))
     if found.get("trouble"):
-        yield Line(_cut(found["trouble"]), "red")
+        yield SummaryLine(_cut(found["trouble"]), "red")
     elif not findings:
-        yield Line("no known explanation fits; the failures above are all that is known")
+        yield SummaryLine("no known explanation fits; the failures above are all that is known")
 
 
-def what_to_do(bad: Sequence[Row], found: Row, script: str) -> Iterator[Line]:
+def what_to_do(bad: Sequence[Row], found: Row, script: str) -> Iterator[SummaryLine]:
     """Which line to look at first, and the commands that show it again."""
     sources = [each["source"] for each in found.get("findings", []) if each.get("source") and not each.get("declared")]
     sources += [row["details"]["raised"]["place"] for row in bad if row["details"].get("raised")]
     if sources:
-        yield Line(_cut(f"look at    {sources[0]}"))
+        yield SummaryLine(_cut(f"look at    {sources[0]}"))
     # Of those that say something of their own: from the suite that fails most, one that is quick to run.
     own = [row for row in bad if not row["details"].get("because")] or list(bad)
     failing = Counter(row["suite"] for row in own)
     quickest = min(own, key=lambda row: (row["verdict"] != "fail", -failing[row["suite"]], row["seconds"] > 1.0))
-    yield Line(f"run again  {quickest['rerun']}")
+    yield SummaryLine(f"run again  {quickest['rerun']}")
     if script:
-        yield Line(f"see it     python {script}")
+        yield SummaryLine(f"see it     python {script}")
 
 
-def skipped(rows: Sequence[Row], *, at_length: bool) -> Iterator[Line]:
+def skipped(rows: Sequence[Row], *, at_length: bool) -> Iterator[SummaryLine]:
     """What was skipped, by what is missing; which checks those were only where there is room."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -191,21 +191,21 @@ def skipped(rows: Sequence[Row], *, at_length: bool) -> Iterator[Line]:
             reasons.setdefault(row["message"], []).append(check_name(row))
     if not reasons:
         return
-    yield Line("skipped, by what is missing", "section")
+    yield SummaryLine("skipped, by what is missing", "section")
     for reason, names in list(reasons.items())[: None if at_length else SKIPS]:
-        yield Line(reason if at_length else _cut(f"{len(names):>3}  {reason}"))
+        yield SummaryLine(reason if at_length else _cut(f"{len(names):>3}  {reason}"))
         if at_length:
             wrapped = textwrap.wrap("  ".join(names), width=WIDTH, break_long_words=False, break_on_hyphens=False)
-            yield from (Line(f"    {line}") for line in wrapped)
+            yield from (SummaryLine(f"    {line}") for line in wrapped)
     if not at_length and len(reasons) > SKIPS:
-        yield Line(f"and for {len(reasons) - SKIPS} more reasons: -v or the report lists them")
+        yield SummaryLine(f"and for {len(reasons) - SKIPS} more reasons: -v or the report lists them")
 
 
-def slowest(rows: Sequence[Row]) -> Iterator[Line]:
+def slowest(rows: Sequence[Row]) -> Iterator[SummaryLine]:
     """Where the time went."""
-    yield Line(f"{min(SLOWEST, len(rows))} slowest checks", "section")
+    yield SummaryLine(f"{min(SLOWEST, len(rows))} slowest checks", "section")
     for row in sorted(rows, key=lambda r: -r["seconds"])[:SLOWEST]:
-        yield Line(f"{row['seconds']:>6.1f} s  {row['id']}")
+        yield SummaryLine(f"{row['seconds']:>6.1f} s  {row['id']}")
 
 
 def _cut(text: str, width: int = WIDTH) -> str:

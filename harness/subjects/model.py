@@ -285,7 +285,7 @@ class Model:
         return logits
 
 
-def holding(
+def build_with_weights(
     subject: Subject, size: Size, published: Mapping[str, Tensor], dtype: str = "float32", **options: Any
 ) -> Model:
     """The subject built in `dtype` with published weights in it.
@@ -298,7 +298,7 @@ def holding(
     try:
         with _NothingDrawn():
             model = subject.build(size, dtype=dtype, **options)
-        if model.weights.strangers or model.vocabulary_is_padded:  # what is not overwritten starts as it does
+        if model.weights.unmapped_parameters or model.vocabulary_is_padded:  # what is not overwritten starts as it does
             model = subject.build(size, dtype=dtype, **options)
     finally:
         torch.set_default_dtype(before)

@@ -13,7 +13,7 @@ from harness.core.sizes import Size
 
 
 @dataclass(frozen=True)
-class Row:
+class MappedWeight:
     """One own parameter, or a piece of it, and the published one that it holds, or a part of that.
 
     `transposed`: the own matrix is (out, in), as nn.Linear keeps it; the checkpoint's Conv1D keeps (in, out).
@@ -95,15 +95,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Rows that cover published parameters, each once. A complete map has nothing missing and no strangers.
+    """Rows that cover published parameters, each once. A complete map has nothing missing and no unmapped_parameters.
 
-    `missing`: what the subject has no parameter for, as rows without an own name. `strangers`: own parameters that
+    `missing`: what the subject has no parameter for, as rows without an own name. `unmapped_parameters`: own parameters that
     GPT-2 does not have; they keep their own values. `notes`: layout differences that are no bugs, in words.
     """
 
-    rows: tuple[Row, ...]
-    missing: tuple[Row, ...] = ()
-    strangers: tuple[str, ...] = ()
+    rows: tuple[MappedWeight, ...]
+    missing: tuple[MappedWeight, ...] = ()
+    unmapped_parameters: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -113,7 +113,9 @@ class WeightMap:
         return "; ".join(
             text
             for text in (
-                f"of the subject, no published name fits {some(list(self.strangers))}" if self.strangers else "",
+                f"of the subject, no published name fits {some(list(self.unmapped_parameters))}"
+                if self.unmapped_parameters
+                else "",
                 f"of the checkpoint, no parameter of the subject fits {some(absent)}" if absent else "",
             )
             if text
@@ -132,7 +134,7 @@ class WeightMap:
 
         A part that the subject lacks, as a key bias may be, is zero; a whole tensor that it lacks is left out.
         """
-        parts: dict[str, list[tuple[Row, Tensor]]] = {}
+        parts: dict[str, list[tuple[MappedWeight, Tensor]]] = {}
         for row in self.rows:
             parts.setdefault(row.published, []).append((row, row.to_published(own[row.own].detach())))
         for row in self.missing:
@@ -161,7 +163,7 @@ class WeightMap:
         return path
 
 
-def joined(pieces: list[tuple[Row, Tensor]]) -> Tensor:
+def joined(pieces: list[tuple[MappedWeight, Tensor]]) -> Tensor:
     """The parts of one published tensor, each with its row, put together."""
     if len(pieces) == 1:
         return pieces[0][1]

@@ -16,7 +16,7 @@ from harness.suites.expectations import problem_with
 from harness.suites.measure_registry import Measure, measures
 
 SUITE_KEYS = {"title", "about"}
-CHECK_KEYS = {"name", "measure", "parameters", "matrix", "cases", "expect", "why", "source", "stays"}
+CHECK_KEYS = {"name", "measure", "parameters", "matrix", "cases", "expect", "why", "source", "keep_reason"}
 CASE_KEYS = {"parameters", "expect"}
 RESERVED = {"skip", "skipif", "xfail", "parametrize", "usefixtures", "filterwarnings", "debug", "full", "text"}
 # Parameters that count something: none of it is no check.
@@ -37,7 +37,7 @@ class Check:
     source: str
     file: str = ""
     line: int = 0
-    stays: str = ""  # why it stays although every fault that it kills is killed by a coarser check
+    keep_reason: str = ""  # why it stays although every fault that it kills is killed by a coarser check
 
     @property
     def id(self) -> str:
@@ -153,7 +153,7 @@ def _expand(suite: str, table: dict[str, Any], lines: _Lines, index: int) -> Ite
             expected=expected,
             why=" ".join(table["why"].split()),
             source=" ".join(table["source"].split()),
-            stays=" ".join(str(table.get("stays", "")).split()),
+            keep_reason=" ".join(str(table.get("keep_reason", "")).split()),
             file=str(lines.path),
             line=lines.of(index),
         )

@@ -31,12 +31,12 @@ def test_neither_package_imports_the_other(package, other):
 
 def test_the_report_reads_records_and_nothing_else_of_the_harness():
     allowed = {"harness.core.record_files", "harness.core.errors"}
-    strangers = [
+    unmapped_parameters = [
         (path, module)
         for path, module in imported("harness/report")
         if module.startswith("harness.") and not module.startswith("harness.report") and module not in allowed
     ]
-    assert not strangers
+    assert not unmapped_parameters
 
 
 def test_the_core_knows_neither_pytest_nor_toml():

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from harness.bench.ceilings import LARGEST_BUFFER_BYTES, MIB, Roof, Yardstick, read, yardsticks
+from harness.bench.ceilings import LARGEST_BUFFER_BYTES, MIB, RoofPosition, Yardstick, read, yardsticks
 from harness.bench.comparison import Work
 from harness.bench.costs import Cost
 from harness.core.errors import Missing
@@ -18,7 +18,7 @@ CACHED_BYTES = 128 * MIB
 SHAPES = ("square", "c_fc")  # whatever the run: what the first took is what runs are compared by
 
 
-class UnderCeilings:
+class ArmCeilings:
     """`harness.bench.comparison.Ceilings` of one machine and size.
 
     Products are measured as a square, which suits every library, and at the shape of the model's widest layer; the
@@ -55,7 +55,9 @@ class UnderCeilings:
         cost = Cost(work.flops or 0.0, (work.moved_bytes or 0.0) if reads in yardsticks else 0.0)
         if not (cost.flops or cost.moved_bytes):
             return None
-        found = Roof(tuple(ceilings)).fraction(cost, times, dtype=work.computes, operations=work.operations or 0)
+        found = RoofPosition(tuple(ceilings)).fraction(
+            cost, times, dtype=work.computes, operations=work.operations or 0
+        )
         if found is None:
             return None
         bounds = {"fraction": found.value, "low": found.low, "high": found.high}

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.bench import costs
-from harness.bench.arms.model_pool import Workshop
+from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.models import FULL, counted_as, element_bytes, first_call
-from harness.bench.arms.registry import Judge, Way, kind
+from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.truth import Closeness, attention_bound, float32_bound
 from harness.bench.ceilings import last_level_cache_bytes
 from harness.bench.comparison import Work
 from harness.bench.memory import peak_bytes_in_child
 from harness.core.sizes import Size
-from harness.subjects.model import Model, holding
+from harness.subjects.model import Model, build_with_weights
 
 BACKENDS = {
     "sdpa-math": SDPBackend.MATH,
@@ -32,50 +32,48 @@ BACKENDS = {
 CHILD_LEDGER_TOKENS = 1024
 
 
-def _judge(workshop: Workshop, control: str, ways: Mapping[str, Way], *, tokens: int) -> Judge:
-    call = attention_call("head by head", **_sizes(workshop, tokens), dtype="float64", device=workshop.device)
-    dtypes = {name: getattr(torch, way.computes) for name, way in ways.items() if way.computes not in FULL}
+def _judge(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec], *, tokens: int) -> Verifier:
+    call = attention_call("head by head", **_sizes(pool, tokens), dtype="float64", device=pool.device)
+    dtypes = {name: getattr(torch, way.computes) for name, way in arm_specs.items() if way.computes not in FULL}
 
     def coarse(dtype: torch.dtype) -> Tensor:
         made = attention_call(
-            "head by head", **_sizes(workshop, tokens), dtype="float64", device=workshop.device, stored_in=dtype
+            "head by head", **_sizes(pool, tokens), dtype="float64", device=pool.device, stored_in=dtype
         )
         return made()
 
     return Closeness(truth=call, control=control, bound=attention_bound(tokens), coarse=coarse, dtypes=dtypes)
 
 
-def _sizes(workshop: Workshop, tokens: int) -> dict[str, Any]:
-    return {"tokens": tokens, "heads": workshop.size.heads, "head_width": workshop.size.head_width}
+def _sizes(pool: ModelPool, tokens: int) -> dict[str, Any]:
+    return {"tokens": tokens, "heads": pool.size.heads, "head_width": pool.size.head_width}
 
 
-@kind("attention", judge=_judge)
-def attention(workshop: Workshop, way: Way, copy: int, *, tokens: int) -> Work:
+@work_kind("attention", judge=_judge)
+def attention(pool: ModelPool, way: ArmSpec, copy: int, *, tokens: int) -> Work:
     """Causal attention on given queries, keys and values (1, H, T, D): no projections, no subject."""
-    workshop.who(way)  # or Missing, where it is not for this device
+    pool.who(way)  # or Missing, where it is not for this device
     formula = way.attention or "flash"
-    given: dict[str, Any] = {**_sizes(workshop, tokens), "dtype": way.dtype, "device": workshop.device}
+    given: dict[str, Any] = {**_sizes(pool, tokens), "dtype": way.dtype, "device": pool.device}
     call = attention_call(formula, **given)
     if way.compiled:
         torch.compiler.reset()
         call = torch.compile(call, dynamic=False)
     ledgers: dict[str, Callable[[], int]] = {}
-    on_cpu = torch.device(workshop.device).type == "cpu"
+    on_cpu = torch.device(pool.device).type == "cpu"
     if on_cpu and way.dtype == "float32" and formula in ("naive", "flash") and not way.compiled:
         threads = torch.get_num_threads()
         counted: Any = formula
-        ledgers["closed form"] = lambda: costs.attention_peak_bytes(
-            counted, **_sizes(workshop, tokens), threads=threads
-        )
+        ledgers["closed form"] = lambda: costs.attention_peak_bytes(counted, **_sizes(pool, tokens), threads=threads)
     if on_cpu and tokens == CHILD_LEDGER_TOKENS and not way.compiled:
         ledgers["child process"] = lambda: _in_child(kind=formula, **given, threads=torch.get_num_threads())
     cost = costs.attention(
         counted_as(formula),
         tokens=tokens,
-        heads=workshop.size.heads,
-        head_width=workshop.size.head_width,
+        heads=pool.size.heads,
+        head_width=pool.size.head_width,
         element_bytes=element_bytes(way),
-        last_level_bytes=last_level_cache_bytes(workshop.device),
+        last_level_bytes=last_level_cache_bytes(pool.device),
     )
     return Work(
         call=call,
@@ -129,41 +127,41 @@ def attention_call(
     return torch.no_grad()(calls.get(kind, by_backend))
 
 
-def _block(workshop: Workshop, tokens: int) -> Size:
-    full = workshop.size
+def _block(pool: ModelPool, tokens: int) -> Size:
+    full = pool.size
     return Size(f"one block of {full.name}", 1, tokens, 1, full.heads, full.width)
 
 
-def _judge_layer(workshop: Workshop, control: str, ways: Mapping[str, Way], *, tokens: int) -> Judge:
-    block = _block(workshop, tokens)
+def _judge_layer(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec], *, tokens: int) -> Verifier:
+    block = _block(pool, tokens)
 
     def truth() -> Tensor:
-        model = workshop.subject.build(block, seed=0, dtype="float64", device=workshop.device)
-        return _layer_call(model.load(_published(workshop, block)))()
+        model = pool.subject.build(block, seed=0, dtype="float64", device=pool.device)
+        return _layer_call(model.load(_published(pool, block)))()
 
     return Closeness(truth=truth, control=control, bound=float32_bound(block))
 
 
-def _published(workshop: Workshop, block: Size) -> dict[str, Tensor]:
+def _published(pool: ModelPool, block: Size) -> dict[str, Tensor]:
     # Each kind of attention draws other weights from the same seed; these go to all of them.
-    model = workshop.subject.build(block, seed=0)
+    model = pool.subject.build(block, seed=0)
     return model.weights.read(dict(model.module.named_parameters()))
 
 
-@kind("attention-layer", judge=_judge_layer)
-def attention_layer(workshop: Workshop, way: Way, copy: int, *, tokens: int) -> Work:
+@work_kind("attention-layer", judge=_judge_layer)
+def attention_layer(pool: ModelPool, way: ArmSpec, copy: int, *, tokens: int) -> Work:
     """The subject's own attention with its projections, built with a context of `tokens`, on a normed stream."""
-    block = _block(workshop, tokens)
+    block = _block(pool, tokens)
     options = {} if way.attention is None else {"attention": way.attention}
-    who = workshop.who(way)
-    model = holding(who, block, _published(workshop, block), way.dtype, device=workshop.device, **options)
+    who = pool.who(way)
+    model = build_with_weights(who, block, _published(pool, block), way.dtype, device=pool.device, **options)
     call = _layer_call(model)
     cost = costs.attention_layer(
         block,
         tokens=tokens,
         attention=counted_as(way.attention),
         element_bytes=element_bytes(way),
-        last_level_bytes=last_level_cache_bytes(workshop.device),
+        last_level_bytes=last_level_cache_bytes(pool.device),
     )
     return Work(
         call=call,

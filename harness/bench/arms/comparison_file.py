@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.bench.arms.model_pool import Workshop
-from harness.bench.arms.registry import Kind, Way, kinds, ways
+from harness.bench.arms.model_pool import ModelPool
+from harness.bench.arms.registry import ArmSpec, WorkKind, arm_specs, work_kinds
 from harness.bench.comparison import AGAIN, Arm, Comparison, Work
 from harness.core.errors import SuiteError, did_you_mean
 from harness.core.sizes import Size
@@ -23,7 +23,7 @@ HOLD_KEYS = {"arm", "exponent", "ratio_at_most", "memory_within"}
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredComparison:
     """One comparison over its points: arms that do the same work, the first of them the control.
 
     `axis` is the parameter of the work that the points are values of; None for a single point. `weight` is its share
@@ -84,14 +84,14 @@ class Declared:
                 asked["prompt"] = min(asked["prompt"], size.context - asked.get("new_tokens", 1))
         return asked
 
-    def at(self, workshop: Workshop, point: int | None, *, twin: bool = True) -> Comparison:
+    def at(self, pool: ModelPool, point: int | None, *, twin: bool = True) -> Comparison:
         """The comparison at one point, ready to be measured; nothing is built yet."""
-        kind, chosen = kinds()[self.work], {name: ways()[name] for name in self.arms}
-        asked = self.asked(workshop.size, point)
-        arms = [_arm(kind, workshop, way, asked) for way in chosen.values()]
+        kind, chosen = work_kinds()[self.work], {name: arm_specs()[name] for name in self.arms}
+        asked = self.asked(pool.size, point)
+        arms = [_arm(kind, pool, way, asked) for way in chosen.values()]
         if twin:
             control = chosen[self.control]
-            arms.append(_arm(kind, workshop, control, asked, twin_of=control.name))
+            arms.append(_arm(kind, pool, control, asked, twin_of=control.name))
         named = {**chosen, self.control + AGAIN: chosen[self.control]}
         return Comparison(
             name=self.suite,
@@ -101,19 +101,19 @@ class Declared:
             point=point,
             control=self.control,
             arms=tuple(arms),
-            verify=_Lazily(lambda: kind.judge(workshop, self.control, named, **asked)),
+            verify=_Lazily(lambda: kind.judge(pool, self.control, named, **asked)),
         )
 
 
-def _arm(kind: Kind, workshop: Workshop, way: Way, asked: Mapping[str, int], twin_of: str | None = None) -> Arm:
-    build = functools.partial(kind.build, workshop, way, 1 if twin_of else 0, **asked)
+def _arm(kind: WorkKind, pool: ModelPool, way: ArmSpec, asked: Mapping[str, int], twin_of: str | None = None) -> Arm:
+    build = functools.partial(kind.build, pool, way, 1 if twin_of else 0, **asked)
     name = way.name + (AGAIN if twin_of else "")
-    return Arm(name, _here(workshop, way, build), twin_of, way.claims, peer=way.peer is not None)
+    return Arm(name, _here(pool, way, build), twin_of, way.claims, peer=way.peer is not None)
 
 
-def _here(workshop: Workshop, way: Way, build: Callable[[], Work]) -> Callable[[], Work]:
+def _here(pool: ModelPool, way: ArmSpec, build: Callable[[], Work]) -> Callable[[], Work]:
     def built() -> Work:
-        workshop.who(way)  # first: where the arm is not for this device, that is the reason to give
+        pool.who(way)  # first: where the arm is not for this device, that is the reason to give
         return build()
 
     return built
@@ -135,12 +135,12 @@ class _Lazily:
         return self.judge(name, work)
 
 
-def read_comparisons(folder: Path) -> list[Declared]:
+def read_comparisons(folder: Path) -> list[DeclaredComparison]:
     """Every comparison of the `*.toml` in `folder`; SuiteError with file and line for what is not understood."""
     return [declared for path in sorted(folder.glob("*.toml")) for declared in read_file(path)]
 
 
-def read_file(path: Path) -> list[Declared]:
+def read_file(path: Path) -> list[DeclaredComparison]:
     """The comparisons of one file, `[suite]` and a `[[comparison]]` each."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -175,20 +175,20 @@ class _Reader:
     table: Mapping[str, Any]
     place: str
 
-    def declared(self) -> Declared:
+    def declared(self) -> DeclaredComparison:
         table = self.table
         for key in table:
             self.known(key, KEYS, "key")
         name, work, why = (self.string(key) for key in ("name", "work", "why"))
-        self.known(work, kinds(), "work")
+        self.known(work, work_kinds(), "work")
         arms = self.of_type("arms", list, None)
         for arm in arms:
-            self.known(arm, ways(), "arm")
+            self.known(arm, arm_specs(), "arm")
         axis, parameters = table.get("axis"), self.of_type("parameters", dict, {})
         for key in (*parameters, *([axis] if axis else [])):
-            self.known(key, kinds()[work].parameters, f"parameter of {work}")
+            self.known(key, work_kinds()[work].parameters, f"parameter of {work}")
         points = self.points("points", axis)
-        return Declared(
+        return DeclaredComparison(
             suite=self.suite,
             title=self.title,
             name=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.bench.arms.comparison_file import Declared
+from harness.bench.arms.comparison_file import DeclaredComparison
 from harness.bench.scaling import break_even, describe_exponent, expected_exponent, exponent, held
 
 CLOSED_FORM = "closed form"  # the ledger's name
@@ -33,7 +33,7 @@ def derived(row: dict[str, Any]) -> None:
                 extras["break_even_calls"] = calls
 
 
-def holding(declared: Declared, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def holding(declared: DeclaredComparison, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """The `held` records of a comparison, from its rows at every point that was measured."""
     for hold in declared.holds:
         arms = {row["point"]: arm for row in rows for arm in row["arms"] if arm["arm"] == hold["arm"]}
@@ -66,7 +66,9 @@ def _memory(within: float, arms: Mapping[Any, Mapping[str, Any]]) -> dict[str, A
     }
 
 
-def _ratio(declared: Declared, hold: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _ratio(
+    declared: DeclaredComparison, hold: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """Time over the control's at the last point: held where the whole interval is below, broken where it is above."""
     last, most = rows[-1], hold["ratio_at_most"]
     for ratio in last["ratios"]:
@@ -85,7 +87,7 @@ def _ratio(declared: Declared, hold: Mapping[str, Any], rows: Sequence[Mapping[s
             }
 
 
-def _exponent(declared: Declared, quantity: str, arms: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _exponent(declared: DeclaredComparison, quantity: str, arms: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """The power of the axis by which time or memory grows, beside that of the closed form over the same points."""
     axis = str(declared.axis)
     if quantity == "time":

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.bench import costs
-from harness.bench.arms.model_pool import Workshop
+from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.models import element_bytes
-from harness.bench.arms.registry import Judge, Way, kind
+from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.truth import Generated, SameTokens, float32_bound
 from harness.bench.comparison import Work
 from harness.core.errors import MissingAbility
@@ -24,27 +24,27 @@ SEEN_TOKENS = 2  # what the witness sees of a generation: more is the same again
 
 
 def _judge(
-    workshop: Workshop, control: str, ways: Mapping[str, Way], *, prompt: int, new_tokens: int, batch: int = 1
-) -> Judge:
+    pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec], *, prompt: int, new_tokens: int, batch: int = 1
+) -> Verifier:
     @torch.no_grad()
     def truth(ids: Tensor) -> Tensor:
-        return workshop.truth().logits(ids)
+        return pool.truth().logits(ids)
 
     counts = {True: cached_positions(prompt, new_tokens), False: uncached_positions(prompt, new_tokens)}
     return SameTokens(
         truth,
         control=control,
-        bound=float32_bound(workshop.size),
-        positions={name: counts[way.options.get("use_cache", True)] for name, way in ways.items()},
+        bound=float32_bound(pool.size),
+        positions={name: counts[way.options.get("use_cache", True)] for name, way in arm_specs.items()},
         new_tokens=new_tokens,
     )
 
 
-@kind("generate", judge=_judge)
-def generate(workshop: Workshop, way: Way, copy: int, *, prompt: int, new_tokens: int, batch: int = 1) -> Work:
+@work_kind("generate", judge=_judge)
+def generate(pool: ModelPool, way: ArmSpec, copy: int, *, prompt: int, new_tokens: int, batch: int = 1) -> Work:
     """Greedy continuation of `batch` prompts of `prompt` tokens by `new_tokens`; 1 is the time to the first token."""
-    who, model = workshop.who(way), workshop.model(way, copy)
-    ids, _ = workshop.ids(rows=batch, length=prompt)
+    who, model = pool.who(way), pool.model(way, copy)
+    ids, _ = pool.ids(rows=batch, length=prompt)
     generator, use_cache = generating(who), way.options.get("use_cache", True)
 
     def continued(count: int) -> Tensor:
@@ -61,7 +61,7 @@ def generate(workshop: Workshop, way: Way, copy: int, *, prompt: int, new_tokens
         return Generated(found, logits, seen.positions // batch if seen.positions is not None else None)
 
     cost = costs.generate(
-        workshop.size,
+        pool.size,
         batch=batch,
         prompt=prompt,
         new_tokens=new_tokens,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.bench.arms.registry import Way
+from harness.bench.arms.registry import ArmSpec
 from harness.core.errors import Missing, MissingResource
 from harness.core.sizes import SIZES, Size
 from harness.oracle.deviations import Deviation, in_force
@@ -22,10 +22,10 @@ from harness.subjects.model import Model, Subject
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from harness.oracle.gpt2_with_deviations import Deviating
+    from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 
 
-class Workshop:
+class ModelPool:
     """Builds models of one size on one device, and keeps them until `close`.
 
     `places` says where peers are that are no packages (`{"nanogpt": PATH}`); with `deviations` the truth is GPT-2 with
@@ -50,14 +50,14 @@ class Workshop:
         self._models: dict[tuple[Any, ...], Model] = {}
         self._own_weights: dict[int, dict[str, Tensor]] = {}
 
-    def who(self, way: Way) -> Subject:
+    def who(self, way: ArmSpec) -> Subject:
         """Who computes: the subject, or a peer. MissingResource where that peer, or that way, is not to be had here."""
         kind = torch.device(self.device).type
         if kind not in way.devices:
             raise MissingResource(f"{way.name} ({way.what}) exists on {', '.join(way.devices)}, and this is {kind}")
         if way.peer is None:
             return self.subject
-        if self.deviating:
+        if self.deviating_gpt2:
             declared = ", ".join(each.says for each in self.deviations)
             raise MissingResource(f"{way.name} ({way.what}) computes GPT-2 without what is declared: {declared}")
         if way.peer not in self._peers:
@@ -66,7 +66,7 @@ class Workshop:
             self._peers[way.peer] = peer(way.peer, **self.places)
         return self._peers[way.peer]
 
-    def model(self, way: Way, copy: int = 0, *, size: Size | None = None) -> Model:
+    def model(self, way: ArmSpec, copy: int = 0, *, size: Size | None = None) -> Model:
         """A model for `way` with the run's weights; `copy` tells twins apart."""
         who, size = self.who(way), size or self.size
         key = (who.name, size, way.dtype, way.attention, way.compiled, copy)
@@ -96,7 +96,7 @@ class Workshop:
                 weights = self._models[key].module.state_dict()
                 self._own_weights[id(self._models[key])] = {name: tensor.clone() for name, tensor in weights.items()}
             else:
-                with in_force(self.deviating.truth) if self.deviating else contextlib.nullcontext():
+                with in_force(self.deviating_gpt2.truth) if self.deviating_gpt2 else contextlib.nullcontext():
                     self._models[key] = oracle(self.size, state(self.size.name, "probe"), "float64")
                 self._models[key].module.to(self.device)
         return self.restore(self._models[key], stored_in)
@@ -114,15 +114,15 @@ class Workshop:
         """What the truth is, in the words of a verdict."""
         if self.own_truth:
             return "the subject itself in float64 (its weights cannot be mapped)"
-        return "GPT-2 with the declared deviations in float64" if self.deviating else "GPT-2 in float64"
+        return "GPT-2 with the declared deviations in float64" if self.deviating_gpt2 else "GPT-2 in float64"
 
     @functools.cached_property
-    def deviating(self) -> Deviating | None:
+    def deviating_gpt2(self) -> DeviatingGPT2 | None:
         """How the truth differs from GPT-2; None where nothing is declared that GPT-2 is to be changed by."""
-        from harness.oracle.gpt2_with_deviations import Deviating, deviating
+        from harness.oracle.gpt2_with_deviations import DeviatingGPT2, forms_with_deviations
 
-        form = next(iter(deviating(self.deviations, self.subject))) if self.deviations else Deviating()
-        return None if form == Deviating() else form
+        form = next(iter(forms_with_deviations(self.deviations, self.subject))) if self.deviations else DeviatingGPT2()
+        return None if form == DeviatingGPT2() else form
 
     def restore(self, model: Model, stored_in: torch.dtype | None = None) -> Model:
         """Put the weights back as every arm begins: the probe weights, or the seed's where nobody can map them.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from harness.bench import costs
-from harness.bench.arms.model_pool import Workshop, autocast
-from harness.bench.arms.registry import Judge, Way, kind
+from harness.bench.arms.model_pool import ModelPool, autocast
+from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.truth import Closeness, float32_bound
 from harness.bench.ceilings import last_level_cache_bytes
 from harness.bench.comparison import Work
@@ -26,72 +26,74 @@ WINDOW = 64  # positions that a cache is decoded over before it is filled anew
 
 
 def near_truth(
-    workshop: Workshop,
+    pool: ModelPool,
     control: str,
-    ways: Mapping[str, Way],
+    arm_specs: Mapping[str, ArmSpec],
     answer: Callable[[Model], Tensor],
     *,
     bound: float,
     stored: Callable[[Model, torch.dtype], Tensor] | None = None,
-) -> Judge:
+) -> Verifier:
     """Judges by the distance from what `answer` gives of the truth's model, in float64.
 
     Of an arm in 16 bits, by what rounding the weights alone makes; `stored` is that answer where they are written.
     """
-    dtypes = {name: getattr(torch, way.computes) for name, way in ways.items() if way.computes not in FULL}
+    dtypes = {name: getattr(torch, way.computes) for name, way in arm_specs.items() if way.computes not in FULL}
 
     def coarse(dtype: torch.dtype) -> Tensor:
-        model = workshop.truth(stored_in=dtype)
+        model = pool.truth(stored_in=dtype)
         return answer(model) if stored is None else stored(model, dtype)
 
     return Closeness(
-        truth=lambda: answer(workshop.truth()),
+        truth=lambda: answer(pool.truth()),
         control=control,
         bound=bound,
         coarse=coarse,
         dtypes=dtypes,
-        of=workshop.called,
+        of=pool.called,
     )
 
 
 FULL = ("float32", "float64")
 
 
-def element_bytes(way: Way) -> int:
+def element_bytes(way: ArmSpec) -> int:
     """The bytes of one weight as it is read."""
     return int(getattr(torch, way.dtype).itemsize)
 
 
-def _judge_forward(workshop: Workshop, control: str, ways: Mapping[str, Way], *, tokens: int, batch: int = 1) -> Judge:
-    ids, _ = workshop.ids(rows=batch, length=tokens)
+def _judge_forward(
+    pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec], *, tokens: int, batch: int = 1
+) -> Verifier:
+    ids, _ = pool.ids(rows=batch, length=tokens)
 
     @torch.no_grad()
     def answer(model: Model) -> Tensor:
         return model.logits(ids)
 
-    return near_truth(workshop, control, ways, answer, bound=float32_bound(workshop.size))
+    return near_truth(pool, control, arm_specs, answer, bound=float32_bound(pool.size))
 
 
-@kind("forward", judge=_judge_forward)
-def forward(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
+@work_kind("forward", judge=_judge_forward)
+def forward(pool: ModelPool, way: ArmSpec, copy: int, *, tokens: int, batch: int = 1) -> Work:
     """Logits of every position of (batch, tokens) ids, without gradients."""
-    ids, _ = workshop.ids(rows=batch, length=tokens)
-    model = workshop.model(way, copy)
+    ids, _ = pool.ids(rows=batch, length=tokens)
+    model = pool.model(way, copy)
 
     @torch.no_grad()
     def call() -> Tensor:
-        with autocast(workshop.device, way.autocast):
+        with autocast(pool.device, way.autocast):
             return model.logits(ids)
 
     if way.options.get("graph"):
         call = replayed(call)
     cost = costs.forward(
-        workshop.size,
+        pool.size,
         batch=batch,
         tokens=tokens,
         attention=counted_as(way.attention),
         element_bytes=element_bytes(way),
-        last_level_bytes=last_level_cache_bytes(workshop.device),
+        last_level_bytes=last_level_cache_bytes(pool.device),
     )
     return Work(
         call=call,
@@ -109,7 +111,7 @@ def counted_as(attention: str | None) -> Any:
     return {"naive": "naive", "looped": "looped", "sdpa-math": "naive"}.get(attention or "flash", "flash")
 
 
-def first_call(way: Way, call: Callable[[], object]) -> Callable[[], Mapping[str, float]]:
+def first_call(way: ArmSpec, call: Callable[[], object]) -> Callable[[], Mapping[str, float]]:
     """The further figure of a compiled arm: its first call, made now, which is the one that compiles."""
     if not way.compiled:
         return dict
@@ -160,7 +162,7 @@ def caching(who: Subject) -> Caches:
     raise MissingAbility(f"{who.name} has no ability 'Caches': it does not decode step by step with a cache")
 
 
-def new_cache(who: Subject, model: Model, way: Way, rows: int) -> Any:
+def new_cache(who: Subject, model: Model, way: ArmSpec, rows: int) -> Any:
     """An empty cache, of the kind that the way names, where it names one."""
     cacher, wanted = caching(who), way.options.get("cache")
     if wanted is None:
@@ -170,33 +172,35 @@ def new_cache(who: Subject, model: Model, way: Way, rows: int) -> Any:
     return who.new_cache(model, rows, kind=wanted)
 
 
-def _judge_decode(workshop: Workshop, control: str, ways: Mapping[str, Way], *, context: int, batch: int = 1) -> Judge:
-    ids, _ = workshop.ids(rows=batch, length=_end(workshop, context))
+def _judge_decode(
+    pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec], *, context: int, batch: int = 1
+) -> Verifier:
+    ids, _ = pool.ids(rows=batch, length=_end(pool, context))
 
     @torch.no_grad()
     def answer(model: Model) -> Tensor:
         return model.logits(ids[:, : context + VERIFIED_STEPS])[:, context:]
 
-    return near_truth(workshop, control, ways, answer, bound=float32_bound(workshop.size))
+    return near_truth(pool, control, arm_specs, answer, bound=float32_bound(pool.size))
 
 
-def _end(workshop: Workshop, context: int) -> int:
-    end = min(workshop.size.context, context + WINDOW)
+def _end(pool: ModelPool, context: int) -> int:
+    end = min(pool.size.context, context + WINDOW)
     if end - context < VERIFIED_STEPS:
-        most = workshop.size.context - VERIFIED_STEPS
+        most = pool.size.context - VERIFIED_STEPS
         raise MissingAbility(f"a context of {context} leaves no room to decode in; at most {most} are compared")
     return end
 
 
-@kind("decode", judge=_judge_decode)
-def decode(workshop: Workshop, way: Way, copy: int, *, context: int, batch: int = 1) -> Work:
+@work_kind("decode", judge=_judge_decode)
+def decode(pool: ModelPool, way: ArmSpec, copy: int, *, context: int, batch: int = 1) -> Work:
     """One cached step: the logits of the next position, after `context` positions and up to WINDOW more.
 
     Arms stand within WINDOW positions of each other. The cache is filled anew between blocks.
     """
-    who, model = workshop.who(way), workshop.model(way, copy)
-    end = _end(workshop, context)
-    ids, _ = workshop.ids(rows=batch, length=end)
+    who, model = pool.who(way), pool.model(way, copy)
+    end = _end(pool, context)
+    ids, _ = pool.ids(rows=batch, length=end)
     cacher = caching(who)
     cache: Any = None
     position, filled = end, 0
@@ -204,7 +208,7 @@ def decode(workshop: Workshop, way: Way, copy: int, *, context: int, batch: int 
     @torch.no_grad()
     def fill() -> None:
         nonlocal cache, position, filled
-        with autocast(workshop.device, way.autocast):
+        with autocast(pool.device, way.autocast):
             cache = new_cache(who, model, way, batch)
             cacher.step(model, ids[:, :context], cache)
         position, filled = context, tensor_bytes(cache)
@@ -218,7 +222,7 @@ def decode(workshop: Workshop, way: Way, copy: int, *, context: int, batch: int 
         nonlocal position
         if position == end:
             fill()
-        with autocast(workshop.device, way.autocast):
+        with autocast(pool.device, way.autocast):
             logits = cacher.step(model, ids[:, position : position + 1], cache)
         position += 1
         return logits
@@ -230,11 +234,11 @@ def decode(workshop: Workshop, way: Way, copy: int, *, context: int, batch: int 
     def extras() -> dict[str, float]:
         if cache is None:
             fill()
-        held = costs.cache_bytes(workshop.size, tokens=context, batch=batch, element_bytes=element_bytes(way))
+        held = costs.cache_bytes(pool.size, tokens=context, batch=batch, element_bytes=element_bytes(way))
         return {"cache_bytes": filled, "held_cache_bytes": held}
 
     middle = (context + end) // 2
-    cost = costs.decode_step(workshop.size, batch=batch, context=middle, element_bytes=element_bytes(way))
+    cost = costs.decode_step(pool.size, batch=batch, context=middle, element_bytes=element_bytes(way))
     return Work(
         call=call,
         answer=answer,

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from harness.bench.arms.registry import way
+from harness.bench.arms.registry import arm
 
 BF16 = {"dtype": "bfloat16"}
 
 # The subject, as it is and in other types.
-way("subject", "the subject in float32, with its own attention")
-way("fp32", "parameters and products in float32", claims={"dtype": "float32"})
-way("bf16", "parameters and products in bfloat16", dtype="bfloat16", claims=BF16)
-way("bf16-autocast", "parameters in float32, products in bfloat16, as one trains", autocast="bfloat16", claims=BF16)
-way("fp16", "parameters and products in float16", dtype="float16", devices=("cuda",), claims={"dtype": "float16"})
+arm("subject", "the subject in float32, with its own attention")
+arm("fp32", "parameters and products in float32", claims={"dtype": "float32"})
+arm("bf16", "parameters and products in bfloat16", dtype="bfloat16", claims=BF16)
+arm("bf16-autocast", "parameters in float32, products in bfloat16, as one trains", autocast="bfloat16", claims=BF16)
+arm("fp16", "parameters and products in float16", dtype="float16", devices=("cuda",), claims={"dtype": "float16"})
 
 # Ways to compute attention. `flash` is whatever fused kernel torch chooses.
-way("looped", "one head after the other", attention="looped", claims={"attention": "formula"})
-way(
+arm("looped", "one head after the other", attention="looped", claims={"attention": "formula"})
+arm(
     "naive",
     "all heads at once, the scores stored",
     attention="naive",
     claims={"attention": "formula", "compiled": False},
 )
-way(
+arm(
     "flash",
     "torch's fused kernel, no scores stored",
     attention="flash",
     claims={"attention": "flash", "quadratic": False, "compiled": False},
 )
-way("sdpa-math", "SDPA by its backend `math`", attention="sdpa-math", claims={"attention": "math"})
-way(
+arm("sdpa-math", "SDPA by its backend `math`", attention="sdpa-math", claims={"attention": "math"})
+arm(
     "sdpa-efficient",
     "SDPA by its memory-efficient backend",
     attention="sdpa-efficient",
     devices=("cuda",),
     claims={"attention": "efficient"},
 )
-way(
+arm(
     "sdpa-cudnn",
     "SDPA by cuDNN's backend",
     attention="sdpa-cudnn",
@@ -44,33 +44,33 @@ way(
     claims={"attention": "cudnn"},
 )
 # Inductor rewrites the formula into the fused kernel, so this arm is not called naive: what it ran as is on record.
-way("formula-compiled", "the formula under torch.compile", attention="naive", compiled=True, claims={"compiled": True})
+arm("formula-compiled", "the formula under torch.compile", attention="naive", compiled=True, claims={"compiled": True})
 
 # Compiled or not.
-way("eager", "operation by operation", claims={"compiled": False})
-way("compiled", "torch.compile, Inductor", compiled=True, claims={"compiled": True})
-way("graph", "one CUDA graph, replayed", devices=("cuda",), options={"graph": True})
+arm("eager", "operation by operation", claims={"compiled": False})
+arm("compiled", "torch.compile, Inductor", compiled=True, claims={"compiled": True})
+arm("graph", "one CUDA graph, replayed", devices=("cuda",), options={"graph": True})
 
 # Generation.
-way("uncached", "every token computes all positions before it", options={"use_cache": False})
-way("cached", "the subject's own cache", options={"use_cache": True})
-way("growing", "keys and values concatenated at each step", options={"use_cache": True, "cache": "growing"})
+arm("uncached", "every token computes all positions before it", options={"use_cache": False})
+arm("cached", "the subject's own cache", options={"use_cache": True})
+arm("growing", "keys and values concatenated at each step", options={"use_cache": True, "cache": "growing"})
 
 # Training.
-way("for-loop", "AdamW, one tensor after the other", options={"optimizer": {"foreach": False, "fused": False}})
-way("foreach", "AdamW, an operation over all tensors", options={"optimizer": {"foreach": True}})
-way("fused", "AdamW in one kernel", options={"optimizer": {"fused": True}})
-way("one-batch", "the batch at once")
-way("accumulated", "the batch in four parts, gradients added up", options={"parts": 4})
-way("stored", "activations kept for the backward pass")
-way("checkpointed", "activations of a block computed again in the backward pass", options={"checkpointing": True})
+arm("for-loop", "AdamW, one tensor after the other", options={"optimizer": {"foreach": False, "fused": False}})
+arm("foreach", "AdamW, an operation over all tensors", options={"optimizer": {"foreach": True}})
+arm("fused", "AdamW in one kernel", options={"optimizer": {"fused": True}})
+arm("one-batch", "the batch at once")
+arm("accumulated", "the batch in four parts, gradients added up", options={"parts": 4})
+arm("stored", "activations kept for the backward pass")
+arm("checkpointed", "activations of a block computed again in the backward pass", options={"checkpointing": True})
 
 # Peers, where their packages are.
-way("hf-sdpa", "transformers' GPT-2, SDPA", peer="hf-sdpa")
-way("hf-eager", "transformers' GPT-2, eager attention", peer="hf-eager", claims={"attention": "formula"})
-way("ctranslate2", "CTranslate2 in float32", peer="ctranslate2")
-way("nanogpt", "nanoGPT from --nanogpt PATH", peer="nanogpt")
+arm("hf-sdpa", "transformers' GPT-2, SDPA", peer="hf-sdpa")
+arm("hf-eager", "transformers' GPT-2, eager attention", peer="hf-eager", claims={"attention": "formula"})
+arm("ctranslate2", "CTranslate2 in float32", peer="ctranslate2")
+arm("nanogpt", "nanoGPT from --nanogpt PATH", peer="nanogpt")
 
 # Text.
-way("one-piece", "tiktoken, the text as one string")
-way("paragraphs", "tiktoken, paragraph by paragraph on the run's threads", options={"paragraphs": True})
+arm("one-piece", "tiktoken, the text as one string")
+arm("paragraphs", "tiktoken, paragraph by paragraph on the run's threads", options={"paragraphs": True})

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.bench.arms.model_pool import Workshop
+from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.models import near_truth
-from harness.bench.arms.registry import Judge, Way, kind
+from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.truth import float32_bound
-from harness.bench.comparison import Finding, Work
+from harness.bench.comparison import Verification, Work
 from harness.core.errors import MissingAbility, MissingResource
 from harness.core.resources import text_tokens
 from harness.core.sizes import SIZES
@@ -25,31 +25,31 @@ from harness.subjects.model import Checkpoints, Model
 CHECKED_TOKENS = 16
 
 
-def _judge_build(workshop: Workshop, control: str, ways: Mapping[str, Way]) -> Judge:
-    expected = parameter_count(workshop.size)
-    if workshop.deviating:
-        expected += workshop.deviating.excess(workshop.size, workshop.subject)
+def _judge_build(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec]) -> Verifier:
+    expected = parameter_count(pool.size)
+    if pool.deviating_gpt2:
+        expected += pool.deviating_gpt2.excess(pool.size, pool.subject)
 
-    def judge(name: str, work: Work) -> Finding:
+    def judge(name: str, work: Work) -> Verification:
         counted = work.answer()
         told = f"{counted:,} parameters, {expected:,} by the closed form"
-        return Finding("pass" if counted == expected else "fail", told)
+        return Verification("pass" if counted == expected else "fail", told)
 
     return judge
 
 
-@kind("build", judge=_judge_build)
-def build(workshop: Workshop, way: Way, copy: int) -> Work:
+@work_kind("build", judge=_judge_build)
+def build(pool: ModelPool, way: ArmSpec, copy: int) -> Work:
     """A model from nothing, with its own start: what every script waits for."""
-    who = workshop.who(way)
+    who = pool.who(way)
 
     start: Any = getattr(who, "start", None)  # a peer's own, where `build` puts the run's weights in its place
 
     def call() -> nn.Module:
         if start is not None:
-            fresh: nn.Module = start(workshop.size)
+            fresh: nn.Module = start(pool.size)
             return fresh
-        return who.build(workshop.size, seed=0, dtype=way.dtype, device=workshop.device).module
+        return who.build(pool.size, seed=0, dtype=way.dtype, device=pool.device).module
 
     def answer() -> int:
         return sum(parameter.numel() for parameter in call().parameters())
@@ -57,35 +57,35 @@ def build(workshop: Workshop, way: Way, copy: int) -> Work:
     return Work(call=call, answer=answer, tokens=0, weigh=False)
 
 
-def _judge_load(workshop: Workshop, control: str, ways: Mapping[str, Way]) -> Judge:
-    ids, _ = workshop.ids(rows=1, length=CHECKED_TOKENS)
+def _judge_load(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec]) -> Verifier:
+    ids, _ = pool.ids(rows=1, length=CHECKED_TOKENS)
 
     @torch.no_grad()
     def answer(model: Model) -> Tensor:
         return model.logits(ids)
 
-    return near_truth(workshop, control, ways, answer, bound=float32_bound(workshop.size))
+    return near_truth(pool, control, arm_specs, answer, bound=float32_bound(pool.size))
 
 
-@kind("load", judge=_judge_load)
-def load(workshop: Workshop, way: Way, copy: int) -> Work:
+@work_kind("load", judge=_judge_load)
+def load(pool: ModelPool, way: ArmSpec, copy: int) -> Work:
     """A Hugging Face directory (model.safetensors) from the disk's cache to the first logits.
 
     To the logits, because a model whose weights are the mapped file has read none of them when it is there.
     """
     from harness.bench.peers import HuggingFace
 
-    who = workshop.who(way)
+    who = pool.who(way)
     if not isinstance(who, Checkpoints):
         raise MissingAbility(f"{who.name} has no ability 'Checkpoints': it does not read a Hugging Face directory")
-    if workshop.size not in SIZES.values():
-        raise MissingResource(f"no checkpoint of {workshop.size.name}")
+    if pool.size not in SIZES.values():
+        raise MissingResource(f"no checkpoint of {pool.size.name}")
     folder = tempfile.TemporaryDirectory(prefix="gpt-harness-")
     writer = HuggingFace("eager")
-    source = writer.build(workshop.size)
+    source = writer.build(pool.size)
     writer.save_checkpoint(source, Path(folder.name))
     del source
-    ids, _ = workshop.ids(rows=1, length=CHECKED_TOKENS)
+    ids, _ = pool.ids(rows=1, length=CHECKED_TOKENS)
 
     @torch.no_grad()
     def call() -> Tensor:
@@ -99,23 +99,23 @@ def _bytes(folder: Path) -> float:
     return float(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
 
 
-def _judge_tokens(workshop: Workshop, control: str, ways: Mapping[str, Way]) -> Judge:
+def _judge_tokens(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec]) -> Verifier:
     expected = text_tokens().tolist()
 
-    def judge(name: str, work: Work) -> Finding:
+    def judge(name: str, work: Work) -> Verification:
         found = work.answer()
         told = f"{len(found):,} tokens, {len(expected):,} in the run's text"
-        return Finding("pass" if found == expected else "fail", told)
+        return Verification("pass" if found == expected else "fail", told)
 
     return judge
 
 
-@kind("tokenize", judge=_judge_tokens)
-def tokenize(workshop: Workshop, way: Way, copy: int) -> Work:
+@work_kind("tokenize", judge=_judge_tokens)
+def tokenize(pool: ModelPool, way: ArmSpec, copy: int) -> Work:
     """The run's text into GPT-2's tokens by tiktoken: in one piece, or paragraph by paragraph on several threads."""
     import tiktoken
 
-    workshop.who(way)
+    pool.who(way)
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except OSError as error:  # it fetches its tables where it has none, and there is no network

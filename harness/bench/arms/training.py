@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.bench import costs
-from harness.bench.arms.model_pool import Workshop, autocast, round_parameters
+from harness.bench.arms.model_pool import ModelPool, autocast, round_parameters
 from harness.bench.arms.models import counted_as, element_bytes, first_call, near_truth
-from harness.bench.arms.registry import Judge, Way, kind
+from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.truth import training_bound
 from harness.bench.ceilings import last_level_cache_bytes
 from harness.bench.comparison import Work
@@ -58,7 +58,7 @@ def anew(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def after_a_step(
-    workshop: Workshop,
+    pool: ModelPool,
     model: Model,
     gradients: Callable[[], object],
     *,
@@ -74,29 +74,29 @@ def after_a_step(
     With `stored_in`, the parameters are rounded to that type whenever they are written. Of a `compiled` model these
     logits are computed eagerly: the step is what is judged, and another graph would take as long to compile again.
     """
-    workshop.restore(model, stored_in)
+    pool.restore(model, stored_in)
     gradients()
     (anew(optimizer) if optimizer else adamw(model)).step()
     model.module.zero_grad(set_to_none=True)
     round_parameters(model, stored_in)
     eagerly = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    with torch.no_grad(), autocast(workshop.device, cast), eagerly:
+    with torch.no_grad(), autocast(pool.device, cast), eagerly:
         return model.logits(ids)
 
 
-def _judge(workshop: Workshop, control: str, ways: Mapping[str, Way], *, tokens: int, batch: int = 1) -> Judge:
-    ids, targets = workshop.ids(rows=batch, length=tokens)
+def _judge(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec], *, tokens: int, batch: int = 1) -> Verifier:
+    ids, targets = pool.ids(rows=batch, length=tokens)
 
     def answer(model: Model, dtype: torch.dtype | None = None) -> Tensor:
-        return after_a_step(workshop, model, lambda: model.loss(ids, targets).backward(), ids=ids[:1], stored_in=dtype)
+        return after_a_step(pool, model, lambda: model.loss(ids, targets).backward(), ids=ids[:1], stored_in=dtype)
 
-    bound = training_bound(workshop.size)
-    return near_truth(workshop, control, ways, answer, bound=bound, stored=answer)
+    bound = training_bound(pool.size)
+    return near_truth(pool, control, arm_specs, answer, bound=bound, stored=answer)
 
 
 def _work(
-    workshop: Workshop,
-    way: Way,
+    pool: ModelPool,
+    way: ArmSpec,
     call: Callable[[], object],
     answer: Callable[[], Tensor],
     cost: costs.Cost,
@@ -115,20 +115,20 @@ def _work(
     )
 
 
-@kind("training-step", judge=_judge)
-def training_step(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
+@work_kind("training-step", judge=_judge)
+def training_step(pool: ModelPool, way: ArmSpec, copy: int, *, tokens: int, batch: int = 1) -> Work:
     """Forward, backward and AdamW on one batch; no dropout, so that the answer is the same each time.
 
     `parts` of the way's options adds up the gradients of so many parts of the batch; `checkpointing` computes the
     activations of each block again.
     """
-    ids, targets = workshop.ids(rows=batch, length=tokens)
-    model = workshop.model(way, copy)
+    ids, targets = pool.ids(rows=batch, length=tokens)
+    model = pool.model(way, copy)
     parts, again = way.options.get("parts", 1), way.options.get("checkpointing", False)
 
     def gradients() -> None:
         for some, wanted in zip(ids.chunk(parts), targets.chunk(parts), strict=True):
-            with autocast(workshop.device, way.autocast), _checkpointing(model, again):
+            with autocast(pool.device, way.autocast), _checkpointing(model, again):
                 loss = model.loss(some, wanted) * (some.shape[0] / batch)
             loss.backward()
 
@@ -140,7 +140,7 @@ def training_step(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch
         optimizer.zero_grad(set_to_none=True)  # last, so that no arm keeps its gradients while another works
 
     cost = costs.training_step(
-        workshop.size,
+        pool.size,
         batch=batch // parts,
         tokens=tokens,
         accumulation=parts,
@@ -148,16 +148,16 @@ def training_step(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch
         attention=counted_as(way.attention),
         element_bytes=element_bytes(way),
         master_bytes=element_bytes(way),
-        last_level_bytes=last_level_cache_bytes(workshop.device),
+        last_level_bytes=last_level_cache_bytes(pool.device),
     )
     answer = functools.partial(
-        after_a_step, workshop, model, gradients, ids=ids[:1], optimizer=optimizer, cast=way.autocast,
+        after_a_step, pool, model, gradients, ids=ids[:1], optimizer=optimizer, cast=way.autocast,
         compiled=way.compiled, stored_in=getattr(torch, way.dtype) if way.dtype != "float32" else None,
     )  # fmt: skip
-    model_flops = costs.model_flops(workshop.size, tokens=tokens) * ids.numel()
+    model_flops = costs.model_flops(pool.size, tokens=tokens) * ids.numel()
     compiling = first_call(way, gradients)
     return _work(
-        workshop, way, call, answer, cost, tokens=ids.numel(),
+        pool, way, call, answer, cost, tokens=ids.numel(),
         extras=lambda: {"model_flops": model_flops, **compiling()},
     )  # fmt: skip
 
@@ -179,29 +179,29 @@ class _checkpointing:  # noqa: N801 - a context manager, used like a function
             del block.forward
 
 
-@kind("loss", judge=_judge)
-def loss(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
+@work_kind("loss", judge=_judge)
+def loss(pool: ModelPool, way: ArmSpec, copy: int, *, tokens: int, batch: int = 1) -> Work:
     """The forward pass of training: the loss, with everything kept that the backward pass needs."""
-    ids, targets = workshop.ids(rows=batch, length=tokens)
-    model = workshop.model(way, copy)
+    ids, targets = pool.ids(rows=batch, length=tokens)
+    model = pool.model(way, copy)
 
     def call() -> Tensor:
-        with autocast(workshop.device, way.autocast):
+        with autocast(pool.device, way.autocast):
             return model.loss(ids, targets)
 
     cost = costs.forward(
-        workshop.size, batch=batch, tokens=tokens, attention=counted_as(way.attention),
+        pool.size, batch=batch, tokens=tokens, attention=counted_as(way.attention),
         element_bytes=element_bytes(way),
     )  # fmt: skip
-    answer = functools.partial(after_a_step, workshop, model, lambda: call().backward(), ids=ids[:1])
-    return _work(workshop, way, call, answer, cost, tokens=ids.numel())
+    answer = functools.partial(after_a_step, pool, model, lambda: call().backward(), ids=ids[:1])
+    return _work(pool, way, call, answer, cost, tokens=ids.numel())
 
 
-@kind("backward", judge=_judge)
-def backward(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
+@work_kind("backward", judge=_judge)
+def backward(pool: ModelPool, way: ArmSpec, copy: int, *, tokens: int, batch: int = 1) -> Work:
     """The backward pass alone, again and again over one graph."""
-    ids, targets = workshop.ids(rows=batch, length=tokens)
-    model = workshop.model(way, copy)
+    ids, targets = pool.ids(rows=batch, length=tokens)
+    model = pool.model(way, copy)
     graph: list[Tensor] = []
 
     def forward() -> None:
@@ -216,24 +216,24 @@ def backward(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int
         graph[0].backward(retain_graph=True)
 
     cost = costs.backward(
-        workshop.size, batch=batch, tokens=tokens, attention=counted_as(way.attention),
+        pool.size, batch=batch, tokens=tokens, attention=counted_as(way.attention),
         element_bytes=element_bytes(way),
     )  # fmt: skip
-    answer = functools.partial(after_a_step, workshop, model, gradients, ids=ids[:1])
+    answer = functools.partial(after_a_step, pool, model, gradients, ids=ids[:1])
 
     def answered() -> Tensor:
         found = answer()
         graph.clear()  # it holds the activations, and the weights that it was made from are about to change
         return found
 
-    return _work(workshop, way, call, answered, cost, tokens=ids.numel(), prepare=lambda: None if graph else forward())
+    return _work(pool, way, call, answered, cost, tokens=ids.numel(), prepare=lambda: None if graph else forward())
 
 
-@kind("optimizer", judge=_judge)
-def optimizer(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
+@work_kind("optimizer", judge=_judge)
+def optimizer(pool: ModelPool, way: ArmSpec, copy: int, *, tokens: int, batch: int = 1) -> Work:
     """AdamW's step alone, with the gradients of one batch kept."""
-    ids, targets = workshop.ids(rows=batch, length=tokens)
-    model = workshop.model(way, copy)
+    ids, targets = pool.ids(rows=batch, length=tokens)
+    model = pool.model(way, copy)
     implementation = way.options.get("optimizer", FUSED)
     stepping = begun(adamw(model, **implementation), model)
 
@@ -246,34 +246,34 @@ def optimizer(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: in
 
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     cost = costs.optimizer_step(parameters, element_bytes=element_bytes(way)) * READ_SHARE
-    answer = functools.partial(after_a_step, workshop, model, gradients, ids=ids[:1], optimizer=stepping)
-    return _work(workshop, way, stepping.step, answer, cost, tokens=ids.numel(), prepare=prepare)
+    answer = functools.partial(after_a_step, pool, model, gradients, ids=ids[:1], optimizer=stepping)
+    return _work(pool, way, stepping.step, answer, cost, tokens=ids.numel(), prepare=prepare)
 
 
-@kind("weight-update", judge=_judge)
-def weight_update(workshop: Workshop, way: Way, copy: int, *, tokens: int, batch: int = 1) -> Work:
+@work_kind("weight-update", judge=_judge)
+def weight_update(pool: ModelPool, way: ArmSpec, copy: int, *, tokens: int, batch: int = 1) -> Work:
     """A training step whose parameters are the way's type alone, or masters in float32; and what of it got lost.
 
     `lost_at_peak_rate` and `lost_at_last_rate`: the share of the parameters that an update moves in float32 and that
     stand where they stood, because the step is below half of bfloat16's spacing there.
     """
-    work = training_step(workshop, way, copy, tokens=tokens, batch=batch)
-    model = workshop.model(way, copy)
-    ids, targets = workshop.ids(rows=batch, length=tokens)
+    work = training_step(pool, way, copy, tokens=tokens, batch=batch)
+    model = pool.model(way, copy)
+    ids, targets = pool.ids(rows=batch, length=tokens)
 
     def extras() -> dict[str, float]:
-        return {**work.extras(), **_lost(workshop, model, ids, targets, way)}
+        return {**work.extras(), **_lost(pool, model, ids, targets, way)}
 
     return _work(
-        workshop, way, work.call, work.answer, costs.Cost(work.flops or 0.0, work.moved_bytes or 0.0),
+        pool, way, work.call, work.answer, costs.Cost(work.flops or 0.0, work.moved_bytes or 0.0),
         tokens=work.tokens, extras=work.extras if copy else extras,  # a twin's are the same
     )  # fmt: skip
 
 
-def _lost(workshop: Workshop, model: Model, ids: Tensor, targets: Tensor, way: Way) -> dict[str, float]:
+def _lost(pool: ModelPool, model: Model, ids: Tensor, targets: Tensor, way: ArmSpec) -> dict[str, float]:
     """The share of the parameters with a gradient that one step of AdamW leaves where they were, at either rate."""
-    workshop.restore(model)
-    with autocast(workshop.device, way.autocast):
+    pool.restore(model)
+    with autocast(pool.device, way.autocast):
         model.loss(ids, targets).backward()
     parameters = list(model.module.parameters())
     before = [parameter.detach().clone() for parameter in parameters]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.bench.comparison import Finding, Work
+from harness.bench.comparison import Verification, Work
 from harness.core.sizes import Size
 
 # Two correct float32 programs round in different places; what they are off by differs by far less than this,
@@ -79,7 +79,7 @@ class Closeness:
     _control_error: float = math.nan
     _coarse_errors: dict[torch.dtype, float] = field(default_factory=dict)
 
-    def __call__(self, name: str, work: Work) -> Finding:
+    def __call__(self, name: str, work: Work) -> Verification:
         """The verdict on one arm; the control's must be asked for first."""
         truth = self._known()
         answer = work.answer()
@@ -90,8 +90,8 @@ class Closeness:
         message = f"relative error {error:.1e} against {self.of}; {told}"
         if not error <= allowed:  # NaN is not
             message = f"{message}, so at most {allowed:.1e} is rounding; `pytest verifications/` finds what differs"
-            return Finding("fail", message, error=error, allowed=allowed)
-        return Finding("pass", message, error=error, allowed=allowed)
+            return Verification("fail", message, error=error, allowed=allowed)
+        return Verification("pass", message, error=error, allowed=allowed)
 
     def _known(self) -> Tensor:
         if self._truth is None:
@@ -139,7 +139,7 @@ class SameTokens:
     _generated: Generated | None = None
     _control_error: float = math.nan
 
-    def __call__(self, name: str, work: Work) -> Finding:
+    def __call__(self, name: str, work: Work) -> Verification:
         """The verdict on one arm; the control's must be asked for first."""
         answer: Generated = work.answer()
         if self._generated is None:
@@ -147,15 +147,15 @@ class SameTokens:
         expected = self.positions[name]
         if answer.positions not in (None, expected):
             counted = f"processed {answer.positions:,} positions, but {name} generation takes {expected:,}"
-            return Finding("fail", f"{counted}: it does not do what its name says")
+            return Verification("fail", f"{counted}: it does not do what its name says")
         if not torch.equal(answer.ids, self._generated.ids):
             step = int((answer.ids != self._generated.ids).any(0).nonzero()[0])
-            return Finding("fail", f"token {step} differs from the control's greedy choice")
+            return Verification("fail", f"token {step} differs from the control's greedy choice")
         if (regret := self._regret()) > REGRET_FACTOR * self.bound:
-            return Finding("fail", f"a token is not the best one: the truth has another, {regret:.1e} above it")
+            return Verification("fail", f"a token is not the best one: the truth has another, {regret:.1e} above it")
         return self._near(name, answer, expected)
 
-    def _near(self, name: str, answer: Generated, expected: int) -> Finding:
+    def _near(self, name: str, answer: Generated, expected: int) -> Verification:
         """The verdict on the logits that the tokens were chosen from, where they could be seen."""
         told = ["the control's tokens" if name != self.control else "the truth's greedy tokens"]
         error = allowed = None
@@ -171,11 +171,11 @@ class SameTokens:
             told.append(f"the logits of its steps have relative error {error:.1e} against float64")
             if not error <= allowed:
                 message = f"{'; '.join(told)}, and at most {allowed:.1e} is rounding"
-                return Finding("fail", message, error=error, allowed=allowed)
+                return Verification("fail", message, error=error, allowed=allowed)
         if answer.positions is None:
-            return Finding("pass", "; ".join([*told, "positions could not be counted"]), {}, error, allowed)
+            return Verification("pass", "; ".join([*told, "positions could not be counted"]), {}, error, allowed)
         counts = {"positions": answer.positions, "positions_closed_form": expected}
-        return Finding("pass", "; ".join(told), counts, error, allowed)
+        return Verification("pass", "; ".join(told), counts, error, allowed)
 
     def _regret(self) -> float:
         """How far the worst of the chosen tokens is below the best by the truth, in sizes of a logit."""

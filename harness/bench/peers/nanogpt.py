@@ -12,7 +12,7 @@ from harness.core.errors import HarnessError, MissingAbility, MissingResource
 from harness.core.sizes import Size
 from harness.oracle.probe_weights import state
 from harness.subjects.adapters import adapt
-from harness.subjects.model import Generates, Model, holding
+from harness.subjects.model import Generates, Model, build_with_weights
 
 VARIABLE = "GPT_HARNESS_NANOGPT"
 SOURCE = "https://github.com/karpathy/nanoGPT"
@@ -34,7 +34,7 @@ class NanoGPT:
         """The model in eval mode, with the probe weights; it has no other seed and no options."""
         if options:
             raise MissingAbility(f"{self.name} is built without options, got {sorted(options)}")
-        model = holding(self._adapted, size, state(size.name, "probe"), dtype)
+        model = build_with_weights(self._adapted, size, state(size.name, "probe"), dtype)
         if self.tanh_gelu:
             for part in model.module.modules():
                 if isinstance(part, nn.GELU):

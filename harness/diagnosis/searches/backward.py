@@ -10,8 +10,8 @@ from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.observation import Births, Line, Recorder
-from harness.oracle.formula import OPERATIONS, At, Change, Formula, Operation, place
+from harness.diagnosis.observation import ModuleCreationSites, OperationRecorder, SourceLine
+from harness.oracle.formula import OPERATIONS, At, Formula, Operation, Replacement, place
 from harness.subjects.model import Model
 from harness.subjects.weight_map import family
 
@@ -56,18 +56,18 @@ def explain(
     targets: Tensor,
     weights: dict[str, Tensor],
     size: Size,
-    changes: Sequence[Change],
-    births: Births,
+    changes: Sequence[Replacement],
+    births: ModuleCreationSites,
 ) -> list[Finding]:
     """Why the gradients differ from those of the formula with `changes`, which explains the forward pass."""
     model.module.zero_grad(set_to_none=True)
-    with Recorder(births) as recorder:
+    with OperationRecorder(births) as recorder:
         loss = model.loss(ids, targets)
     loss.backward()
     own = {name: tensor.double() for name, tensor in model.gradients().items()}
     if HEAD in own:  # a head of its own, which is told elsewhere: its gradient is its own as well
         weights = {**weights, HEAD: weights["transformer.wte.weight"]}
-        changes = [*changes, Change("head", lambda at, x: x @ at.formula.weights[HEAD].mT)]
+        changes = [*changes, Replacement("head", lambda at, x: x @ at.formula.weights[HEAD].mT)]
     right = gradients(size, weights, changes, ids, targets)
     wrong = [name for name in reversed(list(right)) if name in own and not _agree(own[name], right[name])]
     if not wrong:
@@ -111,7 +111,7 @@ def explain(
 
 
 def gradients(
-    size: Size, weights: dict[str, Tensor], changes: Sequence[Change], ids: Tensor, targets: Tensor
+    size: Size, weights: dict[str, Tensor], changes: Sequence[Replacement], ids: Tensor, targets: Tensor
 ) -> dict[str, Tensor]:
     """The gradient of the mean cross entropy by every published weight, float64."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
@@ -124,7 +124,7 @@ def gradients(
     }
 
 
-def _stops(size: Size) -> Iterator[tuple[str, int | None, Change, str]]:
+def _stops(size: Size) -> Iterator[tuple[str, int | None, Replacement, str]]:
     """Every place where a gradient can be stopped: in all layers, then in each."""
     layers = [None, *range(size.layers)]
     for layer in layers:
@@ -132,14 +132,14 @@ def _stops(size: Size) -> Iterator[tuple[str, int | None, Change, str]]:
             if not _of_block(operation) and layer is not None:
                 continue
             for number, says in enumerate(inputs):
-                yield operation, layer, Change(operation, _stopped(operation, number), layer), says
-    yield "embedding", None, Change("embedding", lambda at, token, position: (token + position).detach()), SUM
+                yield operation, layer, Replacement(operation, _stopped(operation, number), layer), says
+    yield "embedding", None, Replacement("embedding", lambda at, token, position: (token + position).detach()), SUM
     head: Operation = lambda at, x: x @ at["wte.weight"].detach().mT  # noqa: E731 - as the formula's table has them
-    yield "head", None, Change("head", head), "the head's weight, which is the token embedding"
+    yield "head", None, Replacement("head", head), "the head's weight, which is the token embedding"
     yield (
         "embedding.token",
         None,
-        Change("embedding.token", lambda at, ids: at["wte.weight"].detach()[ids]),
+        Replacement("embedding.token", lambda at, ids: at["wte.weight"].detach()[ids]),
         "the token embedding",
     )
 
@@ -186,7 +186,7 @@ def _ratio(own: dict[str, Tensor], right: dict[str, Tensor], wrong: list[str]) -
     return ratio if ratio and all(_agree(own[name], ratio * right[name]) for name in wrong) else None
 
 
-def _detached(recorder: Recorder) -> Line | None:
+def _detached(recorder: OperationRecorder) -> SourceLine | None:
     """The line of the user's that detaches something."""
     lines = [step.line for step in recorder.steps if step.operation == "detach" and step.line is not None]
     return next(
@@ -208,5 +208,5 @@ def _component(published: str) -> str:
     return published.removeprefix("transformer.").rpartition(".")[0].replace("attn.c_attn", "attn.qkv")
 
 
-def _finding(where: str, fault: str, cause: str, evidence: str, line: Line | None) -> Finding:
+def _finding(where: str, fault: str, cause: str, evidence: str, line: SourceLine | None) -> Finding:
     return Finding(where, fault, cause, evidence, "" if line is None else str(line), "" if line is None else line.text)

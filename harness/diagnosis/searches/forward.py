@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from harness.core.sizes import Size
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.observation import SAME, Line, Observation, alike, sums
+from harness.diagnosis.observation import SAME, Observation, SourceLine, alike, sums
 from harness.diagnosis.searches import constant_fit
-from harness.oracle.formula import At, Change, Formula, place, visible
-from harness.oracle.variants import Explanation, explanations, in_parts
+from harness.oracle.formula import At, Formula, Replacement, place, visible
+from harness.oracle.variants import Variant, in_parts, variants
 
 State = dict[str, Tensor]
 MOST_FINDINGS = 12
@@ -27,7 +27,7 @@ class Explained:
     """The outcome: findings in execution order, the changes that make GPT-2 compute what the subject computes."""
 
     findings: list[Finding]
-    changes: list[Change]
+    changes: list[Replacement]
     complete: bool  # whether, with those changes, the logits agree
     forced: bool  # whether one of the changes is the subject's own value, which holds for these ids alone
 
@@ -52,12 +52,12 @@ def explain(
 class _Found:
     """One explanation in one layer."""
 
-    fitting: tuple[Explanation, ...]  # all that fit, the likeliest first; none where nothing does
+    fitting: tuple[Variant, ...]  # all that fit, the likeliest first; none where nothing does
     layer: int | None
     finding: Finding
 
     @property
-    def explanation(self) -> Explanation | None:
+    def explanation(self) -> Variant | None:
         return self.fitting[0] if self.fitting else None
 
 
@@ -80,7 +80,7 @@ class _Search:
     ) -> None:
         self.observed, self.ids, self.weights, self.size, self.forced = observed, ids, weights, size, forced
         self.blocks = blocks
-        self.changes: list[Change] = []
+        self.changes: list[Replacement] = []
         self.found: list[_Found] = []
         self._printed: dict[str, Any] = {}
         self._prints: list[tuple[int, tuple[float, float, float]]] = []
@@ -107,7 +107,7 @@ class _Search:
             any(not item.fitting for item in self.found),
         )
 
-    def _taps(self, changes: Sequence[Change]) -> dict[str, Any]:
+    def _taps(self, changes: Sequence[Replacement]) -> dict[str, Any]:
         formula = Formula(self.size, self.weights, changes)
         formula(self.ids)
         return formula.taps
@@ -150,16 +150,16 @@ class _Search:
 
     def _best(
         self, taps: dict[str, Any], reached: int, layer: int | None
-    ) -> tuple[tuple[Explanation, ...], Change | None]:
-        """The explanations that take the subject furthest; where none does, the one that explains most of its steps."""
+    ) -> tuple[tuple[Variant, ...], Replacement | None]:
+        """The variants that take the subject furthest; where none does, the one that explains most of its steps."""
         passed = self._step_before(taps, reached)
-        concerned = [e for e in explanations() if self._concerns(e, layer, reached)]
+        concerned = [e for e in variants() if self._concerns(e, layer, reached)]
         here = [(e, layer if _is_of_a_block(e.operation) else None) for e in concerned]
         # What is wrong in one layer is often wrong in all; and a value may be right, and changed before it is read.
         again = (
             [(e, layer if _is_of_a_block(e.operation) else None) for e in self.found[-1].fitting] if self.found else []
         )
-        groups: tuple[Iterable[tuple[Explanation, int | None]], ...] = (
+        groups: tuple[Iterable[tuple[Variant, int | None]], ...] = (
             [pair for pair in again if self._concerns(pair[0], layer, reached)],
             here,
             self._in_the_layer_before(layer, reached),
@@ -173,16 +173,16 @@ class _Search:
 
     def _fitting(
         self,
-        candidates: Iterable[tuple[Explanation, int | None]],
+        candidates: Iterable[tuple[Variant, int | None]],
         taps: dict[str, Any],
         reached: int,
         layer: int | None,
         passed: int,
-    ) -> tuple[tuple[Explanation, ...], Change | None]:
+    ) -> tuple[tuple[Variant, ...], Replacement | None]:
         """Of the candidates those with which the subject passes further anchors."""
-        furthest: list[tuple[int, Explanation, Change]] = []
+        furthest: list[tuple[int, Variant, Replacement]] = []
         for explanation, at in candidates:
-            change = Change(explanation.operation, explanation.function, at)
+            change = Replacement(explanation.operation, explanation.function, at)
             found = self._taps_from(taps, change, at, whole=at is None or at != layer)
             progress = self._progress(found, change, reached, passed)
             if progress > 0:
@@ -193,9 +193,9 @@ class _Search:
         return tuple(e for e, _ in best), best[0][1]
 
     def _furthest(
-        self, found: list[tuple[int, Explanation, Change]], reached: int, passed: int
-    ) -> list[tuple[Explanation, Change]]:
-        """Of the explanations that fit, those that take the subject furthest: in their layer, then in the whole.
+        self, found: list[tuple[int, Variant, Replacement]], reached: int, passed: int
+    ) -> list[tuple[Variant, Replacement]]:
+        """Of the variants that fit, those that take the subject furthest: in their layer, then in the whole.
 
         A value may be met by chance, as the MLP's answer to the block's input is where the MLP comes first. In the
         whole, in this layer or in all of them, only what is really there takes the subject to the end.
@@ -206,17 +206,17 @@ class _Search:
             return best
         whole = []
         for _, change in best:
-            ways = [change, Change(change.operation, change.function)]
+            ways = [change, Replacement(change.operation, change.function)]
             whole.append(max(self._progress(self._taps_from({}, w, None), w, reached, passed) for w in ways))
         return [pair for pair, progress in zip(best, whole, strict=True) if progress == max(whole)]
 
-    def _in_parts(self, whole: list[tuple[Explanation, int | None]]) -> Iterator[tuple[Explanation, int | None]]:
+    def _in_parts(self, whole: list[tuple[Variant, int | None]]) -> Iterator[tuple[Variant, int | None]]:
         """What is wrong in some of the values alone, tried where nothing fits all of them."""
         for explanation, layer in whole:
             for part in in_parts(explanation, heads=self.size.heads):
                 yield part, layer
 
-    def _in_the_layer_before(self, layer: int | None, reached: int) -> list[tuple[Explanation, int | None]]:
+    def _in_the_layer_before(self, layer: int | None, reached: int) -> list[tuple[Variant, int | None]]:
         before: int | None = None
         if self.anchors[reached].endswith("residual.attn"):
             before = layer - 1 if layer else None
@@ -224,11 +224,11 @@ class _Search:
             before = self.size.layers - 1
         if before is None:
             return []
-        return [(e, before) for e in explanations() if e.operation in ("residual.mlp", "block")]
+        return [(e, before) for e in variants() if e.operation in ("residual.mlp", "block")]
 
     def _most_steps(
-        self, taps: dict[str, Any], layer: int | None, passed: int, candidates: list[tuple[Explanation, int | None]]
-    ) -> tuple[tuple[Explanation, ...], Change | None]:
+        self, taps: dict[str, Any], layer: int | None, passed: int, candidates: list[tuple[Variant, int | None]]
+    ) -> tuple[tuple[Variant, ...], Replacement | None]:
         """With two mistakes before the next anchor no single explanation reaches it; the first of them shows inside.
 
         It must explain the operation itself and at least one that follows: a single value may be there by chance.
@@ -236,12 +236,12 @@ class _Search:
         if layer is None:
             return (), None
         known = self._steps_explained(taps, layer, passed)
-        best: tuple[tuple[Explanation, ...], Change | None] = (), None
+        best: tuple[tuple[Variant, ...], Replacement | None] = (), None
         most = 1
         for explanation, at in candidates:
             if at != layer or explanation.operation == "block":
                 continue
-            change = Change(explanation.operation, explanation.function, at)
+            change = Replacement(explanation.operation, explanation.function, at)
             with_it = self._taps_from(taps, change, at)
             own = self._seen(with_it, place(explanation.operation, at)) if with_it else None
             if own is None or own <= passed or own in known:
@@ -251,7 +251,7 @@ class _Search:
                 best, most = ((explanation,), change), len(new)
         return best
 
-    def _concerns(self, explanation: Explanation, layer: int | None, reached: int) -> bool:
+    def _concerns(self, explanation: Variant, layer: int | None, reached: int) -> bool:
         """Whether the explanation's operation lies where the subject leaves GPT-2's way."""
         operation, anchor = explanation.operation, self.anchors[reached]
         already = any(change.operation == operation and change.layer in (None, layer) for change in self.changes)
@@ -272,7 +272,7 @@ class _Search:
         return not operation.startswith(("ln_1", "attn"))
 
     def _taps_from(
-        self, taps: dict[str, Any], change: Change, layer: int | None, *, whole: bool = False
+        self, taps: dict[str, Any], change: Replacement, layer: int | None, *, whole: bool = False
     ) -> dict[str, Any]:
         """What the formula computes with the change: of its own block alone, or of everything."""
         formula = Formula(self.size, self.weights, [change, *self.changes])
@@ -285,7 +285,7 @@ class _Search:
             return {}  # this explanation does not fit these sizes
         return formula.taps
 
-    def _progress(self, taps: dict[str, Any], change: Change, reached: int, passed: int) -> int:
+    def _progress(self, taps: dict[str, Any], change: Replacement, reached: int, passed: int) -> int:
         """How many more anchors the subject passes, with the change, from the one where it left.
 
         Each must be a value that nothing before it has: with a change that leaves something out, an old value stands
@@ -330,7 +330,7 @@ class _Search:
         return {step for step in steps if step is not None and step > passed}
 
     def _explained(
-        self, fitting: tuple[Explanation, ...], layer: int | None, taps: dict[str, Any], reached: int
+        self, fitting: tuple[Variant, ...], layer: int | None, taps: dict[str, Any], reached: int
     ) -> Finding:
         explanation = fitting[0]
         name = place(explanation.operation, layer)
@@ -382,7 +382,7 @@ class _Search:
 
     def _line_of(
         self, taps: dict[str, Any], name: str, found: int | None, layer: int | None, *, made: bool, wiring: bool
-    ) -> Line | None:
+    ) -> SourceLine | None:
         """The line that computed the wrong value; where none did (a step left out), the one that came next instead.
 
         What is wrong in how a block is put together stands in the block, not in the part that the value comes from.
@@ -523,7 +523,7 @@ class _Search:
         if value is None or not bool(torch.isfinite(value).all()) or name == "head":
             return False
         operation = name if layer is None else "block"
-        self.changes.append(Change(operation, functools.partial(_constant, value), layer))
+        self.changes.append(Replacement(operation, functools.partial(_constant, value), layer))
         return True
 
 
@@ -541,12 +541,12 @@ def _in_words(anchor: str) -> str:
     return {"embedding": "the embeddings' sum", "ln_f": "the final norm's output"}[anchor]
 
 
-def _is_a_setting(explanation: Explanation) -> bool:
+def _is_a_setting(explanation: Variant) -> bool:
     """Whether what is wrong stands where a layer is made (`nn.GELU()`, `eps=1e-6`), not where it is called."""
     return explanation.operation == "mlp.activation" or explanation.fault.startswith(("ln-eps", "qkv-bias", "mlp-bias"))
 
 
-def _is_wiring(explanation: Explanation) -> bool:
+def _is_wiring(explanation: Variant) -> bool:
     """Whether what is wrong is how a block is put together: its sums, which norm stands where, the block itself."""
     put_together = explanation.operation.startswith(("residual", "block"))
     return put_together or explanation.fault.startswith(("ln-missing", "ln-shared", "ln-swapped"))
@@ -579,7 +579,7 @@ def _orders(ndim: int) -> list[tuple[int, ...]]:
 
 def _merged(found: list[_Found], last: int) -> list[Finding]:
     """One finding for one cause: an explanation that fits in several layers is told once, for all of them."""
-    groups: list[tuple[tuple[Explanation, ...], list[_Found]]] = []
+    groups: list[tuple[tuple[Variant, ...], list[_Found]]] = []
     for item in found:
         for number, (fitting, members) in enumerate(groups):
             common = tuple(explanation for explanation in fitting if explanation in item.fitting)
@@ -591,7 +591,7 @@ def _merged(found: list[_Found], last: int) -> list[Finding]:
     return [_told(fitting, members, last) for fitting, members in groups if not any(e.harmless for e in fitting)]
 
 
-def _told(fitting: tuple[Explanation, ...], members: list[_Found], last: int) -> Finding:
+def _told(fitting: tuple[Variant, ...], members: list[_Found], last: int) -> Finding:
     first = members[0].finding
     if not fitting:
         return first

@@ -1,4 +1,4 @@
-"""Generation explained: what the subject draws from, and what it takes greedily, held against the ways to get it wrong."""
+"""Generation explained: what the subject draws from, and what it takes greedily, held against the arm_specs to get it wrong."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.overrides import TorchFunctionMode
 from harness.core.errors import Missing, SubjectError
 from harness.core.sizes import SIZES
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.observation import Line, users_line
+from harness.diagnosis.observation import SourceLine, users_line
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Generates, Model, Subject, holding
+from harness.subjects.model import Generates, Model, Subject, build_with_weights
 
 SIZE = "debug"
 STEPS, ROWS, PROMPT = 3, 16, 5
@@ -25,7 +25,7 @@ SAME = 1e-5  # of probability; float32 rounds at 1e-6, a wrong setting moves it 
 
 
 @dataclass(frozen=True)
-class Setting:
+class SamplingSettings:
     """What `generate` is asked for."""
 
     temperature: float = 1.0
@@ -40,25 +40,25 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(),
-    Setting(temperature=0.5),
-    Setting(temperature=2.0),
-    Setting(top_k=5),
-    Setting(top_k=1),
-    Setting(temperature=2.0, top_k=7),
-    Setting(top_p=0.6),
-    Setting(temperature=1.5, top_p=0.8),
-    Setting(temperature=1.5, top_k=20, top_p=0.8),
+    SamplingSettings(),
+    SamplingSettings(temperature=0.5),
+    SamplingSettings(temperature=2.0),
+    SamplingSettings(top_k=5),
+    SamplingSettings(top_k=1),
+    SamplingSettings(temperature=2.0, top_k=7),
+    SamplingSettings(top_p=0.6),
+    SamplingSettings(temperature=1.5, top_p=0.8),
+    SamplingSettings(temperature=1.5, top_k=20, top_p=0.8),
 )
 # (logits (N, T, V), what was asked for, number of the step) -> probabilities (N, V)
-Distribution = Callable[[Tensor, Setting, int], Tensor]
+Distribution = Callable[[Tensor, SamplingSettings, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Seen:
+class RecordedGeneration:
     """One setting's run: the probabilities that were drawn from, and the logits (N, T, V) of each step's context."""
 
-    setting: Setting
+    setting: SamplingSettings
     drawn_from: list[Tensor]
     taken: list[Tensor]  # (N): the probability, in what was drawn from, of what was drawn
     tokens: list[Tensor]  # (N): the token that came out
@@ -72,7 +72,7 @@ class Draws(TorchFunctionMode):
         super().__init__()
         self.probabilities: list[Tensor] = []
         self.taken: list[Tensor] = []
-        self.line: Line | None = None
+        self.line: SourceLine | None = None
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -92,7 +92,7 @@ def explain(subject: Subject) -> list[Finding]:
     """Findings about the subject's own `generate`; none where it has none."""
     if not isinstance(subject, Generates):
         return []
-    model = holding(subject, SIZES[SIZE], state(SIZE, "probe"))
+    model = build_with_weights(subject, SIZES[SIZE], state(SIZE, "probe"))
     found = _greedy(subject, model)
     if found:
         return found
@@ -129,7 +129,7 @@ def _greedy(subject: Generates, model: Model) -> list[Finding]:
     except Exception as error:
         told = f"{type(error).__name__}: {error}"[:200]
         return [Finding("generation.crop", "gen-crop-missing", "generation past the context is an error", told)]
-    ways: list[tuple[str, str, str, Callable[[Tensor], Tensor]]] = [
+    arm_specs: list[tuple[str, str, str, Callable[[Tensor], Tensor]]] = [
         ("", "", "", lambda ids: model.logits(ids[:, -context:])[:, -1]),
         ("generation.position", "gen-wrong-position", "the next token is drawn from the first position's logits", lambda ids: model.logits(ids[:, -context:])[:, 0]),
         ("generation.position", "gen-last-but-one-position", "the next token is drawn from the last position but one", lambda ids: model.logits(ids[:, -context:])[:, -2]),
@@ -140,7 +140,7 @@ def _greedy(subject: Generates, model: Model) -> list[Finding]:
         ("generation.crop", "gen-crop-too-short", "half the context is kept", lambda ids: model.logits(_last(ids, context // 2))[:, -1]),
         ("generation.crop", "gen-crop-to-one", "only the latest token is read", lambda ids: model.logits(_last(ids, 1))[:, -1]),
     ]  # fmt: skip
-    for where, fault, says, logits in ways:
+    for where, fault, says, logits in arm_specs:
         with torch.no_grad():
             if _is_argmax(long, logits, context) and _is_argmax(short, logits):
                 if not fault:
@@ -148,14 +148,14 @@ def _greedy(subject: Generates, model: Model) -> list[Finding]:
                 return [
                     Finding(where, fault, says, "every greedy token is the likeliest of that, and not of the right one")
                 ]
-    if bool(_is_argmax(short, ways[0][3])):
+    if bool(_is_argmax(short, arm_specs[0][3])):
         uncached = _uncached(subject, model, full, long)
         if uncached:
             return uncached
     likely = [
         Finding("generation.temperature", "gen-temperature-zero", "temperature 0 does not take the likeliest token", "")
     ]
-    return likely if not _is_argmax(short, ways[0][3]) and _varies(subject, model, prompt) else []
+    return likely if not _is_argmax(short, arm_specs[0][3]) and _varies(subject, model, prompt) else []
 
 
 def _last(ids: Tensor, count: int) -> Tensor:
@@ -249,8 +249,8 @@ def _seeds(subject: Generates, model: Model) -> list[Finding]:
 
 
 def _distributions(subject: Generates, model: Model) -> list[Finding]:
-    runs: list[Seen] = []
-    line: Line | None = None
+    runs: list[RecordedGeneration] = []
+    line: SourceLine | None = None
     for setting in SETTINGS:
         try:
             seen, drawn_at = _seen(subject, model, setting)
@@ -270,7 +270,7 @@ def _distributions(subject: Generates, model: Model) -> list[Finding]:
     names = "; ".join(str(run.setting) for run in wrong[:3]) + (" ..." if len(wrong) > 3 else "")
     evidence = f"the probabilities that it draws from are not the definition's, asked for {names}"
     at = ("", "") if line is None else (str(line), line.text)
-    for where, fault, says, distribution in ways():
+    for where, fault, says, distribution in arm_specs():
         if all(_fits(run, distribution) for run in runs):
             return [Finding(where, fault, says, f"{evidence}; with this they agree, for every setting tried", *at)]
     words = [
@@ -297,7 +297,9 @@ def _large_k(subject: Generates, model: Model) -> list[Finding]:
     return []
 
 
-def _seen(subject: Generates, model: Model, setting: Setting) -> tuple[Seen | None, Line | None]:
+def _seen(
+    subject: Generates, model: Model, setting: SamplingSettings
+) -> tuple[RecordedGeneration | None, SourceLine | None]:
     """One run, if its draws can be seen."""
     prompts, _ = batch(SIZES[SIZE], "random", rows=ROWS, length=PROMPT)
     asked = {"temperature": setting.temperature, "top_k": setting.top_k, "top_p": setting.top_p, "seed": 0}
@@ -308,10 +310,10 @@ def _seen(subject: Generates, model: Model, setting: Setting) -> tuple[Seen | No
     with torch.no_grad():
         logits = [model.logits(answer[:, : PROMPT + step]).double() for step in range(STEPS)]
     tokens = [answer[:, PROMPT + step] for step in range(STEPS)]
-    return Seen(setting, draws.probabilities, draws.taken, tokens, logits), draws.line
+    return RecordedGeneration(setting, draws.probabilities, draws.taken, tokens, logits), draws.line
 
 
-def _fits(run: Seen, distribution: Distribution) -> bool:
+def _fits(run: RecordedGeneration, distribution: Distribution) -> bool:
     """Whether what was drawn from is the distribution: in whatever order, as some draw among the sorted or the k best."""
     for step, (found, logits) in enumerate(zip(run.drawn_from, run.logits, strict=True)):
         try:
@@ -356,18 +358,18 @@ def keep_top_p(probabilities: Tensor, p: float | None, shift: int = 0) -> Tensor
     return torch.zeros_like(ordered).scatter(-1, order, ordered / ordered.sum(-1, keepdim=True))
 
 
-def definition(logits: Tensor, setting: Setting, step: int) -> Tensor:
+def definition(logits: Tensor, setting: SamplingSettings, step: int) -> Tensor:
     """Temperature, then top-k, then top-p."""
     warm = keep_top_k(warmed(logits, setting.temperature), setting.top_k)
     return keep_top_p(warm.softmax(-1), setting.top_p)
 
 
-def ways() -> Iterator[tuple[str, str, str, Distribution]]:
+def arm_specs() -> Iterator[tuple[str, str, str, Distribution]]:
     """Where, the fault's id, what it says, and the distribution that it gives."""
     place = "generation.temperature"
 
-    def temperature(function: Callable[[Setting, int], float]) -> Distribution:
-        return lambda logits, s, step: definition(logits, Setting(function(s, step), s.top_k, s.top_p), step)
+    def temperature(function: Callable[[SamplingSettings, int], float]) -> Distribution:
+        return lambda logits, s, step: definition(logits, SamplingSettings(function(s, step), s.top_k, s.top_p), step)
 
     yield place, "gen-temperature-after-softmax", "the temperature has no effect", temperature(lambda s, step: 1.0)
     yield (
@@ -410,7 +412,7 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
 
     def top_k(function: Callable[[int], int | None]) -> Distribution:
         return lambda logits, s, step: definition(
-            logits, Setting(s.temperature, function(s.top_k) if s.top_k else None, s.top_p), step
+            logits, SamplingSettings(s.temperature, function(s.top_k) if s.top_k else None, s.top_p), step
         )
 
     yield place, "gen-topk-off-by-one", "k + 1 tokens are kept", top_k(lambda k: k + 1)
@@ -418,7 +420,7 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
     yield place, "gen-topk-ignored", "top_k has no effect", top_k(lambda k: None)
     for fill in (1e-10, 0.0, -1.0, -10.0):
 
-        def filled(logits: Tensor, s: Setting, step: int, fill: float = fill) -> Tensor:
+        def filled(logits: Tensor, s: SamplingSettings, step: int, fill: float = fill) -> Tensor:
             return keep_top_p(keep_top_k(warmed(logits, s.temperature), s.top_k, fill).softmax(-1), s.top_p)
 
         yield (
@@ -428,7 +430,7 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
             filled,
         )
 
-    def of_the_first_row(logits: Tensor, s: Setting, step: int) -> Tensor:
+    def of_the_first_row(logits: Tensor, s: SamplingSettings, step: int) -> Tensor:
         warm = warmed(logits, s.temperature)
         if s.top_k:
             kth = warm.topk(s.top_k).values[:1, -1:]
@@ -438,7 +440,7 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
     yield place, "gen-topk-per-batch", "the k-th logit is the first row's, for all rows", of_the_first_row
     place = "generation.top_p"
 
-    def top_p(function: Callable[[Tensor, Setting], Tensor]) -> Distribution:
+    def top_p(function: Callable[[Tensor, SamplingSettings], Tensor]) -> Distribution:
         return lambda logits, s, step: (
             definition(logits, s, step)
             if s.top_p is None
@@ -460,7 +462,7 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
     yield place, "gen-topp-ignored", "top_p has no effect", top_p(lambda q, s: q)
     yield place, "gen-topp-complement", "the nucleus holds 1 - p", top_p(lambda q, s: keep_top_p(q, 1 - (s.top_p or 0)))
 
-    def unnormalised(logits: Tensor, s: Setting, step: int) -> Tensor:
+    def unnormalised(logits: Tensor, s: SamplingSettings, step: int) -> Tensor:
         whole = warmed(logits, s.temperature).softmax(-1)
         if s.top_k:
             whole = whole * (keep_top_k(whole, s.top_k) > -math.inf)
@@ -473,14 +475,14 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
         unnormalised,
     )
 
-    def before_top_k(logits: Tensor, s: Setting, step: int) -> Tensor:
+    def before_top_k(logits: Tensor, s: SamplingSettings, step: int) -> Tensor:
         kept = keep_top_p(warmed(logits, s.temperature).softmax(-1), s.top_p)
         kept = kept * (keep_top_k(kept, s.top_k) > -math.inf)
         return kept / kept.sum(-1, keepdim=True)
 
     yield place, "gen-topp-before-topk", "top-p comes before top-k", before_top_k
 
-    def before_temperature(logits: Tensor, s: Setting, step: int) -> Tensor:
+    def before_temperature(logits: Tensor, s: SamplingSettings, step: int) -> Tensor:
         kept = keep_top_p(keep_top_k(logits[:, -1], s.top_k).softmax(-1), s.top_p) ** (1 / s.temperature)
         return kept / kept.sum(-1, keepdim=True)
 
@@ -491,19 +493,19 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
         before_temperature,
     )
 
-    def unsorted(q: Tensor, s: Setting) -> Tensor:
+    def unsorted(q: Tensor, s: SamplingSettings) -> Tensor:
         kept = q * (q.cumsum(-1) - q < (s.top_p or 1))
         return kept / kept.sum(-1, keepdim=True)
 
     yield place, "gen-topp-unsorted", "the nucleus is cut in the order of the vocabulary, unsorted", top_p(unsorted)
 
-    def by_rank(q: Tensor, s: Setting) -> Tensor:
+    def by_rank(q: Tensor, s: SamplingSettings) -> Tensor:
         return keep_top_p(q, s.top_p).sort(dim=-1, descending=True).values
 
     yield place, "gen-topp-not-scattered-back", "the rank in the nucleus is taken for the token", top_p(by_rank)
 
-    def first_only(logits: Tensor, s: Setting, step: int) -> Tensor:
-        return definition(logits, s if step == 0 else Setting(s.temperature), step)
+    def first_only(logits: Tensor, s: SamplingSettings, step: int) -> Tensor:
+        return definition(logits, s if step == 0 else SamplingSettings(s.temperature), step)
 
     yield (
         "generation.top_k",
@@ -514,7 +516,9 @@ def ways() -> Iterator[tuple[str, str, str, Distribution]]:
     for number, fault in ((0, "gen-wrong-position"), (-2, "gen-last-but-one-position")):
         for cached in (False, True):
 
-            def elsewhere(logits: Tensor, s: Setting, step: int, number: int = number, cached: bool = cached) -> Tensor:
+            def elsewhere(
+                logits: Tensor, s: SamplingSettings, step: int, number: int = number, cached: bool = cached
+            ) -> Tensor:
                 position = -1 if cached and step else number  # with a cache, one token at a time after the first step
                 return definition(logits[:, position][:, None], s, step)
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from harness.core.sizes import SIZES
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.observation import Births, Recorder
+from harness.diagnosis.observation import ModuleCreationSites, OperationRecorder
 from harness.diagnosis.searches.precision import SHORT
-from harness.oracle.formula import At, Change, Formula
+from harness.oracle.formula import At, Formula, Replacement
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Caches, Model, Subject, holding
+from harness.subjects.model import Caches, Model, Subject, build_with_weights
 
 SIZE = "debug"
 SAME = 1e-9
@@ -27,14 +27,14 @@ Start = Callable[[int, int, int, int], int]  # (positions so far, new, calls so 
 
 
 @dataclass(frozen=True)
-class Slip:
+class CacheVariant:
     """One way to get decoding wrong: where, its id, what it says, and what the formula does instead."""
 
     where: str
     fault: str
     says: str
     start: Start = lambda held, new, calls, kept: held
-    changes: tuple[Change, ...] = ()
+    changes: tuple[Replacement, ...] = ()
 
 
 def explain(subject: Subject) -> list[Finding]:
@@ -42,8 +42,8 @@ def explain(subject: Subject) -> list[Finding]:
     if not isinstance(subject, Caches):
         return []
     weights = {name: tensor.double() for name, tensor in state(SIZE, "probe").items()}
-    with Births() as births:
-        model = holding(subject, SIZES[SIZE], state(SIZE, "probe"), "float64")
+    with ModuleCreationSites() as births:
+        model = build_with_weights(subject, SIZES[SIZE], state(SIZE, "probe"), "float64")
     ids, _ = batch(SIZES[SIZE], "random", rows=2, length=12)
     right = Formula(SIZES[SIZE], weights)(ids)
     with torch.no_grad():
@@ -51,12 +51,12 @@ def explain(subject: Subject) -> list[Finding]:
             return []  # the forward pass itself differs, and that is told elsewhere
     measured = []
     for chunks in CHUNKS:
-        with torch.no_grad(), Recorder(births) as recorder:
+        with torch.no_grad(), OperationRecorder(births) as recorder:
             measured.append(_decoded(subject, model, ids, chunks))
-    another = holding(subject, SIZES[SIZE], state(SIZE, "probe"), "float64")
+    another = build_with_weights(subject, SIZES[SIZE], state(SIZE, "probe"), "float64")
     first = torch.cat(_decoded(subject, another, ids, CHUNKS[0]), dim=1)
     again = torch.cat(_decoded(subject, another, ids, CHUNKS[0]), dim=1)
-    third = holding(subject, SIZES[SIZE], state(SIZE, "probe"), "float64")
+    third = build_with_weights(subject, SIZES[SIZE], state(SIZE, "probe"), "float64")
     if not _agree(torch.cat(_decoded(subject, third, ids, CHUNKS[0]), dim=1), first):
         says = "decoding with a cache gives another answer each time: dropout is active"
         return [Finding("cache", "kv-dropout-in-decoding", says, "two models with the same weights decode differently")]
@@ -117,7 +117,7 @@ def _gaps(parts: list[Tensor], right: Tensor) -> Iterator[tuple[int, float]]:
         yield position, float((whole[:, position] - right[:, position]).abs().max())
 
 
-def _fits(parts: list[Tensor], ids: Tensor, chunks: list[int], weights: dict[str, Tensor], slip: Slip) -> bool:
+def _fits(parts: list[Tensor], ids: Tensor, chunks: list[int], weights: dict[str, Tensor], slip: CacheVariant) -> bool:
     past: dict[Any, Any] = {}
     held = 0
     for calls, (own, part) in enumerate(zip(parts, ids.split(chunks, dim=1), strict=True)):
@@ -133,106 +133,111 @@ def _fits(parts: list[Tensor], ids: Tensor, chunks: list[int], weights: dict[str
     return True
 
 
-def slips() -> Iterator[Slip]:
+def slips() -> Iterator[CacheVariant]:
     """Every way that is tried."""
     position = "cache.position"
-    yield Slip(
+    yield CacheVariant(
         position, "kv-pos-restart-at-zero", "positions begin at 0 at each step", lambda held, new, calls, kept: 0
     )
-    yield Slip(
+    yield CacheVariant(
         position,
         "kv-pos-off-by-one",
         "positions of cached steps are one too high",
         lambda held, new, calls, kept: held + (held > 0),
     )
-    yield Slip(
+    yield CacheVariant(
         position,
         "kv-pos-one-too-low",
         "positions of cached steps are one too low",
         lambda held, new, calls, kept: held - (held > 0),
     )
-    yield Slip(position, "kv-pos-off-by-one", "positions count calls, not tokens", lambda held, new, calls, kept: calls)
-    yield Slip(
+    yield CacheVariant(
+        position, "kv-pos-off-by-one", "positions count calls, not tokens", lambda held, new, calls, kept: calls
+    )
+    yield CacheVariant(
         position,
         "kv-pos-skipped-single-token",
         "a single token gets no position embedding",
-        changes=(Change("embedding", lambda at, token, place: token if token.shape[1] == 1 else token + place),),
+        changes=(Replacement("embedding", lambda at, token, place: token if token.shape[1] == 1 else token + place),),
     )
     for says, start in _growing():
-        yield Slip(position, "kv-offset-grows-by-prompt", says, start)
+        yield CacheVariant(position, "kv-offset-grows-by-prompt", says, start)
     by_keys: Start = lambda held, new, calls, kept: kept  # noqa: E731 - one of a table of them
     by_count: Start = lambda held, new, calls, kept: held  # noqa: E731
     for start in (by_keys, by_count):
         for from_first in (True, False):
-            yield Slip(
+            yield CacheVariant(
                 "cache.append",
                 "kv-overwrites-last-slot",
                 "new keys and values take the place of the last ones",
                 start,
-                (Change("cache", _overwriting(from_first)),),
+                (Replacement("cache", _overwriting(from_first)),),
             )
-    yield Slip(
+    yield CacheVariant(
         "cache.append",
         "kv-prepends-new",
         "new keys and values go before the old ones",
-        changes=(Change("cache", _prepending),),
+        changes=(Replacement("cache", _prepending),),
     )
-    yield Slip(
+    yield CacheVariant(
         "cache.append",
         "kv-prepends-new",
         "new keys and values go before the old ones, and the mask follows",
-        changes=(Change("cache", _prepending), Change("attn.mask", _mask_of_prepended)),
+        changes=(Replacement("cache", _prepending), Replacement("attn.mask", _mask_of_prepended)),
     )
     for keys, values, says in ((False, True, "values"), (True, False, "keys"), (True, True, "keys and values")):
         for single in (True, False):
             for kept in (True, False):
-                change = Change("cache", _stale(keys, values, single=single, kept=kept))
+                change = Replacement("cache", _stale(keys, values, single=single, kept=kept))
                 cause = f"cached {says} lag one step behind"
-                yield Slip("cache.value", "kv-value-stale", cause, changes=(change,))
-    yield Slip(
+                yield CacheVariant("cache.value", "kv-value-stale", cause, changes=(change,))
+    yield CacheVariant(
         "cache.append",
         "kv-keys-not-kept",
         "old keys and values are forgotten at each step",
-        changes=(Change("cache", _forgetting(1)),),
+        changes=(Replacement("cache", _forgetting(1)),),
     )
-    yield Slip(
-        "cache.append", "kv-keys-not-kept", "only the step before is kept", changes=(Change("cache", _forgetting(2)),)
+    yield CacheVariant(
+        "cache.append",
+        "kv-keys-not-kept",
+        "only the step before is kept",
+        changes=(Replacement("cache", _forgetting(2)),),
     )
-    yield Slip(
+    yield CacheVariant(
         "cache.value",
         "kv-layers-share-memory",
         "all layers keep the first layer's values",
-        changes=(Change("cache", _shared(False, True)),),
+        changes=(Replacement("cache", _shared(False, True)),),
     )
-    yield Slip(
+    yield CacheVariant(
         "cache.value",
         "kv-layers-share-memory",
         "all layers keep the first layer's keys and values",
-        changes=(Change("cache", _shared(True, True)),),
+        changes=(Replacement("cache", _shared(True, True)),),
     )
-    yield Slip(
+    yield CacheVariant(
         "cache.mask",
         "kv-mask-top-left",
         "the mask is aligned at its top left: a new token sees the first keys only",
-        changes=(Change("attn.mask", _masked(lambda T, S: torch.ones(T, S, dtype=torch.bool).tril())),),
+        changes=(Replacement("attn.mask", _masked(lambda T, S: torch.ones(T, S, dtype=torch.bool).tril())),),
     )
-    yield Slip(
+    yield CacheVariant(
         "cache.mask",
         "kv-prefill-no-mask",
         "the prefill has no mask",
-        changes=(Change("attn.mask", _masked(lambda T, S: _seen(T, S) | (T == S))),),
+        changes=(Replacement("attn.mask", _masked(lambda T, S: _seen(T, S) | (T == S))),),
     )
-    yield Slip(
+    yield CacheVariant(
         "cache.mask",
         "kv-chunk-no-mask",
         "several tokens at once see one another once there is a past",
-        changes=(Change("attn.mask", _masked(lambda T, S: _seen(T, S) | (T != S))),),
+        changes=(Replacement("attn.mask", _masked(lambda T, S: _seen(T, S) | (T != S))),),
     )
-    yield Slip(
+    yield CacheVariant(
         "cache.mask",
         "kv-chunk-no-mask",
         "decoding with a cache has no mask",
-        changes=(Change("attn.mask", lambda at, scores: scores),),
+        changes=(Replacement("attn.mask", lambda at, scores: scores),),
     )
 
 

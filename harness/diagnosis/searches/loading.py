@@ -13,7 +13,7 @@ from harness.core.sizes import SIZES
 from harness.diagnosis.finding import Finding
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import State, state
-from harness.subjects.model import Checkpoints, Subject, holding
+from harness.subjects.model import Checkpoints, Subject, build_with_weights
 from harness.subjects.weight_map import family
 
 SIZE = "debug"
@@ -46,7 +46,7 @@ def _saving(subject: Checkpoints, given: State) -> list[Finding]:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            subject.save_checkpoint(holding(subject, SIZES[SIZE], given), Path(folder))
+            subject.save_checkpoint(build_with_weights(subject, SIZES[SIZE], given), Path(folder))
             read = load_file(Path(folder, "model.safetensors"))
         except Exception as error:
             told = f"{type(error).__name__}: {error}"

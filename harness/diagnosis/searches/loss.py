@@ -11,8 +11,8 @@ from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.observation import Births, Recorder, own_files
-from harness.oracle.formula import Change, Formula
+from harness.diagnosis.observation import ModuleCreationSites, OperationRecorder, own_files
+from harness.oracle.formula import Formula, Replacement
 from harness.oracle.tokens import batch
 from harness.subjects.model import Model
 
@@ -118,12 +118,12 @@ for smoothing in (0.1, 0.05, 0.2, 0.01):
 
 
 def explain(
-    model: Model, weights: dict[str, Tensor], size: Size, changes: Sequence[Change], births: Births
+    model: Model, weights: dict[str, Tensor], size: Size, changes: Sequence[Replacement], births: ModuleCreationSites
 ) -> list[Finding]:
     """Why the loss of a model whose logits are explained by `changes` is not the mean cross entropy of its targets."""
     cases = list(_cases(size))
     measured = []
-    with torch.no_grad(), Recorder(births) as recorder:
+    with torch.no_grad(), OperationRecorder(births) as recorder:
         for ids, targets in cases:
             try:
                 measured.append(float(model.loss(ids, targets)))
@@ -163,7 +163,7 @@ def explain(
 
 
 def _cases(size: Size) -> list[tuple[Tensor, Tensor]]:
-    """Batches that tell the explanations apart: plain ones, one with token 0 among the targets, one with ignored ones."""
+    """Batches that tell the variants apart: plain ones, one with token 0 among the targets, one with ignored ones."""
     cases = []
     for seed, length in ((0, 24), (1, 24), (2, 12)):
         cases.append(batch(size, "random", rows=3, length=length, seed=seed))

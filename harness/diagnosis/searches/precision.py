@@ -12,11 +12,20 @@ from torch.overrides import TorchFunctionMode
 
 from harness.core.sizes import SIZES, Size
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.observation import SAME, Births, Line, Observation, Recorder, alike, sums, users_line
+from harness.diagnosis.observation import (
+    SAME,
+    ModuleCreationSites,
+    Observation,
+    OperationRecorder,
+    SourceLine,
+    alike,
+    sums,
+    users_line,
+)
 from harness.diagnosis.searches import forward
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, holding
+from harness.subjects.model import Model, Subject, build_with_weights
 
 SHORT = tuple(
     getattr(torch, name)
@@ -41,7 +50,7 @@ class Asked:
     """One request for fewer bits: after how many steps, on which line, for which dtype, of numbers that count."""
 
     steps: int
-    line: Line | None
+    line: SourceLine | None
     dtype: str
     of_integers: bool
     asked_of: tuple[float, float, float]  # the sums of what is to be shortened
@@ -50,7 +59,7 @@ class Asked:
 class InFull(TorchFunctionMode):
     """While open, whoever asks PyTorch for a 16-bit or shorter dtype gets float64; notes where that was asked."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: OperationRecorder) -> None:
         super().__init__()
         self.recorder = recorder
         self.asked: list[Asked] = []
@@ -72,16 +81,21 @@ class InFull(TorchFunctionMode):
         return function(*full, **given)
 
 
-def undone(
-    model: Model, ids: Tensor, births: Births, observed: Observation, weights: dict[str, Tensor], size: Size
+def without_downcasts(
+    model: Model,
+    ids: Tensor,
+    births: ModuleCreationSites,
+    observed: Observation,
+    weights: dict[str, Tensor],
+    size: Size,
 ) -> tuple[Observation, list[Finding]]:
-    """The forward pass with every reduction of precision undone, and a finding for each place that had one.
+    """The forward pass with every reduction of precision without_downcasts, and a finding for each place that had one.
 
     `observed` comes back as it was, and no finding, where there is none.
     """
     if not any(step.dtype in SHORT for step in observed.steps):
         return observed, []
-    with torch.no_grad(), Recorder(births) as recorder, InFull(recorder) as full:
+    with torch.no_grad(), OperationRecorder(births) as recorder, InFull(recorder) as full:
         logits = model.logits(ids)
     again = Observation(recorder.steps, logits.detach().double())
     gap = float((observed.logits - again.logits).abs().max())
@@ -98,7 +112,9 @@ def undone(
         if operation in found:
             found[operation] = _everywhere(found[operation], where)
             continue
-        evidence = f"a float64 run asks for {asked.dtype} there; with that undone the logits move by {gap:.1e}"
+        evidence = (
+            f"a float64 run asks for {asked.dtype} there; with that without_downcasts the logits move by {gap:.1e}"
+        )
         cause = f"{operation} is computed or kept in {asked.dtype}, in a model that is not"
         told = ("", "") if asked.line is None else (str(asked.line), asked.line.text)
         found[operation] = Finding(where, fault, cause, evidence, *told)
@@ -120,7 +136,7 @@ MOVING = (
 )
 
 
-def _computes(observed: Observation, line: Line | None) -> bool:
+def _computes(observed: Observation, line: SourceLine | None) -> bool:
     """Whether something is computed in the short dtype, or a value only passes through it."""
     started = False
     for step in observed.steps:
@@ -146,8 +162,8 @@ def overflow(subject: Subject) -> list[Finding]:
     ids, _ = batch(size, "random", rows=2, length=24)
     runs = {}
     for dtype in ("float64", "float32"):
-        with Births() as births:
-            model = holding(subject, size, state("debug", "extreme"), dtype)
+        with ModuleCreationSites() as births:
+            model = build_with_weights(subject, size, state("debug", "extreme"), dtype)
         runs[dtype] = observe(model, ids, births)
     if bool(runs["float32"].logits.isfinite().all()) or not bool(runs["float64"].logits.isfinite().all()):
         return []

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from harness.core.sizes import SIZES
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.observation import Births
+from harness.diagnosis.observation import ModuleCreationSites
 from harness.oracle.tokens import batch
 from harness.subjects.model import Model, Subject
 from harness.subjects.weight_map import family
@@ -22,7 +22,7 @@ SIZE = "debug"
 
 def explain(subject: Subject) -> list[Finding]:
     """Findings about what the built model is made of."""
-    with Births() as births:
+    with ModuleCreationSites() as births:
         model = subject.build(SIZES[SIZE])
     return [*_shared(model), *_hidden(model, births), *_missing(model), *_strangers(model, births), *_padded(model)]
 
@@ -99,7 +99,7 @@ def _shared(model: Model) -> list[Finding]:
     return [Finding("structure", "parameters-shared", "parameters are shared that GPT-2 has apart", told)]
 
 
-def _hidden(model: Model, births: Births) -> list[Finding]:
+def _hidden(model: Model, births: ModuleCreationSites) -> list[Finding]:
     """Modules and tensors that are kept in a list or a plain attribute, where PyTorch does not see them."""
     registered = {id(t) for t in (*model.module.parameters(), *model.module.buffers())}
     found: list[Finding] = []
@@ -151,13 +151,13 @@ def _missing(model: Model) -> list[Finding]:
     return [Finding(where, "bias-missing" if biases else "", f"{', '.join(kinds)}: not there", told)]
 
 
-def _strangers(model: Model, births: Births) -> list[Finding]:
+def _strangers(model: Model, births: ModuleCreationSites) -> list[Finding]:
     """Parameters that GPT-2 does not have."""
     if model.weight_map is None:
         return []
     size, found = SIZES[SIZE], []
     parameters = dict(model.module.named_parameters())
-    for listed in model.weight_map.strangers:
+    for listed in model.weight_map.unmapped_parameters:
         name = listed.split(" ")[0]
         if name not in parameters:
             continue

@@ -23,7 +23,7 @@ STEPS = (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True)
-class Line:
+class RatioLine:
     """One arm of one group: its time over the control's, with the interval; without a ratio it was not verified."""
 
     arm: str
@@ -73,7 +73,7 @@ def heading(comparison: Row) -> str:
     return f"{where}  –  against {short(control['arm'])}, {time}" if control and time else where
 
 
-def lines(comparison: Row) -> list[Line]:
+def lines(comparison: Row) -> list[RatioLine]:
     """The arms that have a ratio, twins last, and those that were not verified."""
     shown = []
     for row in sorted(tables.arms(comparison), key=lambda row: bool(row["twin_of"])):
@@ -84,10 +84,10 @@ def lines(comparison: Row) -> list[Line]:
             continue
         if row["verified"] != "pass":
             told = f"not verified ({plain(row['verified'], 20)})"
-            shown.append(Line(name, twin, False, None, None, None, "no time", told))
+            shown.append(RatioLine(name, twin, False, None, None, None, "no time", told))
         elif ratio and ratio > 0 and time:
             apart = wording.resolved(row) and not wording.unsettled(row)
-            shown.append(Line(name, twin, apart, ratio, low, high, time, wording.ratio(row)))
+            shown.append(RatioLine(name, twin, apart, ratio, low, high, time, wording.ratio(row)))
     return shown
 
 
@@ -116,7 +116,7 @@ def summary(found: list[tuple[str, Row]]) -> str:
     return entries([f"{metric} {text}" for (metric, _), text in zip(found, words, strict=True)])
 
 
-def draw(groups: dict[str, list[Line]], canvas: Canvas) -> None:
+def draw(groups: dict[str, list[RatioLine]], canvas: Canvas) -> None:
     """Marks with whiskers, group by group from the top, with the time and the ratio in two columns beside them."""
     every = [line for shown in groups.values() for line in shown]
     left = 0.3 + 0.075 * max(len(line.arm) for line in every)
@@ -147,7 +147,7 @@ def draw(groups: dict[str, list[Line]], canvas: Canvas) -> None:
     axes.set_xlabel("time relative to the control")
 
 
-def draw_line(axes: Axes, line: Line, y: float) -> None:
+def draw_line(axes: Axes, line: RatioLine, y: float) -> None:
     """One ratio with its interval: coloured by its direction, hollow where it is not told apart."""
     ratio = within(line.ratio or 1.0)
     low, high = within(line.low or ratio), within(line.high or ratio)
@@ -163,7 +163,7 @@ def within(ratio: float) -> float:
     return min(FURTHEST, max(1 / FURTHEST, ratio))
 
 
-def scale(axes: Axes, every: list[Line]) -> None:
+def scale(axes: Axes, every: list[RatioLine]) -> None:
     """A logarithmic axis that holds 1 and every interval, with ticks in words, none too near to another."""
     ends = [end for line in every for end in (line.ratio, line.low, line.high) if end and end > 0]
     low, high = within(min(1 / 1.06, *ends)), within(max(1.06, *ends))

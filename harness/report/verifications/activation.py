@@ -31,7 +31,7 @@ STREAMS = {"embedding": "From the embeddings", "normal": "From a normal stream, 
 
 
 @dataclass(frozen=True)
-class Line:
+class StreamCurve:
     """One recipe in one stream: std by place, what theory says and how far from that the check lets it be."""
 
     recipe: str
@@ -68,9 +68,9 @@ def plot(verify: Run) -> Plot | None:
     )
 
 
-def lines(verify: Run) -> dict[str, list[Line]]:
+def lines(verify: Run) -> dict[str, list[StreamCurve]]:
     """Stream to its lines, at the size with the most places."""
-    by_size: dict[str, dict[str, list[Line]]] = {}
+    by_size: dict[str, dict[str, list[StreamCurve]]] = {}
     for size, stream, line in found(verify):
         by_size.setdefault(size, {}).setdefault(stream, []).append(line)
     deepest = max(
@@ -84,7 +84,7 @@ def lines(verify: Run) -> dict[str, list[Line]]:
     return dict(sorted(by_size[deepest].items(), key=lambda item: order.get(item[0], len(order)))[:2])
 
 
-def found(verify: Run) -> Iterator[tuple[str, str, Line]]:
+def found(verify: Run) -> Iterator[tuple[str, str, StreamCurve]]:
     """Size, stream and line of every activation check with at least two places above zero."""
     for check in verify.checks:
         if check.get("measure") != "activation_std":
@@ -92,7 +92,7 @@ def found(verify: Run) -> Iterator[tuple[str, str, Line]]:
         asked = tables.as_mapping(check.get("parameters"))
         std = drawable(tables.as_mapping(check.get("value")))
         if len(std) >= 2:
-            line = Line(
+            line = StreamCurve(
                 recipe=short(asked.get("recipe", "default")),
                 places=tuple(std),
                 std=tuple(std.values()),
@@ -117,7 +117,7 @@ def reach(check: Row) -> tuple[float, float] | None:
     return (share, absolute) if share or absolute else None
 
 
-def finding(streams: dict[str, list[Line]]) -> str:
+def finding(streams: dict[str, list[StreamCurve]]) -> str:
     """How much each recipe grows the stream, said of the stream that the lessons use where it is there."""
     name = "normal" if "normal" in streams else next(iter(streams))
     calm, *_, wild = sorted([*streams[name], *streams[name]], key=lambda line: line.growth)
@@ -128,7 +128,7 @@ def finding(streams: dict[str, list[Line]]) -> str:
     return grown if calm.recipe == wild.recipe else f"{grown}, {factor(wild.growth)} with {wild.recipe}"
 
 
-def draw(streams: dict[str, list[Line]], canvas: Canvas) -> None:
+def draw(streams: dict[str, list[StreamCurve]], canvas: Canvas) -> None:
     """One panel a stream, one line a recipe."""
     colours = {line.recipe: None for shown in streams.values() for line in shown}
     palette = {recipe: COLOURS[index % len(COLOURS)] for index, recipe in enumerate(colours)}
@@ -139,12 +139,12 @@ def draw(streams: dict[str, list[Line]], canvas: Canvas) -> None:
         panel_title(axes, f"{STREAMS.get(stream, short(stream))}: std of activations")
 
 
-def label(line: Line) -> str:
+def label(line: StreamCurve) -> str:
     """What is written at the end of a line."""
     return f"{line.recipe} {line.std[-1]:#.3g}" + (" (fails)" if line.wrong else "")
 
 
-def panel(axes: Axes, shown: list[Line], palette: dict[str, str]) -> None:
+def panel(axes: Axes, shown: list[StreamCurve], palette: dict[str, str]) -> None:
     """The lines of one stream."""
     places = max((line.places for line in shown), key=len)
     at = {place: index for index, place in enumerate(places)}
@@ -168,7 +168,7 @@ def panel(axes: Axes, shown: list[Line], palette: dict[str, str]) -> None:
         axes.text(0.015, 0.97, "- - -  predicted", transform=axes.transAxes, va="top", size=8, color=GREY)
 
 
-def draw_line(axes: Axes, line: Line, at: dict[str, int], colour: str) -> None:
+def draw_line(axes: Axes, line: StreamCurve, at: dict[str, int], colour: str) -> None:
     """One recipe: its std, its prediction, the band that its check accepts, and rings where it failed."""
     theory = [(at[place], value) for place, value in line.predicted.items() if place in at]
     if theory:

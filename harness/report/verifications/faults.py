@@ -24,14 +24,14 @@ class CheckTally:
     """What one [[check]] of a suite kills: all, and those that no check before it, coarse to fine, kills."""
 
     name: str  # suite::check
-    stays: str
+    keep_reason: str
     kills: frozenset[str]
     first: frozenset[str]
 
     @property
     def earns_its_place(self) -> bool:
         """Whether it kills what no coarser check kills, or says why it stays."""
-        return bool(self.first or self.stays)
+        return bool(self.first or self.keep_reason)
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def tally(rows: Sequence[Row]) -> Tally:
 def _checks(order: Sequence[Row], judged: Sequence[Row]) -> Iterator[CheckTally]:
     """What each check kills, from coarse to fine: the order of the header."""
     kills: dict[str, set[str]] = {_name(check): set() for check in order}
-    stays = {_name(check): str(check["stays"]) for check in order}
+    keep_reasons = {_name(check): str(check["keep_reason"]) for check in order}
     for row in judged:
         for check in row["checks"]:
             if check["verdict"] in RED and not row["control"]:
                 kills[_name(check)].add(row["id"])
     seen: set[str] = set()
     for name, killed in kills.items():
-        yield CheckTally(name, stays[name], frozenset(killed), frozenset(killed - seen))
+        yield CheckTally(name, keep_reasons[name], frozenset(killed), frozenset(killed - seen))
         seen |= killed
 
 
@@ -123,7 +123,7 @@ def summary(found: Tally) -> str:
         unique = len(found.checks) - len(staying)
         lines.append(f"  checks that kill what no coarser one kills  {_share(unique, len(found.checks))}")
         lines += [
-            f"    {check.name} ({len(check.kills)} killed) stays: {check.stays or 'it does not say why'}"
+            f"    {check.name} ({len(check.kills)} killed) stays: {check.keep_reason or 'it does not say why'}"
             for check in staying
         ]
     for row in found.faults:
@@ -166,7 +166,7 @@ def page(rows: Sequence[Row]) -> str:
     lines += table(
         ["check", "kills", "first to kill", "why it stays"],
         [
-            [f"`{check.name}`", str(len(check.kills)), str(len(check.first)), escape(check.stays)]
+            [f"`{check.name}`", str(len(check.kills)), str(len(check.first)), escape(check.keep_reason)]
             for check in found.checks
         ],
         right=["kills", "first to kill"],

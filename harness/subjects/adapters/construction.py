@@ -145,7 +145,7 @@ class Constructor:
         return {word: quantities[q] for word, q in means.items() if q in quantities}
 
     def build(self, size: Size, **options: Any) -> nn.Module:
-        """The module at `size`. Settings that the subject lacks must be what GPT-2 has, or MissingAbility is raised."""
+        """The module at `size`. BuildSettings that the subject lacks must be what GPT-2 has, or MissingAbility is raised."""
         for quantity, value in options.items():
             if quantity not in ("bias", "dropout", "seed") and not self.takes(quantity):
                 raise MissingAbility(
@@ -219,19 +219,19 @@ def _of_config(
 
     def call(arguments: dict[str, Any]) -> nn.Module:
         keywords = {key: value for key, value in arguments.items() if key in extra}
-        settings = Settings(arguments)
+        settings = BuildSettings(arguments)
         configs: list[Callable[[], Any]] = [functools.partial(_made, c, arguments) for c in classes]
         configs += [functools.partial(_filled, prototype, arguments) for _, prototype in prototypes]
         if not prototypes:
             configs.append(lambda: settings)
         module = _first_that_fits(target, configs, keywords)
-        return _module(target, Settings(again), **keywords) if (again := settings.meant()) else module
+        return _module(target, BuildSettings(again), **keywords) if (again := settings.meant()) else module
 
     how = f"a {classes[0].__name__}" if classes else f"a copy of {prototypes[0][0]}" if prototypes else "a dict"
     return Constructor(words | extra, call, how, choices)
 
 
-class Settings(dict[str, Any]):
+class BuildSettings(dict[str, Any]):
     """A config that answers to cfg["n_embd"], cfg.n_embd and cfg.get("n_embd") alike, and keeps what it was asked."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -30,7 +30,7 @@ from harness.subjects.weight_map import WeightMap
 SMALL = SIZES["debug"]
 # Options under which a subject may have other parameters, and those of them that one model was built with.
 SHAPING = ("attention", "tied", "bias")
-Variant = tuple[tuple[str, Any], ...]
+BuildOptions = tuple[tuple[str, Any], ...]
 
 
 def adapt(spec: str, *, own: bool = True) -> Subject:
@@ -113,7 +113,7 @@ class AdaptedSubject:
         self.how = how
         self.kind = kind
         self.module = module
-        self._maps: dict[tuple[Size, Variant], WeightMap | None] = {}
+        self._maps: dict[tuple[Size, BuildOptions], WeightMap | None] = {}
 
     def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
         """A fresh model in eval mode; see `Subject.build`."""
@@ -132,23 +132,23 @@ class AdaptedSubject:
         self._refuse_another_size(module, size)
         return self.handle(module.eval().to(getattr(torch, dtype)), size, variant)
 
-    def handle(self, module: nn.Module, size: Size, variant: Variant = ()) -> Model:
+    def handle(self, module: nn.Module, size: Size, variant: BuildOptions = ()) -> Model:
         """The handle on a module that is already built, with these of the options that shape it."""
         read = read_names(module, size)
-        if not read.strangers and not read.open and not read.missing(size):
+        if not read.unmapped_parameters and not read.open and not read.missing(size):
             return Model(module, size, call, WeightMap(read.rows))
         found = self._map(module, size, variant)
         if found is None or not _useful(found, module, size):
             return Model(module, size, call, None, found.gaps if found is not None else "nothing was found")
         return Model(module, size, call, found)
 
-    def weight_map(self, variant: Variant = ()) -> WeightMap | None:
+    def weight_map(self, variant: BuildOptions = ()) -> WeightMap | None:
         """The map as it was found at the debug size, or None where the subject is not built at that size."""
         if (SMALL, variant) not in self._maps:
             self._maps[SMALL, variant] = self._discovered(SMALL, variant)
         return self._maps[SMALL, variant]
 
-    def _map(self, module: nn.Module, size: Size, variant: Variant) -> WeightMap | None:
+    def _map(self, module: nn.Module, size: Size, variant: BuildOptions) -> WeightMap | None:
         """The map, found once where that costs nothing and said again at this size."""
         small = self.weight_map(variant)
         if small is not None:
@@ -157,7 +157,7 @@ class AdaptedSubject:
             self._maps[size, variant] = self._discovered(size, variant)
         return self._maps[size, variant]
 
-    def _discovered(self, size: Size, variant: Variant) -> WeightMap | None:
+    def _discovered(self, size: Size, variant: BuildOptions) -> WeightMap | None:
         try:
             with torch.random.fork_rng(), torch.device("cpu"), torch.enable_grad():
                 module = self.how.build(size, **dict(variant)).eval().double()
@@ -181,7 +181,7 @@ def _useful(found: WeightMap, module: nn.Module, size: Size) -> bool:
     """Whether comparing means anything: no matrix of GPT-2's is missing while one of the subject's is unexplained."""
     matrices = [row for row in found.missing if row.published.endswith("weight") and ".ln_" not in row.published]
     own = dict(module.named_parameters())
-    strange = [own[name].numel() for name in found.strangers]
+    strange = [own[name].numel() for name in found.unmapped_parameters]
     norms = {row.published for row in found.missing if ".ln_" in row.published and row.published.endswith("weight")}
     vectors = [numel for numel in strange if numel <= 4 * size.width]
     unexplained = len(vectors) < len(strange)

@@ -11,14 +11,14 @@ from torch import nn
 
 from harness.core.sizes import Size
 from harness.subjects.adapters.weight_names import absent, table_row
-from harness.subjects.weight_map import Layout, Row, WeightMap, family, published_shapes
+from harness.subjects.weight_map import Layout, MappedWeight, WeightMap, family, published_shapes
 
 
 @dataclass(frozen=True)
 class _Sample:
     """A row, and the place that it has in the model: its layer, and its head where each has a parameter of its own."""
 
-    row: Row
+    row: MappedWeight
     layer: int
     head: int
 
@@ -37,11 +37,11 @@ def at_size(found: WeightMap, small: Size, size: Size, module: nn.Module) -> Wei
     own = dict(module.named_parameters())
     rows = tuple(row for row in _rows(found, small, size, own))
     held = {row.own for row in rows}
-    strangers = tuple(name for name in own if name not in held)
-    return WeightMap(rows, absent(rows, size), strangers, found.notes)
+    unmapped_parameters = tuple(name for name in own if name not in held)
+    return WeightMap(rows, absent(rows, size), unmapped_parameters, found.notes)
 
 
-def _rows(found: WeightMap, small: Size, size: Size, own: dict[str, nn.Parameter]) -> Iterator[Row]:
+def _rows(found: WeightMap, small: Size, size: Size, own: dict[str, nn.Parameter]) -> Iterator[MappedWeight]:
     groups: dict[_Key, list[_Sample]] = {}
     for row in found.rows:
         layer = _layer(row.published)
@@ -60,7 +60,7 @@ def _rows(found: WeightMap, small: Size, size: Size, own: dict[str, nn.Parameter
                     yield found_row
 
 
-def _outside_the_layers(row: Row, size: Size, own: dict[str, nn.Parameter]) -> Row | None:
+def _outside_the_layers(row: MappedWeight, size: Size, own: dict[str, nn.Parameter]) -> MappedWeight | None:
     """An embedding is read anew: it may be padded, by another number of rows."""
     if row.own not in own or "ln_f" in row.published:
         return row
@@ -69,7 +69,7 @@ def _outside_the_layers(row: Row, size: Size, own: dict[str, nn.Parameter]) -> R
     return None if again is None else replace(again, how=row.how)
 
 
-def _row(samples: list[_Sample], layer: int, head: int, small: Size, size: Size) -> Row | None:
+def _row(samples: list[_Sample], layer: int, head: int, small: Size, size: Size) -> MappedWeight | None:
     """The row of that layer and head at `size`; None where the names do not count on evenly."""
     first = samples[0].row
     words = [re.split(r"(\d+)", sample.row.own) for sample in samples]
@@ -165,7 +165,7 @@ def _layer(published: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _place(row: Row, size: Size) -> tuple[tuple[int, int] | None, int | None]:
+def _place(row: MappedWeight, size: Size) -> tuple[tuple[int, int] | None, int | None]:
     """Which part of the published tensor, in widths, and the head where it is one head's."""
     if row.part is None:
         return None, None

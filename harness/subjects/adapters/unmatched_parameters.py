@@ -10,9 +10,9 @@ from torch import nn
 
 from harness.core.sizes import Size
 from harness.subjects.adapters import weight_names
-from harness.subjects.weight_map import Row, published_shapes
+from harness.subjects.weight_map import MappedWeight, published_shapes
 
-Rows = tuple[Row, ...]
+Rows = tuple[MappedWeight, ...]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def numbered(module: nn.Module, size: Size) -> dict[str, Numbered]:
     return found
 
 
-def by_analogy(rows: Rows, module: nn.Module, size: Size) -> Iterator[Row]:
+def by_analogy(rows: Rows, module: nn.Module, size: Size) -> Iterator[MappedWeight]:
     """Parameters of one layer, as the parameters of the same name in another layer."""
     places = numbered(module, size)
-    alike: dict[str, list[Row]] = {}
+    alike: dict[str, list[MappedWeight]] = {}
     for row in rows:
         place = places.get(row.own)
         if place is not None and f".h.{place.layer}." in row.published:
@@ -63,7 +63,7 @@ def _in_layer(published: str, layer: int) -> str:
     return published.replace(f".h.{layer}.", ".h.#.")
 
 
-def with_their_weights(rows: Rows, module: nn.Module, size: Size) -> Iterator[Row]:
+def with_their_weights(rows: Rows, module: nn.Module, size: Size) -> Iterator[MappedWeight]:
     """Biases that nothing uses: where their weight went."""
     weights = {}
     for row in rows:
@@ -77,17 +77,17 @@ def with_their_weights(rows: Rows, module: nn.Module, size: Size) -> Iterator[Ro
         if leaf != "bias" or weight is None:
             continue
         published = weight.published.removesuffix("weight") + "bias"
-        found = Row(published, name, part=weight.part, how="analogy")
+        found = MappedWeight(published, name, part=weight.part, how="analogy")
         if published in shapes and shape == _shape(found, size) and _is_missing(found, rows, size):
             yield found
 
 
-def _is_plain(row: Row) -> bool:
+def _is_plain(row: MappedWeight) -> bool:
     """Whether the columns of a row's matrix stand in the published order."""
     return row.layout is None or (len(row.layout.axes) < 3 and not row.layout.index)
 
 
-def by_elimination(rows: Rows, module: nn.Module, size: Size) -> Iterator[Row]:
+def by_elimination(rows: Rows, module: nn.Module, size: Size) -> Iterator[MappedWeight]:
     """What is left over, where of a shape as much is missing: in the order of registration.
 
     First what lies in a known way, as nn.Linear's do, so that (C, 4C) is told from (4C, C); last, vectors whose name
@@ -95,7 +95,7 @@ def by_elimination(rows: Rows, module: nn.Module, size: Size) -> Iterator[Row]:
     """
     own = dict(module.named_parameters())
     for known in (True, False):
-        missing: dict[tuple[object, ...], list[Row]] = {}
+        missing: dict[tuple[object, ...], list[MappedWeight]] = {}
         for row in weight_names.absent(rows, size):
             kind = _kind(_shape(row, size), row.published.rpartition(".")[2], known)
             missing.setdefault(kind, []).append(row)
@@ -127,7 +127,7 @@ def _left(rows: Rows, module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(p.shape)) for name, p in module.named_parameters() if name not in held]
 
 
-def _shape(row: Row, size: Size) -> tuple[int, ...]:
+def _shape(row: MappedWeight, size: Size) -> tuple[int, ...]:
     """The published shape of what a row stands for."""
     shape = list(published_shapes(size)[row.published])
     if row.part is not None:
@@ -135,7 +135,7 @@ def _shape(row: Row, size: Size) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _is_missing(row: Row, rows: Rows, size: Size) -> bool:
+def _is_missing(row: MappedWeight, rows: Rows, size: Size) -> bool:
     """Whether nothing stands yet for what the row stands for."""
     held = [other for other in rows if other.published == row.published]
     if row.part is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.core.sizes import Size
 from harness.subjects.adapters import unmatched_parameters, weight_names
 from harness.subjects.adapters.tracing import Parameters, Tracing, Use
-from harness.subjects.weight_map import Layout, Row, WeightMap, family, published_shapes
+from harness.subjects.weight_map import Layout, MappedWeight, WeightMap, family, published_shapes
 
 Calling = Callable[[nn.Module, Tensor, Tensor | None], Any]
 
@@ -27,7 +27,7 @@ def discover(module: nn.Module, size: Size, call: Calling) -> WeightMap:
     where a layer or a projection is skipped by mistake, goes by the other layers, its weight, and what is left over.
     """
     read = weight_names.read_names(module, size)
-    if not read.strangers and not read.open:
+    if not read.unmapped_parameters and not read.open:
         return WeightMap(read.rows, read.missing(size))
     notes: list[str] = []
     try:
@@ -40,16 +40,18 @@ def discover(module: nn.Module, size: Size, call: Calling) -> WeightMap:
     rows += tuple(unmatched_parameters.with_their_weights(rows, module, size))
     rows += tuple(unmatched_parameters.by_elimination(rows, module, size))
     own = {row.own for row in rows}
-    strangers = tuple(name for name, _ in module.named_parameters() if name not in own)
-    return WeightMap(rows, weight_names.absent(rows, size), strangers, tuple(notes))
+    unmapped_parameters = tuple(name for name, _ in module.named_parameters() if name not in own)
+    return WeightMap(rows, weight_names.absent(rows, size), unmapped_parameters, tuple(notes))
 
 
-def _reconciled(read: weight_names.Reading, used: list[Row], module: nn.Module, size: Size) -> tuple[Row, ...]:
+def _reconciled(
+    read: weight_names.ParsedNames, used: list[MappedWeight], module: nn.Module, size: Size
+) -> tuple[MappedWeight, ...]:
     """Rows by name, corrected where the name left something open; then, for what is still missing, rows by use."""
-    by_own: dict[str, list[Row]] = {}
+    by_own: dict[str, list[MappedWeight]] = {}
     for row in used:
         by_own.setdefault(row.own, []).append(row)
-    rows: list[Row] = []
+    rows: list[MappedWeight] = []
     for row in read.rows:
         seen = by_own.get(row.own, [])
         same = [other for other in seen if family(other.published) == family(row.published)]
@@ -90,7 +92,7 @@ class _Reader:
         self.parameters = Parameters(module)
         self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
 
-    def rows(self, notes: list[str]) -> list[Row]:
+    def rows(self, notes: list[str]) -> list[MappedWeight]:
         """Every row that the forward pass tells."""
         self.parameters.label()
         with Tracing(self.parameters, self.size) as tracing:
@@ -161,7 +163,7 @@ class _Reader:
         found.into = [use for use in attention if use not in found.out]
         return found
 
-    def _tables(self, uses: list[Use]) -> Iterator[Row]:
+    def _tables(self, uses: list[Use]) -> Iterator[MappedWeight]:
         """Embeddings and head: which they are, their number of rows tells."""
         seen = set()
         for use in uses:
@@ -183,7 +185,7 @@ class _Reader:
                     yield replace(row, how="order of use")
                     break
 
-    def _norms(self, uses: list[Use], blocks: dict[int, _Block]) -> Iterator[Row]:
+    def _norms(self, uses: list[Use], blocks: dict[int, _Block]) -> Iterator[MappedWeight]:
         """Gains in execution order are ln_1, ln_2, ln_1, ... and ln_f; each bias follows its gain.
 
         Where some are not used, what comes next tells: the attention, the feed-forward layer, or nothing.
@@ -237,12 +239,12 @@ class _Reader:
                 found.setdefault(last, use)
         return {use: bias for use, bias in found.items() if bias.entries.numel() == use.entries.shape[1]}
 
-    def _projection(self, component: str, use: Use, biases: dict[Use, Use]) -> Iterator[Row]:
+    def _projection(self, component: str, use: Use, biases: dict[Use, Use]) -> Iterator[MappedWeight]:
         yield from self._matrix(f"{component}.weight", use.entries)
         if use in biases:
             yield from self._vector(f"{component}.bias", biases[use].entries)
 
-    def _parts(self, component: str, uses: list[Use], biases: dict[Use, Use], axis: int) -> Iterator[Row]:
+    def _parts(self, component: str, uses: list[Use], biases: dict[Use, Use], axis: int) -> Iterator[MappedWeight]:
         """A projection that is made in one product, or in one for each head."""
         if len(uses) == 1:
             yield from self._projection(component, uses[0], biases)
@@ -264,7 +266,7 @@ class _Reader:
         columns: dict[Use, list[_Column]],
         biases: dict[Use, Use],
         notes: list[str],
-    ) -> Iterator[Row]:
+    ) -> Iterator[MappedWeight]:
         """The rows of queries, keys and values: which column is which, the first block's behaviour has told."""
         C, D = self.size.width, self.size.head_width
         if sum(use.entries.shape[1] for use in block.into) != 3 * C or len(block.into) != len(first.into):
@@ -314,7 +316,7 @@ class _Reader:
 
     def _vector(
         self, published: str, entries: Tensor, part: tuple[int, int] | None = None, how: str = "order of use"
-    ) -> Iterator[Row]:
+    ) -> Iterator[MappedWeight]:
         yield from self._rows(published, entries, part, -1, how)
 
     def _matrix(
@@ -324,12 +326,12 @@ class _Reader:
         part: tuple[int, int] | None = None,
         axis: int = -1,
         how: str = "order of use",
-    ) -> Iterator[Row]:
+    ) -> Iterator[MappedWeight]:
         yield from self._rows(published, entries, part, axis, how)
 
     def _rows(
         self, published: str, entries: Tensor, part: tuple[int, int] | None, axis: int, how: str
-    ) -> Iterator[Row]:
+    ) -> Iterator[MappedWeight]:
         """Rows for entries that may come from several own parameters, side by side along the last axis."""
         edge = entries.reshape(-1, entries.shape[-1])[0].tolist()
         owners = [self.parameters.of(entry)[0] for entry in edge]
@@ -343,7 +345,9 @@ class _Reader:
             piece = part if (start, stop) == (0, len(owners)) else (base + start, base + stop)
             if piece == (0, whole[axis]):
                 piece = None
-            row = _described(Row(published, own, part=piece, axis=axis, how=how), local, self.shapes[own], self.size)
+            row = _described(
+                MappedWeight(published, own, part=piece, axis=axis, how=how), local, self.shapes[own], self.size
+            )
             if row is not None:
                 yield row
             start = stop
@@ -513,7 +517,7 @@ def _first_of_each(uses: list[Use]) -> list[Use]:
     return kept
 
 
-def _described(row: Row, entries: Tensor, shape: tuple[int, ...], size: Size) -> Row | None:
+def _described(row: MappedWeight, entries: Tensor, shape: tuple[int, ...], size: Size) -> MappedWeight | None:
     """The row with what lies where in it; None for an arrangement that no view gives."""
     everything = torch.arange(math.prod(shape)).view(shape)
     if entries.shape == shape and torch.equal(everything, entries):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from harness.core.sizes import Size
-from harness.subjects.weight_map import Layout, Row, WeightMap, published_shapes
+from harness.subjects.weight_map import Layout, MappedWeight, WeightMap, published_shapes
 
 # Patterns of own names (below the model, prefixes stripped), and the published component they stand for.
 MODEL = {
@@ -45,14 +45,14 @@ BINDING = r"c_attn"
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedNames:
     """What the names say: rows, the own parameters that they do not explain, and the rows that they leave open."""
 
-    rows: tuple[Row, ...]
-    strangers: tuple[str, ...]
+    rows: tuple[MappedWeight, ...]
+    unmapped_parameters: tuple[str, ...]
     open: frozenset[str]  # own names: a square matrix of unknown orientation, a fused one of unknown order
 
-    def missing(self, size: Size) -> tuple[Row, ...]:
+    def missing(self, size: Size) -> tuple[MappedWeight, ...]:
         """Published parameters, or parts of them, that no row stands for."""
         return absent(self.rows, size)
 
@@ -60,17 +60,17 @@ class Reading:
 def map_by_names(module: nn.Module, size: Size) -> WeightMap:
     """The weight map of `module`. Raises ValueError naming what stands on either side without a partner."""
     read = read_names(module, size)
-    found = WeightMap(read.rows, read.missing(size), read.strangers)
+    found = WeightMap(read.rows, read.missing(size), read.unmapped_parameters)
     if found.gaps:
         raise ValueError(found.gaps)
     return found
 
 
-def read_names(module: nn.Module, size: Size) -> Reading:
+def read_names(module: nn.Module, size: Size) -> ParsedNames:
     """What the names and shapes of the parameters say."""
     shapes = published_shapes(size)
-    rows: dict[tuple[str, tuple[int, int] | None], Row] = {}
-    strangers, open_ = [], set()
+    rows: dict[tuple[str, tuple[int, int] | None], MappedWeight] = {}
+    unmapped_parameters, open_ = [], set()
     places = {name: _component(name, size) for name, _ in module.named_parameters()}
     numbers = sorted({place.layer for place in places.values() if place is not None and place.layer is not None})
     for name, parameter in module.named_parameters():
@@ -81,30 +81,30 @@ def read_names(module: nn.Module, size: Size) -> Reading:
             (None, False) if place is None else _row(name, place, tuple(parameter.shape), size, shapes, module)
         )
         if row is None or (row.published, row.part) in rows:
-            strangers.append(name)
+            unmapped_parameters.append(name)
             continue
         rows[row.published, row.part] = row
         if not settled:
             open_.add(name)
-    return Reading(tuple(rows.values()), tuple(strangers), frozenset(open_))
+    return ParsedNames(tuple(rows.values()), tuple(unmapped_parameters), frozenset(open_))
 
 
-def absent(rows: tuple[Row, ...], size: Size) -> tuple[Row, ...]:
+def absent(rows: tuple[MappedWeight, ...], size: Size) -> tuple[MappedWeight, ...]:
     """Published parameters, or parts of them, that no row stands for, as rows without an own name."""
     missing = []
     for name, shape in published_shapes(size).items():
         held = [row for row in rows if row.published == name]
         if not held:
-            missing.append(Row(name, ""))
+            missing.append(MappedWeight(name, ""))
             continue
         axis = held[0].axis
         position = 0
         for start, stop in sorted(row.part or (0, shape[axis]) for row in held):
             if start > position:
-                missing.append(Row(name, "", part=(position, start), axis=axis))
+                missing.append(MappedWeight(name, "", part=(position, start), axis=axis))
             position = max(position, stop)
         if position < shape[axis]:
-            missing.append(Row(name, "", part=(position, shape[axis]), axis=axis))
+            missing.append(MappedWeight(name, "", part=(position, shape[axis]), axis=axis))
     return tuple(missing)
 
 
@@ -124,7 +124,9 @@ class _Place:
         return f"transformer.{'' if self.layer is None else f'h.{self.layer}.'}{self.component}.{self.leaf}"
 
 
-def row_of(missing: Row, name: str, shape: tuple[int, ...], size: Size, module: nn.Module) -> Row | None:
+def row_of(
+    missing: MappedWeight, name: str, shape: tuple[int, ...], size: Size, module: nn.Module
+) -> MappedWeight | None:
     """The row of an own parameter that stands for a missing published one; None where its shape does not fit."""
     words = missing.published.split(".")
     layer = int(words[2]) if words[1] == "h" else None
@@ -140,7 +142,7 @@ def _row(
     size: Size,
     shapes: dict[str, tuple[int, ...]],
     module: nn.Module,
-) -> tuple[Row | None, bool]:
+) -> tuple[MappedWeight | None, bool]:
     """The row of an own parameter, and whether its name and shape settle how it lies."""
     component, part, published = place.component, place.part, place.published
     wanted = shapes.get("transformer.wte.weight" if published == "lm_head.weight" else published)
@@ -152,11 +154,11 @@ def _row(
         return table_row(published, name, shape, wanted), True
     if len(wanted) == 1:
         if shape == wanted:
-            return Row(published, name, False, part, how="name"), component[-6:] != "c_attn" or order_is_known(
+            return MappedWeight(published, name, False, part, how="name"), component[-6:] != "c_attn" or order_is_known(
                 name, part, module
             )
         fits = shape and len(shape) > 1 and layouts(shape, wanted, size)
-        return (Row(published, name, False, part, layout=fits[0], how="name"), True) if fits else (None, False)
+        return (MappedWeight(published, name, False, part, layout=fits[0], how="name"), True) if fits else (None, False)
     linear = is_out_in(name, module)
     if len(shape) == 2:
         transposed = linear or (shape != wanted and shape == wanted[::-1])
@@ -165,25 +167,25 @@ def _row(
         settled = linear or wanted[0] != wanted[1] or type(_holder(name, module)).__name__ == "Conv1D"
         if component.endswith("c_attn"):
             settled = settled and order_is_known(name, part, module)
-        return Row(published, name, transposed, part, how="name"), settled
+        return MappedWeight(published, name, transposed, part, how="name"), settled
     fits = layouts(shape, wanted, size)
     if linear:  # (out, in, 1)
         fits = [layout for layout in fits if layout.axes == (1, 0)]
     settled = len(fits) == 1 and (part is not None or not component.endswith("c_attn"))
-    return (Row(published, name, False, part, layout=fits[0], how="name"), settled) if fits else (None, False)
+    return (MappedWeight(published, name, False, part, layout=fits[0], how="name"), settled) if fits else (None, False)
 
 
-def table_row(published: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Row | None:
+def table_row(published: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> MappedWeight | None:
     """An embedding, or the head: perhaps with axes of one, perhaps with more rows than there are tokens."""
     core = tuple(n for n in shape if n != 1)
     if shape == wanted:
-        return Row(published, name, how="name")
+        return MappedWeight(published, name, how="name")
     if core == wanted:
-        return Row(published, name, layout=Layout((0, 1), 1, view=wanted), how="name")
+        return MappedWeight(published, name, layout=Layout((0, 1), 1, view=wanted), how="name")
     if published == "lm_head.weight" and core == wanted[::-1]:
-        return Row(published, name, transposed=True, how="name")
+        return MappedWeight(published, name, transposed=True, how="name")
     if len(core) == 2 and core[1] == wanted[1] and core[0] > wanted[0] and "wpe" not in published:
-        return Row(published, name, layout=Layout((0, 1), 1, core, ((0, wanted[0]), None)), how="name")
+        return MappedWeight(published, name, layout=Layout((0, 1), 1, core, ((0, wanted[0]), None)), how="name")
     return None
 
 

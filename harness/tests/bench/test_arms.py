@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness.bench.arms import Way, Workshop, kinds, read_comparisons, training, ways, work_of
-from harness.bench.arms.arm_ceilings import UnderCeilings
+from harness.bench.arms import ArmSpec, ModelPool, arm_specs, read_comparisons, training, work_kinds, work_of
+from harness.bench.arms.arm_ceilings import ArmCeilings
 from harness.bench.arms.comparison_file import read_file
 from harness.bench.arms.derived_metrics import derived, holding
 from harness.bench.arms.generation import cached_positions, uncached_positions
@@ -137,8 +137,8 @@ def test_the_relative_error_is_a_root_mean_square_over_any_number_of_rows():
 
 
 @pytest.fixture(scope="module")
-def workshop():
-    return Workshop(HuggingFace("sdpa"), DEBUG)
+def pool():
+    return ModelPool(HuggingFace("sdpa"), DEBUG)
 
 
 POINTS = {
@@ -157,11 +157,11 @@ POINTS = {
 }
 
 
-def judged(workshop, work, arms):
+def judged(pool, work, arms):
     """Each arm's finding, the first being the control."""
-    chosen = {name: ways()[name] for name in arms}
-    judge = kinds()[work].judge(workshop, arms[0], chosen, **POINTS[work])
-    return {name: judge(name, work_of(workshop, work, name, **POINTS[work])) for name in arms}
+    chosen = {name: arm_specs()[name] for name in arms}
+    judge = work_kinds()[work].judge(pool, arms[0], chosen, **POINTS[work])
+    return {name: judge(name, work_of(pool, work, name, **POINTS[work])) for name in arms}
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,14 @@ def judged(workshop, work, arms):
         ("load", ("subject", "hf-eager")),
     ],
 )
-def test_every_arm_of_a_right_gpt_gives_the_answer(workshop, work, arms):
-    findings = judged(workshop, work, arms)
+def test_every_arm_of_a_right_gpt_gives_the_answer(pool, work, arms):
+    findings = judged(pool, work, arms)
     assert {name: finding.verdict for name, finding in findings.items()} == dict.fromkeys(arms, "pass"), findings
 
 
-def test_a_text_in_paragraphs_has_the_tokens_of_the_whole(workshop):
+def test_a_text_in_paragraphs_has_the_tokens_of_the_whole(pool):
     try:
-        findings = judged(workshop, "tokenize", ("one-piece", "paragraphs"))
+        findings = judged(pool, "tokenize", ("one-piece", "paragraphs"))
     except MissingResource as missing:
         pytest.skip(str(missing))
     assert {finding.verdict for finding in findings.values()} == {"pass"}
@@ -204,7 +204,7 @@ def wrong(change):
 
     subject = Wrong("sdpa")
     subject.name = "wrong"
-    return Workshop(subject, DEBUG)
+    return ModelPool(subject, DEBUG)
 
 
 def exact_gelu(module):
@@ -230,35 +230,35 @@ def test_a_gradient_that_is_cut_off_gets_no_time_though_the_logits_are_right(wor
     assert judged(wrong(detached), work, (arm,))[arm].verdict == "fail"
 
 
-def test_decoding_goes_on_at_the_end_of_the_window(workshop):
-    step = work_of(workshop, "decode", "cached", context=20)
+def test_decoding_goes_on_at_the_end_of_the_window(pool):
+    step = work_of(pool, "decode", "cached", context=20)
     step.prepare()
     for _ in range(30):
         assert step.call().shape == (1, 1, DEBUG.vocab_size)
 
 
-def test_a_training_step_changes_the_weights_and_its_answer_begins_anew(workshop):
-    step = work_of(workshop, "training-step", "subject", tokens=16)
+def test_a_training_step_changes_the_weights_and_its_answer_begins_anew(pool):
+    step = work_of(pool, "training-step", "subject", tokens=16)
     first = step.answer()
     for _ in range(3):
         step.call()
     assert torch.equal(step.answer(), first)
-    model = workshop.model(ways()["subject"])
+    model = pool.model(arm_specs()["subject"])
     assert all(parameter.grad is None for parameter in model.module.parameters())
 
 
-def test_checkpointing_leaves_the_blocks_as_they_were_and_stores_less(workshop):
+def test_checkpointing_leaves_the_blocks_as_they_were_and_stores_less(pool):
     peaks = {}
     for arm in ("stored", "checkpointed"):
-        peaks[arm] = peak_bytes(work_of(workshop, "training-step", arm, tokens=32, batch=4).call)["profiler"]
+        peaks[arm] = peak_bytes(work_of(pool, "training-step", arm, tokens=32, batch=4).call)["profiler"]
     assert peaks["checkpointed"] < peaks["stored"]
-    blocks = workshop.model(ways()["checkpointed"]).module.transformer.h
+    blocks = pool.model(arm_specs()["checkpointed"]).module.transformer.h
     assert not any("forward" in vars(block) for block in blocks)
 
 
-def test_an_optimizer_that_has_begun_has_its_state_and_has_moved_nothing(workshop):
+def test_an_optimizer_that_has_begun_has_its_state_and_has_moved_nothing(pool):
     """Its two numbers a parameter were allocated in the step that was weighed, and hid what checkpointing saves."""
-    model = workshop.model(ways()["fp32"])
+    model = pool.model(arm_specs()["fp32"])
     before = [parameter.detach().clone() for parameter in model.module.parameters()]
     optimizer = begun(adamw(model), model)
     assert all(torch.equal(old, new) for old, new in zip(before, model.module.parameters(), strict=True))
@@ -267,32 +267,30 @@ def test_an_optimizer_that_has_begun_has_its_state_and_has_moved_nothing(worksho
     assert all(parameter.grad is None for parameter in model.module.parameters())
 
 
-def test_the_step_that_is_judged_is_the_timed_optimizers(workshop, monkeypatch):
+def test_the_step_that_is_judged_is_the_timed_optimizers(pool, monkeypatch):
     """A wrong rate of its own shows, where a step of another optimizer by the recipe would hide it."""
-    first = work_of(workshop, "training-step", "subject", tokens=16).answer()
+    first = work_of(pool, "training-step", "subject", tokens=16).answer()
     monkeypatch.setitem(training.ADAMW, "lr", 0.06)
-    mistaken = work_of(workshop, "training-step", "subject", tokens=16)
+    mistaken = work_of(pool, "training-step", "subject", tokens=16)
     monkeypatch.undo()
     assert not torch.equal(mistaken.answer(), first)
 
 
-def test_weights_rounded_to_bf16_are_values_that_bf16_holds(workshop):
-    model = workshop.truth(stored_in=torch.bfloat16)
+def test_weights_rounded_to_bf16_are_values_that_bf16_holds(pool):
+    model = pool.truth(stored_in=torch.bfloat16)
     assert all(torch.equal(p, p.bfloat16().double()) for p in model.module.parameters())
 
 
-def test_twins_are_models_of_their_own_with_equal_weights(workshop):
-    one, two = (workshop.model(ways()["fp32"], copy) for copy in (0, 1))
-    assert one is workshop.model(ways()["fp32"])
+def test_twins_are_models_of_their_own_with_equal_weights(pool):
+    one, two = (pool.model(arm_specs()["fp32"], copy) for copy in (0, 1))
+    assert one is pool.model(arm_specs()["fp32"])
     assert one.module is not two.module
-    ids, _ = workshop.ids(rows=1, length=8)
+    ids, _ = pool.ids(rows=1, length=8)
     assert torch.equal(one.logits(ids), two.logits(ids))
 
 
-def test_bf16_without_masters_loses_updates_and_float32_none(workshop):
-    lost = {
-        arm: work_of(workshop, "weight-update", arm, tokens=16).extras() for arm in ("fp32", "bf16", "bf16-autocast")
-    }
+def test_bf16_without_masters_loses_updates_and_float32_none(pool):
+    lost = {arm: work_of(pool, "weight-update", arm, tokens=16).extras() for arm in ("fp32", "bf16", "bf16-autocast")}
     assert lost["fp32"]["lost_at_last_rate"] < 0.01
     assert lost["bf16-autocast"]["lost_at_last_rate"] < 0.01
     assert lost["bf16"]["lost_at_last_rate"] > 10 * lost["bf16"]["lost_at_peak_rate"] / 3 > 0.01
@@ -303,8 +301,8 @@ def test_the_lessons_positions_are_those_of_the_closed_forms():
     assert (uncached_positions(10, 1000), cached_positions(10, 1000)) == (509_500, 1009)
 
 
-def test_a_cache_holds_what_its_closed_form_says(workshop):
-    extras = work_of(workshop, "decode", "cached", context=16).extras()
+def test_a_cache_holds_what_its_closed_form_says(pool):
+    extras = work_of(pool, "decode", "cached", context=16).extras()
     assert extras["held_cache_bytes"] == 2 * DEBUG.layers * 16 * DEBUG.width * 4
     assert extras["cache_bytes"] == extras["held_cache_bytes"], "transformers' own cache grows with what it holds"
 
@@ -321,22 +319,22 @@ def test_a_storage_that_is_seen_twice_is_counted_once():
 
 
 @pytest.mark.parametrize("arm", ["naive", "looped", "flash", "sdpa-math"])
-def test_attention_ran_as_its_arms_claim(workshop, arm):
-    seen = witness(work_of(workshop, "attention", arm, tokens=64).call)
-    claims = ways()[arm].claims
+def test_attention_ran_as_its_arms_claim(pool, arm):
+    seen = witness(work_of(pool, "attention", arm, tokens=64).call)
+    claims = arm_specs()[arm].claims
     assert refusal(seen, claims=claims) is None
     other = "formula" if claims["attention"] != "formula" else "flash"
     assert refusal(seen, claims={"attention": other}) is not None
 
 
-def test_an_arm_of_another_device_is_missing_by_name(workshop):
+def test_an_arm_of_another_device_is_missing_by_name(pool):
     with pytest.raises(MissingResource, match=r"fp16.*exists on cuda, and this is cpu"):
-        workshop.who(ways()["fp16"])
+        pool.who(arm_specs()["fp16"])
 
 
-def test_a_subject_without_a_choice_of_caches_says_how_to_offer_one(workshop):
+def test_a_subject_without_a_choice_of_caches_says_how_to_offer_one(pool):
     with pytest.raises(MissingAbility, match="growing=True"):
-        work_of(workshop, "decode", "growing", context=12).prepare()
+        work_of(pool, "decode", "growing", context=12).prepare()
 
 
 # Under declared deviations.
@@ -351,21 +349,21 @@ def untied(module):
 
 
 def test_a_peer_that_computes_plain_gpt2_is_left_out_by_name():
-    workshop = Workshop(HuggingFace("sdpa"), DEBUG, deviations=[deviation("exact-gelu")])
+    pool = ModelPool(HuggingFace("sdpa"), DEBUG, deviations=[deviation("exact-gelu")])
     with pytest.raises(MissingResource, match=r"hf-sdpa .* computes GPT-2 without what is declared: exact GELU"):
-        workshop.who(ways()["hf-sdpa"])
+        pool.who(arm_specs()["hf-sdpa"])
 
 
 def test_a_declaration_that_changes_no_model_leaves_the_peers_in():
     by_checks = Deviation(what="", checks=("training::*",), reason="r", file="mine.deviations.toml", line=1)
-    assert Workshop(HuggingFace("sdpa"), DEBUG, deviations=[by_checks]).who(ways()["hf-sdpa"])
+    assert ModelPool(HuggingFace("sdpa"), DEBUG, deviations=[by_checks]).who(arm_specs()["hf-sdpa"])
 
 
 @pytest.mark.parametrize(("change", "verdict"), [(untied, "pass"), (exact_gelu, "fail")])
 def test_a_build_has_the_parameters_that_the_declaration_makes(change, verdict):
     subject = wrong(change).subject
-    workshop = Workshop(subject, DEBUG, deviations=[deviation("untied-head")])
-    judge = kinds()["build"].judge(workshop, "subject", {"subject": ways()["subject"]})
+    pool = ModelPool(subject, DEBUG, deviations=[deviation("untied-head")])
+    judge = work_kinds()["build"].judge(pool, "subject", {"subject": arm_specs()["subject"]})
     counted = sum(parameter.numel() for parameter in subject.build(DEBUG).module.parameters())
     assert judge("subject", Work(call=lambda: None, answer=lambda: counted, tokens=0)).verdict == verdict
 
@@ -402,7 +400,7 @@ def test_a_cache_that_is_not_used_is_all_wrong():
 
 
 def test_little_work_is_not_held_under_the_bandwidth_of_memory():
-    ceilings = UnderCeilings("cpu", DEBUG)
+    ceilings = ArmCeilings("cpu", DEBUG)
     small = Work(call=lambda: None, answer=lambda: None, tokens=1, flops=1e6, moved_bytes=1e6)
     names = ceilings.build([small])
     assert not [name for name in names if name.startswith("read")]
@@ -413,7 +411,7 @@ def test_little_work_is_not_held_under_the_bandwidth_of_memory():
 
 
 def test_an_arm_is_placed_by_what_bounds_it():
-    ceilings = UnderCeilings("cpu", DEBUG)
+    ceilings = ArmCeilings("cpu", DEBUG)
     moving = Work(call=lambda: None, answer=lambda: None, tokens=1, flops=1.0, moved_bytes=128 * 2**20)
     names = ceilings.build([moving])
     seconds = {name: [1e-2] * 6 for name in names}
@@ -434,8 +432,8 @@ def test_every_comparison_of_the_project_is_read_and_has_arms_that_exist():
     }
     for one in declared:
         assert one.arms[0] == one.control
-        assert all(isinstance(ways()[arm], Way) for arm in one.arms)
-        assert one.work in kinds()
+        assert all(isinstance(arm_specs()[arm], ArmSpec) for arm in one.arms)
+        assert one.work in work_kinds()
 
 
 HEAD = '[suite]\ntitle = "t"\nabout = "a"\n'

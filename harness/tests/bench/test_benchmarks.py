@@ -11,10 +11,10 @@ import pytest
 from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
 from benchmarks.run import Run
 from benchmarks.show import peaks
-from harness.bench.arms import kinds
+from harness.bench.arms import work_kinds
 from harness.bench.statistics import paired_ratio
 
-kinds()  # now: pytester forgets what is imported while it runs, and what registers itself must do so once
+work_kinds()  # now: pytester forgets what is imported while it runs, and what registers itself must do so once
 ROOT = Path(__file__).parents[3]
 MIB = 2**20
 
@@ -283,12 +283,12 @@ def test_a_wrong_option_is_one_clear_line(run_benchmarks, option, told):
 
 def made(place, *, effect=1.0, pairs=20, seed=0):
     """A run of comparisons whose arms lie in memory as they happen to, a sigma of `place` apart, for all rounds."""
-    dice, rows = random.Random(seed), {}
+    rng, rows = random.Random(seed), {}
     for number in range(pairs):
         times = {}
         for arm, factor in (("control", 1.0), ("other", effect), ("control-again", 1.0)):
-            lies = factor * math.exp(dice.gauss(0, place / math.sqrt(2)))
-            times[arm] = [lies * math.exp(dice.gauss(0, 0.01)) for _ in range(8)]
+            lies = factor * math.exp(rng.gauss(0, place / math.sqrt(2)))
+            times[arm] = [lies * math.exp(rng.gauss(0, 0.01)) for _ in range(8)]
         ratios = [
             {"arm": arm, "against": "control", **dataclasses.asdict(paired_ratio(times[arm], times["control"]))}
             for arm in ("other", "control-again")

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from harness.bench.comparison import LOOKS, Arm, Budget, Comparison, Finding, Seen, Work, measure
+from harness.bench.comparison import LOOKS, Arm, Budget, Comparison, Verification, Witnessed, Work, measure
 from harness.core.errors import HarnessError, MissingAbility
 from harness.core.record_files import encode
 
@@ -19,7 +19,7 @@ class Machine:
         self.now = 0.0
         self.log = []
         self.noise = noise
-        self.dice = random.Random(0)
+        self.rng = random.Random(0)
 
     def clock(self):
         return self.now
@@ -27,7 +27,7 @@ class Machine:
     def arm(self, name, seconds, *, answer=42, prepare_seconds=0.0, twin_of=None, tokens=10):
         def call():
             self.log.append(name)
-            self.now += seconds * (1 + self.noise * self.dice.random())
+            self.now += seconds * (1 + self.noise * self.rng.random())
 
         def prepare():
             self.log.append(f"prepare {name}")
@@ -46,8 +46,8 @@ class Machine:
 def right_is_42(name, work):
     answer = work.answer()
     if answer == 42:
-        return Finding("pass", "equal to the control's answer")
-    return Finding("fail", f"answers {answer}, the control answers 42")
+        return Verification("pass", "equal to the control's answer")
+    return Verification("fail", f"answers {answer}, the control answers 42")
 
 
 def comparison(*arms, control="control", verify=right_is_42):
@@ -87,7 +87,7 @@ def test_the_control_is_verified_first_wherever_it_stands():
 
     def verify(name, work):
         judged.append(name)
-        return Finding("pass", "")
+        return Verification("pass", "")
 
     machine.measure(comparison(machine.arm("a", 0.01), machine.arm("control", 0.01), verify=verify))
     assert judged[:2] == ["control", "a"]
@@ -268,8 +268,10 @@ def test_a_missing_ability_is_a_skip_and_a_crash_an_error():
 
     arms = machine.arm("control", 0.01), Arm("flash", missing), Arm("odd", crash)
     measured = machine.measure(comparison(*arms))
-    assert measured.findings["flash"] == Finding("skip", "toy has no flash attention")
-    assert measured.findings["odd"] == Finding("error", "TypeError while it was built: unexpected keyword 'attention'")
+    assert measured.findings["flash"] == Verification("skip", "toy has no flash attention")
+    assert measured.findings["odd"] == Verification(
+        "error", "TypeError while it was built: unexpected keyword 'attention'"
+    )
     assert set(measured.seconds) == {"control"}
 
 
@@ -313,7 +315,7 @@ def test_an_arm_that_breaks_while_it_is_warmed_up_costs_the_others_nothing():
 
 
 def watched_for(seconds):
-    return lambda work: Seen(ledgers={}, seconds=seconds)
+    return lambda work: Witnessed(ledgers={}, seconds=seconds)
 
 
 def test_arms_that_are_all_long_are_not_called_once_more_to_warm_up():
@@ -362,7 +364,7 @@ def test_a_verifier_that_crashes_refuses_the_arm():
     def verify(name, work):
         if name == "b":
             raise RuntimeError("shapes differ")
-        return Finding("pass", "")
+        return Verification("pass", "")
 
     measured = machine.measure(comparison(machine.arm("control", 0.01), machine.arm("b", 0.01), verify=verify))
     assert measured.findings["b"].verdict == "error"
@@ -395,7 +397,7 @@ def test_memory_and_witness_are_taken_before_the_clock_runs_and_the_witness_agai
 
     def watch(work):
         machine.log.append("watch")
-        return Seen({"profiler": 1000}, {"operations": 7})
+        return Witnessed({"profiler": 1000}, {"operations": 7})
 
     plain = machine.arm("control", 0.01)
     arm = Arm("control", lambda: dataclasses.replace(plain.build(), ledgers={"closed form": lambda: 990}))
@@ -412,7 +414,7 @@ def test_memory_and_witness_are_taken_before_the_clock_runs_and_the_witness_agai
 def test_an_arm_that_remembers_its_answers_is_refused():
     """A cached step as a table of what it answered before: right, float32 when it was watched, and 24 times faster."""
     machine, seen = Machine(), iter([{"products": {"float32": 1.0}}, {"products": {}}])
-    measured = machine.measure(comparison(machine.arm("control", 0.01)), watch=lambda work: Seen({}, next(seen)))
+    measured = machine.measure(comparison(machine.arm("control", 0.01)), watch=lambda work: Witnessed({}, next(seen)))
     assert measured.findings["control"].verdict == "fail"
     assert "remembers answers" in measured.findings["control"].message
     assert not measured.seconds
@@ -429,7 +431,7 @@ def test_a_subject_that_exits_while_it_is_timed_is_an_error_like_any_other():
 
     leaving = Arm("leaves", lambda: Work(call=call, answer=lambda: 42, tokens=1))
     measured = machine.measure(comparison(machine.arm("control", 0.01), leaving))
-    assert measured.findings["leaves"] == Finding("error", "SystemExit while it was timed: 3")
+    assert measured.findings["leaves"] == Verification("error", "SystemExit while it was timed: 3")
     assert set(measured.seconds) == {"control"}
 
 
@@ -437,11 +439,11 @@ def test_an_arm_that_did_not_run_what_its_name_says_is_refused_before_it_is_time
     machine = Machine()
 
     def watch(work):
-        return Seen({}, {}, lambda claims: "its attention ran as flash" if claims else None)
+        return Witnessed({}, {}, lambda claims: "its attention ran as flash" if claims else None)
 
     naive = dataclasses.replace(machine.arm("naive", 0.01), claims={"attention": "formula"})
     measured = machine.measure(comparison(machine.arm("control", 0.01), naive), watch=watch)
-    assert measured.findings["naive"] == Finding("fail", "its attention ran as flash")
+    assert measured.findings["naive"] == Verification("fail", "its attention ran as flash")
     assert set(measured.seconds) == {"control"}
     assert "naive" not in machine.log
 
@@ -528,7 +530,7 @@ def test_the_row_is_json_and_carries_tokens_a_second_and_counted_positions():
     machine = Machine()
 
     def verify(name, work):
-        return Finding("pass", "", witness={"positions": 109, "positions_closed_form": 109})
+        return Verification("pass", "", witness={"positions": 109, "positions_closed_form": 109})
 
     measured = machine.measure(comparison(machine.arm("control", 0.5, tokens=100), verify=verify))
     row = json.loads(json.dumps(encode(measured.row())))
@@ -561,7 +563,7 @@ def test_building_and_verifying_do_not_eat_the_time_of_timing():
 
     def slow_to_verify(name, work):
         machine.now += 1000
-        return Finding("pass", "")
+        return Verification("pass", "")
 
     measured = machine.measure(comparison(plain, machine.arm("b", 1.0), verify=slow_to_verify), seconds=100)
     assert len(measured.seconds["b"]) > 8

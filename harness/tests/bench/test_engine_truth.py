@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from harness.bench.comparison import Arm, Comparison, Finding, Work, measure
+from harness.bench.comparison import Arm, Comparison, Verification, Work, measure
 from harness.bench.statistics import median, paired_ratio, share_interval
 from harness.tests.bench.noise_streams import STREAMS, quiet, recorded
 
@@ -26,7 +26,7 @@ def simulate(stream, *, effect=1.0, seed=0, seconds=20.0):
         return Arm(name, lambda: Work(call=call, answer=lambda: 42, tokens=1))
 
     arms = arm("control", 1.0), arm("arm", effect)
-    comparison = Comparison("toy", "A toy", "forward", "control", arms, lambda name, work: Finding("pass", ""))
+    comparison = Comparison("toy", "A toy", "forward", "control", arms, lambda name, work: Verification("pass", ""))
     return measure(comparison, seconds=seconds, seed=seed, clock=lambda: now)
 
 
@@ -60,8 +60,8 @@ def test_identical_arms_are_significant_in_no_more_than_one_run_of_twenty(name):
 @pytest.mark.parametrize("name", ["quiet", "recorded"])
 def test_the_place_in_memory_raises_no_false_alarm(name):
     """Two builds of one arm differ by 1% for as long as a process lasts, and no number of rounds will tell."""
-    dice = random.Random(0)
-    runs = [simulate(STREAMS[name], effect=math.exp(dice.gauss(0, 0.01)), seed=s).ratios["arm"] for s in range(RUNS)]
+    rng = random.Random(0)
+    runs = [simulate(STREAMS[name], effect=math.exp(rng.gauss(0, 0.01)), seed=s).ratios["arm"] for s in range(RUNS)]
     assert share_interval(flagged(runs), RUNS)[0] <= 0.05
     assert share_interval(sum(run.p < 0.05 for run in runs), RUNS)[0] <= 0.05
 

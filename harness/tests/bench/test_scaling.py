@@ -10,8 +10,8 @@ from harness.bench.scaling import Exponent, break_even, describe_exponent, expec
 SIZES = (128, 256, 512, 1024)
 
 
-def noisy(law, dice, *, noise, rounds=12, sizes=SIZES):
-    return {x: [law(x) * math.exp(dice.gauss(0, noise)) for _ in range(rounds)] for x in sizes}
+def noisy(law, rng, *, noise, rounds=12, sizes=SIZES):
+    return {x: [law(x) * math.exp(rng.gauss(0, noise)) for _ in range(rounds)] for x in sizes}
 
 
 def test_a_power_law_has_its_exponent_and_no_doubt():
@@ -23,21 +23,19 @@ def test_a_power_law_has_its_exponent_and_no_doubt():
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[:2]])
 def test_the_interval_holds_the_exponent_in_nine_runs_of_ten(sizes):
     """Two sizes have only the noise of their rounds to go by; more have their scatter as well."""
-    dice = random.Random(0)
-    runs = [exponent(noisy(lambda x: x**1.5, dice, noise=0.05, sizes=sizes)) for _ in range(300)]
+    rng = random.Random(0)
+    runs = [exponent(noisy(lambda x: x**1.5, rng, noise=0.05, sizes=sizes)) for _ in range(300)]
     assert sum(run.low <= 1.5 <= run.high for run in runs) / 300 >= 0.9
     assert sum(run.half_width for run in runs) / 300 < 0.1, "and says something"
 
 
 def test_a_machine_that_was_slower_at_one_size_widens_the_interval():
     """Rounds of one size agree with each other; it is the sizes that then lie off the law."""
-    dice = random.Random(1)
+    rng = random.Random(1)
     runs = []
     for _ in range(300):
-        points = noisy(lambda x: x, dice, noise=0.005)
-        points = {
-            x: [value * slow for value in values] for x, values in points.items() for slow in [dice.gauss(1, 0.1)]
-        }
+        points = noisy(lambda x: x, rng, noise=0.005)
+        points = {x: [value * slow for value in values] for x, values in points.items() for slow in [rng.gauss(1, 0.1)]}
         runs.append(exponent(points))
     assert sum(run.low <= 1 <= run.high for run in runs) / 300 >= 0.9
 

@@ -63,8 +63,8 @@ def test_holms_adjusted_values_are_those_of_the_worked_example():
 
 
 def test_holm_keeps_a_family_of_true_nulls_to_one_false_alarm_in_twenty():
-    dice = random.Random(0)
-    families = [holm([dice.random() for _ in range(20)]) for _ in range(2000)]
+    rng = random.Random(0)
+    families = [holm([rng.random() for _ in range(20)]) for _ in range(2000)]
     assert sum(min(family) <= 0.05 for family in families) / 2000 == pytest.approx(0.05, abs=0.015)
 
 
@@ -88,37 +88,37 @@ def test_the_trimmed_mean_and_its_error_are_yuens():
     assert error == pytest.approx(math.sqrt(42.5 / 30))
 
 
-def stream(dice, rounds, effect=1.0):
+def stream(rng, rounds, effect=1.0):
     """Two arms on a shared machine: slow drift, heavy-tailed noise, and bursts that double a time."""
     drift, a, b = 1.0, [], []
     for _ in range(rounds):
-        drift *= math.exp(dice.gauss(0, 0.05))
+        drift *= math.exp(rng.gauss(0, 0.05))
         for arm, factor in ((a, 1.0), (b, effect)):
-            burst = 2.0 if dice.random() < 0.05 else 1.0
-            arm.append(drift * factor * burst * math.exp(abs(dice.gauss(0, 0.03))))
+            burst = 2.0 if rng.random() < 0.05 else 1.0
+            arm.append(drift * factor * burst * math.exp(abs(rng.gauss(0, 0.03))))
     return b, a
 
 
 @pytest.mark.parametrize("rounds", [4, 5, 12, 48])
 def test_identical_arms_are_called_different_in_at_most_one_run_of_fourteen(rounds):
-    dice = random.Random(rounds)
-    runs = [paired_ratio(*stream(dice, rounds)) for _ in range(1000)]
+    rng = random.Random(rounds)
+    runs = [paired_ratio(*stream(rng, rounds)) for _ in range(1000)]
     assert sum(not run.low <= 1 <= run.high for run in runs) / 1000 <= 1 / 14
     assert sum(run.verdict in ("FASTER", "SLOWER") for run in runs) / 1000 <= 1 / 14
 
 
 def test_a_real_slowdown_is_found_at_its_size():
-    dice = random.Random(1)
-    runs = [paired_ratio(*stream(dice, 48, effect=1.10)) for _ in range(200)]
+    rng = random.Random(1)
+    runs = [paired_ratio(*stream(rng, 48, effect=1.10)) for _ in range(200)]
     assert sum(run.verdict == "SLOWER" for run in runs) >= 190
     assert median([run.ratio for run in runs]) == pytest.approx(1.10, abs=0.01)
 
 
 def test_the_smallest_resolvable_change_is_found_four_times_in_five():
-    dice = random.Random(2)
-    quiet = [paired_ratio(*stream(dice, 24)) for _ in range(200)]
+    rng = random.Random(2)
+    quiet = [paired_ratio(*stream(rng, 24)) for _ in range(200)]
     effect = 1 + median([run.smallest_resolvable for run in quiet])
-    flagged = [paired_ratio(*stream(dice, 24, effect=effect)).verdict == "SLOWER" for _ in range(400)]
+    flagged = [paired_ratio(*stream(rng, 24, effect=effect)).verdict == "SLOWER" for _ in range(400)]
     assert 0.7 <= sum(flagged) / 400 <= 0.9
 
 
@@ -136,9 +136,9 @@ def test_rounds_are_left_out_for_what_both_arms_took_and_never_for_one():
 
 
 def test_rounds_that_one_busy_phase_covers_do_not_widen_the_interval():
-    dice = random.Random(3)
-    calm = [(dice.gauss(1, 0.002), dice.gauss(1, 0.002)) for _ in range(16)]
-    busy = [(dice.uniform(1, 4), dice.uniform(1, 4)) for _ in range(8)]
+    rng = random.Random(3)
+    calm = [(rng.gauss(1, 0.002), rng.gauss(1, 0.002)) for _ in range(16)]
+    busy = [(rng.uniform(1, 4), rng.uniform(1, 4)) for _ in range(8)]
     ratio = paired_ratio(*zip(*calm, *busy, strict=True))
     assert ratio.half_width < 0.01
     assert ratio.rounds == 24
@@ -280,34 +280,34 @@ def test_ratios_are_told_in_words(ratio, told):
 # What identical arms scatter by.
 
 
-def builds(dice, *, place, noise, rounds=8, effect=1.0):
+def builds(rng, *, place, noise, rounds=8, effect=1.0):
     """The estimate of a pair whose builds lie in memory as they happen to, a sigma of `place` apart."""
-    lies = effect * math.exp(dice.gauss(0, place))
-    times = [[factor * math.exp(dice.gauss(0, noise)) for _ in range(rounds)] for factor in (lies, 1.0)]
+    lies = effect * math.exp(rng.gauss(0, place))
+    times = [[factor * math.exp(rng.gauss(0, noise)) for _ in range(rounds)] for factor in (lies, 1.0)]
     return log_ratio(*times)
 
 
 @pytest.mark.parametrize("place", [0.03, 0.06])
 def test_the_scatter_of_identical_arms_is_found(place):
-    dice = random.Random(0)
-    found = [scatter([builds(dice, place=place, noise=0.02) for _ in range(20)]).sigma for _ in range(200)]
+    rng = random.Random(0)
+    found = [scatter([builds(rng, place=place, noise=0.02) for _ in range(20)]).sigma for _ in range(200)]
     assert math.sqrt(sum(value**2 for value in found) / 200) == pytest.approx(place, rel=0.1)
 
 
 def test_the_scatter_is_never_less_than_what_a_quiet_machine_has():
-    dice = random.Random(0)
+    rng = random.Random(0)
     assert scatter([]) == QUIET
-    assert scatter([builds(dice, place=0.0, noise=0.01) for _ in range(20)]) == QUIET
+    assert scatter([builds(rng, place=0.0, noise=0.01) for _ in range(20)]) == QUIET
 
 
 @pytest.mark.parametrize("place", [0.01, 0.05])
 def test_what_identical_arms_scatter_by_keeps_false_alarms_down_and_finds_large_differences(place):
-    dice = random.Random(0)
+    rng = random.Random(0)
     alarms = found = 0
     for _ in range(300):
-        twins = [builds(dice, place=place, noise=0.02) for _ in range(20)]
+        twins = [builds(rng, place=place, noise=0.02) for _ in range(20)]
         sigma = scatter(twins)
-        alarms += by_chance(builds(dice, place=place, noise=0.02), sigma) <= 0.05
-        found += by_chance(builds(dice, place=place, noise=0.02, effect=1.4), sigma) <= 0.05
+        alarms += by_chance(builds(rng, place=place, noise=0.02), sigma) <= 0.05
+        found += by_chance(builds(rng, place=place, noise=0.02, effect=1.4), sigma) <= 0.05
     assert alarms <= 300 * 0.05 + 3 * math.sqrt(300 * 0.05 * 0.95)
     assert found == 300

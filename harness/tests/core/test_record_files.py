@@ -6,11 +6,11 @@ import math
 import pytest
 
 from harness.core.errors import HarnessError
-from harness.core.record_files import Recorder, decode, encode, read
+from harness.core.record_files import RecordWriter, decode, encode, read
 
 
 def recorder(tmp_path):
-    return Recorder(tmp_path / "records" / "verify-1.jsonl", {"run": "verify"})
+    return RecordWriter(tmp_path / "records" / "verify-1.jsonl", {"run": "verify"})
 
 
 def test_what_is_written_is_read_back(tmp_path):

@@ -9,11 +9,11 @@ import torch
 from harness.core.sizes import SIZES
 from harness.diagnosis import diagnose
 from harness.oracle import noise_verdict
-from harness.oracle.formula import OPERATIONS, Change, Formula
+from harness.oracle.formula import OPERATIONS, Formula, Replacement
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.oracle.variants import explanations
+from harness.oracle.variants import variants
 from harness.subjects.adapters import adapt
 
 DEBUG = SIZES["debug"]
@@ -104,13 +104,13 @@ def test_no_explanation_computes_what_gpt2_computes():
     kinds = [{n: t.double() for n, t in state("debug", kind).items()} for kind in ("probe", "extreme")]
     right = [Formula(DEBUG, weights)(ids) for weights in kinds]
     silent = []
-    for explanation in (e for e in explanations() if not e.harmless):
+    for explanation in (e for e in variants() if not e.harmless):
         in_blocks = explanation.operation not in ("embedding", "embedding.position", "blocks", "ln_f", "head")
         gaps = []
         for layer in (0, 2) if in_blocks else (None,):
             for weights, expected in zip(kinds, right, strict=True):
                 # One that raised here would explain nothing, ever: the search passes it by without a word.
-                found = Formula(DEBUG, weights, [Change(explanation.operation, explanation.function, layer)])(ids)
+                found = Formula(DEBUG, weights, [Replacement(explanation.operation, explanation.function, layer)])(ids)
                 gaps.append(float((found - expected).abs().nan_to_num(1.0).max()))
         if max(gaps) < 1e-9:
             silent.append(f"{explanation.fault}: {explanation.says}")
@@ -118,8 +118,8 @@ def test_no_explanation_computes_what_gpt2_computes():
 
 
 def test_every_explanation_stands_for_an_operation_of_the_formula():
-    assert {explanation.operation for explanation in explanations()} <= set(OPERATIONS)
-    assert all(explanation.says and explanation.fault for explanation in explanations())
+    assert {explanation.operation for explanation in variants()} <= set(OPERATIONS)
+    assert all(explanation.says and explanation.fault for explanation in variants())
 
 
 def test_a_right_gpt_of_any_style_has_no_findings(functional):

@@ -189,11 +189,11 @@ def row(name, verdicts, *, control=False, localised=True, named=True):
     }
 
 
-def head(*checks, stays=""):
+def head(*checks, keep_reason=""):
     return {
         "kind": "header",
         "whole": True,
-        "checks": [{"suite": "s", "check": check, "stays": stays} for check in checks],
+        "checks": [{"suite": "s", "check": check, "keep_reason": keep_reason} for check in checks],
     }
 
 
@@ -212,7 +212,7 @@ def test_a_check_that_kills_only_what_a_coarser_one_kills_must_say_why_it_stays(
     assert report.tally([head("coarse", "fine"), *rows]).missed == [
         "s::fine kills nothing that a coarser check does not kill, and does not say why it stays"
     ]
-    assert report.tally([head("coarse", "fine", stays="it is cheap"), *rows]).missed == []
+    assert report.tally([head("coarse", "fine", keep_reason="it is cheap"), *rows]).missed == []
 
 
 def test_too_few_localised_or_named_is_missed():

@@ -14,11 +14,11 @@ from harness.bench.comparison import AGAIN, Work
 from harness.bench.statistics import Ratio
 from harness.commands.bisect_perf import Revisions, choose, compare_revisions
 from harness.core.errors import HarnessError
-from harness.core.record_files import Recorder, read
+from harness.core.record_files import RecordWriter, read
 from harness.core.sizes import SIZES
 from harness.history import bisect
 from harness.history.bisect import NEW, OLD, SameWork, between, checked_out, halve, measure_revisions, side_of, workers
-from harness.history.bisect_worker import Job, Settings, check_origin, jobs, tensors
+from harness.history.bisect_worker import Job, WorkerSettings, check_origin, jobs, tensors
 
 JOB = Job("tiny", "forward", None, None, "plain")
 ANSWER = torch.linspace(1, 2, 30).reshape(5, 6)
@@ -61,14 +61,14 @@ def repository(tmp_path_factory):
 
 
 def settings(**fields):
-    return Settings(tree="", subject="tiny.py:GPT", size="debug", threads=1, build="tiny:build", **fields)
+    return WorkerSettings(tree="", subject="tiny.py:GPT", size="debug", threads=1, build="tiny:build", **fields)
 
 
 def test_the_slower_revision_is_told_its_commit_named_and_nothing_left_behind(repository, tmp_path, capsys):
     """From end to end, in processes: three at once, and then two for the one commit between."""
     revisions = Revisions(repository, Path(), settings())
     options = argparse.Namespace(old="HEAD~3", new="HEAD~1", bisect=True, seconds=0.5)
-    recorder = Recorder(tmp_path / "bisect.jsonl", {"run": "bisect"})
+    recorder = RecordWriter(tmp_path / "bisect.jsonl", {"run": "bisect"})
     assert compare_revisions(revisions, [JOB], options, recorder) == 1
     told = capsys.readouterr().out
     whole = read(tmp_path / "bisect.jsonl")[1]
@@ -256,5 +256,5 @@ def test_the_arms_of_the_comparisons_run_around_the_revisions_own_subject(tmp_pa
 def test_a_subject_that_is_not_the_revisions_own_is_refused(tmp_path):
     """Else both revisions would be the same code, and always equally fast."""
     with pytest.raises(HarnessError, match="not in the revision"):
-        check_origin(Settings(str(tmp_path), "gpt:GPT", "debug"))
-    check_origin(Settings(str(Path(gpt.__file__).parents[1]), "gpt:GPT", "debug"))
+        check_origin(WorkerSettings(str(tmp_path), "gpt:GPT", "debug"))
+    check_origin(WorkerSettings(str(Path(gpt.__file__).parents[1]), "gpt:GPT", "debug"))

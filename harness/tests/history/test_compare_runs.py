@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import cli
-from harness.bench.comparison import LOOKS, Arm, Comparison, Finding, Work, measure
+from harness.bench.comparison import LOOKS, Arm, Comparison, Verification, Work, measure
 from harness.core.errors import HarnessError
 from harness.history.compare_runs import BETWEEN_RUNS, Gate, compare, find_runs, read_run, run_of
 from harness.history.resume import covers, fingerprint, resumable
@@ -16,15 +16,15 @@ from harness.history.resume import covers, fingerprint, resumable
 ARMS = ("naive", "flash", "naive-again")
 
 
-def comparison(dice, factors, *, machine=1.0, noise=0.01, bias=0.0, ceilings=("gemm",), rounds=24, point=512, **fields):
+def comparison(rng, factors, *, machine=1.0, noise=0.01, bias=0.0, ceilings=("gemm",), rounds=24, point=512, **fields):
     """A row: arms whose times are `factors` of the machine's, and ceilings of the machine alone.
 
     `bias` is what the logarithm of each time is off by in all of this run's rounds.
     """
 
     def times(factor):
-        factor *= machine * math.exp(dice.gauss(0, bias))
-        return [factor * math.exp(dice.gauss(0, noise)) for _ in range(rounds)]
+        factor *= machine * math.exp(rng.gauss(0, bias))
+        return [factor * math.exp(rng.gauss(0, noise)) for _ in range(rounds)]
 
     return {
         "kind": "comparison", "comparison": "attention", "metric": "forward", "axis": "tokens", "point": point,
@@ -52,11 +52,9 @@ def record(folder, stamp, rows, *, footer=None, cpu="one"):
     return path
 
 
-def run(dice, factor=1.0, points=(512,), **options):
+def run(rng, factor=1.0, points=(512,), **options):
     factors = dict.fromkeys(ARMS, factor)
-    return run_of(
-        Path(f"{dice.random()}"), [header(), *(comparison(dice, factors, point=p, **options) for p in points)]
-    )
+    return run_of(Path(f"{rng.random()}"), [header(), *(comparison(rng, factors, point=p, **options) for p in points)])
 
 
 def by_arm(compared):
@@ -64,10 +62,10 @@ def by_arm(compared):
 
 
 def test_a_machine_twice_as_fast_changes_nothing_and_a_slower_arm_is_seen_through_it():
-    dice = random.Random(0)
-    before = run_of(Path("a"), [header(), comparison(dice, {"naive": 2.0, "flash": 1.0, "naive-again": 2.0})])
+    rng = random.Random(0)
+    before = run_of(Path("a"), [header(), comparison(rng, {"naive": 2.0, "flash": 1.0, "naive-again": 2.0})])
     after = run_of(
-        Path("b"), [header(), comparison(dice, {"naive": 2.0, "flash": 1.3, "naive-again": 2.0}, machine=0.5)]
+        Path("b"), [header(), comparison(rng, {"naive": 2.0, "flash": 1.3, "naive-again": 2.0}, machine=0.5)]
     )
     found = compare([before], [after])
     assert set(by_arm(found)) == {"naive", "flash"}, "a twin is no finding"
@@ -79,23 +77,23 @@ def test_a_machine_twice_as_fast_changes_nothing_and_a_slower_arm_is_seen_throug
 
 
 def test_without_a_common_ceiling_arms_are_held_against_the_control():
-    dice = random.Random(0)
-    found = compare([run(dice)], [run(dice, ceilings=("another",))])
+    rng = random.Random(0)
+    found = compare([run(rng)], [run(rng, ceilings=("another",))])
     assert set(by_arm(found)) == {"flash"}
     assert by_arm(found)["flash"].against == "naive"
-    assert "no yardstick" in str(compare([run(dice)], [run(dice, ceilings=())], against="yardstick").left_out)
+    assert "no yardstick" in str(compare([run(rng)], [run(rng, ceilings=())], against="yardstick").left_out)
 
 
 def test_the_yardstick_is_the_first_ceiling_that_all_runs_have():
-    dice = random.Random(0)
-    found = compare([run(dice, ceilings=("one", "read", "launch"))], [run(dice, ceilings=("two", "read", "launch"))])
+    rng = random.Random(0)
+    found = compare([run(rng, ceilings=("one", "read", "launch"))], [run(rng, ceilings=("two", "read", "launch"))])
     assert {change.against for change in found.changes} == {"read"}
     assert found.between.centre < 2 * BETWEEN_RUNS, "launch to read, not to one and to two"
 
 
 def test_what_is_not_the_same_work_or_has_no_time_is_left_out_and_named():
-    dice = random.Random(0)
-    a, b = (comparison(dice, dict.fromkeys(ARMS, 1.0)) for _ in range(2))
+    rng = random.Random(0)
+    a, b = (comparison(rng, dict.fromkeys(ARMS, 1.0)) for _ in range(2))
     b["arms"][0]["tokens_per_call"] = 256
     b["arms"][1] |= {"seconds": None, "verified": {"verdict": "fail", "message": "wrong"}}
     found = compare([run_of(Path("a"), [header(), a])], [run_of(Path("b"), [header(), b])])
@@ -105,12 +103,12 @@ def test_what_is_not_the_same_work_or_has_no_time_is_left_out_and_named():
 
 
 def false_alarms(runs, *, effect, tables=400, a=1, b=1, **options):
-    dice = random.Random(1)
+    rng = random.Random(1)
     gate = Gate.read("slower:5%")
     flagged = 0
     for _ in range(tables):
-        before = [run(dice, points=(1, 2), rounds=12, noise=0.02, **options) for _ in range(a)]
-        after = [run(dice, effect, points=(1, 2), rounds=12, noise=0.02, **options) for _ in range(b)]
+        before = [run(rng, points=(1, 2), rounds=12, noise=0.02, **options) for _ in range(a)]
+        after = [run(rng, effect, points=(1, 2), rounds=12, noise=0.02, **options) for _ in range(b)]
         flagged += bool(gate.breached(compare(before, after).changes))
     return flagged / tables
 
@@ -136,10 +134,10 @@ def test_the_gate_for_slower_sees_what_is_well_beyond_its_limit():
 
 
 def test_ceilings_that_changed_among_themselves_widen_every_interval():
-    dice = random.Random(0)
-    quiet = compare([run(dice, ceilings=("gemm", "read"))], [run(dice, ceilings=("gemm", "read"))])
-    shaken = run(dice, ceilings=("gemm", "read"))
-    row = comparison(dice, dict.fromkeys(ARMS, 1.0), ceilings=("gemm", "read"))
+    rng = random.Random(0)
+    quiet = compare([run(rng, ceilings=("gemm", "read"))], [run(rng, ceilings=("gemm", "read"))])
+    shaken = run(rng, ceilings=("gemm", "read"))
+    row = comparison(rng, dict.fromkeys(ARMS, 1.0), ceilings=("gemm", "read"))
     row["ceilings"][1]["seconds"] = [1.4 * second for second in row["ceilings"][1]["seconds"]]
     busy = compare([shaken], [run_of(Path("b"), [header(), row])])
     assert math.sqrt(2) * BETWEEN_RUNS < quiet.between.centre < 2 * BETWEEN_RUNS
@@ -173,10 +171,10 @@ def gpt_harness(capsys, monkeypatch, tmp_path):
 
 
 def two_runs(folder, *, factor=1.0, cpu="one", **fields):
-    dice = random.Random(0)
+    rng = random.Random(0)
     records = folder / "reports" / "records"
-    record(records, "20261120T000000Z", [comparison(dice, dict.fromkeys(ARMS, 1.0))])
-    row = comparison(dice, {"naive": 1.0, "flash": factor, "naive-again": 1.0}, **fields)
+    record(records, "20261120T000000Z", [comparison(rng, dict.fromkeys(ARMS, 1.0))])
+    row = comparison(rng, {"naive": 1.0, "flash": factor, "naive-again": 1.0}, **fields)
     return record(records, "20261121T000000Z", [row], cpu=cpu)
 
 
@@ -325,15 +323,17 @@ def test_a_changed_character_of_the_subject_or_another_setting_is_another_finger
 
 def test_a_row_has_no_more_rounds_than_the_last_look_however_long_it_may_take():
     """pytest-benchmark's file holds one number a round: a million cheap calls must not become a million numbers."""
-    dice, now = random.Random(0), [0.0]
+    rng, now = random.Random(0), [0.0]
 
     def call():
-        now[0] += 1e-5 * dice.uniform(1, 5)
+        now[0] += 1e-5 * rng.uniform(1, 5)
 
     def build():
         return Work(call=call, answer=lambda: None, tokens=1)
 
-    noisy = Comparison("c", "t", "m", "a", (Arm("a", build), Arm("b", build)), lambda name, work: Finding("pass", ""))
+    noisy = Comparison(
+        "c", "t", "m", "a", (Arm("a", build), Arm("b", build)), lambda name, work: Verification("pass", "")
+    )
     measured = measure(noisy, seconds=1e9, clock=lambda: now[0])
     assert {len(times) for times in measured.seconds.values()} <= set(LOOKS)
     assert LOOKS[-1] <= 96

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from harness.core.captured_output import Output, cut, taken_in
+from harness.core.captured_output import Output, captured_output, cut
 from harness.core.errors import SubjectError
 from harness.core.limits import Limits, TooLong, alarm
 from harness.core.record_files import read as records_of
@@ -145,7 +145,7 @@ def test_the_alarm_is_silent_afterwards_and_leaves_the_signal_as_it_was():
 
 def test_no_more_than_the_beginning_of_what_is_printed_is_kept():
     output = Output()
-    with taken_in(output):
+    with captured_output(output):
         for _ in range(100):
             print("x" * 100_000)
         os.write(2, b"y" * 1000)

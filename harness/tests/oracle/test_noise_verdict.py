@@ -13,7 +13,7 @@ from harness.oracle.noise_verdict import PRECISION_GAIN, Difference
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
-from harness.subjects.model import holding
+from harness.subjects.model import build_with_weights
 
 DEBUG = SIZES["debug"]
 
@@ -65,14 +65,14 @@ def ratios(module_change):
     ids, targets = batch(DEBUG, "random", rows=2, length=24)
 
     def candidate(dtype):
-        model = holding(subject, DEBUG, state("debug", "probe"), dtype)
+        model = build_with_weights(subject, DEBUG, state("debug", "probe"), dtype)
         module_change(model.module)
         return model
 
     truth = noise_verdict.truth(
         lambda dtype: oracle(DEBUG, state("debug", "probe"), dtype), ids, targets, backward=True
     )
-    comparison = noise_verdict.hold(candidate, truth, ids, targets)
+    comparison = noise_verdict.compare(candidate, truth, ids, targets)
     rows = comparison.outputs + comparison.gradients
     floors = [max(d.floor32, d.scale * 6e-8) for d in rows]
     return (
@@ -109,7 +109,7 @@ def test_an_error_that_only_float32_has_is_seen():
 def test_the_gradients_are_listed_in_the_order_of_the_backward_pass():
     subject = adapt("gpt:GPT")
     ids, targets = batch(DEBUG, "random", rows=1, length=4)
-    make = lambda dtype: holding(subject, DEBUG, state("debug", "probe"), dtype)  # noqa: E731
+    make = lambda dtype: build_with_weights(subject, DEBUG, state("debug", "probe"), dtype)  # noqa: E731
     names = list(noise_verdict.truth(make, ids, targets, backward=True).gradients)
     assert names[0].startswith("transformer.ln_f")
     assert names[-1] in ("transformer.wte.weight", "transformer.wpe.weight")
@@ -121,13 +121,13 @@ def test_a_parameter_that_no_gradient_reaches_counts_as_zero_gradient():
     ids, targets = batch(DEBUG, "random", rows=1, length=4)
 
     def without_wpe(dtype):
-        model = holding(subject, DEBUG, state("debug", "probe"), dtype)
+        model = build_with_weights(subject, DEBUG, state("debug", "probe"), dtype)
         wpe = model.module.transformer["wpe"]
         wpe.forward = lambda positions: nn.functional.embedding(positions, wpe.weight.detach())
         return model
 
-    make = lambda dtype: holding(subject, DEBUG, state("debug", "probe"), dtype)  # noqa: E731
+    make = lambda dtype: build_with_weights(subject, DEBUG, state("debug", "probe"), dtype)  # noqa: E731
     truth = noise_verdict.truth(make, ids, targets, backward=True)
-    verdicts = {d.where: d.verdict for d in noise_verdict.hold(without_wpe, truth, ids, targets).gradients}
+    verdicts = {d.where: d.verdict for d in noise_verdict.compare(without_wpe, truth, ids, targets).gradients}
     assert verdicts["transformer.wpe.weight"] == "different"
     assert verdicts["transformer.ln_f.bias"] == "equal"

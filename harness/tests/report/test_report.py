@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.run import Run as BenchmarkRun
+from benchmarks.run import ComparisonRunner
 from harness import cli
 from harness.core import record_files
 from harness.core.errors import HarnessError

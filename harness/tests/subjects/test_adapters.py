@@ -13,7 +13,7 @@ from harness.subjects.adapters import adapt
 from harness.subjects.adapters.construction import constructor
 from harness.subjects.adapters.weight_names import map_by_names
 from harness.subjects.forward_hooks import arranged
-from harness.subjects.model import Caches, Checkpoints, ChoosesAttention, Generates, Subject, holding
+from harness.subjects.model import Caches, Checkpoints, ChoosesAttention, Generates, Subject, build_with_weights
 
 DEBUG = SIZES["debug"]
 
@@ -161,7 +161,7 @@ def test_a_model_that_cannot_be_mapped_is_skipped_where_weights_are_needed_and_r
 
 
 def test_what_is_written_through_a_weight_map_is_read_back_under_the_published_names(foreign):
-    model = holding(adapt("learner.py:MyGPT"), DEBUG, state("debug", "probe"))
+    model = build_with_weights(adapt("learner.py:MyGPT"), DEBUG, state("debug", "probe"))
     back = model.weights.read(dict(model.module.named_parameters()))
     assert all(torch.equal(back[name], tensor) for name, tensor in state("debug", "probe").items())
     q = model.module.get_parameter("blocks.1.att.k_proj.weight")

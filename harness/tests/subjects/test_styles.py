@@ -14,7 +14,7 @@ from harness.judging.run_check import run
 from harness.oracle.probe_weights import state
 from harness.subjects.adapters import adapt
 from harness.subjects.adapters.generic import AdaptedSubject
-from harness.subjects.model import Caches, ChoosesAttention, ChoosesInit, Generates, holding
+from harness.subjects.model import Caches, ChoosesAttention, ChoosesInit, Generates, build_with_weights
 from harness.subjects.weight_map import published_shapes
 
 DEBUG = SIZES["debug"]
@@ -195,8 +195,10 @@ UNUSED = [
 @pytest.mark.parametrize(("style", "right", "wrong"), UNUSED)
 def test_what_a_mistake_leaves_unused_has_its_place_in_the_map_all_the_same(tmp_path, style, right, wrong):
     """Each parameter gets the same numbers as in the right one."""
-    expected = dict(holding(adapt(f"{HERE}.{style}"), DEBUG, state("debug", "probe")).module.named_parameters())
-    model = holding(adapt(altered(tmp_path, style, right, wrong)), DEBUG, state("debug", "probe"))
+    expected = dict(
+        build_with_weights(adapt(f"{HERE}.{style}"), DEBUG, state("debug", "probe")).module.named_parameters()
+    )
+    model = build_with_weights(adapt(altered(tmp_path, style, right, wrong)), DEBUG, state("debug", "probe"))
     assert model.weights.gaps == ""
     for name, parameter in model.module.named_parameters():
         assert torch.equal(parameter, expected[name]), name
@@ -246,8 +248,8 @@ def test_a_key_bias_that_is_not_there_changes_no_logit(shipped, tmp_path):
 def test_a_parameter_that_gpt2_lacks_keeps_its_own_values_and_is_named(shipped, tmp_path):
     spec = altered(tmp_path, "dict_config:GPTModel", "emb_dim\"], cfg[\"vocab_size\"], bias=False)",
                    "emb_dim\"], cfg[\"vocab_size\"]); nn.init.constant_(self.out_head.bias, 0.25)")  # fmt: skip
-    model = holding(adapt(spec), DEBUG, state("debug", "probe"))
-    assert model.weights.strangers == ("out_head.bias",)
+    model = build_with_weights(adapt(spec), DEBUG, state("debug", "probe"))
+    assert model.weights.unmapped_parameters == ("out_head.bias",)
     assert torch.equal(model.module.out_head.bias, torch.full((211,), 0.25))
     record = run(shipped["loading::weight-map-is-complete,size=debug"], adapt(spec))
     assert record.verdict == "fail"
