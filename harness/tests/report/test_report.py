@@ -466,7 +466,7 @@ def with_peer(subject, peer, *, control):
         arm["ceiling"] = {"name": "read", "regime": "bandwidth", "fraction": 0.68, "low": 0.67, "high": 0.69}
         arm["witness"] = {"operations": 640, "products_seconds": 0.8 * times[arm["arm"]],
                           "kernels": ["aten::addmm x48 (71%)", "aten::mm x1 (20%)", "aten::add x25 (2%)"]}  # fmt: skip
-    made = BenchmarkRun(config=None, declared={}, rows={("generation decode", 16): row})
+    made = ComparisonRunner(config=None, declared={}, rows={("generation decode", 16): row})
     return run("bench", [row], ending={"beside_peers": made.beside_peers()})
 
 
