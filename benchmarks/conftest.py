@@ -1,4 +1,4 @@
-"""The comparisons under pytest: the options, one test an arm and point, and the times as pytest-benchmark's rows."""
+"""The comparisons in pytest: options, one test for each arm and point, and the times as rows of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.budget import FULL_SECONDS, QUICK_SECONDS, total_seconds
 from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
-from benchmarks.run import FULL_SECONDS, QUICK_SECONDS, ComparisonRunner, Row, load, seconds
+from benchmarks.run import ComparisonRunner, load_average
 from benchmarks.show import label, ratio_of
 from harness.bench.arms import DeclaredComparison, read_comparisons
-from harness.bench.comparison import AGAIN
+from harness.bench.comparison import TWIN_SUFFIX
 from harness.bench.statistics import describe_ratio
-from harness.core.environment import ask_for_huge_pages
+from harness.core.environment import enable_huge_pages
 from harness.core.errors import SuiteError, did_you_mean
+from harness.core.record_files import Row
 from harness.core.sizes import SIZES
-from harness.pytest_plugin.hooks import subject_names
+from harness.pytest_plugin.options import subject_names
 
 _run = pytest.StashKey[ComparisonRunner]()
 _declared = pytest.StashKey[Mapping[str, DeclaredComparison]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of the benchmarks; --subject and --reports are the plugin's."""
+    """Add the options of the benchmarks; --subject and --reports come from the plugin."""
     group = parser.getgroup("gpt-harness-benchmarks", "comparing arms (gpt-harness)")
     group.addoption(
         "--quick", action="store_true", help="shorter sequences, fewer points, wider intervals; the same model"
@@ -35,14 +37,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--budget",
         metavar="SECONDS",
         type=_positive(float),
-        help=f"of timing, for all together (default: {FULL_SECONDS:.0f}, with --quick {QUICK_SECONDS:.0f}); "
-        "every comparison gets four rounds (eight short ones) whatever they take; building and verifying come on top",
+        help=f"timing of all comparisons together (default: {FULL_SECONDS:.0f}, with --quick {QUICK_SECONDS:.0f}); "
+        "each comparison gets at least four rounds (eight short ones); building and verifying take additional time",
     )
-    group.addoption("--device", default="cpu", help="where the arms run: cpu (default), cuda, cuda:1 ...")
-    group.addoption("--threads", metavar="N", type=_positive(int), help="threads of torch (default: its own choice)")
+    group.addoption("--device", default="cpu", help="the device of the arms: cpu (default), cuda, cuda:1 ...")
+    group.addoption("--threads", metavar="N", type=_positive(int), help="threads of torch (default: torch's choice)")
     group.addoption("--nanogpt", metavar="PATH", help="a copy of nanoGPT (the folder, or its model.py) as a peer")
     group.addoption(
-        "--fresh", action="store_true", help="measure all anew, where an interrupted run could be gone on with"
+        "--fresh", action="store_true", help="measure everything again instead of resuming an interrupted run"
     )
     group.addoption("--size", default="124M", choices=list(SIZES), help="the size of the model (default: %(default)s)")
 
@@ -54,47 +56,52 @@ def _positive(kind: type) -> Callable[[str], Any]:
             raise ValueError(f"{text} is not positive")
         return value
 
-    parse.__name__ = f"positive {kind.__name__}"  # argparse's word for it in its error
+    parse.__name__ = f"positive {kind.__name__}"  # argparse names the type by it in an error
     return parse
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Threads, pages and the device are settled before anything is built or recorded."""
+    """Set threads and pages and check the device, before anything is built or recorded."""
     if len(subject_names(config)) > 1 or config.getoption("--isolate"):
-        raise pytest.UsageError("benchmarks are of one --subject, and in this process: without --isolate")
+        raise pytest.UsageError(
+            "benchmarks take one --subject and run in this process: remove --isolate and further subjects"
+        )
     try:
         config.stash[_declared] = {found.label: found for found in read_comparisons(Path(__file__).parent)}
     except SuiteError as error:
         raise pytest.UsageError(str(error)) from None
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
-    ask_for_huge_pages()
+    enable_huge_pages()
     device = config.getoption("--device")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise pytest.UsageError(f"--device {device}: not on this machine, or not in this torch ({reason})") from error
+        raise pytest.UsageError(
+            f"--device {device}: not available on this machine or in this build of torch ({reason})"
+        ) from error
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """What the times below depend on, what --quick leaves out, and whether other work will disturb them."""
-    threads, busy = torch.get_num_threads(), load() or 0.0
-    told = [
+    """Return what the times depend on, what --quick leaves out, and whether other work will disturb them."""
+    threads, busy = torch.get_num_threads(), load_average() or 0.0
+    lines = [
         f"comparisons: the {config.getoption('--size')} model on {config.getoption('--device')}, {threads} threads, "
-        f"about {seconds(config):.0f} s of timing; building, verifying and watching come on top"
+        f"about {total_seconds(config):.0f} s of timing; building, verifying and profiling come on top"
     ]
     if config.getoption("--quick"):
-        told.append("--quick: shorter sequences, fewer points, wider intervals; the same model")
+        lines.append("--quick: shorter sequences, fewer points, wider intervals; the same model")
     if busy > 0.5:
-        told.append(
-            f"other work is going on (load {busy:.1f}): this takes longer and resolves less; --threads 1 suffers least"
+        lines.append(
+            f"other processes are running (load {busy:.1f}): this takes longer and the intervals are wider; "
+            "--threads 1 is affected least"
         )
-    return told
+    return lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a comparison, point and arm; at the first point the twin of the control, too."""
+    """Make one test for each comparison, point and arm, and for the twin of the control at the first point."""
     if "comparison" not in metafunc.fixturenames:
         return
     config, size = metafunc.config, SIZES[metafunc.config.getoption("--size")]
@@ -104,10 +111,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         [
             _case(comparison, point, arm)
             for comparison in declared
-            for number, point in enumerate(comparison.fitting(size, quick=config.getoption("--quick")))
-            for arm in (*comparison.arms, *([comparison.control + AGAIN] if comparison.twin and not number else []))
+            for number, point in enumerate(comparison.points_for(size, quick=config.getoption("--quick")))
+            for arm in (*comparison.arms, *_twins(comparison, first=number == 0))
         ],
     )
+
+
+def _twins(comparison: DeclaredComparison, *, first: bool) -> list[str]:
+    return [comparison.control + TWIN_SUFFIX] if comparison.twin and first else []
 
 
 def _case(declared: DeclaredComparison, point: int | None, arm: str) -> Any:
@@ -118,14 +129,14 @@ def _case(declared: DeclaredComparison, point: int | None, arm: str) -> Any:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Only now is it known which arms this run is asked for."""
+    """Select the arms that are left after -k and the like."""
     run = session.config.stash[_run] = ComparisonRunner(session.config, session.config.stash.get(_declared, {}))
     run.select(session.items)
 
 
 @pytest.fixture
 def compare(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[str, int | None, str], None]:
-    """`compare(comparison, point, arm)` has it measured, unless another of its arms has, and reports this arm."""
+    """Return `compare(comparison, point, arm)`, which measures the comparison once and reports the arm."""
     config = request.config
 
     def compare(comparison: str, point: int | None, arm: str) -> None:
@@ -143,7 +154,7 @@ def _why_disabled(config: pytest.Config) -> str:
 
 
 def _report(row: Row, name: str, benchmark: Any) -> None:
-    """This arm's row in the table, or why it has none."""
+    """Add this arm's row to the table, or fail or skip with the reason why it has none."""
     arm = next(arm for arm in row["arms"] if arm["arm"] == name)
     verified = arm["verified"]
     if verified["verdict"] == "skip":
@@ -151,32 +162,32 @@ def _report(row: Row, name: str, benchmark: Any) -> None:
     if verified["verdict"] != "pass":
         with contextlib.suppress(UnverifiedError):
             refuse(benchmark, verified["message"])
-        told = f"{label(row)}, {name}: unverified, so no time is shown: {verified['message']}"
-        pytest.fail(told, pytrace=False)
+        message = f"{label(row)}, {name}: unverified, so no time is shown: {verified['message']}"
+        pytest.fail(message, pytrace=False)
     replay(benchmark, arm["seconds"], _extra_info(row, arm))
 
 
 def _extra_info(row: Row, arm: Row) -> dict[str, Any]:
-    kept = ("tokens_per_second", "peak_memory_bytes", "peak_memory_ledger", "positions", "positions_closed_form")
+    keys = ("tokens_per_second", "peak_memory_bytes", "peak_memory_ledger", "positions", "positions_closed_form")
     info = {
         "verified": arm["verified"]["message"],
         "threads": row["threads"],
         "calls_per_block": row["calls_per_block"],
         "stopped": row["stopped"],
-        **{key: arm[key] for key in kept if arm[key] is not None},
+        **{key: arm[key] for key in keys if arm[key] is not None},
         **(arm.get("extras") or {}),
     }
     if (ceiling := arm.get("ceiling")) is not None:
         info["ceiling"] = f"{ceiling['fraction']:.0%} of {ceiling['name']}"
     for found in row["ratios"]:
         if found["arm"] == arm["arm"]:
-            info["ratio"] = f"{describe_ratio(ratio_of(found))} against {found['against']}"
+            info["ratio"] = f"{describe_ratio(ratio_of(found))}, compared with {found['against']}"
     return info
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """What only the whole run can say goes on record before the report is written."""
+    """Write what all comparisons say together to the record, before the report is written."""
     run = session.config.stash.get(_run, None)
     if run is not None:
         run.finish()
@@ -189,7 +200,7 @@ def _nothing_selected(config: pytest.Config) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What this run makes of two identical arms, and so what its other verdicts are worth."""
+    """Print the run's false alarms on identical arms, and its comparisons with closed forms."""
     run = config.stash.get(_run, None)
     if run is not None and not run.selected and config.getoption("keyword"):
         terminalreporter.write_line(_nothing_selected(config))

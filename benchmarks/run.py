@@ -1,8 +1,7 @@
-"""One run of the comparisons: what is selected, what time it gets, and each comparison measured and recorded once."""
+"""One run of the comparisons: selects them, shares the time, and measures and records each of them once."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import time
@@ -13,88 +12,117 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.show import label, ratio_of, show
-from harness.bench.arms import ArmCeilings, DeclaredComparison, ModelPool, derived, holding
-from harness.bench.comparison import AGAIN, Budget, Witnessed, Work, measure
-from harness.bench.statistics import (
-    QUIET,
-    Estimate,
-    Scatter,
-    by_chance,
-    describe_ratio,
-    holm,
-    log_ratio,
-    paired_ratio,
-    scatter,
+from benchmarks.budget import Budget, total_seconds
+from benchmarks.evidence import Evidence
+from benchmarks.show import show
+from harness.bench.arms import (
+    ArmCeilings,
+    DeclaredComparison,
+    ModelPool,
+    add_derived_metrics,
+    check_expectations,
 )
-from harness.bench.timing import by_events
-from harness.bench.witness import refusal, witness
+from harness.bench.comparison import TWIN_SUFFIX
+from harness.bench.measurement import measure
+from harness.bench.timing import timer_by_cuda_events
+from harness.bench.witness import violated_claim, witness
+from harness.bench.work import WitnessedCall, Work
 from harness.core.environment import environment
+from harness.core.record_files import Row
 from harness.core.sizes import SIZES
 from harness.history.resume import covers, fingerprint, resumable
-from harness.pytest_plugin.hooks import deviations_of, recorder_of, subject_of
+from harness.pytest_plugin.options import deviations_of
+from harness.pytest_plugin.runners import subject_of
+from harness.pytest_plugin.session import record_writer_of
 
-# Of timing alone: building, verifying and watching come on top, about as much again.
-FULL_SECONDS, QUICK_SECONDS = 240.0, 30.0
-# Above this share of identical arms told apart, the run's other verdicts are no evidence.
-EVIDENCE = 0.10
-SIGNIFICANCE = 0.05
-
-Row = dict[str, Any]
-Key = tuple[str, int | None]
+Key = tuple[str, int | None]  # the label of a comparison, and its point
 
 
 @dataclass
 class ComparisonRunner:
-    """What the tests of one run share. `rows` are the comparisons' records, by label and point."""
+    """Measures the comparisons of one run; all of its tests share it.
+
+    selected: the arms to measure, by label and point.
+    rows: the comparisons' rows in the record, by label and point.
+    expectations: the rows of the expectations that were checked.
+    """
 
     config: pytest.Config
     declared: Mapping[str, DeclaredComparison]
     selected: dict[Key, list[str]] = field(default_factory=dict)
     rows: dict[Key, Row] = field(default_factory=dict)
-    held: list[Row] = field(default_factory=list)
-    _standing: dict[str, tuple[ModelPool, ArmCeilings]] = field(default_factory=dict)
+    expectations: list[Row] = field(default_factory=list)
+    _resources: dict[str, tuple[ModelPool, ArmCeilings]] = field(default_factory=dict)
 
     def select(self, items: list[pytest.Item]) -> None:
-        """Note the arms that are left after -k and the like: those will be measured, with their controls."""
+        """Record the arms that are left after -k and the like. They are measured with their controls."""
         for item in items:
             if isinstance(item, pytest.Function) and "comparison" in item.fixturenames:
-                asked = item.callspec.params
-                self.selected.setdefault((str(asked["comparison"]), asked["point"]), []).append(str(asked["arm"]))  # type: ignore[arg-type]
-        # Every run needs an A/A ratio: what it makes of two identical arms is what its other ratios are worth.
-        if self.selected and not any(arm.endswith(AGAIN) for arms in self.selected.values() for arm in arms):
+                params = item.callspec.params
+                key = str(params["comparison"]), params["point"]
+                self.selected.setdefault(key, []).append(str(params["arm"]))  # type: ignore[arg-type]
+        # Every run needs a ratio of identical arms: it shows how far the other ratios can be trusted.
+        if self.selected and not any(arm.endswith(TWIN_SUFFIX) for arms in self.selected.values() for arm in arms):
             key = next((key for key in self.selected if self.declared[key[0]].twin), next(iter(self.selected)))
-            self.selected[key].append(self.declared[key[0]].control + AGAIN)
+            self.selected[key].append(self.declared[key[0]].control + TWIN_SUFFIX)
 
     def measure(self, comparison: str, point: int | None) -> Row:
-        """The comparison's record: measured, written and shown when the first of its arms asks for it."""
+        """Return the comparison's row. The first call for a comparison measures, records and shows it."""
         key = comparison, point
         if key not in self.rows:
             declared, started = self.declared[comparison], time.perf_counter()
-            row = self._left_behind(declared, point)
+            row = self._row_of_interrupted_run(declared, point)
             if row is None:
-                row = self._measured(declared, point)
-                row |= {**self._circumstances(), "wall_seconds": time.perf_counter() - started}
-            recorder_of(self.config).write(row)
+                row = self._measure(declared, point)
+                row |= {**self._conditions(), "wall_seconds": time.perf_counter() - started}
+            record_writer_of(self.config).write(row)
             self.rows[key] = row
             show(self.config, row)
-            self._hold(declared)
+            self._check_expectations(declared)
         return self.rows[key]
 
-    def _left_behind(self, declared: DeclaredComparison, point: int | None) -> Row | None:
-        """The comparison's record from a run that was interrupted, if it has every arm that this run is asked for."""
+    def finish(self) -> None:
+        """Write what all comparisons say together to the footer of the record, and release the models."""
+        self.close()
+        if self.rows:
+            record_writer_of(self.config).footer.update(self.evidence.footer())
+
+    def close(self) -> None:
+        """Release every model."""
+        for pool, _ in self._resources.values():
+            pool.close()
+        self._resources.clear()
+
+    @property
+    def evidence(self) -> Evidence:
+        """The evidence of the comparisons that have been measured."""
+        return Evidence(list(self.rows.values()))
+
+    def summary(self) -> Iterator[tuple[str, bool]]:
+        """Yield the run's last lines, each with True if it is bad news. Lines that begin with '# ' are headings."""
+        yield "# identical arms (A/A)", False
+        yield from self.evidence.summary()
+        if self.expectations:
+            yield "# compared with closed forms", False
+        for row in self.expectations:
+            text = f"{row['comparison']} {row['metric']}, {row['arm']}: {row['told']}; expected {row['expected']}"
+            verdict = "inconclusive" if row["verdict"] == "unresolved" else row["verdict"]
+            yield f"{text}: {verdict}", row["verdict"] == "fail"
+
+    def _row_of_interrupted_run(self, declared: DeclaredComparison, point: int | None) -> Row | None:
+        """Return the comparison's row from an interrupted run, if it has every arm that this run has selected."""
         key = declared.suite, declared.name, point
-        row = next((row for row in self._resumed if (row["comparison"], row["metric"], row["point"]) == key), None)
+        row = next((row for row in self._resumable if (row["comparison"], row["metric"], row["point"]) == key), None)
         if row is None or not covers(row, self.selected[declared.label, point]):
             return None
-        self._budget.allot(declared.weight)  # its share of the time goes to what is still to be measured
+        self._budget.allot(declared.weight)  # its share of the time goes to the comparisons that are left
         return row
 
     @functools.cached_property
-    def _resumed(self) -> list[Row]:
+    def _resumable(self) -> list[Row]:
         if self.config.getoption("--fresh"):
             return []
-        return resumable(recorder_of(self.config).recorder.path.parent, self._fingerprint)
+        return resumable(record_writer_of(self.config).recorder.path.parent, self._fingerprint)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -105,29 +133,29 @@ class ComparisonRunner:
             subject_of(self.config).name, environment=environment(self.config.rootpath), settings=settings
         )
 
-    def _measured(self, declared: DeclaredComparison, point: int | None) -> Row:
-        device, (pool, ceilings) = self.config.getoption("--device"), self._stands(declared.suite)
-        chosen, before = self.selected[declared.label, point], _globals()
-        comparison = declared.at(pool, point, twin=any(arm.endswith(AGAIN) for arm in chosen))
-        measured = measure(
+    def _measure(self, declared: DeclaredComparison, point: int | None) -> Row:
+        device, (pool, ceilings) = self.config.getoption("--device"), self._resources_of(declared.suite)
+        arms, settings = self.selected[declared.label, point], _global_settings()
+        comparison = declared.at(pool, point, twin=any(arm.endswith(TWIN_SUFFIX) for arm in arms))
+        result = measure(
             comparison,
-            only=set(chosen),
+            only=set(arms),
             seconds=self._budget.allot(declared.weight),
             clock=_clock(device),
-            busy=time.process_time if device == "cpu" else None,
-            timed=by_events(device) if torch.device(device).type == "cuda" else None,
-            watch=lambda work: _watch(work, device),
+            cpu_clock=time.process_time if device == "cpu" else None,
+            timer=timer_by_cuda_events(device) if torch.device(device).type == "cuda" else None,
+            witness=lambda work: _witness(work, device),
             ceilings=ceilings,
         )
-        self._budget.spend(measured.timing_seconds)
-        measured.notes += _put_back(before)
-        row = measured.row()
-        derived(row)
+        self._budget.spend(result.timing_seconds)
+        result.notes += _restore_global_settings(settings)
+        row = result.row()
+        add_derived_metrics(row)
         return row
 
-    def _stands(self, suite: str) -> tuple[ModelPool, ArmCeilings]:
-        """The models of one suite and its yardsticks: those of the one before are let go."""
-        if suite not in self._standing:
+    def _resources_of(self, suite: str) -> tuple[ModelPool, ArmCeilings]:
+        """Return the models and the ceilings of one suite. Those of the previous suite are released."""
+        if suite not in self._resources:
             self.close()
             subject, device = subject_of(self.config), self.config.getoption("--device")
             size = SIZES[self.config.getoption("--size")]
@@ -138,192 +166,53 @@ class ComparisonRunner:
                 places={"nanogpt": self.config.getoption("--nanogpt")},
                 deviations=deviations_of(self.config, subject.name),
             )
-            self._standing[suite] = pool, ArmCeilings(device, size)
-        return self._standing[suite]
+            self._resources[suite] = pool, ArmCeilings(device, size)
+        return self._resources[suite]
 
-    def close(self) -> None:
-        """Let every model go."""
-        for pool, _ in self._standing.values():
-            pool.close()
-        self._standing.clear()
-
-    def _hold(self, declared: DeclaredComparison) -> None:
-        """What the comparison's figures are held to, once all of its points are there."""
-        wanted = [key for key in self.selected if key[0] == declared.label]
-        if declared.holds and all(key in self.rows for key in wanted):
-            for held in holding(declared, [self.rows[key] for key in wanted]):
-                recorder_of(self.config).write(held)
-                self.held.append(held)
-
-    def finish(self) -> None:
-        """What only all comparisons together say: false alarms, and Holm's adjustment. Lets the models go."""
-        self.close()
-        if self.rows:
-            found = {
-                "false_alarms": self.false_alarms(),
-                "adjusted": self.adjusted(),
-                "beside_peers": self.beside_peers(),
-            }
-            recorder_of(self.config).footer.update(found)
-
-    def _ratios(self, *, twins: bool) -> Iterator[tuple[Row, Row]]:
-        for row in self.rows.values():
-            for ratio in row["ratios"]:
-                if ratio["arm"].endswith(AGAIN) == twins:
-                    yield row, ratio
-
-    def false_alarms(self) -> Row:
-        """How many pairs of identical arms this run tells apart, and whether that leaves it evidence.
-
-        A pair is told apart by more than the others scatter by: what all verdicts are held to in the end.
-        `by_their_rounds` are those that the noise of their own rounds did not account for.
-        """
-        found = self._twins
-        by_their_rounds = sum(ratio["verdict"] in ("FASTER", "SLOWER") for _, ratio, _ in found)
-        flagged = sum(self._told_apart(twin) <= SIGNIFICANCE for twin in found)
-        share = flagged / len(found) if found else None
-        return {
-            "pairs": len(found),
-            "flagged": flagged,
-            "share": share,
-            "evidence": share is not None and share <= EVIDENCE,
-            "by_their_rounds": by_their_rounds,
-            "scatter": None if self._scatter == QUIET else self._scatter.sigma,
-        }
-
-    @property
-    def _twins(self) -> list[tuple[Row, Row, Estimate]]:
-        return [(row, ratio, _estimate(row, ratio)) for row, ratio in self._ratios(twins=True)]
-
-    @property
-    def _scatter(self) -> Scatter:
-        return scatter([estimate for _, _, estimate in self._twins])
-
-    def _told_apart(self, twin: tuple[Row, Row, Estimate]) -> float:
-        """The p of two identical arms, by what the other pairs scatter by."""
-        others = [estimate for _, ratio, estimate in self._twins if ratio is not twin[1]]
-        return by_chance(twin[2], scatter(others))
-
-    def adjusted(self) -> list[Row]:
-        """Every ratio's p-value, by what this run's identical arms scatter by, and after Holm's adjustment for all.
-
-        The twins' own are among them, each by what the others scatter by.
-        """
-        found, twins = list(self._ratios(twins=False)), self._twins
-        alone = [by_chance(_estimate(row, ratio), self._scatter) for row, ratio in found]
-        judged = [(row, ratio, p, value) for (row, ratio), p, value in zip(found, alone, holm(alone), strict=True)]
-        judged += [(row, ratio, p, p) for row, ratio, p in ((*twin[:2], self._told_apart(twin)) for twin in twins)]
-        keys = ("comparison", "metric", "point")
-        return [
-            {**{key: row[key] for key in keys}, "arm": ratio["arm"], "p": p, "adjusted": value}
-            for row, ratio, p, value in judged
-        ]
-
-    def beside_peers(self) -> list[Row]:
-        """The subject's time over that of each peer that did the same work, adjusted (Holm) for all of these."""
-        found = []
-        for row in self.rows.values():
-            timed = [arm for arm in row["arms"] if arm["seconds"] and not arm["twin_of"]]
-            own = [arm for arm in timed if not arm.get("peer")]
-            subject = min(own, key=lambda arm: (arm["arm"] != row["control"], arm["median_seconds"]), default=None)
-            for peer in timed:
-                if subject is not None and peer.get("peer"):
-                    found.append((row, subject, peer))
-        estimates = [log_ratio(subject["seconds"], peer["seconds"]) for _, subject, peer in found]
-        p = [by_chance(estimate, self._scatter) for estimate in estimates]
-        return [
-            {
-                **{key: row[key] for key in ("comparison", "metric", "point")},
-                "arm": subject["arm"],
-                "peer": peer["arm"],
-                **dataclasses.asdict(paired_ratio(subject["seconds"], peer["seconds"])),
-                "p": alone,
-                "adjusted": value,
-            }
-            for (row, subject, peer), alone, value in zip(found, p, holm(p), strict=True)
-        ]
-
-    def summary(self) -> Iterator[tuple[str, bool]]:
-        """The run's last lines, each with whether it is bad news; those that begin with '# ' are headings."""
-        alarms = self.false_alarms()
-        yield "# identical arms (A/A)", False
-        told = f"{alarms['pairs']} pairs of identical arms, {alarms['flagged']} called different"
-        yield told, bool(alarms["flagged"])
-        for row, ratio, _ in self._twins:
-            if ratio["verdict"] in ("FASTER", "SLOWER"):
-                yield f"  {label(row)}: {describe_ratio(ratio_of(ratio))}, by its own rounds", True
-        if alarms["scatter"]:
-            told = f"beyond the noise of their rounds they scatter by {alarms['scatter']:.1%} (one sigma)"
-            yield f"{told}: busy memory or processors; the report allows for it", False
-        if not alarms["pairs"]:
-            yield "without one, nothing says how often this run's verdicts are wrong", False
-        elif not alarms["evidence"]:
-            yield f"more than {EVIDENCE:.0%} of identical arms told apart: this run is not evidence", True
-        kept = {_key(row) for row in self.adjusted() if row["adjusted"] <= SIGNIFICANCE}
-        resolved = [
-            {**row, "arm": ratio["arm"]}
-            for row, ratio in self._ratios(twins=False)
-            if ratio["verdict"] in ("FASTER", "SLOWER")
-        ]
-        if lost := sum(_key(row) not in kept for row in resolved):
-            yield f"{lost} differences do not stand when all ratios of the run are judged together", False
-        if self.held:
-            yield "# held against closed forms", False
-        for held in self.held:
-            told = f"{held['comparison']} {held['metric']}, {held['arm']}: {held['told']}; {held['expected']}"
-            yield f"{told}: {held['verdict']}", held["verdict"] == "fail"
+    def _check_expectations(self, declared: DeclaredComparison) -> None:
+        """Check and record the expectations of a comparison once all of its points are measured."""
+        points = [key for key in self.selected if key[0] == declared.label]
+        if declared.expect and all(key in self.rows for key in points):
+            for row in check_expectations(declared, [self.rows[key] for key in points]):
+                record_writer_of(self.config).write(row)
+                self.expectations.append(row)
 
     @functools.cached_property
     def _budget(self) -> Budget:
-        return Budget(seconds(self.config), [self.declared[key[0]].weight for key in self.selected])
+        return Budget(total_seconds(self.config), [self.declared[key[0]].weight for key in self.selected])
 
-    def _circumstances(self) -> Row:
+    def _conditions(self) -> Row:
         return {
             "subject": subject_of(self.config).name,
             "size": self.config.getoption("--size"),
             "device": self.config.getoption("--device"),
             "threads": torch.get_num_threads(),
             "quick": self.config.getoption("--quick"),
-            "load": load(),
+            "load": load_average(),
             "fingerprint": self._fingerprint,
         }
 
 
-def _estimate(row: Row, ratio: Row) -> Estimate:
-    seconds = {arm["arm"]: arm["seconds"] for arm in row["arms"]}
-    return log_ratio(seconds[ratio["arm"]], seconds[ratio["against"]])
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("comparison", "metric", "point", "arm"))
-
-
-def _globals() -> dict[str, Any]:
-    return {"threads": torch.get_num_threads(), "default dtype": torch.get_default_dtype()}
-
-
-def _put_back(before: Row) -> list[str]:
-    """What an arm has changed for all others, told, and as it was again."""
-    now = _globals()
-    changed = [f"{name} from {before[name]} to {now[name]}" for name in before if before[name] != now[name]]
-    torch.set_num_threads(before["threads"])
-    torch.set_default_dtype(before["default dtype"])
-    return [f"an arm changed torch's {each}, so the times are of no one setting" for each in changed]
-
-
-def seconds(config: pytest.Config) -> float:
-    """The time for all comparisons together."""
-    default = QUICK_SECONDS if config.getoption("--quick") else FULL_SECONDS
-    return float(config.getoption("--budget") or default)
-
-
-def load() -> float | None:
-    """How many processes wanted a core in the last minute, or None where the system does not say."""
+def load_average() -> float | None:
+    """Return how many processes wanted a core in the last minute, or None if the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
+def _global_settings() -> dict[str, Any]:
+    return {"threads": torch.get_num_threads(), "default dtype": torch.get_default_dtype()}
+
+
+def _restore_global_settings(before: Mapping[str, Any]) -> list[str]:
+    """Restore torch's global settings, and return a note about each that an arm changed for all others."""
+    now = _global_settings()
+    changed = [f"{name} from {before[name]} to {now[name]}" for name in before if before[name] != now[name]]
+    torch.set_num_threads(before["threads"])
+    torch.set_default_dtype(before["default dtype"])
+    return [f"an arm changed torch's {each}: the times do not all have the same setting" for each in changed]
+
+
 def _clock(device: str) -> Callable[[], float]:
-    """A clock that waits for the device: CUDA's kernels are still running when the call has returned."""
+    """Return a clock that waits for the device: on CUDA, kernels still run when a call has returned."""
     if torch.device(device).type != "cuda":
         return time.perf_counter
 
@@ -334,12 +223,13 @@ def _clock(device: str) -> Callable[[], float]:
     return clock
 
 
-def _watch(work: Work, device: str) -> Witnessed:
-    """One call under the profiler: its memory, and what ran. Of a shorter call the memory is not the work's."""
-    found = witness(work.seen or work.call, device=device)
-    return Witnessed(
-        ledgers=found.ledgers if work.weigh and not work.seen else {},
-        witness={**found.as_row(), **({"products_seconds": None} if work.seen else {})},
-        refuse=lambda claims: refusal(found, claims=claims, flops=None if work.seen else work.flops),
-        seconds=0.0 if work.seen else found.seconds,
+def _witness(work: Work, device: str) -> WitnessedCall:
+    """Profile one call: its memory, and what ran. The memory of a shorter call is not that of the work."""
+    short = work.witness_call is not None
+    found = witness(work.witness_call or work.call, device=device)
+    return WitnessedCall(
+        ledgers=found.ledgers if work.measures_memory and not short else {},
+        witness={**found.as_row(), **({"products_seconds": None} if short else {})},
+        violated_claim=lambda claims: violated_claim(found, claims=claims, flops=None if short else work.flops),
+        seconds=0.0 if short else found.seconds,
     )

@@ -1,30 +1,27 @@
-"""A comparison in the terminal, as soon as it is measured: an arm a line, a time only where the answer was right."""
+"""A comparison in the terminal as soon as it is measured: one line an arm, and a time only for a verified answer."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import pytest
 
 from harness.bench.memory import disagreement
 from harness.bench.statistics import Ratio, describe_ratio, describe_seconds
-from harness.core.record_files import place
-from harness.report.wording import memory
-
-Row = dict[str, Any]
+from harness.core.record_files import Row, comparison_label
+from harness.report.formatting import memory
 
 
 def show(config: pytest.Config, row: Row) -> None:
-    """Write the comparison's lines, whatever pytest captures."""
+    """Print the comparison's lines, also while pytest captures output."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
     if terminal is None:  # -p no:terminal
         return
     with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
         terminal.ensure_newline()
-        again = f", from the interrupted run {row['resumed_from']}" if "resumed_from" in row else ""
-        terminal.write_line(f"{label(row)} ({_rounds(row)}, {row['wall_seconds']:.0f} s{again})", bold=True)
+        origin = f", from the interrupted run {row['resumed_from']}" if "resumed_from" in row else ""
+        terminal.write_line(f"{label(row)} ({_rounds(row)}, {row['wall_seconds']:.0f} s{origin})", bold=True)
         for arm in row["arms"]:
             terminal.write_line(f"  {arm['arm']:<16} {arm_line(row, arm)}")
         for note in row["notes"]:
@@ -32,12 +29,12 @@ def show(config: pytest.Config, row: Row) -> None:
 
 
 def label(row: Row) -> str:
-    """`attention forward, tokens=512`."""
-    return place(row["comparison"], row["metric"], row["axis"], row["point"])
+    """Return the name of a comparison at its point: `attention forward, tokens=512`."""
+    return comparison_label(row["comparison"], row["metric"], row["axis"], row["point"])
 
 
 def ratio_of(row: Row) -> Ratio:
-    """A ratio's record as the ratio that it was."""
+    """Return the Ratio that a ratio's row was made from."""
     return Ratio(**{key: value for key, value in row.items() if key not in ("arm", "against")})
 
 
@@ -49,7 +46,10 @@ def _rounds(row: Row) -> str:
 
 
 def arm_line(row: Row, arm: Row) -> str:
-    """`12.34 ± 0.21 ms  81 tokens/s  3.00x faster [2.91, 3.09]  81% of compute  peak 4.18 MiB`, or why no time."""
+    """Return an arm's figures, or why it has no time.
+
+    `12.34 ± 0.21 ms  81 tokens/s  3.00x faster [2.91, 3.09]  81% of compute  peak 4.18 MiB`
+    """
     verified = arm["verified"]
     if not arm["seconds"]:
         return f"{'unverified' if verified['verdict'] == 'fail' else verified['verdict']}: {verified['message']}"
@@ -72,7 +72,7 @@ def arm_line(row: Row, arm: Row) -> str:
 
 
 def _extra(name: str, value: float) -> str:
-    """`cache 72.00 MiB`, `first call 11.4 s`, `mfu 0.46`: the unit is the end of the name."""
+    """Return an extra with its unit, which ends its name: `cache 72.00 MiB`, `first call 11.4 s`, `mfu 0.46`."""
     words = name.replace("_", " ")
     if name.endswith("_bytes"):
         return f"{words.removesuffix(' bytes')} {memory(value)}"
@@ -82,7 +82,7 @@ def _extra(name: str, value: float) -> str:
 
 
 def peaks(ledgers: dict[str, int]) -> str:
-    """The exact peak, and where another ledger says something else."""
-    told = f"peak {memory(next(iter(ledgers.values())))}"
+    """Return the exact peak, and the other ledgers if they disagree."""
+    text = f"peak {memory(next(iter(ledgers.values())))}"
     differ = disagreement(ledgers)
-    return f"{told} ({differ})" if differ else told
+    return f"{text} ({differ})" if differ else text

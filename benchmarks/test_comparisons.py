@@ -1,4 +1,4 @@
-"""Every comparison that `benchmarks/*.toml` declares: one test an arm and point; arms are measured together."""
+"""The comparisons of `benchmarks/*.toml`: one test for each arm and point; the arms are measured together."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from collections.abc import Callable
 def test_comparison(
     compare: Callable[[str, int | None, str], None], comparison: str, point: int | None, arm: str
 ) -> None:
-    """The arm's time, if its answer was right."""
+    """Report the arm's time if its answer passed verification."""
     compare(comparison, point, arm)

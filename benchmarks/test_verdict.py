@@ -1,4 +1,4 @@
-"""The time to a verdict: every check of the debug size on one subject, and the share of each suite."""
+"""The time to a verdict: every check of the debug size on one subject, with the time of each suite."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from harness.faults import read_catalogue
 from harness.faults.matrix import debug_checks, judge_fault
 from harness.judging.run_check import run
-from harness.pytest_plugin.hooks import subject_of
+from harness.pytest_plugin.runners import subject_of
 
 SUITES = Path(__file__).parents[1] / "verifications"
 
 
 @pytest.mark.benchmark(group="verdict: every check of the debug size")
 def test_verdict_on_the_subject(benchmark: Any, pytestconfig: pytest.Config) -> None:
-    """What a user waits for with `-m debug`, without pytest's own time."""
+    """Time what a user waits for with `-m debug`, without pytest's own time."""
     checks, subject = debug_checks(SUITES), subject_of(pytestconfig)
     shares: defaultdict[str, float] = defaultdict(float)
 
@@ -34,7 +34,7 @@ def test_verdict_on_the_subject(benchmark: Any, pytestconfig: pytest.Config) -> 
 
 @pytest.mark.benchmark(group="verdict: one fault of the matrix")
 def test_verdict_on_a_fault(benchmark: Any, pytestconfig: pytest.Config) -> None:
-    """All checks and the diagnosis: what one column of `gpt-harness faults` costs at most."""
+    """Time all checks and the diagnosis: the most that one column of `gpt-harness faults` costs."""
     if pytestconfig.getoption("--quick"):
         pytest.skip("left out by --quick: a fault takes 3 to 4 s, three times")
     checks, (chosen,) = debug_checks(SUITES), read_catalogue().chosen(["mask-allows-next"])

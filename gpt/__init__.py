@@ -1,5 +1,6 @@
-"""GPT-2, written to be read and checked against."""
+"""The reference GPT-2, written to be read and to be compared with."""
 
+from gpt.attention import CausalSelfAttention, Head, LoopedSelfAttention
 from gpt.cache import KVCache
 from gpt.config import PRESETS, GPTConfig
 from gpt.errors import (
@@ -16,7 +17,8 @@ from gpt.errors import (
     WeightsError,
     WeightsUnavailable,
 )
-from gpt.model import GPT, Block, CausalSelfAttention, FeedForward, Head, LoopedSelfAttention
+from gpt.model import GPT
+from gpt.network import Block, FeedForward
 
 __all__ = [
     "GPT",

@@ -1,4 +1,4 @@
-"""The key-value cache: what attention has already computed, so that decoding does not repeat it."""
+"""The key-value cache: the keys and values that attention has already computed, so that decoding reuses them."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,12 @@ from gpt.errors import CacheError, ContextError
 
 
 class KVCache:
-    """Keys and values of up to `positions` positions (the context, if not given) for every layer, allocated once.
+    """Keys and values of up to `positions` positions (by default the context) for every layer, allocated once.
 
-    `length` is the number of positions held. Setting it to a smaller number forgets the latest ones.
+    `length` is the number of cached positions. Setting it to a smaller number discards the latest ones.
     The memory is 2 * L * B * C * T elements: 37.7 MB for GPT-2 small at 1024 tokens in 16 bits.
+
+    Raises `CacheError` for a batch size below 1, or positions outside 1 to the context.
     """
 
     def __init__(
@@ -34,25 +36,26 @@ class KVCache:
         self.length = 0
 
     def layer(self, number: int) -> "LayerCache":
-        """One layer's part, to write to and read from.
+        """Return one layer's part, for attention to append to.
 
-        Made anew each time: kept here, it would refer back, and the memory would wait for the garbage collector.
+        It is created at each call. Stored in the cache, it would be a reference cycle, and the memory would be
+        freed only by the garbage collector.
         """
         return LayerCache(self, self.keys[number], self.values[number])
 
     @property
     def batch_size(self) -> int:
-        """How many sequences the cache holds side by side."""
+        """The number of sequences."""
         return self.keys.size(1)
 
     @property
     def capacity(self) -> int:
-        """The most positions that the cache can hold."""
+        """The largest number of positions that fit."""
         return self.keys.size(3)
 
     @property
     def bytes(self) -> int:
-        """What the cache occupies in memory, full or not."""
+        """The memory in bytes, full or not."""
         return self.keys.nbytes + self.values.nbytes
 
     def check_room(self, config: GPTConfig, batch_size: int, positions: int) -> None:
@@ -71,13 +74,13 @@ class KVCache:
             )
         if self.length + positions > self.capacity:
             raise ContextError(
-                f"the cache holds {self.length} positions and {positions} more do not fit in its "
+                f"the cache contains {self.length} positions and {positions} more do not fit in its "
                 f"{self.capacity}; positions are absolute, so start a new cache with the latest tokens"
             )
 
 
 class LayerCache:
-    """One layer's part of a `KVCache` (or one head's part of that): views, no memory of its own."""
+    """One layer's part of a `KVCache`, or one head's part of a layer's: views, without memory of their own."""
 
     def __init__(self, cache: KVCache, keys: Tensor, values: Tensor) -> None:
         self.cache = cache
@@ -85,9 +88,9 @@ class LayerCache:
         self.values = values
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (..., T, D) after what is held and return everything, (..., length + T, D).
+        """Write (..., T, D) after the cached positions and return all of them, (..., length + T, D).
 
-        The cache's `length` moves on once, when all layers have written.
+        This leaves the cache's `length` as it is; the network adds to it once, after all layers have written.
         """
         start, new = self.cache.length, keys.size(-2)
         self.keys.narrow(-2, start, new).copy_(keys)
@@ -95,14 +98,14 @@ class LayerCache:
         return self.keys.narrow(-2, 0, start + new), self.values.narrow(-2, 0, start + new)
 
     def head(self, number: int) -> "LayerCache":
-        """One head's part: (B, H, T, D) -> (B, T, D)."""
+        """Return one head's part: (B, H, T, D) -> (B, T, D)."""
         return LayerCache(self.cache, self.keys[:, number], self.values[:, number])
 
 
 class GrowingCache(KVCache):
-    """The same, concatenated: room for what is held and no more, and every step copies all of it.
+    """A cache that concatenates: it has room for the cached positions only, and every step copies all of them.
 
-    What the preallocated cache is to be compared with; for attention that does all heads at once.
+    It exists to compare the preallocated cache with, for attention that computes all heads at once.
     """
 
     def __init__(
@@ -117,32 +120,32 @@ class GrowingCache(KVCache):
         if config.attention == "looped":
             raise CacheError("looped attention writes a cache head by head; a growing one is for naive and flash")
         super().__init__(config, batch_size, positions=positions, dtype=dtype, device="meta")  # sizes, without memory
-        nothing = torch.empty(batch_size, config.n_head, 0, config.head_size, dtype=dtype, device=device)
-        self.held = [(nothing, nothing) for _ in range(config.n_layer)]  # L x 2 x (B, H, length, D)
+        empty = torch.empty(batch_size, config.n_head, 0, config.head_size, dtype=dtype, device=device)
+        self.layers = [(empty, empty) for _ in range(config.n_layer)]  # L x 2 x (B, H, length, D)
 
     def layer(self, number: int) -> "GrowingLayerCache":
-        """One layer's part, to append to."""
+        """Return one layer's part, for attention to append to."""
         return GrowingLayerCache(self, number)
 
     @property
     def bytes(self) -> int:
-        """What is held."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self.held)
+        """The memory in bytes of the cached positions."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
 
 
 class GrowingLayerCache(LayerCache):
     """One layer's part of a `GrowingCache`."""
 
     def __init__(self, cache: GrowingCache, number: int) -> None:
-        super().__init__(cache, *cache.held[number])
-        self.held, self.number = cache.held, number
+        super().__init__(cache, *cache.layers[number])
+        self.layers, self.number = cache.layers, number
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (..., T, D) behind what is held and return everything, (..., length + T, D)."""
+        """Concatenate (..., T, D) to the cached positions and return all of them, (..., length + T, D)."""
         length = self.cache.length
         grown = (
             torch.cat((self.keys.narrow(-2, 0, length), keys), dim=-2),
             torch.cat((self.values.narrow(-2, 0, length), values), dim=-2),
         )
-        self.held[self.number] = grown
+        self.layers[self.number] = grown
         return grown

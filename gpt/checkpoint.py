@@ -1,4 +1,4 @@
-"""Safetensors files, read with suspicion: whole, unchanged, and never through a pickle."""
+"""Safetensors files, checked before use: each must be whole and unchanged, and no pickle is ever opened."""
 
 import hashlib
 import json
@@ -14,10 +14,11 @@ from gpt.errors import WeightsError
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of one or more safetensors files, read when asked for.
+    """The tensors of one or more safetensors files, each read on access.
 
-    A file is mapped anew for each tensor, so that what has been read does not stay in memory.
-    Raises `WeightsError` for a file that is not whole.
+    A file is memory-mapped again for each tensor, so that earlier tensors do not stay in memory.
+
+    Raises `WeightsError` for a file that is not whole, or a tensor that is in two files.
     """
 
     def __init__(self, paths: list[Path]) -> None:
@@ -48,10 +49,9 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self.files)
 
     def verify(self) -> None:
-        """Raise `WeightsError` for contents that are not what was written, where that is known.
+        """Raise `WeightsError` for contents that do not match their checksum, where there is one.
 
-        It is known for files of `save_pretrained`, which carry a checksum, and for the hub's cache, which
-        names a large file by its own.
+        There is one in files of `save_pretrained`, and for large files in the hub's cache, which are named by theirs.
         """
         for path in self.paths:
             verify_blob(path)
@@ -65,18 +65,20 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def digest(tensors: Mapping[str, Tensor], names: list[str]) -> str:
-    """The sha256 over the named tensors: their names, dtypes, shapes and bytes."""
+    """Return the sha256 over the named tensors: their names, dtypes, shapes and bytes."""
     total = hashlib.sha256()
     for name in sorted(names):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        data: Any = tensor.contiguous().view(torch.uint8).numpy()  # no copy; a buffer, whatever its stubs say
+        data: Any = (
+            tensor.contiguous().view(torch.uint8).numpy()
+        )  # no copy; Any, since numpy's stubs do not declare a buffer
         total.update(data)
     return total.hexdigest()
 
 
 def verify_blob(path: Path) -> None:
-    """Hold a file of the hub's cache against its own name: a large one is stored under its sha256."""
+    """Raise `WeightsError` unless a file named by its sha256, as large files in the hub's cache are, matches it."""
     expected = path.resolve().name
     if not re.fullmatch(r"[0-9a-f]{64}", expected):
         return
@@ -90,18 +92,18 @@ def verify_blob(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `WeightsError` when there is none."""
+    """Return the object in a JSON file; `WeightsError` when the file is not JSON or not an object."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a JSON file ({error}); fetch it again") from error
     if not isinstance(raw, dict):
-        raise WeightsError(f"{path}: holds a {type(raw).__name__}; expected a JSON object")
+        raise WeightsError(f"{path}: contains a {type(raw).__name__}; expected a JSON object")
     return raw
 
 
 def _open(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, safe_open  # here to save start-up time
 
     try:
         return safe_open(path, framework="pt")

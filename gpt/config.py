@@ -12,14 +12,14 @@ LAYER_NORM_EPS = 1e-5  # GPT-2's, in every published size
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """What a GPT looks like; the defaults are GPT-2 small.
+    """The architecture of a GPT; the defaults are GPT-2 small.
 
     Raises `ConfigError` when a value has the wrong type or describes no GPT.
     """
 
     vocab_size: int = 50257
     block_size: int = 1024
-    """The context: the most tokens that the model sees at once."""
+    """The context: the largest number of tokens in one forward pass."""
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
@@ -28,11 +28,11 @@ class GPTConfig:
     bias: bool = True
     """False drops the biases of every linear layer and LayerNorm (published GPT-2 has them)."""
     tied: bool = True
-    """Whether the head is the token embedding, one parameter with two uses."""
+    """True makes the head the token embedding: one parameter with two uses."""
     attention: str = "flash"
-    """How attention is computed: "looped" (head by head), "naive" (batched) or "flash" (fused)."""
+    """The form of attention: "looped" (head by head), "naive" (batched) or "flash" (fused)."""
     init: str = "gpt2"
-    """How the weights start: a name in `gpt.init.RECIPES`."""
+    """The initialisation: a name in `gpt.init.RECIPES`."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -58,7 +58,7 @@ class GPTConfig:
 
 
 def _check_type(name: str, value: object, expected: object) -> None:
-    # bool is an int in Python, and an int is a fine float: the two cases that isinstance alone gets wrong.
+    # A bool is an int in Python, and an int is a valid float: the two cases that isinstance alone gets wrong.
     if expected is float:
         right = isinstance(value, (int, float)) and not isinstance(value, bool)
     elif expected is int:

@@ -1,4 +1,4 @@
-"""Text and GPT-2's tokenizer, from the user's folders or downloaded once; `python -m gpt.data` fetches all."""
+"""Text and GPT-2's tokenizer, from the user's folders or downloaded once; `python -m gpt.data` fetches both."""
 
 import hashlib
 import os
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     import tiktoken
 
 TIMEOUT_SECONDS = 5.0
-"""How long a download may take to connect, and then between two pieces."""
+"""The longest time that a download may take to connect, and then between two reads."""
 
 BPE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A published file, what it is called in a data folder, and how to know it again."""
+    """A published file: its name in a data folder, its address and its checksum."""
 
     file: str
     url: str
@@ -38,7 +38,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What its publisher calls it."""
+        """The publisher's name of the file."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -53,11 +53,11 @@ TEXTS: dict[str, Source] = {
 
 
 def _bpe(name: str, sha256: str, size: int) -> Source:
-    # tiktoken calls a file in its cache by the sha1 of where it comes from.
+    # tiktoken names a file in its cache by the sha1 of its address.
     return Source(hashlib.sha1(f"{BPE}{name}".encode()).hexdigest(), f"{BPE}{name}", sha256, size)
 
 
-# The sums are those in tiktoken_ext/openai_public.py.
+# The checksums are those in tiktoken_ext/openai_public.py.
 VOCABULARY = (
     _bpe("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", 456_318),
     _bpe("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", 1_042_301),
@@ -65,17 +65,20 @@ VOCABULARY = (
 
 
 def tokens(name_or_path: str | os.PathLike[str] = "tinyshakespeare") -> Tensor:
-    """The GPT-2 tokens of a text, (N) of int64.
+    """Return the GPT-2 tokens of a text, (N) of int64.
 
-    Raises as `load_text` and `tokenizer` do.
+    Raises the errors of `load_text` and `tokenizer`.
     """
     text = load_text(name_or_path)
-    # Ordinary: "<|endoftext|>" in somebody's text is text, not the end of it.
+    # Ordinary: "<|endoftext|>" inside a text is text, not the special token.
     return torch.tensor(tokenizer().encode_ordinary(text), dtype=torch.int64)
 
 
 def windows(tokens: Tensor, *, batch: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Random windows of a text and the tokens that follow them: inputs and targets, (batch, length) each."""
+    """Return random windows of a text and their next tokens: inputs and targets, (batch, length) each.
+
+    Raises `TextError` when the text is shorter than a window with its targets.
+    """
     if len(tokens) <= length:
         raise TextError(
             f"the text has {len(tokens)} tokens, and a window of {length} with its targets needs {length + 1}; "
@@ -83,20 +86,20 @@ def windows(tokens: Tensor, *, batch: int, length: int, seed: int) -> tuple[Tens
         )
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(len(tokens) - length, (batch, 1), generator=generator)  # (batch, 1)
-    where = starts + torch.arange(length)  # (batch, 1) + (length) -> (batch, length)
-    return tokens[where], tokens[where + 1]
+    positions = starts + torch.arange(length)  # (batch, 1) + (length) -> (batch, length)
+    return tokens[positions], tokens[positions + 1]
 
 
 def load_text(name_or_path: str | os.PathLike[str] = "tinyshakespeare") -> str:
-    """A text by the name of a published one, or any file in UTF-8.
+    """Return a text: a published one by its name, or any file in UTF-8.
 
-    Raises `DataUnavailable` when there is none, `DataCorrupt` when a published one is not what was published,
-    `TextError` when it is empty or not UTF-8.
+    Raises `DataUnavailable` when there is no such file, `DataCorrupt` when a published text does not match its
+    checksum, `TextError` when the text is empty or not UTF-8.
     """
     source = TEXTS.get(str(name_or_path))
     path = locate((source,)) / source.file if source else Path(name_or_path).expanduser()
     try:
-        raw = path.read_bytes()  # not as text, which would change the line ends
+        raw = path.read_bytes()  # not read_text, which would change the line ends
     except OSError as error:
         raise DataUnavailable(
             f"{path}: cannot be read ({error.strerror}); expected a file, or one of {', '.join(TEXTS)}"
@@ -115,11 +118,11 @@ def load_text(name_or_path: str | os.PathLike[str] = "tinyshakespeare") -> str:
 
 @lru_cache(maxsize=1)
 def tokenizer() -> "tiktoken.Encoding":
-    """GPT-2's byte-pair encoding, with tiktoken.
+    """Return GPT-2's byte-pair encoding, by tiktoken.
 
-    Raises `DataUnavailable` or `DataCorrupt` where its two files cannot be had.
+    Raises `DataUnavailable` or `DataCorrupt` when its two files cannot be found or do not match their checksums.
     """
-    import tiktoken
+    import tiktoken  # here to save start-up time: the model needs no tokenizer
 
     with _environment("TIKTOKEN_CACHE_DIR", str(locate(VOCABULARY))):
         return tiktoken.get_encoding("gpt2")
@@ -138,11 +141,11 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-# ---------------------------------------------------------------------------- where the files are
+# ---------------------------------------------------------------------------- finding files
 
 
 def locate(sources: tuple[Source, ...]) -> Path:
-    """The folder that holds all of `sources`, verified; downloaded into the user's cache if there is none."""
+    """Return the folder that contains all of `sources`, verified; download them into the user's cache if none does."""
     folders = places(sources)
     for folder in folders:
         if all((folder / source.file).is_file() for source in sources):
@@ -150,29 +153,29 @@ def locate(sources: tuple[Source, ...]) -> Path:
                 verify(folder / source.file, source)
             return folder
     for source in sources:
-        fetch(source, folders[-1], looked=folders)
+        fetch(source, folders[-1], searched=folders)
     return folders[-1]
 
 
 def places(sources: tuple[Source, ...]) -> list[Path]:
-    """The folders where `sources` are looked for, in order; the last is where downloads go."""
+    """Return the folders to search for `sources`, in order; downloads go into the last."""
     data, cache = os.environ.get("GPT_HARNESS_DATA"), cache_folder()
     own = [Path(data).expanduser()] if data else []
     if sources != VOCABULARY:
         return [*own, cache]
-    theirs = os.environ.get("TIKTOKEN_CACHE_DIR")
-    found = [Path(theirs).expanduser()] if theirs else []
-    return [*found, *(folder / "tiktoken" for folder in own), cache / "tiktoken"]
+    tiktoken_cache = os.environ.get("TIKTOKEN_CACHE_DIR")
+    tiktoken_folders = [Path(tiktoken_cache).expanduser()] if tiktoken_cache else []
+    return [*tiktoken_folders, *(folder / "tiktoken" for folder in own), cache / "tiktoken"]
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this project's downloads."""
+    """Return the user's cache folder for this project's downloads."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "gpt-harness"
 
 
 def verify(path: Path, source: Source) -> None:
-    """Raise `DataCorrupt` unless the file is the published one."""
+    """Raise `DataCorrupt` unless the file matches its published checksum, `DataUnavailable` if it cannot be read."""
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -186,11 +189,14 @@ def verify(path: Path, source: Source) -> None:
 
 # ---------------------------------------------------------------------------- downloading
 
-_failed: dict[str, DataError] = {}  # each file is asked for once a process, so that nothing waits twice
+_failed: dict[str, DataError] = {}  # each download is tried once a process, so that nothing waits twice
 
 
-def fetch(source: Source, folder: Path, *, looked: list[Path]) -> None:
-    """Download one file into `folder`, whole and verified, or not at all."""
+def fetch(source: Source, folder: Path, *, searched: list[Path]) -> None:
+    """Download one file into `folder`, whole and verified, or not at all.
+
+    Raises `DataUnavailable` or `DataCorrupt`.
+    """
     target = folder / source.file
     if target.is_file():
         return verify(target, source)
@@ -199,9 +205,9 @@ def fetch(source: Source, folder: Path, *, looked: list[Path]) -> None:
             return _download(source, target)
         except DataCorrupt as error:
             _failed[source.url] = error
-        except (OSError, ValueError, HTTPException) as error:  # no network, a timeout, an odd answer
+        except (OSError, ValueError, HTTPException) as error:  # no network, a timeout, an invalid response
             _failed[source.url] = DataUnavailable(
-                f"{source.name} ({source.file}) is not in {', '.join(map(str, looked))}, and {source.url} "
+                f"{source.name} ({source.file}) is not in {', '.join(map(str, searched))}, and {source.url} "
                 f"cannot be downloaded ({error}); with a network, `python -m gpt.data` fetches it"
             )
     raise _failed[source.url]
@@ -218,7 +224,7 @@ def _download(source: Source, target: Path) -> None:
             if found.hexdigest() != source.sha256:
                 raise DataCorrupt(
                     f"{source.url}: the download has the sha256 {found.hexdigest()}, expected "
-                    f"{source.sha256}; nothing was kept"
+                    f"{source.sha256}; nothing was saved"
                 )
             partial.close()
             os.chmod(partial.name, 0o644)
@@ -228,12 +234,12 @@ def _download(source: Source, target: Path) -> None:
 
 
 def _pieces(source: Source) -> Iterator[bytes]:
-    """The file as it arrives, with progress on stderr."""
+    """Yield the file as it arrives, with progress on stderr."""
     print(f"fetching {source.url} ({source.size:,} bytes)", file=sys.stderr, flush=True)
     request = urllib.request.Request(source.url, headers={"User-Agent": "gpt-harness"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
         done = 0
-        while piece := answer.read(1 << 16):
+        while piece := response.read(1 << 16):
             done += len(piece)
             if done > source.size:
                 raise ValueError(f"more than the {source.size:,} bytes that were published")
@@ -250,7 +256,7 @@ def _progress(source: Source, done: int) -> None:
 
 
 def main() -> int:
-    """Fetch everything that is not at hand, and say where it is."""
+    """Fetch every file that is not on this machine and print the path of each; return 1 if any is missing, else 0."""
     problems = 0
     for sources in ((TEXTS["tinyshakespeare"],), VOCABULARY):
         try:

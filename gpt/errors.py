@@ -1,40 +1,40 @@
-"""Every mistake that a user of `gpt` can make, by name."""
+"""The errors that `gpt` raises for a user's mistakes."""
 
 
 class GPTError(Exception):
-    """Anything that `gpt` refuses, so that one `except` can catch it all."""
+    """The base of all errors of `gpt`, so that one `except` can catch them all."""
 
 
 class ConfigError(GPTError, ValueError):
-    """A configuration that describes no GPT, or none that this package can represent."""
+    """A configuration that describes no GPT, or one that this package cannot represent."""
 
 
 class ContextError(GPTError, ValueError):
-    """A sequence that is longer than the model's context."""
+    """A sequence that is longer than the model's context, or than the room in a key-value cache."""
 
 
 class TokenError(GPTError, ValueError):
-    """Token ids of the wrong kind or shape, or outside the vocabulary."""
+    """Token ids of the wrong type or shape, or outside the vocabulary."""
 
 
 class CacheError(GPTError, ValueError):
-    """A key-value cache that does not fit what is asked of it."""
+    """A key-value cache that does not fit the model or the batch."""
 
 
 class GenerationError(GPTError, ValueError):
-    """A request for generation that has no meaning."""
+    """Arguments for generation that are out of range."""
 
 
 class WeightsError(GPTError):
-    """Weights that do not fit the model, or a checkpoint that cannot be trusted."""
+    """Weights that do not fit the model, or a damaged checkpoint."""
 
 
 class WeightsUnavailable(WeightsError, FileNotFoundError):  # noqa: N818 - the name says what is wrong
-    """A checkpoint that is neither at hand nor to be had from the hub."""
+    """A checkpoint that is not on this machine and cannot be fetched from the hub."""
 
 
 class DataError(GPTError):
-    """A file that is there and cannot be used."""
+    """A file that cannot be used."""
 
 
 class DataCorrupt(DataError):  # noqa: N818 - the name says what is wrong
@@ -42,7 +42,7 @@ class DataCorrupt(DataError):  # noqa: N818 - the name says what is wrong
 
 
 class DataUnavailable(DataError, FileNotFoundError):  # noqa: N818 - the name says what is wrong
-    """A file that is neither at hand nor to be had by downloading it."""
+    """A file that is not on this machine and cannot be downloaded."""
 
 
 class TextError(DataError, ValueError):

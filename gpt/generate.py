@@ -1,22 +1,20 @@
-"""Generation: one token after the other, each drawn from what the model expects next."""
+"""Generation: sample one token after the other from the model's next-token probabilities."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from gpt.errors import ContextError, GenerationError
-
-if TYPE_CHECKING:
-    from gpt.model import GPT
+from gpt.network import Network
+from gpt.token_ids import check_ids
 
 
 @torch.no_grad()
 def generate(
-    model: "GPT",
+    model: Network,
     idx: Tensor,
     max_new_tokens: int,
     *,
@@ -26,17 +24,18 @@ def generate(
     seed: int | None = None,
     use_cache: bool = True,
 ) -> Tensor:
-    """Continue the prompts idx (B, T) by `max_new_tokens`: (B, T + max_new_tokens).
+    """Return the prompts idx (B, T) with `max_new_tokens` appended, (B, T + max_new_tokens).
 
-    `temperature` 0 is greedy; `top_k` and `top_p` narrow the choice, in this order. `seed` fixes the draws
-    without touching the global random state. With a cache each token costs one position, and the tokens are
-    the same; past the context the window slides, every position changes, and all of it is computed again.
+    `temperature` 0 is greedy; `top_k` and `top_p` restrict the choice, in this order. `seed` fixes the samples
+    without touching the global random state. With a cache each new token computes one position, and the tokens
+    are the same. Past the context the window slides: every position changes, and the whole window is computed
+    again for each token.
 
-    Raises `GenerationError` for a request without meaning, `ContextError` for a prompt longer than the
+    Raises `GenerationError` for an argument out of range, `ContextError` for a prompt longer than the
     context, `TokenError` for a prompt that is not token ids.
     """
     config = model.config
-    check_request(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    check_arguments(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     check_prompt(idx, config.vocab_size, config.block_size)
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
 
@@ -60,7 +59,7 @@ def choose(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The next token of each row: (B, V) -> (B)."""
+    """Return the next token of each row: (B, V) -> (B)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
@@ -70,20 +69,22 @@ def choose(
 def next_token_probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """What `choose` draws from, (B, V) -> (B, V): temperature, then top-k, then top-p over what is left.
+    """Return the probabilities that `choose` samples from, (B, V) -> (B, V).
 
-    The order is Hugging Face's. Tokens as likely as the k-th are all kept, and a k beyond the vocabulary keeps all;
-    the nucleus keeps the token that crosses `top_p`, so that it is never empty.
+    Temperature is applied first, then top-k, then top-p over the remaining tokens: Hugging Face's order. Top-k keeps
+    every token that ties with the k-th, and all tokens for a k beyond the vocabulary. Top-p keeps the token that
+    crosses `top_p`, so that at least one remains.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # 16 bits are too few to add up
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # shifted: a tiny one cannot overflow
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums are wrong in 16 bits
+    # Shifted by the maximum first, so that a tiny temperature cannot overflow.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.size(-1)), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
     probabilities = logits.softmax(dim=-1)
-    if top_p is not None and top_p < 1:  # at 1 the rounding of the sum must not drop the rarest
+    if top_p is not None and top_p < 1:  # at 1, rounding of the sum must not drop the rarest tokens
         ordered, order = probabilities.sort(dim=-1, descending=True)
-        before = ordered.cumsum(dim=-1) - ordered  # what the likelier tokens hold together
+        before = ordered.cumsum(dim=-1) - ordered  # the sum of all likelier tokens
         ordered = ordered.masked_fill(before >= top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
@@ -92,7 +93,7 @@ def next_token_probabilities(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout inside; afterwards each module is back in the mode that it was in."""
+    """Put every module in eval mode inside the block, and restore its own mode afterwards, also after an error."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -104,8 +105,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def check_prompt(idx: Tensor, vocab_size: int, block_size: int) -> None:
     """Raise `TokenError` or `ContextError` unless idx (B, T) can be continued."""
-    from gpt.model import check_ids  # the model imports this module
-
     check_ids(idx, vocab_size)
     if idx.size(1) > block_size:
         raise ContextError(
@@ -114,14 +113,8 @@ def check_prompt(idx: Tensor, vocab_size: int, block_size: int) -> None:
         )
 
 
-def check_request(
-    max_new_tokens: int,
-    *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
-    """Raise `GenerationError` unless the request has a meaning."""
+def check_arguments(max_new_tokens: int, *, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise `GenerationError` unless every argument is in range."""
     if not _is_int(max_new_tokens) or max_new_tokens < 0:
         raise GenerationError(f"max_new_tokens={max_new_tokens!r}; expected a count, 0 or more")
     if not _is_number(temperature) or not 0 <= temperature < math.inf:

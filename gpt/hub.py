@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: a directory, the hub's local cache, or the hub."""
+"""Find a checkpoint's files: in a directory, in the hub's local cache, or on the hub."""
 
 import os
 import re
@@ -14,7 +14,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 
-# Where the published sizes live; their old names are still what somebody's cache may hold.
+# The published sizes' repositories. A local cache may still have them under their old names, without the owner.
 PUBLISHED = {
     "gpt2": "openai-community/gpt2",
     "gpt2-medium": "openai-community/gpt2-medium",
@@ -24,27 +24,29 @@ PUBLISHED = {
 CONNECT_SECONDS = 4.0
 
 Find = Callable[[str], Path | None]
-"""From a file's name to where it is, or None where there is no such file."""
+"""From a file's name to its path, or None when there is no such file."""
 
 
 def locate(name: str | os.PathLike[str], *, download: bool = True) -> tuple[Path, list[Path]]:
-    """config.json and the safetensors of `name`: a directory's, else the local cache's, else the hub's.
+    """Return the paths of config.json and of the safetensors of `name`.
 
-    Raises `WeightsUnavailable`, saying where it looked.
+    `name` is a directory or a repository, which is searched for in the hub's local cache and then on the hub.
+
+    Raises `WeightsUnavailable`, whose message lists where it searched.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _files(lambda file: folder / file if (folder / file).is_file() else None, str(folder))
     name = os.fspath(name)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise WeightsUnavailable(f"{name}: no such directory, and no name that the hub could know")
+        raise WeightsUnavailable(f"{name}: no such directory, and not a valid repository name on the hub")
     repository = PUBLISHED.get(name, name)
     for known in dict.fromkeys((repository, name)):
         if _cached(known, CONFIG) and (_cached(known, SINGLE) or _cached(known, INDEX)):
             try:
                 return _files(partial(_cached, known), f"{known} in the local cache")
             except WeightsUnavailable:
-                continue  # a shard is missing, and can still be fetched
+                continue  # a shard is missing; the hub may have it
     if not download:
         raise WeightsUnavailable(f"{name}: no such directory, and not in the hub's local cache")
     _check_hub_answers(name)
@@ -54,7 +56,7 @@ def locate(name: str | os.PathLike[str], *, download: bool = True) -> tuple[Path
 def _files(find: Find, where: str) -> tuple[Path, list[Path]]:
     config = find(CONFIG)
     if config is None:
-        raise WeightsUnavailable(f"{where}: holds no {CONFIG}; expected a Hugging Face GPT-2")
+        raise WeightsUnavailable(f"{where}: contains no {CONFIG}; expected a Hugging Face GPT-2")
     single = find(SINGLE)
     if single is not None:
         return config, [single]
@@ -63,10 +65,10 @@ def _files(find: Find, where: str) -> tuple[Path, list[Path]]:
         return config, [_shard(find, shard, where) for shard in _shards(index)]
     if find(PICKLED) is not None:
         raise WeightsUnavailable(
-            f"{where}: holds {PICKLED} and no {SINGLE}; opening a pickle can run any code, so only "
-            "safetensors are read: where you trust it, convert it with transformers' save_pretrained"
+            f"{where}: contains {PICKLED} and no {SINGLE}; opening a pickle can run any code, so only "
+            "safetensors are read: if you trust it, convert it with transformers' save_pretrained"
         )
-    raise WeightsUnavailable(f"{where}: holds no {SINGLE}")
+    raise WeightsUnavailable(f"{where}: contains no {SINGLE}")
 
 
 def _shards(index: Path) -> list[str]:
@@ -81,12 +83,12 @@ def _shard(find: Find, shard: str, where: str) -> Path:
         raise WeightsError(f"{where}: {INDEX} names the shard {shard!r}; expected a file beside it")
     path = find(shard)
     if path is None:
-        raise WeightsUnavailable(f"{where}: {INDEX} names {shard}, which is not there; fetch it again")
+        raise WeightsUnavailable(f"{where}: {INDEX} names {shard}, which does not exist; fetch it again")
     return path
 
 
 def _cached(repository: str, file: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache  # here, as below, to save start-up time
 
     found = try_to_load_from_cache(repository, file)
     return Path(found) if isinstance(found, str) else None
@@ -96,7 +98,7 @@ def _fetched(repository: str, file: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    if file == PICKLED:  # only to say that it is not wanted: not worth fetching
+    if file == PICKLED:  # it would not be opened, so it is not fetched
         return None
     try:
         return Path(hf_hub_download(repository, file, etag_timeout=CONNECT_SECONDS))
@@ -104,7 +106,7 @@ def _fetched(repository: str, file: str) -> Path | None:
         raise WeightsUnavailable(f"{repository}: the hub does not answer ({error})") from error
     except EntryNotFoundError:
         return None
-    except Exception as error:  # its own errors, its HTTP library's, and OSError for a short download
+    except Exception as error:  # the hub's errors, its HTTP library's, and OSError for a short download
         raise WeightsUnavailable(f"{repository}: {file} cannot be fetched from the hub ({error})") from error
 
 
@@ -122,9 +124,9 @@ def _check_hub_answers(name: str) -> None:
 
 @lru_cache(maxsize=8)
 def _no_answer(endpoint: str) -> str | None:
-    """Why nothing answers there, asked once a process, or None when something does, be it an error page.
+    """Return why nothing answers at `endpoint`, or None when anything does, an error page included.
 
-    Where there is no network, the hub's own client would try again and again for 23 s.
+    It is tried once a process. Without a network, the hub's own client would retry for 23 s.
     """
     import urllib.error
     import urllib.request

@@ -1,4 +1,4 @@
-"""The linear layer, x Wᵀ + b, as torch has it, and quicker where a single row meets a 16-bit weight: decoding."""
+"""The linear layer, x Wᵀ + b, as in torch, with a faster path for decoding in 16 bits."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """`nn.Linear`: the same parameters and names, and the same results up to the last rounding.
 
-    A decoding step multiplies one row by every weight, and its time is that of reading them. On a CPU, torch passes a
-    row in 16 bits to a product of matrices. The product of a matrix and a vector reads faster: 10.9 GB/s against 7.2,
-    and 0.75 of the time a token, at 124M in bfloat16 on one thread (measured, torch 2.13). In float32 torch chooses
-    it by itself. No copy of a weight is kept, so that none can be stale.
+    A decoding step multiplies one row by every weight, and takes as long as reading the weights does. On a CPU, torch
+    computes a row in 16 bits as a matrix-matrix product. A matrix-vector product reads faster: 10.9 GB/s against 7.2,
+    and 0.75 of the time per token, at 124M in bfloat16 on one thread (measured, torch 2.13). In float32 torch itself
+    uses the matrix-vector product. No copy of a weight is stored, so none can be stale.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ class Linear(nn.Linear):
 
 
 def _is_one_row_in_sixteen_bits(x: Tensor) -> bool:
-    """Whether x is a single row of 16-bit numbers, on a CPU and without gradients."""
+    """Return True if x is a single row of 16-bit numbers, on a CPU and without gradients."""
     return (
         x.dtype in (torch.bfloat16, torch.float16)
         and x.numel() == x.size(-1)

@@ -1,4 +1,4 @@
-"""Whole models on disk, in Hugging Face's layout: config.json and model.safetensors."""
+"""Models on disk, in Hugging Face's format: config.json and model.safetensors."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ from gpt.checkpoint import Checkpoint, digest, read_json
 from gpt.config import LAYER_NORM_EPS, PRESETS, GPTConfig
 from gpt.errors import ConfigError, WeightsError
 from gpt.hub import CONFIG, SINGLE, locate
-from gpt.weights import HuggingFaceWeights, entries, to_huggingface
+from gpt.network import Network
+from gpt.weights import HuggingFaceWeights, mapped_weights, to_huggingface
 
-if TYPE_CHECKING:
-    from gpt.model import GPT
+Model = TypeVar("Model", bound=Network)
 
-# What a configuration must say, where it says anything, for this GPT-2 to be the same function.
-REPRESENTABLE: dict[str, tuple[Any, ...]] = {
+# The values that a configuration may have, where it has the key, for this GPT-2 to be the same function.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
     "layer_norm_epsilon": (LAYER_NORM_EPS,),
@@ -34,7 +34,7 @@ DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 
 def from_pretrained(
-    kind: "type[GPT]",
+    model_class: type[Model],
     name: str | os.PathLike[str],
     *,
     device: torch.device | str | None = None,
@@ -42,12 +42,12 @@ def from_pretrained(
     attention: str = "flash",
     dropout: float | None = None,
     download: bool = True,
-) -> "GPT":
-    """A GPT of class `kind` with published weights, in eval mode.
+) -> Model:
+    """Return a `model_class` with published weights, in eval mode.
 
-    `name` is "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", any other GPT-2 of the hub by its id, or a
-    directory; the hub's local cache is looked at before the hub. Only safetensors are read, never a pickle.
-    The weights keep their dtype unless `dtype` is given, and the configuration's dropout unless `dropout` is.
+    `name` is "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", the hub's id of any other GPT-2, or a
+    directory. The hub's local cache is searched before the hub. Only safetensors are read, never a pickle.
+    `dtype` None keeps the dtype of the file, and `dropout` None the dropout of the configuration.
 
     Raises `WeightsUnavailable` when there is nothing to load, `ConfigError` for a configuration that is not
     GPT-2's function, `WeightsError` for a damaged checkpoint or one that does not fit.
@@ -59,11 +59,11 @@ def from_pretrained(
     checkpoint.verify()
     try:
         weights = HuggingFaceWeights(checkpoint, checkpoint.shapes)
-        weights.check_layers(config.n_layer)  # before a model of a million layers is built, even without numbers
-        model = kind(config, device="meta")
+        weights.check_layers(config.n_layer)  # building a million layers takes minutes, even on meta
+        model = model_class(config, device="meta")
         weights.check_fit(model)
-        # One tensor after the other, straight to where it stays: the peak is the weights once.
-        state = {entry.ours: _copy(weights.read(entry), dtype, device) for entry in entries(config)}
+        # One tensor after the other, each straight into its final memory: the peak is the weights once.
+        state = {weight.ours: _copy(weights.read(weight), dtype, device) for weight in mapped_weights(config)}
         _check_one_dtype(state)
     except WeightsError as error:
         raise WeightsError(f"{config_file.parent}: {error}") from error
@@ -74,22 +74,24 @@ def from_pretrained(
 
 
 def _check_one_dtype(state: Mapping[str, Tensor]) -> None:
-    kinds = {str(tensor.dtype) for tensor in state.values()}
-    if len(kinds) > 1:
-        raise WeightsError(f"the weights mix {', '.join(sorted(kinds))}; choose one with dtype=")
+    dtypes = {str(tensor.dtype) for tensor in state.values()}
+    if len(dtypes) > 1:
+        raise WeightsError(f"the weights mix {', '.join(sorted(dtypes))}; choose one with dtype=")
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
-    """Contiguous and in memory of its own, never a view of the mapped file; in the dtype that it has, for None."""
+    """Return a contiguous copy, never a view of the memory-mapped file; `dtype` None keeps the tensor's."""
     return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=device).copy_(tensor)
 
 
-def save_pretrained(model: "GPT", folder: str | os.PathLike[str]) -> None:
-    """Write what Hugging Face's `GPT2LMHeadModel.from_pretrained` reads.
+def save_pretrained(model: Network, folder: str | os.PathLike[str]) -> None:
+    """Write config.json and model.safetensors, as Hugging Face's `GPT2LMHeadModel.from_pretrained` reads them.
 
-    Each file appears whole or not at all. The weights carry a checksum, which `from_pretrained` verifies.
+    Each file appears whole or not at all. The weights file contains a checksum, which `from_pretrained` verifies.
+
+    Raises `WeightsError` when the folder cannot be written, or Hugging Face's GPT-2 cannot represent the model.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save_file  # here to save start-up time
 
     tensors = {name: tensor.cpu() for name, tensor in to_huggingface(model).items()}
     metadata = {"format": "pt", "sha256": digest(tensors, list(tensors))}
@@ -100,7 +102,8 @@ def save_pretrained(model: "GPT", folder: str | os.PathLike[str]) -> None:
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
             save_file(tensors, Path(staging, SINGLE), metadata=metadata)
             Path(staging, CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            shutil.copymode(Path(staging, CONFIG), Path(staging, SINGLE))  # safetensors hides its own
+            # safetensors writes a file that only its owner can read; config.json has the user's default mode.
+            shutil.copymode(Path(staging, CONFIG), Path(staging, SINGLE))
             for file in (SINGLE, CONFIG):
                 os.replace(Path(staging, file), folder / file)
     except OSError as error:
@@ -108,7 +111,7 @@ def save_pretrained(model: "GPT", folder: str | os.PathLike[str]) -> None:
 
 
 def config_to_huggingface(config: GPTConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """What goes into config.json."""
+    """Return the contents of config.json."""
     end_of_text = 50256 if config.vocab_size > 50256 else None
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -141,13 +144,15 @@ def config_from_huggingface(
     attention: str = "flash",
     dropout: float | None = None,
 ) -> GPTConfig:
-    """The GPTConfig of a config.json; `ConfigError` when it describes another function than GPT-2.
+    """Return the GPTConfig for the contents of a config.json.
 
-    What it leaves out is as in GPT-2 small, as for Hugging Face's own reader.
+    A key that is absent has its value in GPT-2 small, as in Hugging Face's own reader.
+
+    Raises `ConfigError`, whose message begins with `where`, when it describes another function than GPT-2.
     """
-    for key, allowed in REPRESENTABLE.items():
+    for key, allowed in SUPPORTED.items():
         if key in raw and raw[key] not in allowed:
-            raise _other_function(where, key, raw[key], allowed)
+            raise _unsupported(where, key, raw[key], allowed)
     small = PRESETS["gpt2"]
     try:
         config = GPTConfig(
@@ -163,17 +168,17 @@ def config_from_huggingface(
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     if raw.get("n_inner") not in (None, 4 * config.n_embd):
-        raise _other_function(where, "n_inner", raw["n_inner"], (4 * config.n_embd,))
+        raise _unsupported(where, "n_inner", raw["n_inner"], (4 * config.n_embd,))
     return config
 
 
-def _other_function(where: object, key: str, found: object, allowed: tuple[Any, ...]) -> ConfigError:
+def _unsupported(where: object, key: str, found: object, allowed: tuple[Any, ...]) -> ConfigError:
     options = " or ".join(repr(value) for value in allowed)
-    return ConfigError(f"{where}: {key} is {found!r}, expected {options}; gpt.GPT is GPT-2 and nothing else")
+    return ConfigError(f"{where}: {key} is {found!r}, expected {options}; gpt.GPT computes GPT-2 only")
 
 
 def _only_dropout(raw: Mapping[str, Any]) -> Any:
-    rates = {key: raw.get(key, 0.1) for key in DROPOUTS}  # 0.1 where nothing is said, as in Hugging Face's
+    rates = {key: raw.get(key, 0.1) for key in DROPOUTS}  # absent is 0.1, as in Hugging Face's
     if any(rate != rates["embd_pdrop"] for rate in rates.values()):
         raise ConfigError(f"the dropout differs by site, {rates}; choose one with dropout=")
     return rates["embd_pdrop"]

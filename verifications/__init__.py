@@ -1,1 +1,1 @@
-"""The suites: every *.toml here is collected by pytest as a file of checks (`pytest --pyargs verifications`)."""
+"""The suites: pytest collects every *.toml file here as a file of checks (`pytest --pyargs verifications`)."""

@@ -1,4 +1,4 @@
-"""What all tests of `gpt` share."""
+"""Fixtures for all tests of `gpt`."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """These models are tiny: on a busy machine a second thread costs more in waiting than it does in work."""
+    """Use one thread: for models this small, a second one on a busy machine waits longer than it computes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

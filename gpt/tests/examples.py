@@ -1,4 +1,4 @@
-"""Small models whose every parameter matters, for the tests."""
+"""Small models for the tests, in which every parameter affects the output."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,15 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from gpt import GPT, PRESETS
+from gpt.weights import to_huggingface
 
 
 def debug(**changes: Any) -> GPT:
-    """The debug size in eval mode, with every parameter excited."""
+    """Return a model of the debug size in eval mode, with every parameter random."""
     return excited(GPT(replace(PRESETS["debug"], **changes), seed=0).eval())
 
 
 def excited(model: nn.Module, seed: int = 1) -> Any:
-    """Random gains and biases too: at GPT-2's own start they are ones and zeros, and half the bugs invisible."""
+    """Fill every parameter with random values and return the model.
+
+    GPT-2's own initialisation sets gains to one and biases to zero, which hides half of the bugs.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -25,14 +29,12 @@ def excited(model: nn.Module, seed: int = 1) -> Any:
 
 
 def ids(batch: int = 2, length: int = 32, *, seed: int = 0, vocab: int = 211) -> Tensor:
-    """Random token ids of the debug vocabulary."""
+    """Return random token ids (batch, length) of the debug vocabulary."""
     return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def as_attention(model: GPT, attention: str) -> GPT:
-    """The same weights, in another form of attention."""
-    from gpt.weights import to_huggingface
-
+    """Return a model with the same weights and another form of attention."""
     other = GPT(replace(model.config, attention=attention), seed=9).eval().to(model.lm_head.weight.dtype)
     other.load_huggingface(to_huggingface(model))
     return other

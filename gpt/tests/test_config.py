@@ -1,3 +1,5 @@
+"""The configuration: published sizes, and a named error for values that describe no GPT."""
+
 from dataclasses import FrozenInstanceError, astuple, replace
 
 import pytest
@@ -28,7 +30,7 @@ def test_without_biases_neither_linear_layers_nor_layer_norms_have_them():
     assert sum(parameter.numel() for parameter in model.parameters()) == 124_337_664
 
 
-def test_every_size_of_the_debug_preset_differs_so_that_a_swapped_dimension_cannot_hide():
+def test_all_sizes_of_the_debug_preset_differ_so_that_a_swapped_dimension_is_noticed():
     config = PRESETS["debug"]
     sizes = [*[size for size in astuple(config) if type(size) is int], config.head_size, 4 * config.n_embd]
     assert len(set(sizes)) == len(sizes) == 7
@@ -41,7 +43,7 @@ def test_every_recipe_and_attention_of_the_configuration_exists():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ({"n_embd": 50, "n_head": 4}, "n_embd=50 is not a multiple of n_head=4.*n_embd=48"),
         ({"n_embd": 3, "n_head": 4}, "n_embd=3 is not a multiple of n_head=4.*n_embd=4"),
@@ -58,16 +60,16 @@ def test_every_recipe_and_attention_of_the_configuration_exists():
         ({"init": "xavier"}, "init='xavier' is unknown; choose one of 'gpt2'"),
     ],
 )
-def test_a_configuration_that_describes_no_gpt_is_refused_by_name(wrong, says):
-    with pytest.raises(ConfigError, match=says):
+def test_a_configuration_that_describes_no_gpt_is_a_named_error(wrong, message):
+    with pytest.raises(ConfigError, match=message):
         GPTConfig(**wrong)
 
 
-def test_a_configuration_does_not_change_under_the_model_that_was_built_from_it():
+def test_a_configuration_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         PRESETS["gpt2"].n_layer = 3  # type: ignore[misc]  # the point of the test
 
 
-def test_a_model_wants_a_configuration_and_not_its_name():
+def test_a_name_instead_of_a_configuration_is_a_named_error():
     with pytest.raises(ConfigError, match=r"found str.*expected a GPTConfig"):
         GPT("gpt2")

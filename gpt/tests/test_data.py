@@ -1,3 +1,5 @@
+"""Texts and the tokenizer: found, downloaded once, verified, and read as they are."""
+
 import hashlib
 import os
 import re
@@ -15,8 +17,8 @@ TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3000
 
 
 @pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """No data of the user's, an empty cache folder, and nothing that was tried before."""
+def empty_cache(tmp_path, monkeypatch):
+    """Return an empty cache folder, with no folders of the user's and no earlier attempts."""
     for name in ("GPT_HARNESS_DATA", "TIKTOKEN_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -25,14 +27,14 @@ def nowhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def server(nowhere, monkeypatch):
-    """A loopback server that has the text, and whose `body` and `delay` a test can spoil."""
+def server(empty_cache, monkeypatch):
+    """Serve the text on a loopback address; a test can change the handler's `body`, `length` and `delay`."""
 
     class Handler(BaseHTTPRequestHandler):
-        body, asked, length, delay = TEXT, 0, len(TEXT), 0.0
+        body, requests, length, delay = TEXT, 0, len(TEXT), 0.0
 
         def do_GET(self):
-            type(self).asked += 1
+            type(self).requests += 1
             time.sleep(self.delay)
             self.send_response(200)
             self.send_header("Content-Length", str(self.length))
@@ -61,49 +63,51 @@ def left_behind(folder):
 # ---------------------------------------------------------------------------- downloading
 
 
-def test_a_text_is_downloaded_once_and_then_found_in_the_cache(nowhere, server):
+def test_a_text_is_downloaded_once_and_then_found_in_the_cache(empty_cache, server):
     assert data.load_text() == TEXT.decode()
     assert data.load_text("tinyshakespeare") == TEXT.decode()
-    assert server.asked == 1
-    assert left_behind(nowhere) == ["text.txt"]
+    assert server.requests == 1
+    assert left_behind(empty_cache) == ["text.txt"]
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "error", "says"),
+    ("damage", "error", "message"),
     [
         ({"body": TEXT[:-1000]}, DataUnavailable, "ended after .* of 183,000 bytes"),
         ({"body": TEXT + b"x", "length": len(TEXT) + 1}, DataUnavailable, "more than the 183,000 bytes"),
-        ({"body": b"Last" + TEXT[4:]}, DataCorrupt, "the download has the sha256 .*, expected .*; nothing was kept"),
+        ({"body": b"Last" + TEXT[4:]}, DataCorrupt, "the download has the sha256 .*, expected .*; nothing was saved"),
         ({"delay": 1.0}, DataUnavailable, "timed out"),
     ],
     ids=["truncated", "too-long", "changed", "silent"],
 )
 def test_a_bad_download_is_rejected_leaves_nothing_and_is_not_tried_again(
-    nowhere, server, monkeypatch, spoilt, error, says
+    empty_cache, server, monkeypatch, damage, error, message
 ):
     monkeypatch.setattr(data, "TIMEOUT_SECONDS", 0.2)
-    for name, value in spoilt.items():
+    for name, value in damage.items():
         setattr(server, name, value)
     for _ in range(2):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             data.load_text()
-    assert server.asked == 1
-    assert left_behind(nowhere) == []
+    assert server.requests == 1
+    assert left_behind(empty_cache) == []
 
 
-def test_without_a_network_the_message_says_where_it_looked_and_what_fetches_it(nowhere, server, monkeypatch, tmp_path):
+def test_without_a_network_the_message_has_the_searched_folders_and_the_command(
+    empty_cache, server, monkeypatch, tmp_path
+):
     monkeypatch.setenv("GPT_HARNESS_DATA", str(tmp_path / "mine"))
-    source = replace(data.TEXTS["tinyshakespeare"], url="http://127.0.0.1:9/input.txt")  # nobody listens there
+    source = replace(data.TEXTS["tinyshakespeare"], url="http://127.0.0.1:9/input.txt")  # nothing listens there
     monkeypatch.setitem(data.TEXTS, "tinyshakespeare", source)
     with pytest.raises(DataUnavailable) as caught:
         data.load_text()
     message = str(caught.value)
-    assert f"is not in {tmp_path / 'mine'}, {nowhere}" in message
+    assert f"is not in {tmp_path / 'mine'}, {empty_cache}" in message
     assert "`python -m gpt.data` fetches it" in message
     assert isinstance(caught.value, FileNotFoundError)
 
 
-def test_a_cache_folder_that_cannot_be_made_is_a_named_error(nowhere, server, tmp_path):
+def test_a_cache_folder_that_cannot_be_made_is_a_named_error(empty_cache, server, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(DataUnavailable, match="cannot be downloaded"):
         data.load_text()
@@ -112,15 +116,15 @@ def test_a_cache_folder_that_cannot_be_made_is_a_named_error(nowhere, server, tm
 # ---------------------------------------------------------------------------- finding
 
 
-def test_the_users_own_folder_comes_first(nowhere, server, monkeypatch, tmp_path):
+def test_the_users_own_folder_comes_first(empty_cache, server, monkeypatch, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "text.txt").write_bytes(TEXT)
     monkeypatch.setenv("GPT_HARNESS_DATA", str(tmp_path / "mine"))
     assert data.load_text() == TEXT.decode()
-    assert server.asked == 0
+    assert server.requests == 0
 
 
-def test_a_changed_file_is_rejected_by_name_and_by_both_checksums(nowhere, server, monkeypatch, tmp_path):
+def test_a_changed_file_is_rejected_by_name_and_by_both_checksums(empty_cache, server, monkeypatch, tmp_path):
     (tmp_path / "text.txt").write_bytes(TEXT[:-1])
     monkeypatch.setenv("GPT_HARNESS_DATA", str(tmp_path))
     found, expected = hashlib.sha256(TEXT[:-1]).hexdigest(), hashlib.sha256(TEXT).hexdigest()
@@ -128,14 +132,14 @@ def test_a_changed_file_is_rejected_by_name_and_by_both_checksums(nowhere, serve
         data.load_text()
 
 
-def test_the_vocabulary_is_looked_for_where_tiktoken_keeps_it(nowhere, monkeypatch, tmp_path):
+def test_the_vocabulary_is_searched_for_in_tiktokens_cache_first(empty_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("GPT_HARNESS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
     found = data.places(data.VOCABULARY)
-    assert found == [tmp_path / "tiktoken", tmp_path / "data" / "tiktoken", nowhere / "tiktoken"]
+    assert found == [tmp_path / "tiktoken", tmp_path / "data" / "tiktoken", empty_cache / "tiktoken"]
 
 
-def test_a_changed_vocabulary_is_rejected_and_not_deleted(nowhere, monkeypatch, tmp_path):
+def test_a_changed_vocabulary_is_rejected_and_not_deleted(empty_cache, monkeypatch, tmp_path):
     """tiktoken would remove it and download another, without a timeout."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     for source in data.VOCABULARY:
@@ -146,7 +150,7 @@ def test_a_changed_vocabulary_is_rejected_and_not_deleted(nowhere, monkeypatch, 
     assert all((tmp_path / source.file).exists() for source in data.VOCABULARY)
 
 
-def test_the_vocabulary_is_the_one_that_tiktoken_knows():
+def test_the_vocabulary_is_the_one_in_tiktoken():
     """Its addresses, checksums and file names, repeated here because its own download has no timeout."""
     import inspect
 
@@ -159,11 +163,11 @@ def test_the_vocabulary_is_the_one_that_tiktoken_knows():
         assert file.file == hashlib.sha1(file.url.encode()).hexdigest()
 
 
-def test_everything_is_fetched_or_named_by_one_command(nowhere, server, monkeypatch, capsys):
+def test_one_command_fetches_every_file_or_names_it(empty_cache, server, monkeypatch, capsys):
     monkeypatch.setattr(data, "VOCABULARY", (replace(data.VOCABULARY[0], url="http://127.0.0.1:9/vocab.bpe"),))
     assert data.main() == 1
     output = capsys.readouterr()
-    assert f"input.txt: {nowhere / 'text.txt'}" in output.out
+    assert f"input.txt: {empty_cache / 'text.txt'}" in output.out
     assert "vocab.bpe" in output.err
     assert "cannot be downloaded" in output.err
 
@@ -171,25 +175,25 @@ def test_everything_is_fetched_or_named_by_one_command(nowhere, server, monkeypa
 # ---------------------------------------------------------------------------- texts
 
 
-def test_a_text_of_the_users_is_read_as_it_is(tmp_path):
+def test_a_users_own_text_is_read_unchanged(tmp_path):
     (tmp_path / "mine.txt").write_bytes("naïve\r\ntext\n".encode())
     assert data.load_text(tmp_path / "mine.txt") == "naïve\r\ntext\n"
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "message"),
     [
         ("naïve".encode("latin1"), "the byte 0xef at offset 2 is not UTF-8.*iconv"),
         (b"", "is empty; expected a text"),
     ],
 )
-def test_a_text_that_is_none_is_a_named_error(tmp_path, raw, says):
+def test_a_file_that_is_not_text_is_a_named_error(tmp_path, raw, message):
     (tmp_path / "mine.txt").write_bytes(raw)
-    with pytest.raises(TextError, match=says):
+    with pytest.raises(TextError, match=message):
         data.load_text(tmp_path / "mine.txt")
 
 
-def test_a_text_that_is_not_there_is_a_named_error(tmp_path):
+def test_a_missing_text_is_a_named_error(tmp_path):
     with pytest.raises(
         DataUnavailable, match=r"shakespear: cannot be read .*expected a file, or one of tinyshakespeare"
     ):
@@ -203,30 +207,30 @@ def vocabulary():
     data.tokenizer.cache_clear()
     folders = data.places(data.VOCABULARY)
     if not any((folder / source.file).is_file() for folder in folders for source in data.VOCABULARY):
-        pytest.skip("GPT-2's vocabulary is not at hand; `python -m gpt.data` fetches it")
+        pytest.skip("GPT-2's vocabulary is not on this machine; `python -m gpt.data` fetches it")
 
 
-def test_tokens_are_gpt2s(vocabulary, tmp_path):
+def test_the_tokens_are_gpt2s(vocabulary, tmp_path):
     (tmp_path / "mine.txt").write_text("The cat sat on the mat")
     found = data.tokens(tmp_path / "mine.txt")
     assert found.dtype == torch.int64
     assert found.tolist() == [464, 3797, 3332, 319, 262, 2603]
 
 
-def test_a_special_token_in_somebodys_text_is_text(vocabulary, tmp_path):
+def test_a_special_token_in_a_text_is_text(vocabulary, tmp_path):
     (tmp_path / "mine.txt").write_text("<|endoftext|>")
     assert 50256 not in data.tokens(tmp_path / "mine.txt")
 
 
-def test_the_tokenizer_leaves_the_environment_as_it_was(vocabulary, monkeypatch):
+def test_the_tokenizer_leaves_the_environment_unchanged(vocabulary, monkeypatch):
     before = dict(os.environ)
     data.tokenizer()
     assert dict(os.environ) == before
 
 
-def test_tinyshakespeare_has_its_tokens(vocabulary):
+def test_tinyshakespeare_has_338_025_tokens(vocabulary):
     if not any((folder / "tinyshakespeare.txt").is_file() for folder in data.places((data.TEXTS["tinyshakespeare"],))):
-        pytest.skip("TinyShakespeare is not at hand; `python -m gpt.data` fetches it")
+        pytest.skip("TinyShakespeare is not on this machine; `python -m gpt.data` fetches it")
     assert len(data.tokens()) == 338_025
 
 

@@ -1,3 +1,5 @@
+"""Generation: the same tokens with and without a cache, reproducible samples, and filters in the right order."""
+
 import pytest
 import torch
 
@@ -9,11 +11,11 @@ PROMPT = ids(2, 10)
 
 
 @pytest.mark.parametrize("attention", ["looped", "naive", "flash"])
-@pytest.mark.parametrize("how", [{"temperature": 0}, {"seed": 3}, {"seed": 3, "top_k": 20, "top_p": 0.9}], ids=str)
-def test_with_and_without_a_cache_the_tokens_are_the_same_to_the_edge_of_the_context_and_beyond(attention, how):
-    """Positions are absolute: past the edge every one of them moves, and a cache that slides would be wrong."""
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3}, {"seed": 3, "top_k": 20, "top_p": 0.9}], ids=str)
+def test_the_tokens_are_the_same_with_and_without_a_cache_also_beyond_the_context(attention, options):
+    """Positions are absolute: past the context all of them change, so a sliding cache would be wrong."""
     model = debug(attention=attention).double()
-    cached, uncached = (model.generate(PROMPT, 40, use_cache=use, **how) for use in (True, False))
+    cached, uncached = (model.generate(PROMPT, 40, use_cache=use, **options) for use in (True, False))
     assert cached.shape == (2, 50)
     assert torch.equal(cached, uncached)
     assert torch.equal(cached[:, :10], PROMPT)
@@ -26,18 +28,18 @@ def test_beyond_the_context_the_model_sees_the_latest_tokens():
     assert torch.equal(found[:, -1], expected)
 
 
-def test_a_cached_token_costs_one_position_and_the_logits_of_one():
-    model, embedded, headed = debug(), [], []
+def test_a_cached_token_computes_one_position_and_one_row_of_logits():
+    model, embedded, projected = debug(), [], []
     model.transformer["wte"].register_forward_hook(lambda _, inputs, __: embedded.append(inputs[0].size(1)))
-    model.lm_head.register_forward_hook(lambda _, inputs, __: headed.append(inputs[0].size(1)))
+    model.lm_head.register_forward_hook(lambda _, inputs, __: projected.append(inputs[0].size(1)))
     model.generate(PROMPT, 5)
     assert embedded == [10, 1, 1, 1, 1]
     model.generate(PROMPT, 5, use_cache=False)
     assert embedded[5:] == [10, 11, 12, 13, 14]
-    assert headed == [1] * 10
+    assert projected == [1] * 10
 
 
-def test_a_seed_fixes_the_tokens_and_leaves_the_global_randomness_alone():
+def test_a_seed_fixes_the_tokens_and_leaves_the_global_random_state_alone():
     model = debug()
     before = torch.get_rng_state()
     first, second, third = (model.generate(PROMPT, 15, seed=seed) for seed in (1, 1, 2))
@@ -47,23 +49,23 @@ def test_a_seed_fixes_the_tokens_and_leaves_the_global_randomness_alone():
 
 
 def test_without_a_seed_the_tokens_follow_the_global_one():
-    model, made = debug(), []
+    model, samples = debug(), []
     for _ in range(2):
         torch.manual_seed(7)
-        made.append(model.generate(PROMPT, 5))
-    assert torch.equal(*made)
+        samples.append(model.generate(PROMPT, 5))
+    assert torch.equal(*samples)
 
 
-def test_generation_is_in_eval_mode_and_leaves_every_module_in_its_own():
+def test_generation_runs_in_eval_mode_and_restores_the_mode_of_every_module():
     model = debug(dropout=0.5).train()
-    model.blocks[1].eval()  # somebody has frozen a block
+    model.blocks[1].eval()  # as a user who freezes a block does
     modes = [module.training for module in model.modules()]
     found = model.generate(PROMPT, 5, temperature=0)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(found, model.eval().generate(PROMPT, 5, temperature=0))
 
 
-def test_the_mode_comes_back_after_an_error_too():
+def test_the_mode_is_restored_after_an_error():
     model = debug().train()
     model.lm_head.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -71,17 +73,17 @@ def test_the_mode_comes_back_after_an_error_too():
     assert all(module.training for module in model.modules())
 
 
-def test_generation_keeps_no_graph():
+def test_generation_records_no_graph():
     assert not debug().generate(PROMPT, 2).requires_grad
     assert not debug().generate(PROMPT, 2).is_inference()
 
 
-def test_no_new_tokens_are_the_prompt():
+def test_no_new_tokens_return_the_prompt():
     assert torch.equal(debug().generate(PROMPT, 0), PROMPT)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ({"temperature": -1.0}, "temperature=-1.0; expected 0"),
         ({"temperature": float("nan")}, "temperature=nan"),
@@ -94,13 +96,13 @@ def test_no_new_tokens_are_the_prompt():
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5"),
     ],
 )
-def test_a_request_without_meaning_is_a_named_error(wrong, says):
-    with pytest.raises(GenerationError, match=says):
+def test_an_argument_out_of_range_is_a_named_error(wrong, message):
+    with pytest.raises(GenerationError, match=message):
         debug().generate(PROMPT, **{"max_new_tokens": 1, **wrong})
 
 
 @pytest.mark.parametrize(
-    ("prompt", "error", "says"),
+    ("prompt", "error", "message"),
     [
         (ids(1, 33), ContextError, "the prompt has 33 tokens and the context 32"),
         (torch.zeros(1, 0, dtype=torch.int64), TokenError, "at least one token"),
@@ -109,8 +111,8 @@ def test_a_request_without_meaning_is_a_named_error(wrong, says):
     ],
 )
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_prompt_that_cannot_be_continued_is_a_named_error(prompt, error, says, count):
-    with pytest.raises(error, match=says):
+def test_a_prompt_that_cannot_be_continued_is_a_named_error(prompt, error, message, count):
+    with pytest.raises(error, match=message):
         debug().generate(prompt, count)
 
 
@@ -131,7 +133,7 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
         assert found.max(dim=-1).values.tolist() == [1.0, 1.0]
 
 
-def test_temperature_zero_takes_the_likeliest():
+def test_temperature_zero_takes_the_likeliest_token():
     assert choose(LOGITS, 0).tolist() == [0, 4]
 
 
@@ -145,16 +147,16 @@ def test_top_k_keeps_k_tokens_and_those_that_tie_with_the_last():
     assert (next_token_probabilities(LOGITS[:1], top_k=3) > 0).tolist() == [[True, True, True, True, False]]
 
 
-def test_the_nucleus_keeps_the_token_that_crosses():
-    chances = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).double()
+def test_top_p_keeps_the_token_that_crosses_it():
+    probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).double()
     for top_p, kept in ((0.4, 1), (0.5001, 2), (0.79, 2), (0.81, 3), (0.999, 4), (1e-9, 1)):
-        found = next_token_probabilities(chances.log(), top_p=top_p)
-        torch.testing.assert_close(found[0, :kept], chances[0, :kept] / chances[0, :kept].sum())
+        found = next_token_probabilities(probabilities.log(), top_p=top_p)
+        torch.testing.assert_close(found[0, :kept], probabilities[0, :kept] / probabilities[0, :kept].sum())
         assert found[0, kept:].sum() == 0
 
 
-def test_a_nucleus_of_everything_drops_nothing():
-    """Sums of float32 reach 1 before the rarest tokens."""
+def test_a_top_p_of_one_drops_nothing():
+    """A sum in float32 reaches 1 before the rarest tokens are added."""
     logits = torch.linspace(0, -30, 5000)[None]
     assert (next_token_probabilities(logits, top_p=1.0) > 0).all()
 
@@ -171,15 +173,15 @@ def test_the_order_of_the_filters_is_hugging_faces(temperature, top_k, top_p):
     torch.testing.assert_close(found, expected.softmax(dim=-1))
 
 
-def test_the_draws_follow_the_probabilities():
-    chances = torch.tensor([0.6, 0.3, 0.1])
+def test_the_samples_follow_the_probabilities():
+    probabilities = torch.tensor([0.6, 0.3, 0.1])
     generator = torch.Generator().manual_seed(0)
-    draws = choose(chances.log().expand(20_000, 3), generator=generator)
-    found = draws.bincount(minlength=3) / 20_000
-    torch.testing.assert_close(found, chances, atol=0.015, rtol=0)  # 4.3 standard errors at 0.5
+    samples = choose(probabilities.log().expand(20_000, 3), generator=generator)
+    found = samples.bincount(minlength=3) / 20_000
+    torch.testing.assert_close(found, probabilities, atol=0.015, rtol=0)  # 4.3 standard errors at 0.5
 
 
-def test_sixteen_bits_are_added_up_in_thirty_two():
+def test_probabilities_of_sixteen_bit_logits_are_summed_in_float32():
     """In bfloat16 the sum over 50257 tokens stops growing long before 1."""
     logits = torch.zeros(1, PRESETS["gpt2"].vocab_size, dtype=torch.bfloat16)
     kept = (next_token_probabilities(logits, top_p=0.5) > 0).sum().item()

@@ -1,3 +1,5 @@
+"""The network and the class GPT: attention, loss, input errors, tying and initialisation."""
+
 import copy
 import math
 from dataclasses import replace
@@ -13,7 +15,7 @@ from gpt.tests.examples import as_attention, debug, ids
 
 
 @pytest.mark.parametrize("attention", ["looped", "naive"])
-def test_every_form_of_attention_is_the_same_function_with_the_same_gradients(attention):
+def test_every_form_of_attention_gives_the_same_outputs_and_gradients(attention):
     flash = debug().double()
     other = as_attention(flash, attention)
     for model in (flash, other):
@@ -25,7 +27,7 @@ def test_every_form_of_attention_is_the_same_function_with_the_same_gradients(at
 
 
 @pytest.mark.parametrize("attention", ["looped", "naive", "flash"])
-def test_no_position_sees_a_later_one(attention):
+def test_no_position_attends_to_a_later_one(attention):
     model, before = debug(attention=attention), ids(1)
     after = before.clone()
     after[0, 20:] = (after[0, 20:] + 1) % 211
@@ -34,7 +36,7 @@ def test_no_position_sees_a_later_one(attention):
     assert not torch.isclose(found[:, 20:], expected[:, 20:]).all(dim=-1).any()
 
 
-def test_the_mask_has_the_size_of_the_context_and_is_no_weight():
+def test_the_mask_has_the_size_of_the_context_and_is_not_in_the_state_dict():
     for attention in ("looped", "naive", "flash"):
         model = debug(attention=attention)
         assert {tuple(mask.shape) for mask in model.buffers()} == {(32, 32)}
@@ -42,14 +44,14 @@ def test_the_mask_has_the_size_of_the_context_and_is_no_weight():
 
 
 @pytest.mark.parametrize("attention", ["looped", "naive", "flash"])
-def test_dropout_acts_in_training_only(attention):
+def test_dropout_is_active_in_training_only(attention):
     model = debug(attention=attention, dropout=0.5)
     assert torch.equal(model(ids())[0], model(ids())[0])
     model.train()
     assert not torch.allclose(model(ids())[0], model(ids())[0])
 
 
-def test_flash_attention_drops_attention_weights_too():
+def test_flash_attention_applies_dropout_to_attention_weights():
     """With its dropout left at 0, as SDPA's default has it, training would differ from the naive path."""
     model = debug(dropout=0.5).train()
     for name, module in model.named_modules():
@@ -58,10 +60,10 @@ def test_flash_attention_drops_attention_weights_too():
     assert not torch.allclose(model(ids())[0], model(ids())[0])
 
 
-# ---------------------------------------------------------------------------- the whole
+# ---------------------------------------------------------------------------- the whole model
 
 
-def test_the_names_are_those_of_hugging_face():
+def test_the_parameters_have_hugging_faces_names():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     small = PRESETS["debug"]
@@ -79,7 +81,7 @@ def test_a_hook_sees_every_component():
     assert {"", "transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head", *block} <= set(seen)
 
 
-def test_the_naive_form_shows_its_attention_weights_to_a_hook():
+def test_a_hook_sees_the_attention_weights_of_the_naive_form():
     model, rows = debug(attention="naive"), []
     model.blocks[0].attn.attn_dropout.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0]))
     model(ids())
@@ -87,16 +89,16 @@ def test_the_naive_form_shows_its_attention_weights_to_a_hook():
     torch.testing.assert_close(rows[0].sum(dim=-1), torch.ones(2, 4, 32))
 
 
-def test_the_loss_is_the_mean_over_the_targets_that_count():
+def test_the_loss_is_the_mean_over_the_targets_that_are_not_ignored():
     model, targets = debug(), ids(seed=1)
     targets[0, :10] = -100
     logits, loss = model(ids(), targets)
-    chances = logits.log_softmax(dim=-1)[targets != -100]
-    expected = -chances[torch.arange(54), targets[targets != -100]].mean()
+    log_probabilities = logits.log_softmax(dim=-1)[targets != -100]
+    expected = -log_probabilities[torch.arange(54), targets[targets != -100]].mean()
     torch.testing.assert_close(loss, expected)
 
 
-def test_a_loss_in_bfloat16_is_added_up_in_float32():
+def test_a_loss_of_bfloat16_logits_is_summed_in_float32():
     """In 16 bits 10.978 would be 11.0."""
     model = debug().bfloat16()
     logits, loss = model(ids(), ids(seed=1))
@@ -104,7 +106,7 @@ def test_a_loss_in_bfloat16_is_added_up_in_float32():
     assert loss.dtype == torch.float32
 
 
-def test_last_only_is_the_last_position_of_all():
+def test_last_only_returns_the_logits_of_the_last_position():
     model = debug()
     found, _ = model(ids(), last_only=True)
     torch.testing.assert_close(found, model(ids())[0][:, -1:])
@@ -116,7 +118,7 @@ def test_a_sequence_longer_than_the_context_is_a_clear_error():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         (torch.tensor([[0, 211]]), "token id 211 is outside the vocabulary of 211; expected 0 to 210"),
         (torch.tensor([[0, -1]]), "token id -1 is outside"),
@@ -126,26 +128,26 @@ def test_a_sequence_longer_than_the_context_is_a_clear_error():
         (torch.zeros(1, 0, dtype=torch.int64), r"of shape \(1, 0\).*at least one token"),
     ],
 )
-def test_what_is_no_token_id_is_a_named_error(wrong, says):
-    with pytest.raises(TokenError, match=says):
+def test_inputs_that_are_not_token_ids_are_a_named_error(wrong, message):
+    with pytest.raises(TokenError, match=message):
         debug()(wrong)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         (ids(length=31), r"targets are of shape \(2, 31\); expected \(2, 32\)"),
         (ids() + 211, "outside the vocabulary"),
         (ids() - 300, "outside the vocabulary"),
     ],
 )
-def test_targets_that_do_not_fit_are_a_named_error(wrong, says):
-    with pytest.raises(TokenError, match=says):
+def test_targets_that_do_not_fit_are_a_named_error(wrong, message):
+    with pytest.raises(TokenError, match=message):
         debug()(ids(), wrong)
 
 
 def test_the_model_compiles_into_one_graph():
-    """A look at the values of the ids would cut it in two."""
+    """Reading the values of the ids would split the graph in two."""
     model = debug()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(ids(), ids())[1], model(ids(), ids())[1])
@@ -191,14 +193,14 @@ def wrapped(model: GPT) -> GPT:
     ids=["construction", "load", "load-assign", "wrapped", "deepcopy", "dtype", "to_empty", "meta-assign"],
 )
 def test_a_tied_head_stays_tied_after(after):
-    """Moves that make new tensors one by one would make two of one."""
+    """An operation that makes a new tensor for each name would make two parameters of one."""
     model = after(debug())
     assert is_tied(model)
     assert len(list(model.parameters())) == len(model.state_dict()) - 1
 
 
 @pytest.mark.parametrize("after", [lambda model: model, copy.deepcopy, assigned, lambda model: model.double()])
-def test_an_untied_head_stays_its_own(after):
+def test_an_untied_head_stays_untied(after):
     model = after(debug(tied=False))
     assert not is_tied(model)
     assert len(list(model.parameters())) == len(model.state_dict())
@@ -206,13 +208,13 @@ def test_an_untied_head_stays_its_own(after):
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_two_different_heads_do_not_fit_into_a_tied_model(assign):
-    """One of them would be lost without a word."""
+    """One of them would be lost silently."""
     with pytest.raises(WeightsError, match=r"lm_head.weight differs from transformer.wte.weight.*tied=False"):
         debug().load_state_dict(debug(tied=False).state_dict(), assign=assign)
 
 
-def test_a_model_from_meta_has_its_masks_back():
-    """They are in no checkpoint, and to_empty would leave noise in them."""
+def test_a_model_moved_from_meta_has_correct_masks():
+    """The masks are in no checkpoint, and to_empty would leave them uninitialised."""
     empty = GPT(PRESETS["debug"], device="meta").to_empty(device="cpu")
     filled = assigned(GPT(PRESETS["debug"], device="meta"))
     for model in (empty, filled):
@@ -239,7 +241,7 @@ RESIDUAL = 0.02 / math.sqrt(2 * 3)
         ("kaiming", 0.02, math.sqrt(2 / 48), math.sqrt(2 / 192), 0.0),
     ],
 )
-def test_every_family_of_weights_starts_as_its_recipe_says(init, embedding, linear, residual, bias):
+def test_every_family_of_weights_is_initialised_by_its_recipe(init, embedding, linear, residual, bias):
     model = GPT(replace(PRESETS["debug"], init=init), seed=0)
     assert std(model, "transformer.wte.weight") == pytest.approx(embedding, rel=0.05)
     assert std(model, "transformer.h.1.attn.c_attn.weight") == pytest.approx(linear, rel=0.05)
@@ -249,13 +251,13 @@ def test_every_family_of_weights_starts_as_its_recipe_says(init, embedding, line
     assert std(model, "transformer.ln_f.bias") == 0
 
 
-def test_an_untied_head_starts_as_a_linear_layer():
+def test_an_untied_head_is_initialised_as_a_linear_layer():
     model = GPT(replace(PRESETS["debug"], init="kaiming", tied=False), seed=0)
     assert std(model, "lm_head.weight") == pytest.approx(math.sqrt(2 / 48), rel=0.05)
 
 
 @pytest.mark.parametrize("init", ["gpt2", "pytorch"])
-def test_a_seed_fixes_the_weights_and_leaves_the_global_randomness_alone(init):
+def test_a_seed_fixes_the_weights_and_leaves_the_global_random_state_alone(init):
     config = replace(PRESETS["debug"], init=init)
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -268,16 +270,16 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_randomness_alone(init):
     assert not torch.equal(first["lm_head.weight"], third["lm_head.weight"])
 
 
-def test_without_a_seed_the_weights_follow_the_global_one():
-    made = []
+def test_without_a_seed_the_weights_follow_the_global_random_state():
+    heads = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        made.append(GPT(PRESETS["debug"]).lm_head.weight)
-    assert torch.equal(made[0], made[1])
-    assert not torch.equal(made[0], made[2])
+        heads.append(GPT(PRESETS["debug"]).lm_head.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
 
 
-def test_a_model_on_meta_draws_nothing_and_knows_its_shapes():
+def test_a_model_on_meta_draws_no_random_numbers_and_has_shapes():
     before = torch.get_rng_state()
     model = GPT(GPTConfig(), device="meta")
     assert torch.equal(torch.get_rng_state(), before)
@@ -287,6 +289,6 @@ def test_a_model_on_meta_draws_nothing_and_knows_its_shapes():
     assert loss is None
 
 
-def test_the_surrounding_device_is_respected():
+def test_the_default_device_is_used():
     with torch.device("meta"):
         assert GPT(PRESETS["debug"]).lm_head.weight.is_meta

@@ -1,4 +1,4 @@
-"""Against Hugging Face's GPT-2 in float64, where rounding is 1e-15 and a bug is a bug."""
+"""Parity with Hugging Face's GPT-2 in float64, where rounding is 1e-15 and larger differences are bugs."""
 
 import pytest
 import torch
@@ -22,27 +22,27 @@ def ours(request, theirs):
     return model
 
 
-def test_logits_and_the_stream_after_every_block_are_hugging_faces(ours, theirs):
-    streams = []
+def test_logits_and_the_residual_stream_after_every_block_equal_hugging_faces(ours, theirs):
+    residual_stream = []
     for block in ours.blocks:
-        block.register_forward_hook(lambda *hook: streams.append(hook[2]))
+        block.register_forward_hook(lambda *hook: residual_stream.append(hook[2]))
     expected = theirs(ids(), output_hidden_states=True)
     logits, _ = ours(ids())
     torch.testing.assert_close(logits, expected.logits, rtol=1e-11, atol=1e-11)
-    for found, stream in zip(streams[:2], expected.hidden_states[1:3], strict=True):
-        torch.testing.assert_close(found, stream, rtol=1e-11, atol=1e-11)
+    for found, other in zip(residual_stream[:2], expected.hidden_states[1:3], strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-11, atol=1e-11)
 
 
-def test_the_loss_and_every_gradient_are_hugging_faces(ours, theirs):
+def test_the_loss_and_every_gradient_equal_hugging_faces(ours, theirs):
     theirs.zero_grad()
-    answer = theirs(ids(), labels=ids())
-    # Its own loss is cast to float32 on the way, and its gradients with it.
-    expected = torch.nn.functional.cross_entropy(answer.logits[:, :-1].flatten(0, 1), ids()[:, 1:].flatten())
+    output = theirs(ids(), labels=ids())
+    # Hugging Face casts its own loss to float32, and so its gradients.
+    expected = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids()[:, 1:].flatten())
     expected.backward()
     _, loss = ours(ids()[:, :-1], ids()[:, 1:])
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(loss.float(), answer.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.float(), output.loss, rtol=1e-6, atol=0)
     for name, gradient in as_batched(ours).items():
         other = theirs.get_parameter(name).grad
         if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
@@ -51,23 +51,23 @@ def test_the_loss_and_every_gradient_are_hugging_faces(ours, theirs):
 
 
 def as_batched(model):
-    """Gradients by the names of the batched form: the mapping itself joins the heads."""
-    holder = as_attention(model, model.config.attention)
+    """Return the gradients by the names of the batched form: the weight map joins the heads."""
+    gradients = as_attention(model, model.config.attention)
     with torch.no_grad():
-        for parameter, source in zip(holder.parameters(), model.parameters(), strict=True):
+        for parameter, source in zip(gradients.parameters(), model.parameters(), strict=True):
             parameter.copy_(source.grad)
-    return dict(as_attention(holder, "flash").named_parameters())
+    return dict(as_attention(gradients, "flash").named_parameters())
 
 
-def test_greedy_text_is_hugging_faces(ours, theirs):
+def test_greedy_generation_equals_hugging_faces(ours, theirs):
     theirs.generation_config.eos_token_id = None
     prompt = ids(2, 8)
     expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False)
     assert torch.equal(ours.generate(prompt, 24, temperature=0), expected)
 
 
-def test_the_exact_gelu_would_be_noticed(ours, theirs):
-    """nanoGPT has it, and differs from GPT-2 by it."""
+def test_the_exact_gelu_gives_different_logits(ours, theirs):
+    """nanoGPT uses it, and so differs from GPT-2."""
     for block in ours.blocks:
         block.mlp.gelu = torch.nn.GELU()
     difference = (ours(ids())[0] - theirs(ids()).logits).abs().max()

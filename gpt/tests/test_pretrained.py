@@ -1,3 +1,5 @@
+"""Saving and loading: bitwise equal, damaged files rejected by name, and no download without need."""
+
 import hashlib
 import json
 import os
@@ -10,14 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from gpt import GPT, ConfigError, WeightsError, WeightsUnavailable
+from gpt import GPT, ConfigError, GPTConfig, WeightsError, WeightsUnavailable
 from gpt.pretrained import config_from_huggingface
 from gpt.tests.examples import debug, ids
+from gpt.weights import to_huggingface
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """A directory that save_pretrained has written."""
+    """Return a directory written by save_pretrained."""
     debug().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -32,7 +35,7 @@ def edit(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
-# ---------------------------------------------------------------------------- there and back
+# ---------------------------------------------------------------------------- saving and loading
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"attention": "looped"}, {"dropout": 0.25}], ids=str)
@@ -48,13 +51,13 @@ def test_a_saved_model_comes_back_bitwise_in_eval_mode(tmp_path, changes, dtype)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_hugging_face_reads_what_is_saved_and_ours_reads_what_it_saves(tmp_path, tied):
+def test_hugging_face_and_ours_read_what_the_other_saves(tmp_path, tied):
     from transformers import GPT2LMHeadModel
 
     model = debug(tied=tied)
     model.save_pretrained(tmp_path / "ours")
-    theirs, account = GPT2LMHeadModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(account.values()), account
+    theirs, loading = GPT2LMHeadModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(loading.values()), loading
     torch.testing.assert_close(theirs(ids()).logits, model(ids())[0], rtol=1e-4, atol=1e-4)
     theirs.save_pretrained(tmp_path / "theirs")
     assert same(GPT.from_pretrained(tmp_path / "theirs", dropout=0.0), model)
@@ -66,7 +69,7 @@ def test_the_caller_chooses_attention_dropout_and_dtype(saved):
     torch.testing.assert_close(model(ids())[0], debug().double()(ids())[0])
 
 
-def test_a_subclass_comes_back_as_itself(saved):
+def test_a_subclass_loads_as_itself(saved):
     class Mine(GPT):
         pass
 
@@ -74,7 +77,7 @@ def test_a_subclass_comes_back_as_itself(saved):
 
 
 def test_a_loaded_model_owns_its_memory(saved):
-    """A view of the mapped file would change, or end the process, when the file does."""
+    """A view of the memory-mapped file would change with the file, or crash the process."""
     model = GPT.from_pretrained(saved)
     (saved / "model.safetensors").write_bytes(b"")
     assert same(model, debug())
@@ -83,8 +86,6 @@ def test_a_loaded_model_owns_its_memory(saved):
 
 def test_shards_are_read_as_one(tmp_path):
     from safetensors.torch import save_file
-
-    from gpt.weights import to_huggingface
 
     debug().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -96,7 +97,7 @@ def test_shards_are_read_as_one(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert same(GPT.from_pretrained(tmp_path), debug())
     (tmp_path / "model-2.safetensors").unlink()
-    with pytest.raises(WeightsUnavailable, match=r"names model-2.safetensors, which is not there"):
+    with pytest.raises(WeightsUnavailable, match=r"names model-2.safetensors, which does not exist"):
         GPT.from_pretrained(tmp_path)
     index["weight_map"]["transformer.wte.weight"] = "../elsewhere.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -104,7 +105,7 @@ def test_shards_are_read_as_one(tmp_path):
         GPT.from_pretrained(tmp_path)
 
 
-# ---------------------------------------------------------------------------- what cannot be trusted
+# ---------------------------------------------------------------------------- damaged and unsupported checkpoints
 
 
 def truncate(path):
@@ -122,19 +123,19 @@ def put(text):
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "says"),
+    ("file", "damage", "message"),
     [
         ("model.safetensors", truncate, "model.safetensors: not a whole safetensors file"),
         ("model.safetensors", put(b""), "not a whole safetensors file"),
         ("model.safetensors", put(b"version https://git-lfs.github.com/spec/v1"), "not a whole safetensors file"),
         ("model.safetensors", flip_a_bit, "sha256 [0-9a-f]{64}, expected [0-9a-f]{64}; the file was changed"),
         ("config.json", truncate, "config.json: not a JSON file"),
-        ("config.json", put(b"[]"), "config.json: holds a list; expected a JSON object"),
+        ("config.json", put(b"[]"), "config.json: contains a list; expected a JSON object"),
     ],
 )
-def test_a_truncated_or_changed_checkpoint_is_rejected_by_name(saved, file, damage, says):
+def test_a_truncated_or_changed_checkpoint_is_rejected_by_name(saved, file, damage, message):
     damage(saved / file)
-    with pytest.raises(WeightsError, match=says):
+    with pytest.raises(WeightsError, match=message):
         GPT.from_pretrained(saved)
 
 
@@ -144,8 +145,8 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_rejected(saved):
         GPT.from_pretrained(saved)
 
 
-def test_a_configuration_of_a_million_layers_is_held_against_the_file_before_anything_is_built(saved):
-    """Building them, even without their numbers, took minutes and gigabytes before the file was looked at."""
+def test_a_configuration_of_a_million_layers_is_compared_with_the_file_before_a_model_is_built(saved):
+    """Building them, even on meta, once took minutes and gigabytes before the file was read."""
 
     class Counted(GPT):
         def __init__(self, config, **options):
@@ -158,7 +159,9 @@ def test_a_configuration_of_a_million_layers_is_held_against_the_file_before_any
 
 def test_a_pickle_is_not_opened(saved):
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(WeightsUnavailable, match=r"holds pytorch_model.bin and no model.safetensors; opening a pickle"):
+    with pytest.raises(
+        WeightsUnavailable, match=r"contains pytorch_model.bin and no model.safetensors; opening a pickle"
+    ):
         GPT.from_pretrained(saved)
 
 
@@ -180,14 +183,14 @@ def test_a_pickle_is_not_opened(saved):
         ("embd_pdrop", []),
     ],
 )
-def test_a_configuration_of_another_function_is_refused_by_name(saved, key, value):
+def test_a_configuration_of_another_function_is_a_named_error(saved, key, value):
     edit(saved, **{key: value})
     with pytest.raises(ConfigError, match=rf"config.json: .*{key}"):
         GPT.from_pretrained(saved)
 
 
 def test_the_published_configuration_is_gpt2():
-    published = {  # the file that the hub has for gpt2, but for its summary_ and task_ parts
+    published = {  # the hub's file for gpt2, without its summary_ and task_ keys
         "activation_function": "gelu_new",
         "architectures": ["GPT2LMHeadModel"],
         "attn_pdrop": 0.1,
@@ -205,8 +208,6 @@ def test_the_published_configuration_is_gpt2():
         "resid_pdrop": 0.1,
         "vocab_size": 50257,
     }
-    from gpt import GPTConfig
-
     assert config_from_huggingface(published) == GPTConfig(dropout=0.1)
     assert config_from_huggingface(published, dropout=0.0) == GPTConfig()
 
@@ -214,7 +215,7 @@ def test_the_published_configuration_is_gpt2():
 # ---------------------------------------------------------------------------- saving
 
 
-def test_saving_that_fails_leaves_the_old_checkpoint_and_nothing_else(saved, monkeypatch):
+def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(saved, monkeypatch):
     monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         debug(dropout=0.5).save_pretrained(saved)
@@ -226,14 +227,14 @@ def test_saving_that_fails_leaves_the_old_checkpoint_and_nothing_else(saved, mon
     assert same(GPT.from_pretrained(saved), debug())
 
 
-def test_a_saved_file_can_be_read_by_those_who_can_read_any_other(saved):
+def test_a_saved_file_has_the_default_permissions(saved):
     other = saved / "other"
     other.touch()
     for file in ("config.json", "model.safetensors"):
         assert stat.S_IMODE((saved / file).stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
 
 
-def test_a_place_that_cannot_be_written_is_a_named_error(tmp_path):
+def test_a_folder_that_cannot_be_written_is_a_named_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WeightsError, match="cannot be saved there"):
         debug().save_pretrained(tmp_path / "file")
@@ -242,23 +243,23 @@ def test_a_place_that_cannot_be_written_is_a_named_error(tmp_path):
 # ---------------------------------------------------------------------------- the hub
 
 
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub():
+def test_a_missing_path_is_not_searched_for_on_the_hub():
     with pytest.raises(WeightsUnavailable, match=r"\./nowhere/model: no such directory"):
         GPT.from_pretrained("./nowhere/model")
 
 
-REPOSITORIES = {  # what the loopback hub does to the weights of each on their way
+REPOSITORIES = {  # how the loopback hub changes the weights of each
     "openai-community/gpt2": lambda raw: raw,
-    "somebody/cut-off": lambda raw: raw[:-100],
-    "somebody/changed": lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]),
-    "somebody/empty": None,
+    "someone/cut-off": lambda raw: raw[:-100],
+    "someone/changed": lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]),
+    "someone/empty": None,
 }
 
 
 @pytest.fixture
 def hub(saved):
-    """As much of the hub as a download needs, and what it was asked for."""
-    asked = []
+    """Serve as much of the hub as a download needs; return its address and the files that were requested."""
+    requested = []
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -274,7 +275,7 @@ def hub(saved):
             self.send_header("Content-Length", str(len(raw)))
             self.end_headers()
             if found and self.command == "GET":
-                asked.append((repository, file))
+                requested.append((repository, file))
                 self.wfile.write(raw if file == "config.json" else REPOSITORIES[repository](raw))
 
         do_GET = do_HEAD  # noqa: N815 - the names are http.server's
@@ -284,20 +285,20 @@ def hub(saved):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", requested
     server.shutdown()
     server.server_close()
 
 
 SCRIPT = """
 import time
-time.sleep = lambda seconds: None  # the hub's client waits before it tries again
+time.sleep = lambda seconds: None  # the hub's client waits before it retries
 
 from gpt import GPT, WeightsError
 from gpt.tests.examples import debug
 from gpt.tests.test_pretrained import same
 
-for name in ("gpt2", "gpt2", "somebody/cut-off", "somebody/changed", "somebody/changed", "somebody/empty", "no/body"):
+for name in ("gpt2", "gpt2", "someone/cut-off", "someone/changed", "someone/changed", "someone/empty", "no/such"):
     try:
         print(name, same(GPT.from_pretrained(name), debug()))
     except WeightsError as error:
@@ -305,8 +306,8 @@ for name in ("gpt2", "gpt2", "somebody/cut-off", "somebody/changed", "somebody/c
 """
 
 
-def test_the_hub_is_asked_once_and_what_it_sends_is_not_trusted(tmp_path, hub):
-    address, asked = hub
+def test_the_hub_is_called_once_and_its_files_are_verified(tmp_path, hub):
+    address, requested = hub
     home = tmp_path / "home"
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HTTP_PROXY", "http_proxy"):
@@ -316,22 +317,22 @@ def test_the_hub_is_asked_once_and_what_it_sends_is_not_trusted(tmp_path, hub):
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
-    first, again, short, changed, still, empty, nobody = done.stdout.splitlines()
+    first, again, short, changed, still, empty, missing = done.stdout.splitlines()
     assert first == again == "gpt2 True"
-    assert "WeightsUnavailable somebody/cut-off: model.safetensors cannot be fetched" in short
+    assert "WeightsUnavailable someone/cut-off: model.safetensors cannot be fetched" in short
     assert "WeightsError" in changed
     assert "has the sha256" in changed
     assert still == changed
-    assert "WeightsUnavailable somebody/empty on the hub: holds no model.safetensors" in empty
-    assert "WeightsUnavailable no/body: config.json cannot be fetched from the hub (404" in nobody
-    assert asked.count(("openai-community/gpt2", "model.safetensors")) == 1
-    assert not list(home.rglob("models--somebody--cut-off/**/*.safetensors"))
+    assert "WeightsUnavailable someone/empty on the hub: contains no model.safetensors" in empty
+    assert "WeightsUnavailable no/such: config.json cannot be fetched from the hub (404" in missing
+    assert requested.count(("openai-community/gpt2", "model.safetensors")) == 1
+    assert not list(home.rglob("models--someone--cut-off/**/*.safetensors"))
 
 
-def test_without_a_network_the_message_has_the_line_that_fetches(monkeypatch):
+def test_without_a_network_the_message_has_the_download_command(monkeypatch):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nothing listens
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(WeightsUnavailable, match=r"cannot be reached.*hf download a/b config.json model.safetensors"):
         GPT.from_pretrained("a/b")

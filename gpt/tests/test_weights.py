@@ -1,3 +1,5 @@
+"""Weights from Hugging Face and back: bitwise equal, or a named error and an unchanged model."""
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("attention", ["looped", "naive", "flash"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_from_hugging_face_and_back_are_bitwise_the_same(attention, tied):
+def test_weights_from_hugging_face_and_back_are_bitwise_equal(attention, tied):
     theirs = huggingface(tie_word_embeddings=tied)
     ours = debug(attention=attention, tied=tied)
     ours.load_huggingface(theirs.state_dict())
@@ -38,7 +40,7 @@ def test_weights_from_hugging_face_and_back_are_bitwise_the_same(attention, tied
 
 
 def test_names_without_their_prefix_and_the_masks_of_old_files_are_read():
-    """As in the published files, which hold the transformer alone and its masks as if they were weights."""
+    """The published files contain the transformer alone, and its masks as if they were weights."""
     model = debug()
     old = {name.removeprefix("transformer."): tensor for name, tensor in to_huggingface(model).items()}
     for layer in range(3):
@@ -50,7 +52,7 @@ def test_names_without_their_prefix_and_the_masks_of_old_files_are_read():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda state: state.pop("transformer.h.1.mlp.c_fc.bias"), "missing in the weights: h.1.mlp.c_fc.bias .our tr"),
         (lambda state: state.update({"transformer.h.3.ln_1.bias": torch.ones(48)}), "unknown to the model: .*h.3.ln_1"),
@@ -59,7 +61,10 @@ def test_names_without_their_prefix_and_the_masks_of_old_files_are_read():
             lambda state: state.update({"transformer.h.0.mlp.c_fc.weight": torch.ones(192, 48)}),
             r"h.0.mlp.c_fc.weight is \(192, 48\), expected \(48, 192\) for our transformer.h.0.mlp.c_fc.weight",
         ),
-        (lambda state: state.update({"wte.weight": torch.ones(211, 48)}), "hold both transformer.wte.weight and wte"),
+        (
+            lambda state: state.update({"wte.weight": torch.ones(211, 48)}),
+            "contain both transformer.wte.weight and wte",
+        ),
         (lambda state: state.update({"lm_head.weight": torch.ones(211, 48)}), "one parameter for both.*tied=False"),
         (
             lambda state: state.update({"transformer.ln_f.bias": torch.ones(48, dtype=torch.int8)}),
@@ -68,12 +73,12 @@ def test_names_without_their_prefix_and_the_masks_of_old_files_are_read():
     ],
 )
 @pytest.mark.parametrize("attention", ["looped", "flash"])
-def test_weights_that_do_not_fit_are_named_and_leave_the_model_untouched(change, says, attention):
+def test_weights_that_do_not_fit_are_named_and_leave_the_model_unchanged(change, message, attention):
     model = debug(attention=attention)
     state = to_huggingface(huggingface_like(model))
     change(state)
     before = parameters(model)
-    with pytest.raises(WeightsError, match=says):
+    with pytest.raises(WeightsError, match=message):
         model.load_huggingface(state)
     assert same(parameters(model), before)
 
@@ -82,13 +87,13 @@ def huggingface_like(model):
     return excited(as_attention(model, "flash"), seed=7)
 
 
-def test_many_missing_names_are_counted_and_not_listed():
+def test_a_long_list_of_missing_names_is_shortened():
     with pytest.raises(WeightsError, match="and 36 more"):
         debug().load_huggingface({})
 
 
 def test_the_square_projection_is_transposed():
-    """attn.c_proj loads without an error either way; only the outputs tell."""
+    """attn.c_proj loads without an error either way; only the outputs differ."""
     model = debug()
     assert torch.equal(
         to_huggingface(model)["transformer.h.0.attn.c_proj.weight"], model.blocks[0].attn.c_proj.weight.t()
@@ -106,13 +111,13 @@ def test_weights_are_copied_and_not_shared():
     assert ours.lm_head.weight is ours.transformer["wte"].weight
 
 
-def test_a_model_without_biases_is_not_hugging_faces():
+def test_a_model_without_biases_cannot_be_converted():
     with pytest.raises(WeightsError, match="has bias=False"):
         to_huggingface(debug(bias=False))
     with pytest.raises(WeightsError, match="unknown to the model"):
         debug(bias=False).load_huggingface(huggingface().state_dict())
 
 
-def test_a_model_without_memory_says_so():
+def test_loading_into_a_model_on_meta_is_a_named_error():
     with pytest.raises(WeightsError, match=r"on the meta device.*to_empty"):
         debug().to("meta").load_huggingface({})

@@ -1,8 +1,8 @@
-"""What this machine can do at most, measured beside the arms: matrix products, streaming reads, copies, launches.
+"""The ceilings of this machine, measured beside the arms: matrix products, streaming reads, copies, launches.
 
-No peak is looked up: a table of published peaks is wrong for the clock, the threads and the share of a machine that a
-run really has. Each ceiling is a `Work`, so that it takes its turn in the rounds of the arms and sees the same machine;
-an arm's fraction of it is then a paired ratio like any other, with an interval.
+No peak is looked up: a table of published peaks is wrong for the clock, the threads and the share of the machine that a
+run really has. Each ceiling is a `Work`, so it takes turns with the arms and sees the same machine. An arm's fraction
+of its ceiling is then a paired ratio like any other, with an interval.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import Any, Literal
 
 import torch
 
-from harness.bench.comparison import Work
 from harness.bench.costs import Cost
 from harness.bench.statistics import median, paired_ratio
+from harness.bench.work import Work
 from harness.core.errors import MissingResource
 from harness.core.sizes import Size
 
 Regime = Literal["compute", "bandwidth", "launch"]
 
 MIB = 2**20
-# What is read must not still be in the cache from the last call: four times the last level, within reason. A virtual
-# machine may report the cache of the whole host.
+# A buffer must not still be in the cache from the last call, so it is four times the last level. It is limited, because
+# a virtual machine may report the cache of the whole host.
 CACHE_MULTIPLE = 4
 UNKNOWN_CACHE_BYTES = 64 * MIB
 LARGEST_BUFFER_BYTES = 512 * MIB
-# Products of some milliseconds on a core; a GPU needs larger ones to fill it. The square one takes about one, so that
-# its best call finds a quiet moment on a machine with other work: beside 8 other processes calls of 12 ms reached 44
-# GFLOP/s on a core and calls of 1.5 ms 180. A longer yardstick would put short arms above their ceiling.
+# Products of some milliseconds on a core; a GPU needs larger ones to fill it. The square one takes about a millisecond,
+# so that its best call finds a quiet moment on a busy machine: beside 8 other processes, calls of 12 ms reached 44
+# GFLOP/s on a core, and calls of 1.5 ms reached 180. A longer ceiling would put short arms above it.
 GEMM_TOKENS = {"cpu": 512, "cuda": 16384}
 GEMM_SIDE = {"cpu": 512, "cuda": 8192}
-HEAD_SHARE = 8  # the head is some 16 times as wide as c_fc: it gets an eighth of the rows
+HEAD_SHARE = 8  # the head is about 16 times as wide as c_fc, so it gets an eighth of the rows
 LAUNCHES = 1000
 
 CPUINFO = Path("/proc/cpuinfo")
 CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-# Flags of /proc/cpuinfo (x86, Arm) by which products run in 16 bits; without one PyTorch emulates them.
+# Flags of /proc/cpuinfo (x86, Arm) for arithmetic in 16 bits. PyTorch emulates it on a processor without one.
 SIXTEEN_BIT_FLAGS = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
@@ -47,9 +47,9 @@ SIXTEEN_BIT_FLAGS = {
 
 
 def gemm(device: str, dtype: str, *, m: int, n: int, k: int) -> Work:
-    """(m, k) @ (k, n) into memory that is there already; 2·m·n·k FLOP.
+    """Return the product (m, k) @ (k, n) into allocated memory: 2·m·n·k FLOP.
 
-    Raises MissingResource where the device is absent or computes `dtype` by emulation only.
+    Raises MissingResource if the device is absent or only emulates `dtype`.
     """
     require(device, dtype)
     make = functools.partial(torch.randn, device=device, dtype=getattr(torch, dtype))
@@ -61,7 +61,7 @@ def gemm(device: str, dtype: str, *, m: int, n: int, k: int) -> Work:
 
 
 def gemm_shapes(size: Size, *, tokens: int, side: int) -> dict[str, tuple[int, int, int]]:
-    """(m, n, k) of the model's products over `tokens` positions, and of a square one that suits every library."""
+    """Return (m, n, k) of the model's products over `tokens` positions, and of a square that suits every library."""
     C, V = size.width, size.vocab_size
     return {
         "c_fc": (tokens, 4 * C, C),
@@ -72,21 +72,21 @@ def gemm_shapes(size: Size, *, tokens: int, side: int) -> dict[str, tuple[int, i
 
 
 def read(device: str, *, buffer_bytes: int | None = None) -> Work:
-    """Every byte of a buffer beyond the last-level cache, read once: the product of its halves, two streams at a time.
+    """Return a read of every byte of a buffer larger than the last-level cache: the dot product of its halves.
 
-    Of torch's reductions this one reads the fastest: 14.2 GB/s on a core where the sum reaches 12.1. Pass an arm's own
-    `moved_bytes` as `buffer_bytes` to learn what reading as much costs on a machine whose cache may hold it.
+    This is the fastest of torch's reductions: it reads 14.2 GB/s on a core on which the sum reads 12.1. With an arm's
+    `moved_bytes` as `buffer_bytes`, it measures what reading as much costs on a machine whose cache may contain it.
     """
     require(device)
     half = (buffer_bytes or streaming_bytes(device)) // 8
-    # Ones, not zeros: untouched zeros are one page of the kernel's, read again and again.
+    # Ones, not zeros: untouched zeros are all one page of the kernel.
     left, right = torch.ones(half, device=device), torch.ones(half, device=device)
     call = _waiting(device, lambda: torch.dot(left, right))
     return Work(call=call, answer=call, tokens=0, moved_bytes=2 * left.nbytes, operations=1)
 
 
 def copy(device: str, *, buffer_bytes: int | None = None) -> Work:
-    """Half of a buffer beyond the last-level cache copied onto the other: read once and written once."""
+    """Return a copy of one half of a buffer larger than the last-level cache to the other half."""
     require(device)
     half = (buffer_bytes or streaming_bytes(device)) // 8
     source, target = torch.ones(half, device=device), torch.ones(half, device=device)
@@ -95,10 +95,10 @@ def copy(device: str, *, buffer_bytes: int | None = None) -> Work:
 
 
 def launch(device: str) -> Work:
-    """A thousand of the smallest operation, one element each, as Python calls them one by one.
+    """Return a thousand operations on one element each, which Python calls one by one.
 
-    On CUDA they are queued and the queue is waited for: the time is that of launching, or of the GPU's own minimum
-    where that is longer. Neither compiled code nor a replayed CUDA graph launches from Python: they go below it.
+    On CUDA they are queued, and the call waits for the queue: the time is that of launching, or the GPU's own minimum
+    if that is longer. Compiled code and a replayed CUDA graph do not launch from Python, so they can go below it.
     """
     require(device)
     element = torch.ones(1, device=device)
@@ -113,11 +113,11 @@ def launch(device: str) -> Work:
 
 
 def require(device: str, dtype: str = "float32") -> None:
-    """Raise MissingResource unless `device` is there and has arithmetic for `dtype`."""
+    """Raise MissingResource unless `device` is available and has arithmetic for `dtype`."""
     kind = torch.device(device).type
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise MissingResource("ceilings of CUDA: this machine has no CUDA device that torch sees")
+            raise MissingResource("ceilings of CUDA: torch finds no CUDA device on this machine")
         if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise MissingResource(f"ceiling of bfloat16: {torch.cuda.get_device_name(device)} only emulates it")
     elif kind == "cpu" and not _computes(dtype, _cpu_flags()):
@@ -130,7 +130,7 @@ def _computes(dtype: str, flags: set[str]) -> bool:
 
 
 def _cpu_flags() -> set[str]:
-    """The processor's features as Linux names them; empty where they cannot be read."""
+    """Return the processor's features as Linux names them; an empty set if they cannot be read."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -139,7 +139,7 @@ def _cpu_flags() -> set[str]:
 
 
 def last_level_cache_bytes(device: str) -> int:
-    """The size of the largest cache before memory, as the system reports it; 64 MiB where it does not."""
+    """Return the size of the largest cache as the system reports it; 64 MiB if it does not."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [_cache_bytes(path.read_text(encoding="utf-8")) for path in CPU_CACHES.glob("index*/size")]
@@ -147,19 +147,19 @@ def last_level_cache_bytes(device: str) -> int:
 
 
 def _cache_bytes(text: str) -> int:
-    """`491520K` in bytes."""
+    """Return a size such as `491520K` in bytes."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     text = text.strip()
     return int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
 
 
 def streaming_bytes(device: str) -> int:
-    """How long a buffer must be so that reading it is reading memory: four last-level caches, 512 MiB at the most."""
+    """Return the size of a buffer that must be read from memory: four last-level caches, at most 512 MiB."""
     return min(CACHE_MULTIPLE * last_level_cache_bytes(device), LARGEST_BUFFER_BYTES)
 
 
 def _waiting(device: str, call: Callable[[], Any]) -> Callable[[], Any]:
-    """The call without gradients; on CUDA it returns when the device is done."""
+    """Return the call without gradients; on CUDA it returns when the device is done."""
 
     @torch.no_grad()
     def finished() -> Any:
@@ -172,8 +172,8 @@ def _waiting(device: str, call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """One ceiling to be measured: what it bounds, the dtype of its products, and how to build it."""
+class CeilingSpec:
+    """One ceiling to measure: the regime that it bounds, how to build its work, and the dtype of its products."""
 
     name: str
     regime: Regime
@@ -181,33 +181,36 @@ class Yardstick:
     dtype: str | None = None
 
     def measured(self, work: Work, seconds: Sequence[float]) -> Ceiling:
-        """The ceiling that `work`, built by this yardstick, reached in `seconds`: block minima, round by round."""
+        """Return the ceiling that `work`, which `build` built, reached in `seconds`: block minima, round by round."""
         amounts = {"compute": work.flops, "bandwidth": work.moved_bytes, "launch": work.operations}
         amount = amounts[self.regime]
         assert amount is not None, f"{self.name} does not say how much it does"
         return Ceiling(self.name, self.regime, amount, tuple(seconds), self.dtype)
 
 
-def yardsticks(device: str, size: Size, *, dtypes: Iterable[str] = ("float32",)) -> tuple[Yardstick, ...]:
-    """All ceilings for arms that multiply in `dtypes`, cheap enough for every round: products at the model's shapes."""
+def ceiling_specs(device: str, size: Size, *, dtypes: Iterable[str] = ("float32",)) -> tuple[CeilingSpec, ...]:
+    """Return all ceilings for arms that multiply in `dtypes`, with products at the model's shapes.
+
+    They are cheap enough to be measured in every round.
+    """
     kind = torch.device(device).type
     shapes = gemm_shapes(size, tokens=GEMM_TOKENS[kind], side=GEMM_SIDE[kind])
     products = (
-        Yardstick(f"gemm {dtype} {name}", "compute", functools.partial(gemm, device, dtype, m=m, n=n, k=k), dtype)
+        CeilingSpec(f"gemm {dtype} {name}", "compute", functools.partial(gemm, device, dtype, m=m, n=n, k=k), dtype)
         for dtype in dtypes
         for name, (m, n, k) in shapes.items()
     )
     return (
         *products,
-        Yardstick("read", "bandwidth", functools.partial(read, device)),
-        Yardstick("copy", "bandwidth", functools.partial(copy, device)),
-        Yardstick("launch", "launch", functools.partial(launch, device)),
+        CeilingSpec("read", "bandwidth", functools.partial(read, device)),
+        CeilingSpec("copy", "bandwidth", functools.partial(copy, device)),
+        CeilingSpec("launch", "launch", functools.partial(launch, device)),
     )
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What was reached: `amount` (FLOPs, bytes or operations) a call, and each round's seconds of one call."""
+    """A measured ceiling: `amount` (FLOPs, bytes or operations) a call, and the seconds of one call in each round."""
 
     name: str
     regime: Regime
@@ -217,13 +220,13 @@ class Ceiling:
 
     @property
     def rate(self) -> float:
-        """FLOP/s, bytes/s or operations/s, by the median of the rounds."""
+        """FLOP/s, bytes/s or operations/s in the median round."""
         return self.amount / median(self.seconds)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The least time that a cost can take under a roof, and what sets it."""
+    """The least time that a cost can take under a roofline, and the ceiling that sets it."""
 
     seconds: float
     ceiling: Ceiling
@@ -231,7 +234,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Fraction:
-    """How near an arm came to its ceiling, with the 95% interval: 1 is the ceiling itself."""
+    """The fraction of its ceiling that an arm reached, with the 95% interval; 1 is the ceiling itself."""
 
     name: str
     regime: Regime
@@ -241,26 +244,26 @@ class Fraction:
 
     @property
     def impossible(self) -> bool:
-        """Nothing beats what bounds it: the cost, the ceiling or the answer is not what it is taken for."""
+        """True if the fraction is above 1: then the cost, the ceiling or the answer is wrong."""
         return self.low > 1
 
 
 @dataclass(frozen=True)
-class RoofPosition:
-    """The ceilings of one machine in one run."""
+class Roofline:
+    """The roofline of one machine in one run: its ceilings."""
 
     ceilings: tuple[Ceiling, ...]
 
     def best(self, regime: Regime, *, dtype: str | None = None) -> Ceiling | None:
-        """The highest of a regime's ceilings (of products: those in `dtype`), or None where none was measured."""
+        """Return the highest ceiling of a regime (of products: in `dtype`), or None if none was measured."""
         found = [ceiling for ceiling in self.ceilings if ceiling.regime == regime and ceiling.dtype == dtype]
         return max(found, key=lambda ceiling: ceiling.rate, default=None)
 
     def bound(self, cost: Cost, *, dtype: str, operations: float = 0) -> Bound | None:
-        """max(FLOPs / peak, bytes / bandwidth, operations · launch time), the roofline (Williams et al. 2009).
+        """Return max(FLOPs / peak, bytes / bandwidth, operations · launch time), the roofline (Williams et al. 2009).
 
-        None unless every part of the cost has its ceiling: without one the bound could be another's.
-        `operations` are those that Python launches one by one; none for compiled code.
+        Returns None unless every part of the cost has its ceiling: the missing one could be the bound. `operations` are
+        those that Python launches one by one; 0 for compiled code.
         """
         amounts: Mapping[Regime, float] = {
             "compute": cost.flops,
@@ -277,16 +280,16 @@ class RoofPosition:
         return max(bounds, key=lambda bound: bound.seconds, default=None)
 
     def fraction(self, cost: Cost, seconds: Sequence[float], *, dtype: str, operations: float = 0) -> Fraction | None:
-        """Least time over time, paired round by round with the ceiling that bounds the whole run.
+        """Return the least possible time over the measured time, paired round by round with the bounding ceiling.
 
-        `seconds` are the arm's block minima, in the rounds in which the ceilings were measured. ValueError when the
-        rounds differ in number or are fewer than an interval needs.
+        `seconds` are the arm's block minima in the rounds in which the ceilings were measured. Raises ValueError if the
+        numbers of rounds differ or are fewer than an interval needs.
         """
         bound = self.bound(cost, dtype=dtype, operations=operations)
         if bound is None:
             return None
         ceiling = bound.ceiling
-        # What the cost would have taken in each round at that round's rate.
+        # The time that the cost would have taken in each round at that round's rate.
         share = bound.seconds * ceiling.rate / ceiling.amount
         ratio = paired_ratio([share * once for once in ceiling.seconds], seconds)
         return Fraction(ceiling.name, ceiling.regime, ratio.ratio, ratio.low, ratio.high)

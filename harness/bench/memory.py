@@ -1,4 +1,4 @@
-"""The most memory that one call needs beyond what stood before it, by ledgers that do not share their mistakes."""
+"""The peak memory of one call beyond what was allocated before it, by independent ledgers."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ import torch
 from harness.core.environment import HUGE_PAGES
 from harness.core.errors import MissingResource
 
-# In a child with this setting glibc gives every larger block its own pages and returns them at once, so that the
-# kernel's high-water mark follows the tensors instead of the heap's habits. Nor are its pages huge, or the mark would
-# move by 2 MiB.
+# With this setting glibc gives every larger block its own pages and returns them at once, so that the kernel's
+# high-water mark in the child follows the tensors instead of the heap. The child also has no huge pages: with them the
+# mark would move by 2 MiB.
 MMAP_THRESHOLD_BYTES = 65536
 # A child imports torch (seconds), builds the work and does it twice.
 CHILD_SECONDS = 300.0
-# Two accounts of the same bytes should agree to 5%, or to a megabyte: the kernel counts pages, and does not count
-# what the heap held already.
+# Two ledgers of the same bytes should agree to 5%, or to a megabyte: the kernel counts pages, and does not count memory
+# that the heap had already.
 LEDGER_TOLERANCE, LEDGER_SLACK_BYTES = 0.05, 2**20
-# What a CUDA allocator keeps, and what the whole device gives out, are other questions than what the call needs.
-OTHER_ACCOUNTS = ("reserved", "device")
+# These ledgers count other things than the tensors of a call: the memory that CUDA's allocator reserved, and that of
+# the whole device.
+OTHER_LEDGERS = ("reserved", "device")
 _DEVICE_TYPES = {"cpu": 0, "cuda": 1}  # c10::DeviceType
 _ANSWER = "gpt-harness peak bytes:"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One call as torch.profiler saw it: the exported trace's events, and the peaks in bytes by ledger.
+    """One call under torch.profiler: the events of the exported trace, and the peaks in bytes by ledger.
 
-    `seconds` is how long it took under the profiler, which is longer than by itself; 0 on CUDA, where that includes
+    `seconds` is the duration under the profiler, which is longer than without; 0 on CUDA, where it would include
     emptying the allocator.
     """
 
@@ -49,41 +50,41 @@ class Trace:
 
 
 def peak_bytes(call: Callable[[], object], *, device: str = "cpu") -> dict[str, int]:
-    """The exact peak of one call by the allocator's own ledger, under that ledger's name.
+    """Return the peak memory of one call in bytes, by ledger; the first ledger is exact.
 
-    On the CPU every allocation and release of torch's allocator, scratch space inside kernels included: {"profiler"}.
-    On CUDA the caching allocator's counters and the driver's: {"allocator", "reserved", "device"}; the first is exact.
+    On the CPU: {"profiler"}, every allocation and release of torch's allocator, with scratch space inside kernels. On
+    CUDA: {"allocator", "reserved", "device"}, the counters of the caching allocator and of the driver.
     """
     if torch.device(device).type == "cuda":
-        return _counted(call, device)
+        return _cuda_ledgers(call, device)
     return trace(call, device=device, shapes=False).ledgers
 
 
 def trace(call: Callable[[], object], *, device: str = "cpu", shapes: bool = True) -> Trace:
-    """Run `call` once under torch.profiler; with `shapes`, each operation's event says what it worked on.
+    """Run `call` once under torch.profiler and return its trace; with `shapes`, events have the sizes of arguments.
 
-    The exported trace is read because it is the public form of the memory events, and nine times as quick to come by
-    as `profiler.events()`. A profiler, unlike a dispatch mode, leaves compiled code compiled.
+    The exported trace is the public form of the memory events, and nine times as fast to get as `profiler.events()`. A
+    profiler, unlike a dispatch mode, leaves compiled code compiled.
     """
-    # Kineto greets on stderr unless told not to.
+    # Otherwise Kineto prints a greeting on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     on_cuda = torch.device(device).type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_cuda
-    counted: dict[str, int] = {}
+    ledgers: dict[str, int] = {}
     with torch.profiler.profile(activities=activities, record_shapes=shapes, profile_memory=True) as profiler:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         if on_cuda:
-            counted = _counted(call, device)
+            ledgers = _cuda_ledgers(call, device)
         else:
             call()
-        seconds = 0.0 if on_cuda else time.perf_counter() - begun
+        seconds = 0.0 if on_cuda else time.perf_counter() - started
     events = _exported(profiler)
-    return Trace(events, counted or {"profiler": _peak(allocations(events, "cpu"))}, seconds)
+    return Trace(events, ledgers or {"profiler": _peak(allocations(events, "cpu"))}, seconds)
 
 
 def _exported(profiler: torch.profiler.profile) -> list[dict[str, Any]]:
     collecting = gc.isenabled()
-    gc.disable()  # looking for garbage among a million new events makes reading them four times as slow
+    gc.disable()  # collecting garbage among a million new events makes reading them four times as slow
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
@@ -96,16 +97,17 @@ def _exported(profiler: torch.profiler.profile) -> list[dict[str, Any]]:
 
 
 def allocations(events: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
-    """A trace's accounts of each allocation and release on that kind of device, in the order they happened."""
+    """Return the records of each allocation and release on that type of device, in order."""
     kind = _DEVICE_TYPES[torch.device(device).type]
     accounts = (event["args"] for event in events if event.get("name") == "[memory]")
     return [account for account in accounts if account.get("Device Type", 0) == kind]
 
 
 def _peak(accounts: list[dict[str, Any]]) -> int:
-    """The maximum of "Total Allocated", less where it stood before the first.
+    """Return the maximum of "Total Allocated", less its value before the first record.
 
-    Dispatch modes miss what kernels allocate inside, polling misses short peaks, and tracemalloc sees no tensor.
+    Other methods do not work: dispatch modes miss allocations inside kernels, polling misses short peaks, and
+    tracemalloc sees no tensor.
     """
     if not accounts:
         return 0
@@ -113,11 +115,11 @@ def _peak(accounts: list[dict[str, Any]]) -> int:
     return max(0, *(int(account["Total Allocated"]) - before for account in accounts))
 
 
-def _counted(call: Callable[[], object], device: str) -> dict[str, int]:
-    """CUDA's three accounts of one call: tensors, what the allocator took for them, what the driver gave out.
+def _cuda_ledgers(call: Callable[[], object], device: str) -> dict[str, int]:
+    """Return CUDA's three ledgers of one call: tensors, memory that the allocator reserved, memory of the device.
 
-    The third is read when the call is over, while the allocator still keeps what it took: it counts the memory that
-    libraries take past the allocator, and other processes on the same device.
+    The third is read after the call, while the allocator still has what it reserved. It includes memory that libraries
+    allocate outside the allocator, and other processes on the same device.
     """
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
@@ -136,28 +138,31 @@ def _counted(call: Callable[[], object], device: str) -> dict[str, int]:
 
 
 def disagreement(ledgers: Mapping[str, int]) -> str | None:
-    """What to print when two accounts of the same bytes differ by more than 5% and more than 1 MiB."""
-    same = {name: count for name, count in ledgers.items() if name not in OTHER_ACCOUNTS}
+    """Return a message if two ledgers of the same bytes differ by more than 5% and more than 1 MiB, else None."""
+    same = {name: count for name, count in ledgers.items() if name not in OTHER_LEDGERS}
     if len(same) < 2:
         return None
     exact = next(iter(same.values()))
     if max(same.values()) - min(same.values()) <= max(LEDGER_TOLERANCE * exact, LEDGER_SLACK_BYTES):
         return None
-    told = ", ".join(f"{name} {count / 2**20:.2f} MiB" for name, count in same.items())
-    return f"the memory ledgers disagree: {told}"
+    figures = ", ".join(f"{name} {count / 2**20:.2f} MiB" for name, count in same.items())
+    return f"the memory ledgers disagree: {figures}"
 
 
 def peak_bytes_in_child(recipe: str, /, *, limit_seconds: float = CHILD_SECONDS, **arguments: Any) -> int:
-    """A second account, by the kernel: a fresh process builds the call that `recipe` names and measures its growth.
+    """Return the peak memory of a call in bytes as the kernel counts it, in a child process that builds the call.
 
-    `recipe` is `package.module:function`; the function takes `arguments` (JSON data) and returns the call, which is
-    made twice. `threads` among the arguments is the child's own: how many it computes on. Linux only: raises
-    MissingResource elsewhere, and RuntimeError with the child's last words when it dies or takes too long.
+    recipe: `package.module:function`; the function takes `arguments` (JSON data) and returns the call, which is made
+        twice.
+    threads, among the arguments: the threads that the child computes on; not passed to the function.
+
+    Raises MissingResource except on Linux, and RuntimeError with the end of the child's stderr if the child fails or
+    exceeds `limit_seconds`.
     """
     if not Path("/proc/self/clear_refs").exists():
         raise MissingResource("the child-process memory ledger needs Linux's /proc/self/clear_refs")
     try:
-        # Whatever ends this call early, Ctrl-C included, subprocess.run kills the child on its way out.
+        # subprocess.run kills the child if this call ends early, by Ctrl-C too.
         answer = subprocess.run(
             [sys.executable, "-m", "harness.bench.memory", recipe, json.dumps(arguments)],
             env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES), HUGE_PAGES: "0"},
@@ -171,13 +176,13 @@ def peak_bytes_in_child(recipe: str, /, *, limit_seconds: float = CHILD_SECONDS,
     for line in answer.stdout.splitlines():
         if line.startswith(_ANSWER):
             return int(line.removeprefix(_ANSWER))
-    last_words = answer.stderr.strip()[-500:] or "no word"
+    last_words = answer.stderr.strip()[-500:] or "no message on stderr"
     raise RuntimeError(f"the child that measures {recipe} died with status {answer.returncode}: {last_words}")
 
 
 def _resident_growth(call: Callable[[], object]) -> int:
-    """The peak of one call's resident memory over what was resident before, in bytes."""
-    call()  # the first call's kernels and thread pools are not the call's memory
+    """Return the peak of one call's resident memory over what was resident before, in bytes."""
+    call()  # the first call also starts thread pools and loads kernels
     Path("/proc/self/clear_refs").write_text("5")  # 5: reset the high-water mark to what is resident now
     before = _status_bytes("VmRSS")
     result = call()

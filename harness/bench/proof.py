@@ -1,8 +1,7 @@
-"""`gpt-harness proof`: how often, on this machine, equal arms are told apart and a known slowdown is found."""
+"""Proof of the engine on this machine: how often it calls identical arms different, and finds a known slowdown."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import os
@@ -12,23 +11,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.bench.comparison import Arm, Comparison, Verification, Work, measure, with_twin
-from harness.bench.statistics import Ratio, describe_ratio, median, share_interval
-from harness.core.environment import ask_for_huge_pages, cores, environment
+from harness.bench.comparison import Arm, Comparison, arms_with_twin
+from harness.bench.measurement import measure
+from harness.bench.statistics import Ratio, describe_ratio, median, wilson_interval
+from harness.bench.work import Verification, Work
+from harness.core.environment import cores, enable_huge_pages, environment
 from harness.core.errors import HarnessError
 from harness.core.record_files import RecordWriter
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import, and the command line reads this module: functions import it
     from torch import Tensor
 
-# What an interval at 95% allows, and the share of changes that a comparison should find.
+# The rate of false alarms that an interval at 95% allows, and the share of changes that the engine should find.
 FALSE_ALARMS_AT_MOST = 0.05
 FOUND_AT_LEAST = 0.90
-# GPT-2's attention, in float32, at a length of which twenty take some three milliseconds on one thread: less than the
-# time slice of a scheduler, so that a busy machine leaves some calls alone.
+# GPT-2's attention in float32, at a length at which twenty calls take about three milliseconds on one thread. That is
+# less than the time slice of a scheduler, so that some calls run undisturbed on a busy machine.
 HEADS, HEAD_WIDTH, TOKENS = 12, 64, 64
-# By closed form at 1024 tokens: naive, two (H, T, T) and an output; flash, an output, a logarithm a row, and one tile
-# a thread (FlashAttentionKernel.cpp), of which there is one here.
+# The peak memory by closed form at 1024 tokens. Naive: two (H, T, T) and an output. Flash: an output, a logarithm a row,
+# and one tile a thread (FlashAttentionKernel.cpp), with one thread here.
 KNOWN_TOKENS = 1024
 KNOWN_MIB = {"naive": 99.00, "flash": 3.61}
 BYTES_WITHIN = 0.01
@@ -36,79 +37,59 @@ BYTES_WITHIN = 0.01
 
 @dataclass(frozen=True)
 class Tally:
-    """Of the comparisons of one kind, how many told their arms apart; for a change, how many found it slower."""
+    """The comparisons of one kind that were flagged: called different, or for a change, found slower."""
 
     flagged: int
     runs: int
 
     @property
     def share(self) -> float:
-        """The share seen; NaN before the first comparison."""
+        """The share of flagged comparisons; NaN without any comparison."""
         return self.flagged / self.runs if self.runs else math.nan
 
     def __str__(self) -> str:
-        low, high = share_interval(self.flagged, self.runs)
+        low, high = wilson_interval(self.flagged, self.runs)
         return f"{self.flagged} of {self.runs} ({self.share:.0%}; 95% interval {low:.0%} to {high:.0%})"
 
 
-def add_proof(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """`gpt-harness proof [--runs N] [--seconds S] [--change PERCENT] [--threads N] [--output DIR]`."""
-    command = commands.add_parser(
-        "proof",
-        help="put the comparing engine to the proof on this machine",
-        description="Compare equal arms, and arms of which one does a known part more, through the engine that the "
-        "benchmarks use; weigh attention whose bytes are known. Exit status 1 if more than 5% of the equal arms were "
-        "told apart, fewer than 90% of the changes found, or the bytes are more than 1% off.",
-    )
-    command.add_argument("--runs", type=int, default=20, metavar="N", help="comparisons of each kind (%(default)s)")
-    command.add_argument(
-        "--seconds", type=float, default=5.0, metavar="S", help="that one comparison may take (%(default)s)"
-    )
-    command.add_argument(
-        "--change", type=float, default=5.0, metavar="PERCENT", help="how much work is added (%(default)s)"
-    )
-    command.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        metavar="N",
-        help="threads of torch (%(default)s: with more, a busy machine makes each wait for the others)",
-    )
-    command.add_argument(
-        "--output", type=Path, default=Path("reports"), metavar="DIR", help="where it is recorded (%(default)s)"
-    )
-    command.set_defaults(run=run_proof)
+def prove(*, runs: int, seconds: float, change: float, threads: int, output: Path) -> int:
+    """Measure comparisons of both kinds in turn, print and record each, and return the exit status.
 
+    runs: comparisons of each kind.
+    seconds: the time limit of one comparison.
+    change: the work that is added to the changed arm, in percent.
+    threads: the number of threads of torch.
+    output: the folder whose `records` folder gets the record file.
 
-def run_proof(options: argparse.Namespace) -> int:
-    """Run both kinds in turn, record each as it is done, weigh, and print what it came to."""
+    Raises HarnessError for a number outside its range.
+    """
     import torch
 
-    if options.runs < 1 or options.threads < 1 or not 1 <= options.change <= 100:
+    if runs < 1 or threads < 1 or not 1 <= change <= 100:
         raise HarnessError("expected --runs and --threads of at least 1 and a --change between 1 and 100 percent")
-    torch.set_num_threads(options.threads)
-    ask_for_huge_pages()
-    times = round(100 / options.change)
+    torch.set_num_threads(threads)
+    enable_huge_pages()
+    times = round(100 / change)
     kinds = {"identical": times, "changed": times + 1}
-    path = options.output / "records" / f"proof-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
+    path = output / "records" / f"proof-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
     recorder = RecordWriter(path, {"run": "proof", "environment": environment(Path.cwd()), "change": 1 / times})
     ratios: dict[str, list[Ratio]] = {kind: [] for kind in kinds}
     started = time.perf_counter()
-    print(f"{options.runs} comparisons of each kind, at most {options.seconds:g} s each; records: {path}", flush=True)
+    print(f"{runs} comparisons of each kind, at most {seconds:g} s each; records: {path}", flush=True)
     try:
-        weighed = [_weigh(kind, recorder) for kind in KNOWN_MIB]
-        for run in range(options.runs):
+        memory_right = [_check_memory(kind, recorder) for kind in KNOWN_MIB]
+        for run in range(runs):
             for kind, repeats in kinds.items():
-                ratios[kind].append(_compare(kind, times, repeats, run=run, seconds=options.seconds, recorder=recorder))
+                ratios[kind].append(_compare(kind, times, repeats, run=run, seconds=seconds, recorder=recorder))
     except KeyboardInterrupt:
-        print(f"interrupted; what was done is in {path}")
+        print(f"interrupted; the comparisons so far are in {path}")
         return 130
     tallies = {kind: _tally(kind, found) for kind, found in ratios.items()}
-    passed = all(weighed) and _good(tallies)
+    passed = all(memory_right) and _good(tallies)
     recorder.close({"seconds": time.perf_counter() - started, "passed": passed})
     print(_conclusion(tallies, change=1 / times, middle=median([ratio.ratio for ratio in ratios["changed"]])))
     if (load := _load()) is not None and load > cores():
-        print(f"load average {load:.1f} on {cores()} cores: with less to do beside it, this machine would resolve more")
+        print(f"load average {load:.1f} on {cores()} cores: with less other work, this machine would resolve more")
     return 0 if passed else 1
 
 
@@ -117,7 +98,7 @@ def _load() -> float | None:
 
 
 def _compare(kind: str, times: int, repeats: int, *, run: int, seconds: float, recorder: RecordWriter) -> Ratio:
-    """One comparison through the engine, recorded and told in a line."""
+    """Measure one comparison with the engine, record it, print it in a line, and return its ratio."""
     measured = measure(_comparison(kind, times, repeats), seconds=seconds, seed=run)
     ((_, ratio),) = measured.ratios.items()
     row = {
@@ -134,9 +115,9 @@ def _compare(kind: str, times: int, repeats: int, *, run: int, seconds: float, r
 
 
 def _comparison(kind: str, times: int, repeats: int) -> Comparison:
-    """`times` attentions a call against `repeats`: real work of the arm's own kind, not a sleep."""
+    """Return a comparison of `repeats` attentions a call with `times`: real work of the same kind, not a sleep."""
     control = functools.partial(_attentions, times)
-    arms = with_twin({"control": control}, of="control")
+    arms = arms_with_twin({"control": control}, of="control")
     if repeats != times:
         arms = (arms[0], Arm("more work", functools.partial(_attentions, repeats, 0)))
     answers: dict[str, Any] = {}
@@ -150,7 +131,7 @@ def _comparison(kind: str, times: int, repeats: int) -> Comparison:
 
 
 def _attentions(repeats: int, copy: int) -> Work:
-    """A call of that many attentions, one after the other, each with an answer of its own."""
+    """Return a call that computes attention `repeats` times, each time with a new result."""
     attend = attention("flash", tokens=TOKENS)
 
     def call() -> Tensor:
@@ -162,7 +143,7 @@ def _attentions(repeats: int, copy: int) -> Work:
 
 
 def attention(kind: str, *, tokens: int) -> Callable[[], Tensor]:
-    """GPT-2's causal attention on seeded queries, keys and values (1, H, T, D): a call without gradients."""
+    """Return a call of GPT-2's causal attention on seeded q, k and v of (1, H, T, D), without gradients."""
     import torch
     import torch.nn.functional as F
 
@@ -177,8 +158,8 @@ def attention(kind: str, *, tokens: int) -> Callable[[], Tensor]:
     return torch.no_grad()(calls[kind])
 
 
-def _weigh(kind: str, recorder: RecordWriter) -> bool:
-    """Whether the ledger sees the bytes that are known, at one thread."""
+def _check_memory(kind: str, recorder: RecordWriter) -> bool:
+    """Return True if the memory ledger gives the known bytes, with one thread."""
     import torch
 
     from harness.bench.memory import peak_bytes
@@ -192,8 +173,8 @@ def _weigh(kind: str, recorder: RecordWriter) -> bool:
     known = KNOWN_MIB[kind]
     right = abs(found / known - 1) <= BYTES_WITHIN
     recorder.write({"kind": "proof memory", "of": kind, "found_mib": found, "known_mib": known, "right": right})
-    told = f"within {BYTES_WITHIN:.0%}" if right else f"more than {BYTES_WITHIN:.0%} off"
-    print(f"memory of {kind} attention at {KNOWN_TOKENS} tokens: {found:.2f} MiB, known {known:.2f} MiB, {told}")
+    verdict = f"within {BYTES_WITHIN:.0%}" if right else f"more than {BYTES_WITHIN:.0%} off"
+    print(f"memory of {kind} attention at {KNOWN_TOKENS} tokens: {found:.2f} MiB, known {known:.2f} MiB, {verdict}")
     return right
 
 
@@ -207,16 +188,16 @@ def _good(tallies: dict[str, Tally]) -> bool:
 
 
 def _conclusion(tallies: dict[str, Tally], *, change: float, middle: float) -> str:
-    """Both figures with their intervals, and how much so many comparisons can say."""
+    """Return both figures with their intervals, and a line about their precision if the comparisons were too few."""
     lines = [
-        f"identical arms told apart: {tallies['identical']}; at most {FALSE_ALARMS_AT_MOST:.0%} is right",
-        f"{change:.1%} more work found slower: {tallies['changed']}, by {middle - 1:.1%} in the middle; "
-        f"at least {FOUND_AT_LEAST:.0%} is right",
+        f"identical arms called different: {tallies['identical']}; expected at most {FALSE_ALARMS_AT_MOST:.0%}",
+        f"{change:.1%} more work found slower: {tallies['changed']}, by {middle - 1:.1%} (median); "
+        f"expected at least {FOUND_AT_LEAST:.0%}",
     ]
-    most = share_interval(tallies["identical"].flagged, tallies["identical"].runs)[1]
-    least = share_interval(tallies["changed"].flagged, tallies["changed"].runs)[0]
+    most = wilson_interval(tallies["identical"].flagged, tallies["identical"].runs)[1]
+    least = wilson_interval(tallies["changed"].flagged, tallies["changed"].runs)[0]
     if most > FALSE_ALARMS_AT_MOST or least < FOUND_AT_LEAST:
-        runs = next(n for n in range(1, 1000) if share_interval(0, n)[1] <= FALSE_ALARMS_AT_MOST)
+        runs = next(n for n in range(1, 1000) if wilson_interval(0, n)[1] <= FALSE_ALARMS_AT_MOST)
         lines.append(
             f"{tallies['identical'].runs} comparisons of each kind do not show it: false alarms could be up to "
             f"{most:.0%}, and found as few as {least:.0%}; {runs} without a false alarm would show 5% (--runs {runs})"

@@ -1,4 +1,4 @@
-"""How a cost grows with size, as the exponent of a power law; and how many calls repay a cost that is paid once."""
+"""Growth of a cost with size as the exponent of a power law, and the calls after which compiling has paid off."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Literal
 
 from harness.bench.statistics import CONFIDENCE, student_quantile, trimmed_mean
 
-# An interval this wide, to either side, does not tell linear from quadratic with room to spare.
+# A wider half-width does not distinguish linear from quadratic growth with a margin.
 WIDEST = 0.25
-# Exponents are told to two digits. Times also hold what no closed form counts (calls, caches): give them more.
+# Exponents are printed with two digits. Times need more slack: they contain costs that no closed form counts (calls,
+# caches).
 SLACK = 0.005
 
 
 @dataclass(frozen=True)
 class Exponent:
-    """k of y = c x^k over `points` sizes; `low` and `high` bound it at 95%, and are infinite where nothing does."""
+    """The exponent k of y = c x^k over `points` sizes, with its 95% interval (infinite if nothing bounds it)."""
 
     value: float
     low: float
@@ -26,18 +27,20 @@ class Exponent:
 
     @property
     def half_width(self) -> float:
-        """Half the width of the interval."""
+        """Half of the interval's width."""
         return (self.high - self.low) / 2
 
 
 def exponent(points: Mapping[float, Sequence[float]]) -> Exponent:
-    """Fit y = c x^k, by least squares in logarithms, to the values at each size: block minima, or one exact count.
+    """Fit y = c x^k by least squares in logarithms.
 
-    Two things bound k, and the wider is told: the noise of the values, carried through the fit (the trimmed mean of
-    each size and Yuen's error), and from three sizes on the scatter of the sizes about the law, which is all that an
-    exact count has. Raises ValueError below two sizes and for what has no logarithm.
+    points: the values at each size: block minima, or one exact count.
+
+    Two errors bound k, and the interval is the wider of the two: the noise of the values, carried through the fit (the
+    trimmed mean of each size and Yuen's error), and from three sizes on the scatter of the sizes around the law, which
+    is the only error of exact counts. Raises ValueError for fewer than two sizes and for values that are not positive.
     """
-    _checked(points)
+    _check_points(points)
     centres, errors, freedoms = zip(*(_level(values) for values in points.values()), strict=True)
     weights = _weights(list(points))
     k = math.fsum(w * y for w, y in zip(weights, centres, strict=True))
@@ -50,32 +53,40 @@ def exponent(points: Mapping[float, Sequence[float]]) -> Exponent:
 
 
 def expected_exponent(points: Mapping[float, float]) -> float:
-    """The same fit to a closed form's values: a T² + b T has no exponent of its own, only one over given sizes."""
-    _checked({x: [y] for x, y in points.items()})
+    """Return the exponent of the same fit to a closed form's values.
+
+    A closed form such as a T² + b T has an exponent only over given sizes.
+    """
+    _check_points({x: [y] for x, y in points.items()})
     return math.fsum(w * math.log(y) for w, y in zip(_weights(list(points)), points.values(), strict=True))
 
 
-def held(found: Exponent, expected: float, *, slack: float = SLACK) -> Literal["pass", "fail", "unresolved"]:
-    """Whether the interval, widened by `slack`, covers what was expected; too wide a one that does says nothing."""
+def exponent_verdict(
+    found: Exponent, expected: float, *, slack: float = SLACK
+) -> Literal["pass", "fail", "unresolved"]:
+    """Return "fail" if the interval, widened by `slack`, excludes the expected exponent.
+
+    An interval that includes it is a "pass", or "unresolved" if its half-width is above WIDEST.
+    """
     if not found.low - slack <= expected <= found.high + slack:
         return "fail"
     return "pass" if found.half_width <= WIDEST else "unresolved"
 
 
 def describe_exponent(found: Exponent, *, axis: str = "T") -> str:
-    """`T^1.98 [1.96, 2.00]`."""
+    """Return the exponent with its interval: `T^1.98 [1.96, 2.00]`."""
     if math.isinf(found.half_width):
         return f"{axis}^{found.value:.2f} (from {found.points} sizes: no interval)"
     return f"{axis}^{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def break_even(compile_seconds: float, eager_seconds: float, compiled_seconds: float) -> int | None:
-    """The calls after which compiling has cost less than not compiling; None where a compiled call is no faster."""
+    """Return the calls after which compiling has cost less than not compiling; None if a compiled call is no faster."""
     saved = eager_seconds - compiled_seconds
     return math.ceil(compile_seconds / saved) if saved > 0 else None
 
 
-def _checked(points: Mapping[float, Sequence[float]]) -> None:
+def _check_points(points: Mapping[float, Sequence[float]]) -> None:
     if len(points) < 2:
         raise ValueError(f"{len(points)} sizes: an exponent needs at least two")
     for x, values in points.items():
@@ -84,13 +95,16 @@ def _checked(points: Mapping[float, Sequence[float]]) -> None:
 
 
 def _level(values: Sequence[float]) -> tuple[float, float, int]:
-    """The middle of the logarithms, its standard error and degrees of freedom; one value counts as exact."""
+    """Return the trimmed mean of the logarithms, its standard error and its degrees of freedom.
+
+    A single value counts as exact.
+    """
     logs = [math.log(value) for value in values]
     return trimmed_mean(logs) if len(logs) > 1 else (logs[0], 0.0, 0)
 
 
 def _weights(sizes: Sequence[float]) -> list[float]:
-    """What each size's logarithm of y counts for in the slope."""
+    """Return the weight of each size's logarithm of y in the slope."""
     logs = [math.log(size) for size in sizes]
     middle = math.fsum(logs) / len(logs)
     squares = math.fsum((x - middle) ** 2 for x in logs)
@@ -98,7 +112,10 @@ def _weights(sizes: Sequence[float]) -> list[float]:
 
 
 def _noise_reach(parts: Sequence[float], freedoms: Sequence[int]) -> float:
-    """From the variance that each size adds to k; degrees of freedom by Welch and Satterthwaite."""
+    """Return the half-width that the noise of the values causes; degrees of freedom by Welch and Satterthwaite.
+
+    `parts` are the variances that the sizes add to k.
+    """
     variance = math.fsum(parts)
     if variance == 0:
         return 0.0
@@ -107,7 +124,7 @@ def _noise_reach(parts: Sequence[float], freedoms: Sequence[int]) -> float:
 
 
 def _scatter_reach(sizes: Sequence[float], centres: Sequence[float], k: float) -> float:
-    """From how far the sizes lie off the fitted law."""
+    """Return the half-width that the distances of the sizes from the fitted law cause."""
     xs = [math.log(size) for size in sizes]
     middle_x, middle_y = math.fsum(xs) / len(xs), math.fsum(centres) / len(xs)
     residuals = [y - middle_y - k * (x - middle_x) for x, y in zip(xs, centres, strict=True)]

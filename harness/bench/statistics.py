@@ -1,4 +1,4 @@
-"""How much faster is one arm than another: paired ratios of times, with the interval that the noise allows."""
+"""Paired ratios of times with their intervals and verdicts, and the spread between identical arms."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ Verdict = Literal["FASTER", "SLOWER", "SAME", "UNRESOLVED"]
 CONFIDENCE = 0.95
 POWER = 0.8
 TRIM = 0.2
-# What the place in memory that an arm was built at may do, at 95%: of 33 pairs of arms whose ratio was known, the
-# ratio was off by 0.9% (one sigma) beyond the noise of their rounds, and a process sees one such place.
+# The effect at 95% of where in memory an arm was built: the ratios of 33 pairs of arms with known ratios were off by
+# 0.9% (one sigma) beyond the noise of their rounds. One process sees one such placement.
 EQUIVALENCE = 0.02
-# Below five rounds nothing is cut, and below four the interval is too wide to say anything.
+# Below five rounds nothing is trimmed, and below four the interval is too wide to be of use.
 FEWEST_ROUNDS = 4
-# Leaving out the rounds that took longer, by the product of both arms, raised what was found of a 5% slowdown on two
-# recorded streams of identical calls from 85% to 91% and from 40% to 65%; a third lost 2%, and false alarms stayed.
+# A round is busy if the product of both arms' times exceeds the lower quartile by this factor. Leaving out such rounds
+# raised the share of 5% slowdowns found on two recorded streams of identical calls from 85% to 91% and from 40% to 65%;
+# on a third it fell by 2%. The rate of false alarms did not change.
 BUSY = 1.4
-MANY = 1000  # degrees of freedom, of which a t is a normal to three digits
+MANY = 1000  # degrees of freedom at which Student's t equals the normal distribution to three digits
 # Normal consistency: the median absolute deviation of a normal sample is 0.6745 of its standard deviation.
 MAD_TO_SIGMA = 1.4826
-# Of warming up: the calls that at least are looked at, and by how much later ones may still be faster. Half of eight
-# calls has a second best, so that neither one slow call nor one fast call decides.
+# Warming up: the fewest calls that can show that the times settled, and by how much later calls may still be faster.
+# Half of eight calls has a second best, so neither one slow call nor one fast call decides.
 FEWEST_WARM = 8
 STEADY = 0.05
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of an arm over the time of the arm that it is held against; below 1 is faster.
+    """The time of an arm over the time of its baseline; below 1 is faster.
 
-    `low` and `high` bound it at 95% as these two were built; built anew, their place in memory moves it by about 1%,
-    which `verdict`, `p` and `smallest_resolvable` allow for. `smallest_resolvable` is the least true change, as a
-    fraction, that a run with this noise and these rounds would have told from no change four times in five; `p` the
-    two-sided probability of a ratio at least this far from 1 where there is no difference.
+    low, high: the interval at 95% for these two builds. Other builds lie elsewhere in memory, which moves the ratio by
+        about 1%; `verdict`, `p` and `smallest_resolvable` allow for that.
+    rounds: all rounds, including those that were left out because the machine was busy.
+    smallest_resolvable: the smallest true change, as a fraction, that a run with this noise and these rounds would have
+        distinguished from no change with a probability of 80%.
+    p: the two-sided probability of a ratio at least this far from 1 if there is no difference.
     """
 
     ratio: float
@@ -51,7 +54,7 @@ class Ratio:
 
     @property
     def half_width(self) -> float:
-        """Half the interval's width, in log units: about the relative error of the ratio."""
+        """Half of the interval's width in log units: about the relative error of the ratio."""
         return math.log(self.high / self.low) / 2
 
 
@@ -63,23 +66,25 @@ class Estimate(NamedTuple):
     freedom: int
 
 
-def log_ratio(arm: Sequence[float], against: Sequence[float]) -> Estimate:
-    """The trimmed mean of the rounds' log-ratios, without the rounds in which the machine was plainly busy."""
-    return Estimate(*trimmed_mean([math.log(a / b) for a, b in quiet_rounds(list(zip(arm, against, strict=True)))]))
+def log_ratio(arm: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """Return the trimmed mean of the rounds' log-ratios, without the rounds in which the machine was plainly busy."""
+    pairs = quiet_rounds(list(zip(arm, baseline, strict=True)))
+    return Estimate(*trimmed_mean([math.log(a / b) for a, b in pairs]))
 
 
-def paired_ratio(arm: Sequence[float], against: Sequence[float]) -> Ratio:
-    """Compare two arms round by round; `arm[i]` and `against[i]` are the seconds of one interleaved round.
+def paired_ratio(arm: Sequence[float], baseline: Sequence[float]) -> Ratio:
+    """Compare two arms round by round: `arm[i]` and `baseline[i]` are the seconds of one interleaved round.
 
-    The 20%-trimmed mean of the log-ratios with Yuen's standard error: one slow burst of a shared machine cannot
-    move it (Yuen 1974; Tukey and McLaughlin 1963 for one sample). Rounds in which the machine was plainly busy do not
-    count, though `rounds` does. Raises ValueError below FEWEST_ROUNDS.
+    The estimate is the 20%-trimmed mean of the log-ratios with Yuen's standard error, which one slow burst of a shared
+    machine cannot move (Yuen 1974; Tukey and McLaughlin 1963 for one sample). Rounds in which the machine was plainly
+    busy are left out, but `rounds` counts them. Raises ValueError for lists of different lengths and for fewer than
+    FEWEST_ROUNDS rounds.
     """
-    if len(arm) != len(against):
-        raise ValueError(f"{len(arm)} rounds against {len(against)}: ratios are taken round by round")
+    if len(arm) != len(baseline):
+        raise ValueError(f"{len(arm)} rounds against {len(baseline)}: ratios are taken round by round")
     if len(arm) < FEWEST_ROUNDS:
         raise ValueError(f"{len(arm)} rounds; an interval needs at least {FEWEST_ROUNDS}")
-    centre, error, freedom = estimate = log_ratio(arm, against)
+    centre, error, freedom = estimate = log_ratio(arm, baseline)
     reach = student_quantile((1 + CONFIDENCE) / 2, freedom)
     low, high = math.exp(centre - reach * error), math.exp(centre + reach * error)
     return Ratio(
@@ -87,117 +92,120 @@ def paired_ratio(arm: Sequence[float], against: Sequence[float]) -> Ratio:
         low=low,
         high=high,
         rounds=len(arm),
-        verdict=judge(low, high),
-        smallest_resolvable=math.expm1(_with_place(reach * error) + student_quantile(POWER, freedom) * error),
-        p=by_chance(estimate),
+        verdict=interval_verdict(low, high),
+        smallest_resolvable=math.expm1(_with_placement(reach * error) + student_quantile(POWER, freedom) * error),
+        p=p_value(estimate),
     )
 
 
 def quiet_rounds(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The rounds that took at most 1.4 times the product of the lower quartile's, and FEWEST_ROUNDS at least.
+    """Return the rounds whose product is at most 1.4 times the lower quartile's, and at least FEWEST_ROUNDS rounds.
 
-    Chosen by both arms together, never by one: with the turns in random order, what both took says nothing of which
-    was the faster, so that leaving rounds out moves no ratio and only narrows the interval.
+    They are chosen by the product of both arms' times, never by one arm. Because the turns are in random order, the
+    product says nothing about which arm was faster: leaving rounds out narrows the interval and moves no ratio.
     """
     products = sorted(a * b for a, b in pairs)
-    most = max(_busy_above(products), products[FEWEST_ROUNDS - 1])
+    most = max(_busy_threshold(products), products[FEWEST_ROUNDS - 1])
     return [(a, b) for a, b in pairs if a * b <= most]
 
 
 def busy_rounds(pairs: Sequence[tuple[float, float]]) -> int:
-    """How many of the rounds the machine was plainly busy in, whether they count or not."""
+    """Return the number of rounds in which the machine was plainly busy, whether they count or not."""
     products = sorted(a * b for a, b in pairs)
-    return sum(product > _busy_above(products) for product in products)
+    return sum(product > _busy_threshold(products) for product in products)
 
 
-def _busy_above(products: Sequence[float]) -> float:
+def _busy_threshold(products: Sequence[float]) -> float:
     return BUSY * products[len(products) // 4]
 
 
-def judge(low: float, high: float) -> Verdict:
-    """What an interval of the ratio says. SAME is a finding (all within 2% of 1), UNRESOLVED is the lack of one.
+def interval_verdict(low: float, high: float) -> Verdict:
+    """Return the verdict for an interval of the ratio.
 
-    FASTER and SLOWER are further from 1 than the interval and the place in memory, in quadrature, could account for.
+    SAME means that the whole interval is within 2% of 1. FASTER and SLOWER are further from 1 than the interval and the
+    placement in memory, in quadrature, account for. UNRESOLVED means that the comparison is inconclusive.
     """
     if high <= 1 + EQUIVALENCE and low >= 1 / (1 + EQUIVALENCE):
         return "SAME"
     centre, reach = math.log(low * high) / 2, math.log(high / low) / 2
-    if abs(centre) <= _with_place(reach):
+    if abs(centre) <= _with_placement(reach):
         return "UNRESOLVED"
     return "FASTER" if centre < 0 else "SLOWER"
 
 
-def _with_place(reach: float) -> float:
+def _with_placement(reach: float) -> float:
     return math.hypot(reach, math.log1p(EQUIVALENCE))
 
 
-# One sigma of the logarithm of what the place in memory does to a ratio.
-PLACE = math.log1p(EQUIVALENCE) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+# One sigma of the effect of the placement in memory on the logarithm of a ratio.
+PLACEMENT = math.log1p(EQUIVALENCE) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 class Scatter(NamedTuple):
-    """What identical arms differ by beyond the noise of their rounds: one sigma of the log-ratio, and of how many
-    pairs it was found; infinitely many where it is the known one of a quiet machine.
+    """The spread between identical arms beyond the noise of their rounds.
+
+    `sigma` is one sigma of the log-ratio. `pairs` is the number of pairs that it was estimated from: infinity for the
+    known spread of a quiet machine.
     """
 
     sigma: float
     pairs: float
 
 
-QUIET = Scatter(PLACE, math.inf)
+QUIET = Scatter(PLACEMENT, math.inf)
 
 
-def by_chance(estimate: Estimate, scatter: Scatter = QUIET) -> float:
-    """The probability of a ratio at least this far from 1 where there is no difference.
+def p_value(estimate: Estimate, scatter: Scatter = QUIET) -> float:
+    """Return the probability of a ratio at least this far from 1 if there is no difference.
 
-    Of the noise of the rounds and what identical arms scatter by besides, with Welch and Satterthwaite's degrees of
-    freedom.
+    The variance is that of the rounds plus that of the spread between identical arms, with Welch and Satterthwaite's
+    degrees of freedom.
     """
     centre, error, freedom = estimate
     variance = error**2 + scatter.sigma**2
-    uncertain = error**4 / freedom + scatter.sigma**4 / scatter.pairs
-    known_to = min(MANY, variance**2 / uncertain) if uncertain else MANY
-    return two_sided(centre, math.sqrt(variance), max(1, int(known_to)))
+    uncertainty = error**4 / freedom + scatter.sigma**4 / scatter.pairs
+    total_freedom = min(MANY, variance**2 / uncertainty) if uncertainty else MANY
+    return two_sided_p(centre, math.sqrt(variance), max(1, int(total_freedom)))
 
 
 def scatter(twins: Sequence[Estimate]) -> Scatter:
-    """What a run's identical arms differ by beyond the noise of their rounds.
+    """Return the spread between the identical arms of a run, beyond the noise of their rounds.
 
-    QUIET at least, which was measured on a quiet machine; on a busy one a build may lie worse by several percent for
-    as long as it lives. The moment estimator of a random effect, precise pairs weighing more (DerSimonian and Laird
-    1986), around a mean that is known to be 0.
+    It is at least QUIET, which was measured on a quiet machine. On a busy machine a build may be slower by several
+    percent for as long as it lives. This is the moment estimator of a random effect, in which precise pairs weigh more
+    (DerSimonian and Laird 1986), around a mean that is known to be 0.
     """
-    weights = [1 / (error**2 + PLACE**2) for _, error, _ in twins]
+    weights = [1 / (error**2 + PLACEMENT**2) for _, error, _ in twins]
     beyond = [centre**2 - error**2 for centre, error, _ in twins]
     found = math.fsum(w * b for w, b in zip(weights, beyond, strict=True)) / math.fsum(weights) if twins else 0.0
-    return Scatter(math.sqrt(found), len(twins)) if found > PLACE**2 else QUIET
+    return Scatter(math.sqrt(found), len(twins)) if found > PLACEMENT**2 else QUIET
 
 
 def trimmed_mean(values: Sequence[float]) -> tuple[float, float, int]:
-    """The 20%-trimmed mean, its standard error, and the degrees of freedom of its t statistic."""
+    """Return the 20%-trimmed mean, its standard error, and the degrees of freedom of its t statistic."""
     ordered = sorted(values)
     n = len(ordered)
     cut = int(TRIM * n)
-    kept = ordered[cut : n - cut]
-    # Winsorized: what is cut off counts as the last value that is kept, else the error would be too small.
-    winsorized = [kept[0]] * cut + kept + [kept[-1]] * cut
-    middle = math.fsum(winsorized) / n
-    squares = math.fsum((value - middle) ** 2 for value in winsorized)
-    h = len(kept)
-    return math.fsum(kept) / h, math.sqrt(squares / (h * (h - 1))), h - 1
+    middle = ordered[cut : n - cut]
+    # Winsorized: a value that is cut counts as the nearest one that is not, or the error would be too small.
+    winsorized = [middle[0]] * cut + middle + [middle[-1]] * cut
+    mean = math.fsum(winsorized) / n
+    squares = math.fsum((value - mean) ** 2 for value in winsorized)
+    h = len(middle)
+    return math.fsum(middle) / h, math.sqrt(squares / (h * (h - 1))), h - 1
 
 
-def two_sided(centre: float, error: float, freedom: int) -> float:
-    """P(|t| >= |centre| / error) of a Student t with `freedom` degrees; what is below 1e-15 is rounding."""
+def two_sided_p(centre: float, error: float, freedom: int) -> float:
+    """Return P(|t| >= |centre| / error) of a Student t with `freedom` degrees; below 1e-15 it is rounding."""
     if error == 0:
         return 1.0 if centre == 0 else 0.0
-    return max(0.0, 1 - _within(math.atan(abs(centre) / error / math.sqrt(freedom)), freedom))
+    return max(0.0, 1 - _probability_within(math.atan(abs(centre) / error / math.sqrt(freedom)), freedom))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for being that many, in the order given (Holm 1979).
+    """Return the p-values adjusted for their number, in the order given (Holm 1979).
 
-    To call different what has an adjusted p of at most 0.05 is wrong, anywhere among them, in one family of twenty.
+    If every adjusted p of at most 0.05 is called a difference, one family in twenty has a false alarm anywhere in it.
     """
     adjusted = [1.0] * len(p_values)
     highest = 0.0
@@ -207,8 +215,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def share_interval(found: int, trials: int) -> tuple[float, float]:
-    """The 95% interval of a share of which `found` were seen in so many trials (Wilson 1927)."""
+def wilson_interval(found: int, trials: int) -> tuple[float, float]:
+    """Return the 95% interval of a proportion of which `found` were seen in `trials` (Wilson 1927)."""
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     middle = (found + z**2 / 2) / (trials + z**2)
     reach = z / (trials + z**2) * math.sqrt(found * (trials - found) / trials + z**2 / 4)
@@ -216,11 +224,11 @@ def share_interval(found: int, trials: int) -> tuple[float, float]:
 
 
 def warmed_up(seconds: Sequence[float]) -> int | None:
-    """How many calls went by before the times of a series settled; None if they have not, within those given.
+    """Return the number of calls before the times of a series settled, or None if they have not.
 
     The first k calls were warming up if the rest, at least as many and at least FEWEST_WARM, is steady: the lower
-    quartile of its first half is no more than 5% above that of its second, and call k itself no more than 5% above
-    it either. Times that rise are settled: that is a machine that got busier, which no warming up cures.
+    quartile of its first half is at most 5% above that of its second half, and so is call k itself. Times that rise
+    are settled: the machine got busier, and warming up does not change that.
     """
     for k in range(min(len(seconds) // 2, len(seconds) - FEWEST_WARM) + 1):
         middle = (k + len(seconds)) // 2
@@ -236,22 +244,28 @@ def _lower_quartile(values: Sequence[float]) -> float:
 
 @functools.cache
 def student_quantile(probability: float, freedom: int) -> float:
-    """The value that a Student t variable with `freedom` degrees stays below with `probability` (at least 0.5)."""
+    """Return the quantile of Student's t with `freedom` degrees at `probability`.
+
+    Raises ValueError unless 0.5 <= probability < 1.
+    """
     if not 0.5 <= probability < 1:
         raise ValueError(f"probability {probability}: expected 0.5 <= probability < 1")
     # Bisection on the angle atan(t / sqrt(freedom)), which is bounded where t is not.
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         angle = (low + high) / 2
-        if (1 + _within(angle, freedom)) / 2 < probability:
+        if (1 + _probability_within(angle, freedom)) / 2 < probability:
             low = angle
         else:
             high = angle
     return math.tan(low) * math.sqrt(freedom)
 
 
-def _within(angle: float, freedom: int) -> float:
-    """P(|t| < sqrt(freedom) * tan(angle)) for whole degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+def _probability_within(angle: float, freedom: int) -> float:
+    """Return P(|t| < sqrt(freedom) * tan(angle)), for whole degrees of freedom.
+
+    Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    """
     cosine_squared = math.cos(angle) ** 2
     odd = freedom % 2
     term = math.sin(angle) * (math.cos(angle) if odd else 1.0)
@@ -263,20 +277,23 @@ def _within(angle: float, freedom: int) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value."""
+    """Return the median."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def spread(values: Sequence[float]) -> float:
-    """A standard deviation that bursts do not move: the median absolute deviation, scaled to a normal's sigma."""
+    """Return the median absolute deviation, scaled to a normal's sigma: a standard deviation that ignores bursts."""
     centre = median(values)
     return MAD_TO_SIGMA * median([abs(value - centre) for value in values])
 
 
 def describe_seconds(middle: float, around: float) -> str:
-    """`1.427 ± 0.026 s`, as pyperf and hyperfine write it: two digits of the spread, and no more of the middle."""
+    """Return a time with its spread, as pyperf and hyperfine write it: `1.427 ± 0.026 s`.
+
+    Two digits of the spread, and as many decimals of the time.
+    """
     scale, unit = next(((s, u) for s, u in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")) if middle * s >= 1), (1e9, "ns"))
     middle, around = middle * scale, around * scale
     digits = 3 if around <= 0 else 1 - math.floor(math.log10(around))
@@ -285,16 +302,19 @@ def describe_seconds(middle: float, around: float) -> str:
 
 
 def describe_ratio(ratio: Ratio) -> str:
-    """`1.31x slower [1.28, 1.34]`, `2.40x faster [2.31, 2.50]`, `same within 1.3%`, or `not resolved`."""
-    match ratio.verdict:
-        case "SLOWER":
-            return f"{ratio.ratio:.2f}x slower [{ratio.low:.2f}, {ratio.high:.2f}]"
-        case "FASTER":
-            return f"{1 / ratio.ratio:.2f}x faster [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
-        case "SAME":
-            return f"same within {max(ratio.high, 1 / ratio.low) - 1:.1%} [{ratio.low:.3f}, {ratio.high:.3f}]"
-        case _:
-            told = f"not resolved [{ratio.low:.2f}, {ratio.high:.2f}] in {ratio.rounds} rounds"
-            if ratio.smallest_resolvable > 1:
-                return told
-            return f"{told}, which would have shown a change of {ratio.smallest_resolvable:.0%}"
+    """Return a ratio with its interval: `1.31x slower [1.28, 1.34]`, `same within 1.3% [0.990, 1.013]`.
+
+    An inconclusive ratio says so, with the change that the rounds would have shown: `1.02x slower [0.95, 1.09],
+    inconclusive: 12 rounds would have shown a change of 9%`.
+    """
+    if ratio.verdict == "SAME":
+        return f"same within {max(ratio.high, 1 / ratio.low) - 1:.1%} [{ratio.low:.3f}, {ratio.high:.3f}]"
+    if ratio.ratio < 1:
+        text = f"{1 / ratio.ratio:.2f}x faster [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
+    else:
+        text = f"{ratio.ratio:.2f}x slower [{ratio.low:.2f}, {ratio.high:.2f}]"
+    if ratio.verdict != "UNRESOLVED":
+        return text
+    if ratio.smallest_resolvable > 1:
+        return f"{text}, inconclusive after {ratio.rounds} rounds"
+    return f"{text}, inconclusive: {ratio.rounds} rounds would have shown a change of {ratio.smallest_resolvable:.0%}"

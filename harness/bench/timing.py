@@ -1,124 +1,134 @@
-"""How a call is timed: warmed up, then in blocks of which the best call is one observation."""
+"""The timing of one call: it is warmed up, then timed in blocks, and the best call of a block is one observation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from harness.bench.statistics import median, warmed_up
+from harness.bench.work import Work
+from harness.core.record_files import Row
 
-if TYPE_CHECKING:
-    from harness.bench.comparison import Work
-
-# The recipe that kept false alarms at 4 to 5% on a shared machine: the best of a block of at least three calls and
+# This recipe kept false alarms at 4 to 5% on a shared machine: the best call of a block of at least three calls and
 # 30 ms is one observation, and the arms take turns, block by block, in random order.
 BLOCK_CALLS = 3
 BLOCK_SECONDS = 0.030
-# A call this long averages over eight such blocks: it is a block of its own, and the time goes into more rounds.
+# A call this long averages over eight such blocks: it is a block by itself, and the time goes into more rounds.
 LONG_CALL_SECONDS = 0.25
-# Warming up goes on until the times have settled.
+# The limits of warming up, which otherwise ends when the times have settled.
 WARM_CALLS, WARM_SECONDS = 20, 1.0
 
-# A GPU's second-level cache is emptied before each call by writing over it: twice the largest (an H200's 50 MiB).
+# A GPU's second-level cache is emptied before each call by overwriting it: twice the largest (an H200's 50 MiB).
 FLUSHED_BYTES = 100 * 2**20
 
 Clock = Callable[[], float]
 Timer = Callable[[Callable[[], object]], float]
 
 
-def by_clock(clock: Clock) -> Timer:
-    """A timer that reads `clock` before a call and after it."""
+def timer_by_clock(clock: Clock) -> Timer:
+    """Return a timer that reads `clock` before and after a call; it returns seconds."""
 
-    def timed(call: Callable[[], object]) -> float:
+    def timer(call: Callable[[], object]) -> float:
         start = clock()
         call()
         return clock() - start
 
-    return timed
+    return timer
 
 
-def by_events(device: str) -> Timer:
-    """A timer of CUDA's own: events around the call on its stream, and nothing of the call before left in the cache."""
-    import torch
+def timer_by_cuda_events(device: str) -> Timer:
+    """Return a timer that records CUDA events around a call on its stream; it returns seconds.
+
+    It empties the second-level cache first, so that a call finds nothing of the one before.
+    """
+    import torch  # here: the processes of `bisect-perf` read a clock alone, and start sooner without torch
 
     trash = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
 
-    def timed(call: Callable[[], object]) -> float:
+    def timer(call: Callable[[], object]) -> float:
         trash.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
         end.record()
         end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3  # it counts milliseconds
+        return float(start.elapsed_time(end)) / 1e3  # elapsed_time is in milliseconds
 
-    return timed
+    return timer
 
 
-def warm_up(work: Work, clock: Clock, timed: Timer, *, watched_seconds: float = 0.0) -> list[float]:
-    """Call until the times have settled, or the limit is reached: the times of the calls.
+def warm_up(work: Work, clock: Clock, timer: Timer, *, witnessed_seconds: float = 0.0) -> list[float]:
+    """Call `work` until its times have settled or a limit is reached, and return the times.
 
-    A long call, one that took long when it was watched as well, is made once, for its time: it has been verified and
-    watched, which were calls too.
+    A call that was long under the profiler too (`witnessed_seconds`) is made once, for its time: it was called already
+    to be verified and to be witnessed.
     """
     work.prepare()
     series: list[float] = []
-    begun = clock()
-    while len(series) < WARM_CALLS and (not series or clock() - begun < WARM_SECONDS):
-        series.append(timed(work.call))
-        if min(series[0], watched_seconds) > LONG_CALL_SECONDS or warmed_up(series) is not None:
+    started = clock()
+    while len(series) < WARM_CALLS and (not series or clock() - started < WARM_SECONDS):
+        series.append(timer(work.call))
+        if min(series[0], witnessed_seconds) > LONG_CALL_SECONDS or warmed_up(series) is not None:
             break
     return series
 
 
 def calls_per_block(estimates: Sequence[float]) -> int:
-    """One count for all arms: the best of six calls is lower than the best of three."""
+    """Return the number of calls in a block, given an estimate of each arm's seconds.
+
+    It is one number for all arms, because the best of six calls is lower than the best of three.
+    """
     if max(estimates) > LONG_CALL_SECONDS:
         return 1
     fastest, slowest = max(min(estimates), 1e-6), max(estimates)
-    # Where arms are an order of magnitude apart, the slow one's block must not eat the time of many rounds.
+    # If the arms are an order of magnitude apart, the slow one's block must not use up the time of many rounds.
     return max(BLOCK_CALLS, min(math.ceil(BLOCK_SECONDS / fastest), int(LONG_CALL_SECONDS / slowest)))
 
 
 class Block:
-    """Calls in a row of which the best is one observation; `best` has one a round."""
+    """Calls in a row, of which the best is one observation. `best` has the seconds of one call for each round.
 
-    def __init__(self, work: Work, calls: int, clock: Clock, timed: Timer, busy: Clock | None = None) -> None:
-        self.work, self.calls, self.clock, self.timed, self.busy = work, calls, clock, timed, busy
+    `cpu_clock` gives the seconds that the process computed on all cores.
+    """
+
+    def __init__(self, work: Work, calls: int, clock: Clock, timer: Timer, cpu_clock: Clock | None = None) -> None:
+        self.work, self.calls, self.clock, self.timer, self.cpu_clock = work, calls, clock, timer, cpu_clock
         self.best: list[float] = []
-        self._wall = self._spent = 0.0
+        self._wall_seconds = self._cpu_seconds = 0.0
 
     def run(self) -> None:
-        """One block."""
+        """Run one block and append its best call to `best`."""
         self.work.prepare()
-        spent, begun = self.busy() if self.busy else 0.0, self.clock()
-        best = min(self.timed(self.work.call) for _ in range(self.calls))
-        self._wall += self.clock() - begun
-        self._spent += self.busy() - spent if self.busy else 0.0
+        cpu_started, started = self.cpu_clock() if self.cpu_clock else 0.0, self.clock()
+        best = min(self.timer(self.work.call) for _ in range(self.calls))
+        self._wall_seconds += self.clock() - started
+        self._cpu_seconds += self.cpu_clock() - cpu_started if self.cpu_clock else 0.0
         self.best.append(best)
 
     @property
     def cores(self) -> float | None:
-        """How many cores were at work on average; None where nobody counted."""
-        return self._spent / self._wall if self.busy and self._wall else None
+        """The average number of busy cores; None without a `cpu_clock`."""
+        return self._cpu_seconds / self._wall_seconds if self.cpu_clock and self._wall_seconds else None
 
 
-def rate(work: Work, times: Sequence[float]) -> dict[str, Any]:
-    """What a ceiling reached in its median block: FLOP/s, byte/s, or seconds an operation."""
+def ceiling_block(work: Work, calls: int, clock: Clock, timer: Timer) -> Block:
+    """Return a block of a ceiling, beside arms that have `calls` calls in theirs.
+
+    It is as short as an arm's, so that it takes little of the round, and has at least three calls if an arm's block has
+    three or more. A few calls warm it up: a ceiling is the best that it reaches in many rounds.
+    """
+    once = min(timer(work.call) for _ in range(BLOCK_CALLS))
+    return Block(work, max(min(calls, BLOCK_CALLS), int(BLOCK_SECONDS / max(once, 1e-3))), clock, timer)
+
+
+def ceiling_rate(work: Work, times: Sequence[float]) -> Row:
+    """Return the cost of a ceiling and the rate that it reached in its median block.
+
+    The rate is in FLOP/s, bytes/s, or seconds an operation.
+    """
     middle = median(times)
     rate = work.flops / middle if work.flops else work.moved_bytes / middle if work.moved_bytes else None
     if rate is None and work.operations:
         rate = middle / work.operations
     costs = {"flops": work.flops, "moved_bytes": work.moved_bytes, "operations": work.operations}
     return {**costs, "computes": work.computes, "rate": rate}
-
-
-def yardstick(work: Work, calls: int, clock: Clock, timed: Timer) -> Block:
-    """A block of a ceiling beside arms with so many calls in theirs: as short as an arm's, so that it takes little of
-    the round, and the best of three calls where an arm's is the best of three or more.
-
-    A few calls warm it up: a ceiling is the best that it reaches, in rounds enough.
-    """
-    once = min(timed(work.call) for _ in range(BLOCK_CALLS))
-    return Block(work, max(min(calls, BLOCK_CALLS), int(BLOCK_SECONDS / max(once, 1e-3))), clock, timed)

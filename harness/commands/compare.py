@@ -1,4 +1,4 @@
-"""`gpt-harness compare`: two benchmark runs side by side, and the exit status that a gate in CI goes by."""
+"""`gpt-harness compare`: two benchmark runs side by side, and an exit status for a gate in CI."""
 
 from __future__ import annotations
 
@@ -11,43 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError
-from harness.history.compare_runs import (
-    ALPHA,
-    BETWEEN_RUNS,
-    BenchmarkRun,
-    Change,
-    Compared,
-    Gate,
-    Key,
-    compare,
-    find_runs,
-    read_run,
-)
+from harness.history.benchmark_runs import ArmKey, BenchmarkRun, find_runs, read_run
+from harness.history.change_estimates import BETWEEN_RUNS
+from harness.history.compare_runs import ALPHA, Change, RunComparison, compare
+from harness.history.gates import FIELDS, Gate
 
 A_RUN = (
     "a record file, a folder of them, `latest`, `latest~1`, or the beginning of a run's time (20261122T17); several "
     "with commas between"
 )
-# What a comparison's row says of how it was made; the rest is the machine's, in the header.
-CHOSEN, MACHINE = ("subject", "device", "threads", "quick"), ("cpu", "torch", "gpu", "huge_pages", "preloaded")
+# The settings that each comparison's row records; those of the machine are in the header of the file.
+SETTINGS, MACHINE = ("subject", "device", "threads", "quick"), ("cpu", "torch", "gpu", "huge_pages", "preloaded")
 OTHER_LOAD = 0.5  # processes that wanted a core besides this one's threads
-COLUMNS = (*Key._fields, "against", "A", "B", "change", "low", "high", "p", "verdict")
+COLUMNS = (*ArmKey._fields, "against", "A", "B", "change", "low", "high", "p", "verdict")
 
 
-def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """`gpt-harness compare A B [-k WORDS] [--against WHAT] [--fail-if slower:5%]`."""
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `gpt-harness compare A B [-k WORDS] [--against WHAT] [--fail-if slower:5%]`."""
     command = commands.add_parser(
         "compare",
-        help="what became of every arm between two benchmark runs",
-        description="Compare benchmark runs, of other days or machines too, by the ratio of each arm to what the same "
-        "run measured beside it. Exit status 1 if a --fail-if is met, or an arm that is now wrong has lost its time.",
+        help="compare every arm of two benchmark runs",
+        description="Compare benchmark runs, of different days or machines too, by the ratio of each arm to what the "
+        "same run measured beside it. Exit status 1 if a --fail-if is met, or an arm that is now wrong has lost its "
+        "time.",
     )
     command.add_argument("before", metavar="A", help=A_RUN)
     command.add_argument("after", metavar="B", help="the same, for the runs that are compared with A")
     command.add_argument("-k", dest="words", default="", metavar="WORDS", help="only arms whose line has all WORDS")
     command.add_argument(
         "--against", choices=("yardstick", "control"),
-        help="hold arms against the run's first ceiling, or its control (default: the first where both runs have it)",
+        help="compare arms with the run's first ceiling, or with its control (default: the first if both runs have it)",
     )  # fmt: skip
     command.add_argument(
         "--fail-if", dest="gates", type=_gate, action="append", default=[], metavar="WHAT",
@@ -57,143 +50,146 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--records", type=Path, default=Path("reports/records"), metavar="DIR", help="where runs are (%(default)s)"
     )
     command.add_argument("--output", type=Path, metavar="FILE.csv", help="write the table there as well")
-    command.set_defaults(run=run_compare)
+    command.set_defaults(run=run)
 
 
 def _gate(text: str) -> Gate:
     try:
-        return Gate.read(text)
+        return Gate.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def run_compare(options: argparse.Namespace) -> int:
-    """Print the table, what limits it, and what each gate makes of it."""
-    sides = [[read_run(path) for path in find_runs(name, options.records)] for name in (options.before, options.after)]
-    before, after = sides
-    found = compare(before, after, words=options.words, against=options.against)
-    print("\n".join([*heading(before, after), "", *table(found), "", *limits(before, after, found)]))
+def run(options: argparse.Namespace) -> int:
+    """Print the table, its limits, and the result of each gate; 1 if a gate failed."""
+    before, after = (
+        [read_run(path) for path in find_runs(name, options.records)] for name in (options.before, options.after)
+    )
+    result = compare(before, after, words=options.words, against=options.against)
+    print("\n".join([*heading(before, after), "", *table(result), "", *limits(before, after, result)]))
     if options.output:
-        write_csv(options.output, found.changes)
-    failed = bool(options.gates and found.lost)
+        write_csv(options.output, result.changes)
+    failed = bool(options.gates and result.lost)
     if failed:
-        lost = "; ".join(f"{key.label} ({found.left_out[key]})" for key in found.lost)
-        print(f"--fail-if: FAILED by what had a time in A and is refused one in B: {lost}")
+        lost = "; ".join(f"{key.label} ({result.left_out[key]})" for key in result.lost)
+        print(f"--fail-if: FAILED by arms with a time in A and none in B: {lost}")
     for gate in options.gates:
-        told, breached = judged(gate, found.changes)
-        failed |= breached
-        print(told)
+        line, exceeded = apply_gate(gate, result.changes)
+        failed |= exceeded
+        print(line)
     return int(failed)
 
 
 def heading(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> Iterator[str]:
-    """Which runs these are."""
+    """Yield a line for each run: its side, file, subject and commit."""
     for side, runs in (("A", before), ("B", after)):
         for run in runs:
             environment = run.header.get("environment") or {}
             commit = environment.get("git_commit") or "no commit"
             changed = ", changed" if environment.get("git_dirty") else ""
-            yield f"{side}  {run.path.stem}  {_said(_values(run, 'subject'))} at {commit}{changed}"
+            yield f"{side}  {run.path.stem}  {_join(_values(run, 'subject'))} at {commit}{changed}"
 
 
-def table(found: Compared) -> Iterator[str]:
-    """An arm a line, under its comparison: its time in yardsticks in A and in B, and what the change comes to."""
-    width = max((len(change.key.arm) for change in found.changes), default=0)
-    for (title, against), changes in itertools.groupby(found.changes, key=_title):
+def table(result: RunComparison) -> Iterator[str]:
+    """Yield a line for each arm, under its comparison: its time in A and B over the reference's, and the change."""
+    width = max((len(change.key.arm) for change in result.changes), default=0)
+    for (title, against), changes in itertools.groupby(result.changes, key=_title):
         yield f"{title}, in times of {against}"
         for change in changes:
             memory = change.exact.get("peak_memory_bytes", (0.0, 0.0))
             more = f"  peak memory {memory[1] / memory[0]:.3g}x" if memory[0] and memory[0] != memory[1] else ""
-            yield f"  {change.key.arm:<{width}}  A {change.before:<9.4g} B {change.after:<9.4g} {change.told}{more}"
-    for key, why in found.left_out.items():
-        yield f"not compared: {key.label}: {why}"
+            figures = f"A {change.before:<9.4g} B {change.after:<9.4g} {change.describe()}{more}"
+            yield f"  {change.key.arm:<{width}}  {figures}"
+    for key, reason in result.left_out.items():
+        yield f"not compared: {key.label}: {reason}"
 
 
 def _title(change: Change) -> tuple[str, str]:
     return change.key.label.removesuffix(f": {change.key.arm}"), change.against
 
 
-def limits(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun], found: Compared) -> Iterator[str]:
-    """What the figures above rest on, and what differs between the runs besides the code."""
-    if (between := found.between) is None:
-        yield f"Errors are the scatter of the runs ({len(before)} of A, {len(after)} of B)."
+def limits(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun], result: RunComparison) -> Iterator[str]:
+    """Yield the assumptions behind the figures, and the differences between the runs besides the code."""
+    if (run_to_run := result.run_to_run) is None:
+        yield f"Errors come from the scatter of the runs ({len(before)} of A, {len(after)} of B)."
     else:
-        source = "what place in memory and order of building come to"
-        if between.centre > math.sqrt(2) * BETWEEN_RUNS:
-            source += ", and what the ceilings' ratios to one another changed by"
-        factor = math.exp(between.centre)
+        source = "from the place in memory and the order of building"
+        if run_to_run.centre > math.sqrt(2) * BETWEEN_RUNS:
+            source += ", and from the change of the ceilings' ratios to one another"
+        factor = math.exp(run_to_run.centre)
         yield (
-            f"One run a side: a factor of {factor:.3f} is taken for what differs from run to run ({source}); three "
-            "runs a side, with commas between, measure it."
+            f"One run a side: runs are assumed to differ by a factor of {factor:.3f} ({source}); three runs a side, "
+            "with commas between, measure it."
         )
-    flagged = [change for change in found.twins if change.ratio.verdict in ("FASTER", "SLOWER")]
-    if found.twins:
-        yield f"{len(found.twins)} pairs of identical arms, {len(flagged)} called changed."
-    yield from busy(before, after)
+    flagged = [change for change in result.twins if change.ratio.verdict in ("FASTER", "SLOWER")]
+    if result.twins:
+        yield f"{len(result.twins)} pairs of identical arms, {len(flagged)} called changed."
+    yield from other_load(before, after)
     differs = differences(before, after)
-    for what, (a, b) in differs.items():
-        yield f"{what} differs: {a} in A, {b} in B"
+    for name, (a, b) in differs.items():
+        yield f"{name} differs: {a} in A, {b} in B"
     if set(differs) - {"subject", "quick"}:
         yield (
-            "A machine that is faster as a whole leaves these ratios alone; one that is faster at some work only does "
-            "not, so a change above may be the machine's or the library's."
+            "A machine that is faster at all work does not change these ratios. A machine that is faster at some work "
+            "does, so that a change above may come from the machine or from a library."
         )
 
 
-def busy(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> Iterator[str]:
-    """Whether other work was going on: more processes wanted a core than the run has threads."""
+def other_load(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> Iterator[str]:
+    """Yield a line for each side on which more processes wanted a core than the run has threads."""
     for side, runs in (("A", before), ("B", after)):
-        rows = [one.comparison for run in runs for one in run.observed.values()]
+        rows = [result.comparison for run in runs for result in run.arms.values()]
         most = max(((row.get("load") or 0) - (row.get("threads") or 0) for row in rows), default=0)
         if most > OTHER_LOAD:
-            yield f"Other work was going on in {side} (a load of {most:.1f} besides its own): run it again on its own."
+            yield f"Other processes were running in {side} (a load of {most:.1f} besides its own): run it again alone."
 
 
 def differences(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> dict[str, tuple[str, str]]:
-    """What the runs were made with that is not the same on both sides."""
+    """Return the settings and properties of the machine that differ, with their values on both sides."""
     found = {}
-    for what in (*CHOSEN, *MACHINE):
-        a, b = ({value for run in side for value in _values(run, what)} for side in (before, after))
+    for name in (*SETTINGS, *MACHINE):
+        a, b = ({value for run in side for value in _values(run, name)} for side in (before, after))
         if a != b:
-            found[what] = (_said(a), _said(b))
+            found[name] = (_join(a), _join(b))
     return found
 
 
-def _values(run: BenchmarkRun, what: str) -> set[Any]:
-    if what in CHOSEN:
-        return {one.comparison.get(what) for one in run.observed.values()}
-    return {(run.header.get("environment") or {}).get(what)}
+def _values(run: BenchmarkRun, name: str) -> set[Any]:
+    if name in SETTINGS:
+        return {result.comparison.get(name) for result in run.arms.values()}
+    return {(run.header.get("environment") or {}).get(name)}
 
 
-def _said(values: set[Any]) -> str:
+def _join(values: set[Any]) -> str:
     return ", ".join(sorted(map(str, values))) or "unknown"
 
 
-def judged(gate: Gate, changes: Sequence[Change]) -> tuple[str, bool]:
-    """What a gate says in a line, and whether it is met. Raises HarnessError where it had nothing to judge."""
-    tested = gate.tested(changes)
-    if not tested:
+def apply_gate(gate: Gate, changes: Sequence[Change]) -> tuple[str, bool]:
+    """Return a gate's result in a line, and True if it failed. Raises HarnessError if it applies to no arm."""
+    applicable = gate.applicable(changes)
+    if not applicable:
         raise HarnessError(f"--fail-if {gate}: no arm above has that figure on both sides, so it would always pass")
-    breached = gate.breached(changes)
-    named = "; ".join(f"{change.key.label} {_growth(gate, change)}" for change in breached)
-    told = f"--fail-if {gate}: {f'FAILED by {named}' if breached else 'passed'} ({len(tested)} arms judged"
-    if gate.what == "slower":
-        told += (
-            f"; of comparisons in which none became slower by more than that, at most {ALPHA:.0%} fail, as far as the "
-            "errors are those told above: one-sided tests, Holm"
+    exceeded = gate.exceeded(changes)
+    arms = "; ".join(f"{change.key.label} {_growth(gate, change)}" for change in exceeded)
+    line = f"--fail-if {gate}: {f'FAILED by {arms}' if exceeded else 'passed'} ({len(applicable)} arms judged"
+    if gate.quantity == "slower":
+        line += (
+            f"; of comparisons in which no arm became slower by more than that, at most {ALPHA:.0%} fail, if the "
+            "errors are those stated above: one-sided tests, Holm"
         )
-    return f"{told})", bool(breached)
+    return f"{line})", bool(exceeded)
 
 
 def _growth(gate: Gate, change: Change) -> str:
-    if gate.what == "slower":
-        return change.told
-    a, b = change.exact["peak_memory_bytes" if gate.what == "memory" else gate.what]
+    field = FIELDS[gate.quantity]
+    if field is None:
+        return change.describe()
+    a, b = change.exact[field]
     return f"{b / a:.3g}x" if a else f"from 0 to {b:.3g}"
 
 
 def write_csv(path: Path, changes: Sequence[Change]) -> None:
-    """The table with every figure in full."""
+    """Write the table with every figure in full precision."""
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)

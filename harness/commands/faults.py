@@ -1,4 +1,4 @@
-"""`gpt-harness faults`: the kill matrix run, recorded, reported and held against its requirements."""
+"""`gpt-harness faults`: run the kill matrix, record and report it, and compare it with its requirements."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from harness.core.environment import cores, environment
 from harness.core.record_files import RecordWriter, read
 from harness.core.shipped_packages import SUITES
 from harness.faults.catalogue import read_catalogue
-from harness.report.verifications import faults as report
+from harness.report.verifications import fault_matrix, fault_tally
 
 
-def add_faults(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """`gpt-harness faults [ID ...] [--processes N] [--suites DIR] [--output DIR]`."""
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `gpt-harness faults [ID ...] [--processes N] [--suites DIR] [--output DIR]`."""
     command = commands.add_parser(
         "faults",
-        help="put every known fault into a right GPT and see which check kills it",
-        description="Put every known fault into a right GPT-2, one at a time; judge and diagnose each; write the "
+        help="put every known fault into a correct GPT and see which check kills it",
+        description="Put every known fault into a correct GPT-2, one at a time; judge and diagnose each; write the "
         "matrix of checks and faults. Exit status 1 if a requirement is missed.",
     )
     command.add_argument("ids", nargs="*", metavar="ID", help="faults or controls of the catalogue (default: all)")
@@ -32,24 +32,26 @@ def add_faults(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument(
         "--output", type=Path, default=Path("reports"), metavar="DIR", help="where it is written (%(default)s)"
     )
-    command.set_defaults(run=run_faults)
+    command.set_defaults(run=run)
 
 
-def run_faults(options: argparse.Namespace) -> int:
-    """BenchmarkRun the matrix, write its records and its report, and print the tally."""
+def run(options: argparse.Namespace) -> int:
+    """Run the matrix, write its records and its report, and print the tally; 1 if a requirement is missed."""
+    # The matrix imports torch, which takes seconds that `gpt-harness --help` need not wait for.
     from harness.faults.matrix import debug_checks, judge_faults
 
     chosen = read_catalogue().chosen(options.ids)
     started = time.perf_counter()
     path = options.output / "records" / f"faults-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
-    head = {
+    checks = debug_checks(options.suites)
+    header = {
         "run": "faults",
         "environment": environment(Path.cwd()),
         "whole": not options.ids,
         "faults": [fault.id for fault in chosen],
-        "checks": [{"suite": c.suite, "check": c.name, "keep_reason": c.keep_reason} for c in debug_checks(options.suites)],
+        "checks": [{"suite": c.suite, "check": c.name, "keep_reason": c.keep_reason} for c in checks],
     }
-    recorder = RecordWriter(path, head)
+    recorder = RecordWriter(path, header)
     done = 0
     try:
         for row in judge_faults(chosen, suites=options.suites, processes=min(options.processes, len(chosen))):
@@ -61,8 +63,8 @@ def run_faults(options: argparse.Namespace) -> int:
         print(f"interrupted: {done} of {len(chosen)} are in {path}")
         return 130
     recorder.close({"seconds": time.perf_counter() - started})
-    recorded = read(path)
-    found = report.tally(recorded)
-    print(report.summary(found))
-    print(f"{report.write(options.output, recorded)[0]}; records: {path}")
-    return 1 if found.missed else 0
+    rows = read(path)
+    tally = fault_tally.tally(rows)
+    print(fault_tally.summary(tally))
+    print(f"{fault_matrix.write(options.output, rows)[0]}; records: {path}")
+    return 1 if tally.missed else 0

@@ -1,1 +1,1 @@
-"""What every room may use: errors, limits, records, captured output, global state, sizes."""
+"""Shared foundations: errors, limits, records, captured output, global state, resources and sizes."""

@@ -1,4 +1,4 @@
-"""What a subject prints while it is judged: taken in, counted, and cut to what a person reads."""
+"""The output that a subject prints while it is judged: captured, counted and shortened."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-KEPT = 1000  # characters of each end of a long output
+EXCERPT = 1000  # bytes of captured output that are stored; characters at each end of a shortened text
 
 
 @dataclass
-class Output:
-    """How much was printed, in bytes, and how it begins."""
+class CapturedOutput:
+    """The size of an output in bytes, and its beginning."""
 
     size: int = 0
     begins: str = ""
 
     def as_row(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready mapping."""
         return {"bytes": self.size, "begins": self.begins}
 
 
-def cut(text: str, longest: int = 2 * KEPT) -> str:
-    """Both ends of a long text, and between them how much was left out."""
+def shorten(text: str, longest: int = 2 * EXCERPT) -> str:
+    """Return the text, with the middle replaced by the number of characters left out when it is over `longest`."""
     if len(text) <= longest:
         return text
     half = longest // 2
@@ -35,11 +35,11 @@ def cut(text: str, longest: int = 2 * KEPT) -> str:
 
 
 @contextlib.contextmanager
-def captured_output(output: Output) -> Iterator[None]:
-    """While open, standard output and error go nowhere but into `output`, which keeps the beginning.
+def captured_output(output: CapturedOutput) -> Iterator[None]:
+    """Capture standard output and error inside the block; fill in `output` at its end.
 
-    What Python prints is not stored at all; what comes by the file descriptors (C, child processes) waits in a
-    temporary file, since a pipe that nobody reads in time would stop whoever fills it.
+    Of Python's output only the size and the beginning are stored. Output that C code or child processes write to the
+    file descriptors goes to a temporary file: a full pipe would block the process that writes to it.
     """
     sink = _Sink()
     before = sys.stdout, sys.stderr
@@ -52,11 +52,11 @@ def captured_output(output: Output) -> Iterator[None]:
             file.seek(0, os.SEEK_END)
             output.size = sink.size + file.tell()
             file.seek(0)
-            output.begins = (bytes(sink.first) + file.read(KEPT))[:KEPT].decode("utf-8", "replace")
+            output.begins = (bytes(sink.first) + file.read(EXCERPT))[:EXCERPT].decode("utf-8", "replace")
 
 
 class _Sink(io.RawIOBase):
-    """Counts bytes and keeps the first."""
+    """Counts bytes and stores the first ones."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -68,12 +68,12 @@ class _Sink(io.RawIOBase):
     def write(self, data: Any) -> int:
         count = len(data)
         self.size += count
-        if len(self.first) < KEPT:
-            self.first += bytes(data[: KEPT - len(self.first)])
+        if len(self.first) < EXCERPT:
+            self.first += bytes(data[: EXCERPT - len(self.first)])
         return count
 
     def fileno(self) -> int:
-        return 1  # which is taken in as well
+        return 1  # standard output, which is captured as well
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a result depends on besides the code under test: versions, processor, threads, commit."""
+"""The environment of a run, which its results depend on: versions, processor, threads, commit."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "tiktoken", "numpy", "pytest", "pytest-benchmark", "gpt-harness")
 
-# Torch's switch for pages of 2 MiB under large tensors, where the kernel has them on request.
+# Torch's environment variable for pages of 2 MiB under large tensors, where the kernel provides them on request.
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
-def ask_for_huge_pages() -> None:
-    """Have torch put large tensors on pages of 2 MiB, unless told otherwise; before the first tensor, to be heard.
+def enable_huge_pages() -> None:
+    """Have torch allocate large tensors on pages of 2 MiB, unless the environment variable is already set.
 
-    What a call allocates comes as fresh pages of the kernel's. With huge ones, forward and backward of 64 tokens at
-    124M took 0.83 of the time, in the median of 16 pairs of builds (0.66 to 1.05), on a virtual machine.
+    Torch reads the variable once, so call this before the first tensor is made. Each call's memory comes from the
+    kernel as new pages. With huge pages, forward and backward of 64 tokens at 124M took 0.83 of the time, the median
+    of 16 pairs of builds (0.66 to 1.05), on a virtual machine.
     """
     os.environ.setdefault(HUGE_PAGES, "1")
 
 
 def environment(folder: Path) -> dict[str, Any]:
-    """The machine, the versions and the git commit of `folder`, as a JSON-ready mapping. Imports torch."""
-    import torch
+    """Return the machine, the versions and the git commit of `folder`, as a JSON-ready mapping."""
+    import torch  # here to save start-up time: the rest of this module does not need it
 
     versions = {name: _version(name) for name in PACKAGES}
     commit = _git(folder, "rev-parse", "--short", "HEAD")
@@ -42,7 +43,7 @@ def environment(folder: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "huge_pages": os.environ.get(HUGE_PAGES),
-        "preloaded": os.environ.get("LD_PRELOAD"),  # another allocator, perhaps
+        "preloaded": os.environ.get("LD_PRELOAD"),  # may be another memory allocator
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "git_commit": commit,
@@ -51,11 +52,11 @@ def environment(folder: Path) -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-    """The most physical memory that this process, or any finished child of it, has held at once."""
-    import resource
+    """Return the peak resident memory in bytes of this process, or of a finished child if that is larger."""
+    import resource  # here: there is no such module on Windows
 
-    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return max(peaks) * (1 if sys.platform == "darwin" else 1024)
+    peaks = (resource.getrusage(process).ru_maxrss for process in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(peaks) * (1 if sys.platform == "darwin" else 1024)  # ru_maxrss: bytes on macOS, KiB on Linux
 
 
 def _version(package: str) -> str | None:
@@ -66,7 +67,7 @@ def _version(package: str) -> str | None:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -82,9 +83,9 @@ def _cpu_name() -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        answer = subprocess.run(
+        completed = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    return completed.stdout.strip() if completed.returncode == 0 else None

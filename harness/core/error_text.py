@@ -1,4 +1,4 @@
-"""Describe an exception in one line, with the line of the user's file that raised it."""
+"""Exceptions described in one line, with the line of the user's file that raised them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ _LIBRARIES = tuple(
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the exception's type and message, shortened, and where it was raised, in one line."""
-    place = error_place(error)
+    """Return the exception's type, its message (shortened) and its location, in one line."""
+    location = error_location(error)
     message = " ".join(_message(error).split())[:LONGEST_MESSAGE]
-    return f"{type(error).__name__}: {message}{f' at {place}' if place else ''}"
+    return f"{type(error).__name__}: {message}{f' at {location}' if location else ''}"
 
 
-def error_place(error: BaseException) -> str:
-    """Return where an exception was raised, as `my_gpt.py:37 in forward`: the deepest line of the user's, if any."""
+def error_location(error: BaseException) -> str:
+    """Return where an exception was raised, as `my_gpt.py:37 in forward`.
+
+    It is the innermost line of a user's file, else the innermost line of all; "" for an exception never raised.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if is_user_file(frame.filename)]
     last = (own or frames)[-1:]
@@ -34,7 +37,7 @@ def error_place(error: BaseException) -> str:
 
 
 def is_user_file(file: str) -> bool:
-    """Return True for a file that belongs to neither Python, an installed package nor the harness."""
+    """Return True if the file belongs neither to Python, nor to an installed package, nor to the harness."""
     if not file.startswith(os.sep) or file.startswith(_LIBRARIES) or "site-packages" in file:
         return False
     path = Path(file)

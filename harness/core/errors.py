@@ -1,4 +1,4 @@
-"""Mistakes that a user can make, and what a subject can lack: each is told in one line."""
+"""Errors for a user's mistakes and for missing abilities and resources; each message is one line."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Iterable
 
 
 class HarnessError(Exception):
-    """Something the user can mend: the message says what was found, what was expected and what to do."""
+    """A mistake that the user can correct: the message says what was found, what was expected and what to do."""
 
 
 class SubjectError(HarnessError):
-    """The subject does not exist, does not import, or answers with something that is no answer."""
+    """A subject that does not exist, cannot be imported, or returns a value that cannot be used."""
 
 
 class SuiteError(HarnessError):
-    """A suite file does not say what its author meant; the message begins with `file:line:`."""
+    """A mistake in a suite file; the message begins with `file:line:`."""
 
 
-class Missing(Exception):  # noqa: N818 - no error: the check is skipped
-    """Not a fault: the check needs something that is not there, so it is skipped by name."""
+class Missing(Exception):  # noqa: N818 - not an error: the check is skipped
+    """A check needs something that is missing: it is skipped, and the message names what it needs."""
 
 
 class MissingAbility(Missing):
-    """The subject cannot do what the check judges (it has no `generate`, say)."""
+    """The subject lacks an ability that the check judges, for instance `generate`."""
 
 
 class MissingResource(Missing):
-    """Text, weights or a device that the check needs is not at hand; the message says how to get it."""
+    """A text, weights or a device that the check needs is not available; the message says how to get it."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, or all that are known."""
+    """Return the end of a message about an unknown word: the nearest known word, or else all known words."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"

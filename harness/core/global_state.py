@@ -1,4 +1,4 @@
-"""What a subject shares with everybody else in the process: noticed where it changes, told in words, and put back."""
+"""Process-wide state that a subject can change: compared, described and restored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class GlobalSetting:
-    """One thing that is global: how it is read, and how it is written back."""
+    """One global setting, with the functions that read and write it."""
 
     name: str
     read: Callable[[], Any]
@@ -62,7 +62,7 @@ def _set_device(device: torch.device) -> None:
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
-# The functions and layers that every GPT shares with the reference that it is held against.
+# Functions and layers that a subject shares with the models it is compared with: patching one changes both.
 _HOOKS = nn.modules.module
 _SHARED = {
     f"{owner.__name__}.{name}": (owner, name)
@@ -108,7 +108,7 @@ def _set_signals(handlers: Mapping[str, Any]) -> None:
 def _folder() -> str | None:
     try:
         return os.getcwd()
-    except OSError:  # it is no more
+    except OSError:  # it was deleted
         return None
 
 
@@ -117,7 +117,7 @@ def _set_folder(folder: str | None) -> None:
         os.chdir(folder)
 
 
-# What changes the answers of whoever comes next: noticed and put back around every check.
+# Settings that change the results of later checks: compared and restored around every check.
 NUMERICS = (
     GlobalSetting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     GlobalSetting("the default device", torch.get_default_device, _set_device),
@@ -161,15 +161,15 @@ def _set_logging(was: tuple[int, int]) -> None:
     logging.disable(was[1])
 
 
-# What any import on the way may change as well: put back without a word, and judged only where nothing is imported
-# for the first time.
-QUIETLY = (
+# Settings that an import of any library may change too: restored without being reported, and judged only where
+# nothing is imported for the first time.
+RESTORED_SILENTLY = (
     GlobalSetting("environment variables", lambda: dict(os.environ), _set_environment),
     GlobalSetting("the log level", _logging, _set_logging),
     GlobalSetting("warning filters", lambda: list(warnings.filters), _set_filters),
     GlobalSetting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
 )
-PROCESS = (*QUIETLY, GlobalSetting("sys.path", lambda: list(sys.path), _set_path))
+PROCESS = (*RESTORED_SILENTLY, GlobalSetting("sys.path", lambda: list(sys.path), _set_path))
 
 
 def _set_torch_state(state: list[int]) -> None:
@@ -188,7 +188,7 @@ def _numpy_state() -> tuple[Any, ...]:
     return _plain(numpy.random.get_state())
 
 
-# Drawing from them is any model's right in training; in eval mode a forward pass has nothing to draw.
+# A model may draw random numbers in training; in eval mode a forward pass has nothing to draw.
 RANDOM = (
     GlobalSetting("torch's random numbers", _torch_state, _set_torch_state),
     GlobalSetting("Python's random numbers", random.getstate, random.setstate),
@@ -200,28 +200,31 @@ Snapshot = dict[str, Any]
 
 
 def snapshot(settings: Sequence[GlobalSetting] = NUMERICS) -> Snapshot:
-    """Every setting as it is now, by name."""
+    """Return the current value of every setting, by name."""
     return {setting.name: setting.read() for setting in settings}
 
 
 def restore(before: Snapshot, settings: Sequence[GlobalSetting] = NUMERICS) -> dict[str, str]:
-    """Restore what is no longer as it was; what that was, by name, in words: `torch.float32 -> torch.float64`."""
+    """Restore every setting that differs from `before`.
+
+    Returns a description of each such change, by the setting's name, as `torch.float32 -> torch.float64`.
+    """
     changed = {}
     for setting in settings:
         found, expected = setting.read(), before[setting.name]
         if found != expected:
-            changed[setting.name] = _told(expected, found)
+            changed[setting.name] = _describe_change(expected, found)
             setting.write(expected)
     return changed
 
 
 @contextlib.contextmanager
 def isolated_global_state(changed: dict[str, str]) -> Iterator[None]:
-    """While open, a subject may change what it likes; afterwards all is as before, and `changed` says what was not.
+    """Restore all global state after the block, and add a description of each change to `changed`.
 
-    Random numbers begin at seed 0, and gradients are on.
+    Inside the block the random number generators start from seed 0, and gradients are on.
     """
-    silent = (*RANDOM[1:], *QUIETLY)
+    silent = (*RANDOM[1:], *RESTORED_SILENTLY)
     before, others = snapshot(), snapshot(silent)
     try:
         with torch.random.fork_rng(), torch.enable_grad():
@@ -237,7 +240,7 @@ def isolated_global_state(changed: dict[str, str]) -> Iterator[None]:
         restore(others, silent)
 
 
-def _told(before: Any, after: Any) -> str:
+def _describe_change(before: Any, after: Any) -> str:
     if isinstance(before, Mapping):
         differing = [key for key in {**before, **after} if before.get(key, None) != after.get(key, None)]
         return ", ".join(differing[:4]) + (" ..." if differing[4:] else "")
@@ -245,18 +248,18 @@ def _told(before: Any, after: Any) -> str:
         return f"{len(before)} entries -> {len(after)}" if len(before) != len(after) else "entries replaced"
     if isinstance(before, bool):
         return "off -> on" if after else "on -> off"
-    told = f"{before} -> {after}"
-    return told if len(told) < 100 else "changed"
+    description = f"{before} -> {after}"
+    return description if len(description) < 100 else "changed"
 
 
 _on_import: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 def remember_import(subject: Any, changed: dict[str, str]) -> None:
-    """Keep what importing the subject changed, for the check that asks."""
+    """Store the changes that importing the subject made, for `changed_on_import`."""
     _on_import[subject] = changed
 
 
 def changed_on_import(subject: Any) -> dict[str, str]:
-    """What importing the subject changed, as `restore` tells it."""
+    """Return the changes that importing the subject made, as `restore` describes them."""
     return _on_import.get(subject, {})

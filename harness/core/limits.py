@@ -1,4 +1,4 @@
-"""How long and how large a subject may grow in one check, and the alarm that ends it."""
+"""The time and memory limits of a subject in one check, and the alarm that enforces the time limit."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-SECONDS = 300.0  # twenty times what the reference's longest check takes on two cores
-MEMORY_SHARE = 0.8  # of the machine's memory, for a subject in a process of its own
+SECONDS = 300.0  # twenty times as long as the reference's longest check takes on two cores
+MEMORY_SHARE = 0.8  # of the machine's memory, for an isolated subject
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds a check, and GiB of memory where the subject has a process of its own; None is no limit."""
+    """Seconds per check, and GiB of memory for an isolated subject; None is no limit."""
 
     seconds: float | None = None
     memory_gib: float | None = None
 
 
 class TooLong(BaseException):
-    """Raised in the subject when its time is up, at the line where it is."""
+    """Raised in the subject when its time is up, at the line that it is executing."""
 
 
 @contextlib.contextmanager
 def alarm(seconds: float | None) -> Iterator[None]:
-    """While open, TooLong is raised once the time is up. Without effect outside the main thread.
+    """Raise TooLong inside the block after `seconds`, and again each second; None is no limit.
 
-    Again each second, in case that the subject catches whatever is raised. A loop within C is not reached: that takes
-    a process of its own (`--isolate`).
+    It is repeated because a subject may catch every exception. It has no effect outside the main thread, which alone
+    receives signals, and cannot interrupt a loop in C: `--isolate` can.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -52,16 +52,16 @@ def alarm(seconds: float | None) -> Iterator[None]:
 
 
 def resident_bytes(process: int) -> int:
-    """The physical memory that a process holds now; 0 where it is no more."""
+    """Return the resident memory of a process in bytes, or 0 if it has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        if Path("/proc/self/statm").exists():
+        if Path("/proc/self/statm").exists():  # there is a /proc, so the process has ended
             return 0
-    asked = subprocess.run(["ps", "-o", "rss=", "-p", str(process)], capture_output=True, text=True, check=False)
-    return int(asked.stdout.strip() or 0) * 1024
+    listed = subprocess.run(["ps", "-o", "rss=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return int(listed.stdout.strip() or 0) * 1024
 
 
 def machine_memory_gib() -> float:
-    """The physical memory of the machine."""
+    """Return the physical memory of the machine in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

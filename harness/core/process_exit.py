@@ -1,4 +1,4 @@
-"""Keep a subject from ending the process that judges it by os._exit or os.exec*, perhaps with status 0."""
+"""Protection of the judging process from a subject that calls os._exit or os.exec*."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ GUARDED = ("_exit", "execv", "execve")  # the other os.exec* functions call one 
 
 
 class ProcessExit(BaseException):
-    """Raised in the subject at the call that would have ended the process. Few programs catch a BaseException."""
+    """Raised in the subject at the call that would have ended the process.
+
+    It is a BaseException, because few programs catch that.
+    """
 
 
-_blocks = 0  # how many `subject_at_work` blocks are open
+_blocks = 0  # the number of open `subject_at_work` blocks
 
 
 @contextlib.contextmanager
 def subject_at_work() -> Iterator[None]:
-    """Mark the code inside as the subject's: there an installed ExitGuard raises ProcessExit."""
+    """Mark the code inside the block as the subject's: an installed ExitGuard then raises ProcessExit."""
     global _blocks
     _blocks += 1
     try:
@@ -34,12 +37,12 @@ def subject_at_work() -> Iterator[None]:
 class ExitGuard:
     """Replace os._exit, os.execv and os.execve in this process, from `install` to `remove`.
 
-    - In the main thread, within `subject_at_work`, a call raises ProcessExit, which becomes the check's verdict.
-    - Elsewhere (another thread, an exit handler) os._exit(0) ends the process with `status` instead of 0. That is
-      UNFINISHED until `finish` says how the run ended.
-    - In a child process that was forked from this one a call does what it always does.
+    - In the main thread, inside `subject_at_work`, a call raises ProcessExit, which becomes the check's verdict.
+    - Elsewhere (another thread, an exit handler) os._exit(0) ends the process with `status` instead of 0, so that a
+      run that ends early is not reported as a success. The status is UNFINISHED until `finish` sets it.
+    - In a child process forked from this one, a call has its usual effect.
 
-    A library written in C that ends the process is not seen; `--isolate` survives that.
+    A C library that ends the process is not detected; `--isolate` survives that.
     """
 
     def __init__(self) -> None:
@@ -49,9 +52,9 @@ class ExitGuard:
         self._originals: list[tuple[Any, str, Callable[..., Any]]] = []
 
     def install(self) -> None:
-        """Put the guarded functions in place, in `os` and in the module that `os` takes them from."""
+        """Replace the functions in `os` and in the module that `os` imports them from."""
         with contextlib.suppress(OSError):  # a process may have no standard error
-            self._stderr = os.dup(2)  # the one of now: while a check runs, another stands in its place
+            self._stderr = os.dup(2)  # a copy: while a check runs, descriptor 2 is captured
         for owner in (os, sys.modules[os.name]):
             for name in GUARDED:
                 original = getattr(owner, name)
@@ -59,11 +62,11 @@ class ExitGuard:
                 setattr(owner, name, self._guarded(name, original))
 
     def finish(self, status: int) -> None:
-        """Set the status that the run ended with: a later os._exit(0) must not hide that it failed."""
+        """Set the status of the finished run: a later os._exit(0) must not hide that it failed."""
         self.status = status
 
     def remove(self) -> None:
-        """Put the original functions back."""
+        """Restore the original functions."""
         while self._originals:
             owner, name, original = self._originals.pop()
             setattr(owner, name, original)

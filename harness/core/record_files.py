@@ -1,4 +1,4 @@
-"""Results as data: JSON lines, a header with the environment first, then one record a check, then a footer."""
+"""Record files: JSON lines, with a header (the environment), one row per record, and a footer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import IO, Any
 from harness.core.errors import HarnessError
 
 SCHEMA = 1
-Row = dict[str, Any]
+Row = dict[str, Any]  # one JSON row of a record file: a header, a record or a footer
 
 
 def encode(value: Any) -> Any:
-    """`value` as JSON can carry it: NaN and the infinities become {"float": "nan" | "inf" | "-inf"}."""
+    """Return `value` as JSON can represent it: NaN and the infinities become {"float": "nan" | "inf" | "-inf"}.
+
+    Tuples become lists, keys become strings, and objects of other types become their `str`.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if isinstance(value, Mapping):
@@ -28,7 +31,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The inverse of `encode`."""
+    """Return the value that `encode` was given, for values that JSON can represent, NaN and the infinities."""
     if isinstance(value, dict):
         if set(value) == {"float"}:
             return float(value["float"])
@@ -36,14 +39,20 @@ def decode(value: Any) -> Any:
     return [decode(item) for item in value] if isinstance(value, list) else value
 
 
-def place(comparison: str, metric: str, axis: str | None, point: int | None) -> str:
-    """What a comparison at one of its points is called: `attention forward, tokens=512`."""
+def comparison_label(comparison: str, metric: str, axis: str | None, point: int | None) -> str:
+    """Return the label of a comparison at one of its points, as `attention forward, tokens=512`."""
     return f"{comparison} {metric}" + ("" if point is None else f", {axis}={point}")
 
 
 def read(path: Path) -> list[Row]:
-    """Every row of a record file. A last line that a dying run left half written is dropped; any other is an error."""
-    # Not splitlines: that splits at separators which JSON leaves as they are within a string.
+    """Return every row of a record file: the header, the records and, after a complete run, the footer.
+
+    A last line that is incomplete is dropped: the run was killed while writing it.
+
+    Raises `HarnessError`, with the number of the line, for any other line that is not a JSON object, a first row that
+    is not a header, and another schema.
+    """
+    # Not splitlines: that also splits at separators (U+2028) which JSON leaves unescaped in a string.
     lines = path.read_text(encoding="utf-8", errors="backslashreplace").removesuffix("\n").split("\n")
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
@@ -56,7 +65,7 @@ def read(path: Path) -> list[Row]:
                 f"{path}:{number}: not a JSON line of a record ({error}); the file was edited or damaged"
             ) from error
     if not rows or rows[0].get("kind") != "header":
-        raise HarnessError(f"{path}:1: expected a header row; this is no record file of gpt-harness")
+        raise HarnessError(f"{path}:1: expected a header row; this is not a record file of gpt-harness")
     if rows[0].get("schema") != SCHEMA:
         raise HarnessError(f"{path}:1: schema {rows[0].get('schema')!r}, this version reads {SCHEMA}")
     return rows
@@ -70,25 +79,28 @@ def _row(line: str) -> Row:
 
 
 class RecordWriter:
-    """Writes one run's record file, a line at a time, so that a run that dies keeps what it had measured."""
+    """Writes the record file of one run, line by line, so that a run that is killed leaves its results.
+
+    Raises `FileExistsError` when the file exists.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.counts: dict[str, int] = {}
-        # A path or a message may hold half a character; the record is to survive it.
+        # A path or a message may contain an unpaired surrogate; writing must not fail on it.
         self._file: IO[str] = path.open("x", encoding="utf-8", errors="backslashreplace")
         self._write({"kind": "header", "schema": SCHEMA, **header})
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a record; it is on disk when this returns."""
+        """Append a record; it is in the file when this returns."""
         verdict = row.get("verdict")
         if verdict is not None:
             self.counts[verdict] = self.counts.get(verdict, 0) + 1
         self._write(row)
 
     def close(self, footer: Mapping[str, Any]) -> None:
-        """Append the footer: what is missing from a run that died."""
+        """Append the footer, which marks the run as complete, and close the file."""
         self._write({"kind": "footer", "counts": self.counts, **footer})
         self._file.close()
 

@@ -1,4 +1,4 @@
-"""What a check needs besides the subject and may not find: real text, released weights."""
+"""Resources that a check needs besides the subject and that may be missing: real text and pretrained weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.core.errors import HarnessError, MissingResource
-from harness.core.shipped_packages import shipped
+from harness.core.shipped_packages import shipped_package
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A name, not an import: whoever ships a text and a tokenizer can take its place.
+# A name, not an import: the harness does not depend on gpt, and another package can provide the text and tokenizer.
 TEXT_SOURCE = "gpt.data:tokens"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The names under which this run looks for text and weights."""
+    """The names of the text and of the pretrained weights of this run."""
 
     text: str = "tinyshakespeare"
     pretrained: str = "gpt2"
@@ -36,12 +36,20 @@ Resources.current = Resources()
 
 
 def text_tokens() -> Tensor:
-    """The run's text as GPT-2 tokens, 1-D int64. MissingResource where there is none, with the way to get it."""
+    """Return the run's text as GPT-2 tokens, 1-D int64.
+
+    Raises `MissingResource`, with how to get it, when the default text is missing; `HarnessError` for one that the
+    user named and that cannot be read.
+    """
     return _text_tokens(Resources.current.text)
 
 
 def pretrained_directory() -> Path:
-    """The folder of the released weights. MissingResource where they cannot be had."""
+    """Return the folder of the pretrained weights.
+
+    Raises `MissingResource`, with how to get them, when the default weights are missing; `HarnessError` for ones that
+    the user named.
+    """
     return _pretrained_directory(Resources.current.pretrained)
 
 
@@ -49,10 +57,10 @@ def pretrained_directory() -> Path:
 def _text_tokens(name: str) -> Tensor:
     module, function = TEXT_SOURCE.split(":")
     try:
-        with shipped(module.split(".")[0]):  # a user's own package may have the same name
+        with shipped_package(module.split(".")[0]):  # a user's own package may have the same name
             tokens: Tensor = getattr(importlib.import_module(module), function)(name)
     except FileNotFoundError as error:
-        if name != Resources.text:  # the user named it: a slip of the pen must not turn checks off
+        if name != Resources.text:  # the user named it: a typing error must not skip checks
             raise HarnessError(f"--text {name}: {error}") from error
         raise MissingResource(f"text '{name}': {error}") from error
     except Exception as error:
@@ -61,28 +69,28 @@ def _text_tokens(name: str) -> Tensor:
 
 
 def _pretrained_directory(name: str) -> Path:
-    found = _looked_for(name)
+    found = _locate_pretrained(name)
     if isinstance(found, str):
-        told = (
-            f"pretrained weights '{name}': not a directory, not in the local cache, and not to be had from the hub "
+        message = (
+            f"pretrained weights '{name}': not a directory, not in the local cache, and not available from the hub "
             f"({found}); fetch them with `hf download gpt2`, or name a directory with --pretrained DIR"
         )
-        raise MissingResource(told) if name == Resources.pretrained else HarnessError(told)
+        raise MissingResource(message) if name == Resources.pretrained else HarnessError(message)
     return found
 
 
 @functools.cache
-def _looked_for(name: str) -> Path | str:
-    """The folder, or why there is none; kept, so that an unreachable hub is waited for once."""
+def _locate_pretrained(name: str) -> Path | str:
+    """Return the folder, or why there is none. Cached, so that an unreachable hub is waited for only once."""
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # here to save start-up time
 
-    wanted = ["config.json", "model.safetensors"]
+    files = ["config.json", "model.safetensors"]
     reason = ""
     for local in (True, False):
         try:
-            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local, etag_timeout=5))
-        except Exception as error:  # the hub's errors, the network library's, a name that is no repository's
+            return Path(snapshot_download(name, allow_patterns=files, local_files_only=local, etag_timeout=5))
+        except Exception as error:  # the hub's errors, the HTTP library's, and ones for an invalid repository name
             reason = type(error).__name__
     return reason

@@ -9,33 +9,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-HOME = Path(__file__).resolve().parents[2]  # the folder that holds harness/, gpt/ and verifications/
+HOME = Path(__file__).resolve().parents[2]  # the folder of harness/, gpt/ and verifications/
 SUITES = HOME / "verifications"
-# Modules of the shipped packages that have made way for the user's, to come back when they are asked for.
-_aside: dict[str, ModuleType] = {}
+# Modules that are out of sys.modules at the moment because another package has their name.
+_set_aside: dict[str, ModuleType] = {}
 
 
-def make_way(folder: Path) -> None:
-    """Forget shipped packages under names that `folder` has too, as a user's own gpt.py: an import then finds theirs.
+def prefer_user_modules(folder: Path) -> None:
+    """Remove shipped packages from sys.modules whose names `folder` has too, so that an import finds the user's.
 
-    Theirs stay imported: a function of theirs may import them again, late.
+    An example is a user's own gpt.py. The user's modules then stay imported, since their functions may import them
+    again later.
     """
     if folder.resolve() == HOME:
         return
     for name in {name.split(".")[0] for name, module in sys.modules.items() if _is_shipped(module)} - {"harness"}:
         if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
-            _aside.update(_take_out(name))
+            _set_aside.update(_remove_modules(name))
 
 
 @contextlib.contextmanager
-def shipped(name: str) -> Iterator[None]:
-    """While open, the top-level package `name` is the shipped one."""
+def shipped_package(name: str) -> Iterator[None]:
+    """Make the top-level package `name` the shipped one inside the block."""
     loaded = sys.modules.get(name)
     if loaded is not None and _is_shipped(loaded):
         yield
         return
-    theirs = _take_out(name)
-    sys.modules.update({key: module for key, module in _aside.items() if key.split(".")[0] == name})
+    users = _remove_modules(name)
+    sys.modules.update({key: module for key, module in _set_aside.items() if key.split(".")[0] == name})
     try:
         if name not in sys.modules:
             sys.path.insert(0, str(HOME))
@@ -45,9 +46,9 @@ def shipped(name: str) -> Iterator[None]:
                 sys.path.remove(str(HOME))
         yield
     finally:
-        if theirs:
-            _aside.update(_take_out(name))
-            sys.modules.update(theirs)
+        if users:
+            _set_aside.update(_remove_modules(name))
+            sys.modules.update(users)
 
 
 def _is_shipped(module: ModuleType) -> bool:
@@ -55,6 +56,6 @@ def _is_shipped(module: ModuleType) -> bool:
     return file is not None and Path(file).parent.parent == HOME and Path(file).name == "__init__.py"
 
 
-def _take_out(name: str) -> dict[str, ModuleType]:
+def _remove_modules(name: str) -> dict[str, ModuleType]:
     names = [key for key in sys.modules if key == name or key.startswith(f"{name}.")]
     return {key: sys.modules.pop(key) for key in names}

@@ -1,4 +1,4 @@
-"""The sizes at which a GPT is judged, in words that belong to no implementation."""
+"""The sizes at which a GPT is judged, in terms of no particular implementation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """One architecture: how many of what. Widths and lengths are counts, not bytes."""
+    """The sizes of one architecture. Widths and lengths are counts, not bytes."""
 
     name: str
     vocab_size: int
@@ -18,16 +18,16 @@ class Size:
 
     @property
     def head_width(self) -> int:
-        """Channels of one attention head."""
+        """The number of channels of one attention head."""
         return self.width // self.heads
 
 
-# Every dimension of the debug size is different from every other, so that no mix-up of two can hide.
+# All dimensions of the debug size differ, so that two that are mixed up give an error or another result.
 SIZES: dict[str, Size] = {
     size.name: size
     for size in (
         Size("debug", vocab_size=211, context=32, layers=3, heads=4, width=48),
-        # As small, and with a context beyond 256, where positions in bfloat16 collapse, and beyond its width.
+        # As small, but its context is beyond 256, where positions in bfloat16 collapse, and beyond its width.
         Size("debug-long", vocab_size=211, context=519, layers=1, heads=4, width=48),
         Size("124M", vocab_size=50257, context=1024, layers=12, heads=12, width=768),
         Size("355M", vocab_size=50257, context=1024, layers=24, heads=16, width=1024),
@@ -36,5 +36,5 @@ SIZES: dict[str, Size] = {
     )
 }
 
-# What the Hugging Face hub calls them.
+# The names of the published sizes on the Hugging Face hub.
 PUBLISHED = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}

@@ -1,4 +1,4 @@
-"""The diagnosis: where a subject leaves GPT-2's way, what stands there instead, and which line to look at."""
+"""The diagnosis: where a subject differs from GPT-2, which known mistake that is, and on which line."""
 
 from harness.diagnosis.diagnose import diagnose
 from harness.diagnosis.finding import Diagnosis, Finding

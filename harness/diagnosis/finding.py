@@ -1,4 +1,4 @@
-"""What a diagnosis says: findings in execution order, each with its place, its cause, its evidence and its line."""
+"""The result of a diagnosis: findings, each with its place, its cause, its evidence and its line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+NO_VARIANT = "no known variant matches"
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One thing that is wrong.
 
-    `where` is a published component (`h.1.attn.mask`, `ln_f`, `init.wte.weight`, `cache.position`), with `h.*` where
-    every layer has it; `fault` the catalogue's id, "" where no explanation fits; `source` and `text` the line of the
-    user's file to look at, "" where it is not known; `alike` the ids of other faults that are the very same program.
+    `where` is a published component (`h.1.attn.mask`, `ln_f`, `init.wte.weight`, `cache.position`), with `h.*` if it
+    is wrong in every layer. `fault` is the catalogue's id, "" if no known variant matches. `source` and `text` are the
+    location and the text of the line to look at in the user's file, "" if unknown. `alike` are the ids of other faults
+    that make the very same program.
     """
 
     where: str
@@ -25,32 +28,33 @@ class Finding:
     alike: tuple[str, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the finding as a JSON-ready dict."""
         return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was found, the first to mend first.
+    """All findings, in the order in which to fix them.
 
-    `divergence`: the largest difference from GPT-2 at each component in execution order, relative to the values there:
-    `own` as the subject runs, `alone` given GPT-2's own input; for the components that hooks can see.
-    `reproduction`: a stand-alone script that shows the first difference without the harness, "" where there is none;
-    `data`: the weights that it reads, for a safetensors file of the same name beside it.
+    `divergence`: by component, in execution order, the largest difference from GPT-2 relative to the largest value
+    there: `own` as the subject runs, `alone` with GPT-2's own input; only for components that hooks can read.
+    `reproduction`: a stand-alone script that shows the first difference without the harness, "" if there is none.
+    `data`: the weights that the script reads, in base64, for a safetensors file of the same name beside it.
+    `trouble`: why a part of the diagnosis failed, "" if none did.
     """
 
     findings: tuple[Finding, ...] = ()
     divergence: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     reproduction: str = ""
-    data: str = ""  # what the script reads, in base64
-    trouble: str = ""  # why the diagnosis could not be made, or stopped short
+    data: str = ""
+    trouble: str = ""
 
     def as_row(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the diagnosis as a JSON-ready dict."""
         return {
             "kind": "diagnosis",
             "findings": [finding.as_row() for finding in self.findings],
-            "divergence": {place: dict(gaps) for place, gaps in self.divergence.items()},
+            "divergence": {place: dict(differences) for place, differences in self.divergence.items()},
             "reproduction": self.reproduction,
             "data": self.data,
             "trouble": self.trouble,

@@ -1,4 +1,4 @@
-"""A stand-alone script that shows the first difference, for a colleague who does not have the harness."""
+"""The reproduction: a stand-alone script that shows the first difference without the harness."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.core.sizes import SIZES, Size
 from harness.diagnosis.finding import Finding
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, build_with_weights
+from harness.subjects.build import build_with_weights
+from harness.subjects.model import Model
+from harness.subjects.protocols import Subject
 
 SIZE = "debug"
 TEMPLATE = '''"""{title}"""
@@ -38,50 +41,54 @@ mine.load_state_dict({{name[5:]: t.double() for name, t in weights.items() if na
 gpt2 = GPT2LMHeadModel(GPT2Config({sizes})).eval()
 gpt2.load_state_dict({{name[5:]: t.double() for name, t in weights.items() if name[:5] == "gpt2."}}, strict=False)
 with torch.no_grad():
-    difference = ({answer} - gpt2(weights["ids"]).logits{last}).abs().max()
+    difference = ({logits} - gpt2(weights["ids"]).logits{positions}).abs().max()
 print(f"the logits differ by {{difference:.2g}} in float64, where rounding is some 1e-14")
 '''
 
 
-class Construction:
-    """While open, notes with which arguments each module is built."""
+class ConstructionRecorder:
+    """Record the arguments with which each module is built, inside the block."""
 
     def __init__(self) -> None:
-        self.arguments: dict[int, dict[str, Any]] = {}
+        self.arguments: dict[int, dict[str, Any]] = {}  # by the module's id
 
-    def __enter__(self) -> Construction:
-        self._before = before = nn.Module.__init__
+    def __enter__(self) -> ConstructionRecorder:
+        self._original = original = nn.Module.__init__
 
         def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-            frame = sys._getframe(1)
+            frame = sys._getframe(1)  # the module's own __init__, if that is what calls this one
             code = frame.f_code
             if code.co_name == "__init__" and frame.f_locals.get(code.co_varnames[0]) is module:
                 count = code.co_argcount + code.co_kwonlyargcount
                 names = code.co_varnames[1:count]
                 self.arguments[id(module)] = {name: frame.f_locals.get(name) for name in names}
-            before(module, *args, **kwargs)
+            original(module, *args, **kwargs)
 
         nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *error: object) -> None:
-        nn.Module.__init__ = self._before  # type: ignore[method-assign]
+        nn.Module.__init__ = self._original  # type: ignore[method-assign]
 
 
 def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
-    """The script, and the weights that it reads (safetensors, in base64); "" for both where it cannot be written."""
+    """Return the script, and the weights that it reads (safetensors, in base64).
+
+    Return "" for both if the script cannot be written: the module's arguments are no Python source, or its answer has
+    no logits.
+    """
     size = SIZES[SIZE]
-    with Construction() as construction:
+    with ConstructionRecorder() as recorder:
         model = build_with_weights(subject, size, state(SIZE, "probe"), "float64", **_without_dropout(subject))
     module = model.module
-    arguments = construction.arguments.get(id(module), {})
+    arguments = recorder.arguments.get(id(module), {})
     source = inspect.getsourcefile(type(module))
     call = _call(type(module).__name__, arguments)
     if source is None or call is None or "." in type(module).__qualname__:
         return "", ""
     ids, _ = batch(size, "random", rows=2, length=24)
-    answer, last = _answer(model, ids)
-    if not answer:
+    logits, positions = _logits(model, ids)
+    if not logits:
         return "", ""
     script = TEMPLATE.format(
         title=f"{subject.name} is not GPT-2: {finding.where}: {finding.cause}".replace('"""', "'''"),
@@ -89,8 +96,8 @@ def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
         imports=_imports(type(module), arguments, Path(source)),
         call=call,
         sizes=_sizes(size),
-        answer=answer,
-        last=last,
+        logits=logits,
+        positions=positions,
     )
     return script, _weights(module, ids)
 
@@ -101,18 +108,19 @@ def _without_dropout(subject: Subject) -> dict[str, Any]:
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> str | None:
-    written = {key: _written(value) for key, value in arguments.items()}
-    if any(text is None for text in written.values()):
+    """Return a call with keyword arguments as Python source; None if an argument is no Python source."""
+    texts = {key: _as_source(value) for key, value in arguments.items()}
+    if any(text is None or not key.isidentifier() for key, text in texts.items()):
         return None
-    return f"{name}({', '.join(f'{key}={text}' for key, text in written.items())})"
+    return f"{name}({', '.join(f'{key}={text}' for key, text in texts.items())})"
 
 
-def _written(value: Any) -> str | None:
-    """A value as Python source; None where there is none for it."""
+def _as_source(value: Any) -> str | None:
+    """Return a value as Python source; None if it has none."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     if isinstance(value, dict):
-        items = [(repr(key), _written(item)) for key, item in value.items() if isinstance(key, str)]
+        items = [(repr(key), _as_source(item)) for key, item in value.items() if isinstance(key, str)]
         return None if any(text is None for _, text in items) else "{" + ", ".join(f"{k}: {t}" for k, t in items) + "}"
     fields = (
         {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
@@ -122,13 +130,11 @@ def _written(value: Any) -> str | None:
     if not fields or isinstance(value, nn.Module):
         return None
     name = type(value).__name__ if dataclasses.is_dataclass(value) else "SimpleNamespace"
-    texts = [(key, _written(item)) for key, item in fields.items()]
-    if any(text is None or not key.isidentifier() for key, text in texts):
-        return None
-    return f"{name}({', '.join(f'{key}={text}' for key, text in texts)})"
+    return _call(name, fields)
 
 
 def _imports(kind: type, arguments: Mapping[str, Any], source: Path) -> str:
+    """Return the lines that import the module's class and the classes of its arguments."""
     names = [kind.__name__]
     others = []
     for value in arguments.values():
@@ -143,26 +149,29 @@ def _imports(kind: type, arguments: Mapping[str, Any], source: Path) -> str:
     return "\n".join([f"from {source.stem} import {', '.join(sorted(names))}", *dict.fromkeys(others)])
 
 
-def _answer(model: Model, ids: Tensor) -> tuple[str, str]:
-    """How the logits are had from the module's answer to the ids alone, and which positions those are."""
+def _logits(model: Model, ids: Tensor) -> tuple[str, str]:
+    """Return the expression for the logits in the module's answer to the ids alone, and the slice of positions.
+
+    The slice is "" for all positions. Return "" for both if there are no logits.
+    """
+    call = "mine(weights['ids'])"
     with torch.no_grad():
-        given = model.module(ids)
-    ways: list[tuple[str, Any]] = [("mine(weights['ids'])", given)]
-    if isinstance(given, tuple | list):
-        ways = [(f"mine(weights['ids'])[{n}]", item) for n, item in enumerate(given)]
-    elif isinstance(given, Mapping):
-        ways = [(f"mine(weights['ids'])[{key!r}]", item) for key, item in given.items()]
-    elif hasattr(given, "logits"):
-        ways = [("mine(weights['ids']).logits", given.logits)]
-    for text, value in ways:
+        answer = model.module(ids)
+    candidates: list[tuple[str, Any]] = [(call, answer)]
+    if isinstance(answer, tuple | list):
+        candidates = [(f"{call}[{n}]", item) for n, item in enumerate(answer)]
+    elif isinstance(answer, Mapping):
+        candidates = [(f"{call}[{key!r}]", item) for key, item in answer.items()]
+    elif hasattr(answer, "logits"):
+        candidates = [(f"{call}.logits", answer.logits)]
+    for text, value in candidates:
         if isinstance(value, Tensor) and value.ndim == 3 and value.shape[-1] == model.size.vocab_size:
             return text, "" if value.shape[1] == ids.shape[1] else "[:, -1:]"
     return "", ""
 
 
 def _weights(module: nn.Module, ids: Tensor) -> str:
-    from safetensors.torch import save
-
+    """Return the module's parameters (`mine.`), GPT-2's (`gpt2.`) and the ids, as safetensors in base64."""
     tensors = {f"mine.{name}": t.detach().float().contiguous().clone() for name, t in module.named_parameters()}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         tensors.setdefault(f"mine.{name}", parameter.detach().float().contiguous().clone())
@@ -171,6 +180,7 @@ def _weights(module: nn.Module, ids: Tensor) -> str:
 
 
 def _sizes(size: Size) -> str:
+    """Return the arguments of GPT2Config."""
     sizes: dict[str, int | None] = {"vocab_size": size.vocab_size, "n_positions": size.context, "n_embd": size.width}
     sizes |= {"n_layer": size.layers, "n_head": size.heads, "bos_token_id": None, "eos_token_id": None}
     return ", ".join(f"{key}={value}" for key, value in sizes.items())

@@ -1,4 +1,4 @@
-"""Known ways to get a GPT wrong, each injected into a right one, and the matrix of which check sees which."""
+"""Known faults of a GPT, each put into a correct one, and the matrix of which check kills which fault."""
 
 from harness.faults.catalogue import Catalogue, Fault, read_catalogue
 

@@ -1,4 +1,4 @@
-"""The catalogue: faults as data, read and validated line by line, and the source that each makes of the specimen."""
+"""The catalogue: faults as data, read and validated, and the specimen's source with each of them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ CATALOGUE = Path(__file__).with_name("catalogue.toml")
 SPECIMEN = Path(__file__).with_name("specimen.py")
 SUBJECT_MATTERS = ("structure", "behaviour", "generation", "loading")
 COMMON = {"id", "what", "source", "change"}
-KEYS = {"fault": COMMON | {"kind", "where", "layer", "alike"}, "control": COMMON, "later": {"suite", "why", "ids"}}
+KEYS = {
+    "fault": COMMON | {"kind", "where", "layer", "alike"},
+    "control": COMMON,
+    "named": {"id", "what"},
+    "later": {"suite", "why", "ids"},
+}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One known way to be wrong, or a control: an equivalent program, which is no fault at all.
+    """One fault, or a control: a change after which the program is still correct.
 
-    `where`: the components that may be named, `layer` the only one that is hit (-1 is the last). `alike`: ids of
-    faults that cannot be told from this one by what the program does. `change`: (what stands in the specimen exactly
-    once, what is put in its place).
+    `where`: the components that a diagnosis may name. `layer`: the only layer that is wrong (-1 is the last).
+    `alike`: ids of faults that cannot be distinguished from this one by what the program does. `change`: pairs of a
+    text that the specimen has exactly once, and its replacement. `line`: of the catalogue.
     """
 
     id: str
@@ -39,25 +44,25 @@ class Fault:
 
     @property
     def is_control(self) -> bool:
-        """Whether nothing may be said against it."""
+        """True for a control: a check that fails is a false alarm."""
         return self.kind == "control"
 
     def source_text(self, specimen: str) -> str:
-        """The specimen's text with the fault in it. HarnessError where a text to replace is not there exactly once."""
+        """Return the specimen's source with the fault. Raises HarnessError if a text to replace is not there once."""
         text = specimen
         for find, put in self.change:
             if (found := text.count(find)) != 1:
                 raise HarnessError(
-                    f"{CATALOGUE}:{self.line}: {self.id}: {find!r} stands {found} times in {SPECIMEN.name}, "
+                    f"{CATALOGUE}:{self.line}: {self.id}: {find!r} is {found} times in {SPECIMEN.name}, "
                     "expected exactly once"
                 )
             text = text.replace(find, put)
         return text
 
     def lines(self, specimen: str) -> frozenset[int]:
-        """The lines of the specimen that are changed; none where something is added that other lines can reach.
+        """Return the lines of the specimen that are changed; none if a function is added.
 
-        A method that is put in may stand for an inherited one, which every check may call.
+        An added method may override an inherited one, which every check may call.
         """
         if any("def " in put and "def " not in find for find, put in self.change) or any(
             "    def " in put for _, put in self.change
@@ -71,11 +76,11 @@ class Fault:
         return frozenset(line for span in spans for line in span)
 
     def localised_by(self, where: str, fault: str, layers: int) -> bool:
-        """Whether `where`, a component as a diagnosis names it, is one of the wrong ones and of the right layer.
+        """Return True if `where`, a place that a diagnosis names, is a wrong component in the right layer.
 
-        The name of a suite alone, without the name of a fault, says no more than that something failed.
+        The name of a suite without a fault's id does not count: it says no more than that something failed.
         """
-        number, component = _parted(where)
+        number, component = _split(where)
         if component in SUBJECT_MATTERS and not fault:
             return False
         if self.layer is not None and number not in ("", str(self.layer % layers)):
@@ -84,57 +89,73 @@ class Fault:
         return any(component == place or component.startswith(f"{place}.") for place in self.where)
 
     def named_by(self, fault: str) -> bool:
-        """Whether `fault`, an id as a diagnosis gives it, is this one or cannot be told from it."""
+        """Return True if `fault`, an id that a diagnosis names, is this one or cannot be distinguished from it."""
         return fault == self.id or fault in self.alike
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Faults, controls, and the ids that wait for suites to come, with the reason."""
+    """Faults and controls; `later`: ids of faults that no suite covers yet, with the reason."""
 
     faults: tuple[Fault, ...]
     controls: tuple[Fault, ...]
     later: Mapping[str, str]
+    named: Mapping[str, str]  # mistakes that the diagnosis can name and no specimen has: id -> what
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids of all tables: those that a diagnosis may name."""
+        return frozenset((*(fault.id for fault in (*self.faults, *self.controls)), *self.named, *self.later))
 
     def chosen(self, ids: list[str]) -> list[Fault]:
-        """Those of these ids, or all, controls last."""
+        """Return the faults and controls with these ids, or all; controls last.
+
+        Raises HarnessError for an id that cannot be put into the specimen.
+        """
         known = {fault.id: fault for fault in (*self.faults, *self.controls)}
         for name in ids:
             if name in self.later:
                 raise HarnessError(f"{name} is not injected: {self.later[name]}")
+            if name in self.named:
+                raise HarnessError(f"{name} is not injected: the diagnosis can name it, and no specimen has it")
             if name not in known:
                 raise HarnessError(f"no fault '{name}'; {did_you_mean(name, known)}")
         return [fault for name, fault in known.items() if not ids or name in ids]
 
 
 def read_catalogue(path: Path = CATALOGUE) -> Catalogue:
-    """The catalogue in `path`. Whatever is not understood is a HarnessError that begins with file and line."""
+    """Return the catalogue in `path`. Raises HarnessError, beginning with file and line, for a mistake in it."""
     text = path.read_text(encoding="utf-8")
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise HarnessError(f"{path}:{line.group(1) if line else 1}: not TOML: {error}") from error
+        where = re.search(r"line (\d+)", str(error))
+        raise HarnessError(f"{path}:{where.group(1) if where else 1}: not TOML: {error}") from error
     if unknown := set(data) - set(KEYS):
         raise HarnessError(f"{path}:1: unknown table '{min(unknown)}'; {did_you_mean(min(unknown), KEYS)}")
     faults = tuple(_fault(path, line, table, "fault") for line, table in _tables(path, text, data, "fault"))
     controls = tuple(_fault(path, line, table, "control") for line, table in _tables(path, text, data, "control"))
     later = {id: table["why"] for _, table in _tables(path, text, data, "later") for id in table["ids"]}
     known: dict[str, int] = {}
+    named: dict[str, str] = {}
+    for line, table in _tables(path, text, data, "named"):
+        if table["id"] in later or known.setdefault(table["id"], line) != line:
+            raise HarnessError(f"{path}:{line}: the id '{table['id']}' is used twice; give each id once")
+        named[table["id"]] = table["what"]
     for fault in (*faults, *controls):
         if fault.id in known or fault.id in later:
-            raise HarnessError(f"{path}:{fault.line}: '{fault.id}' is there already, in line {known.get(fault.id)}")
+            raise HarnessError(
+                f"{path}:{fault.line}: the id '{fault.id}' is used already, in line {known.get(fault.id)}"
+            )
         known[fault.id] = fault.line
     for fault in faults:
-        if unmapped_parameters := [name for name in fault.alike if name not in known]:
-            raise HarnessError(
-                f"{path}:{fault.line}: alike '{unmapped_parameters[0]}'; {did_you_mean(unmapped_parameters[0], known)}"
-            )
-    return Catalogue(faults, controls, later)
+        if unknown_ids := [name for name in fault.alike if name not in known]:
+            raise HarnessError(f"{path}:{fault.line}: alike '{unknown_ids[0]}'; {did_you_mean(unknown_ids[0], known)}")
+    return Catalogue(faults, controls, later, named)
 
 
 def _tables(path: Path, text: str, data: dict[str, Any], kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, table) of each table of a kind, its keys checked."""
+    """Yield (line, table) for each table of a kind, its keys validated."""
     starts = [n for n, line in enumerate(text.splitlines(), 1) if re.match(rf"\s*\[\[\s*{kind}\s*\]\]", line)]
     for line, table in zip(starts, data.get(kind, []), strict=True):
         for key in table:
@@ -151,7 +172,7 @@ def _fault(path: Path, line: int, table: dict[str, Any], kind: str) -> Fault:
     if not isinstance(change, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in change
     ):
-        raise HarnessError(f"{path}:{line}: change: expected a list of [what stands there, what is put there]")
+        raise HarnessError(f"{path}:{line}: change: expected a list of [text to replace, replacement]")
     where = table.get("where", ())
     return Fault(
         id=table["id"],
@@ -166,7 +187,7 @@ def _fault(path: Path, line: int, table: dict[str, Any], kind: str) -> Fault:
     )
 
 
-def _parted(where: str) -> tuple[str, str]:
-    """The layer and the component: `h.2.attn.mask` -> ('2', 'attn.mask'); `h.*` is all layers, and '' is none."""
+def _split(where: str) -> tuple[str, str]:
+    """Return the layer and the component: `h.2.attn.mask` -> ('2', 'attn.mask'); '*' is all layers, '' is none."""
     match = re.fullmatch(r"h\.(\d+|\*)(?:\.(.+))?", where.removeprefix("transformer."))
     return (match[1], match[2] or "") if match else ("", where.removeprefix("transformer."))

@@ -4,93 +4,61 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.core.captured_output import Output, captured_output
+import torch
+
+from harness.core.captured_output import CapturedOutput, captured_output
 from harness.core.errors import HarnessError
+from harness.core.record_files import Row
 from harness.core.sizes import SIZES
+from harness.diagnosis import diagnose
 from harness.faults.catalogue import SPECIMEN, Fault
+from harness.faults.coverage import check_key, lines_reached
+from harness.judging.run_check import run
+from harness.measures.registered import measures
 from harness.oracle import model_cache
-from harness.suites.suite_file import Check, read_suite
-
-if TYPE_CHECKING:
-    from harness.judging.run_check import Record
+from harness.subjects.adapters import adapt
+from harness.subjects.protocols import Subject
+from harness.suites.check import Check
+from harness.suites.record import Record
+from harness.suites.suite_file import read_suite
 
 RED = ("fail", "error")
-# Suites whose cases are told apart by the diagnosis (top-k beside top-p): they are run after a red one too.
-CASES_THAT_TELL = ("structure", "generation", "loading", "loss")
-# Coarse before fine: what needs least of the subject comes first, and within a suite its own order counts. A check
-# stays in a suite if it kills a fault that no check before it kills, or says why it stays (`keep_reason` of a [[check]]).
+# Suites whose cases the diagnosis distinguishes (top-k and top-p, say): a check's other cases run after a red one too.
+SUITES_WITH_ALL_CASES = ("structure", "generation", "loading", "loss")
+# Coarse before fine: the suites that need least of the subject come first; within a suite the order is its file's. A
+# check stays in a suite if it kills a fault that no earlier check kills, or has a `keep_reason`.
 COARSE_TO_FINE = ("structure", "behaviour", "initialisation", "attention", "loss", "interface", "parity", "precision",
                   "generation", "loading")  # fmt: skip
-# The arms are ways to run a right subject; the specimen has one way, and a fault in it is in all of them.
-NOT_JUDGED_BY = ("arms",)
+# Arms are several implementations of the same work; the specimen has one, and a fault is in all of its arms.
+SUITES_NOT_RUN = ("arms",)
 
 
 def debug_checks(folder: Path) -> list[Check]:
-    """Every check of the suites in `folder` that runs at a small size, from coarse to fine."""
-    suites = {path.stem: path for path in folder.glob("*.toml") if path.stem not in NOT_JUDGED_BY}
+    """Return every check of the suites in `folder` that runs at a debug size, from coarse to fine."""
+    suites = {path.stem: path for path in folder.glob("*.toml") if path.stem not in SUITES_NOT_RUN}
     if not suites:
         raise HarnessError(f"no suites in {folder.resolve()}; expected *.toml, as in verifications/")
     ordered = sorted(suites, key=lambda name: (COARSE_TO_FINE.index(name) if name in COARSE_TO_FINE else 99, name))
-    checks = [check for name in ordered for check in read_suite(suites[name]).checks]
+    checks = [check for name in ordered for check in read_suite(suites[name], measures()).checks]
     return [check for check in checks if str(check.parameters.get("size", "")).startswith("debug")]
 
 
-def judge_faults(faults: Sequence[Fault], *, suites: Path, processes: int = 2) -> Iterator[dict[str, Any]]:
-    """A row for each fault, as they are done."""
-    # Spawned, not forked: threads of PyTorch do not survive a fork.
+def judge_faults(faults: Sequence[Fault], *, suites: Path, processes: int = 2) -> Iterator[Row]:
+    """Judge the faults in worker processes and yield a row for each, in the order in which they finish."""
+    # Spawned, not forked: PyTorch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(suites,)) as pool:
-        reached = pool.submit(_reached).result()
-        for done in as_completed([pool.submit(_judge, fault, reached) for fault in faults]):
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(suites,)) as pool:
+        reached = pool.submit(_lines_reached).result()
+        for done in as_completed([pool.submit(_judge_fault, fault, reached) for fault in faults]):
             yield done.result()
-
-
-def lines_reached(checks: Sequence[Check]) -> dict[str, frozenset[int]]:
-    """The lines of the right specimen that each check runs, by `suite::check`; under "" those that its import runs.
-
-    A fault in lines that a check does not run cannot change what the check finds: it need not be run. The cases of a
-    check share what one of them has computed, so that the lines of all are those of each.
-    """
-    from harness.judging.run_check import run
-    from harness.subjects.adapters import adapt
-
-    lines: set[int] = set()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != str(SPECIMEN):
-            return None
-        lines.add(frame.f_lineno)
-        return trace
-
-    reached: dict[str, frozenset[int]] = {}
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        subject = adapt(f"{SPECIMEN}:GPT")
-        reached[""] = frozenset(lines)
-        for check in checks:
-            lines.clear()
-            model_cache.clear()  # what checks share is made by each
-            run(check, subject)
-            reached[key(check)] = reached.get(key(check), frozenset()) | lines
-    finally:
-        sys.settrace(before)
-    return reached
-
-
-def key(check: Check) -> str:
-    """A check, whatever its case."""
-    return f"{check.suite}::{check.name}"
 
 
 def judge_fault(
@@ -99,35 +67,23 @@ def judge_fault(
     *,
     reached: Mapping[str, frozenset[int]] | None = None,
     diagnosing: bool = True,
-) -> dict[str, Any]:
-    """The specimen with the fault in it, judged and diagnosed as a user's file is: a JSON-ready row.
+) -> Row:
+    """Judge and diagnose the specimen with the fault, as a user's file is, and return a JSON-ready row.
 
-    Left out: checks that do not run the changed lines, and of most checks the cases after the first that is red.
+    Checks that do not run the changed lines are left out (`reached`, see `lines_reached`; None: all run), and the
+    cases of most checks after the first red one.
     """
-    from harness.judging.run_check import run
-    from harness.subjects.adapters import adapt
-
     started = time.perf_counter()
     specimen = SPECIMEN.read_text(encoding="utf-8")
-    changed = fault.lines(specimen)
-    concerned = [
-        check
-        for check in checks
-        if reached is None or not changed or changed & (reached[""] | reached.get(key(check), changed))
-    ]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"{fault.id.replace('-', '_')}.py")
         file.write_text(fault.source_text(specimen), encoding="utf-8")
         subject = adapt(f"{file}:GPT")
-        records: list[Record] = []
-        for check in concerned:
-            if not any(_same(check, record.check) and record.verdict in RED for record in records):
-                records.append(run(check, subject))
+        records = _records(subject, _checks_of_lines(checks, fault.lines(specimen), reached))
         judged = time.perf_counter()
         killed = any(record.verdict in RED for record in records)
-        findings = _diagnosed(subject, records) if killed and diagnosing else []
+        findings = _findings(subject, records) if killed and diagnosing else []
     first = findings[0] if findings else {"where": "", "fault": ""}
-    layers = SIZES["debug"].layers
     return {
         "kind": "fault",
         "id": fault.id,
@@ -150,30 +106,51 @@ def judge_fault(
         ],
         "killed": killed,
         "findings": findings,
-        "localised": fault.localised_by(str(first["where"]), str(first["fault"]), layers),
+        "localised": fault.localised_by(str(first["where"]), str(first["fault"]), SIZES["debug"].layers),
         "named": fault.named_by(str(first["fault"])),
         "seconds": judged - started,
         "diagnosis_seconds": time.perf_counter() - judged,
     }
 
 
-def _diagnosed(subject: Any, records: Sequence[Any]) -> list[dict[str, Any]]:
-    from harness.diagnosis import diagnose
+def _checks_of_lines(
+    checks: Sequence[Check], changed: frozenset[int], reached: Mapping[str, frozenset[int]] | None
+) -> list[Check]:
+    """Return the checks that run a changed line; all if it is not known which lines are changed or run."""
+    if reached is None or not changed:
+        return list(checks)
+    return [check for check in checks if changed & (reached[""] | reached.get(check_key(check), changed))]
 
+
+def _records(subject: Subject, checks: Sequence[Check]) -> list[Record]:
+    """Return the records of the checks, without the cases after a check's first red one."""
+    records: list[Record] = []
+    red: set[str] = set()
+    for check in checks:
+        if check_key(check) in red:
+            continue
+        record = run(check, subject)
+        records.append(record)
+        if record.verdict in RED and check.suite not in SUITES_WITH_ALL_CASES:
+            red.add(check_key(check))
+    return records
+
+
+def _findings(subject: Subject, records: Sequence[Record]) -> list[dict[str, Any]]:
     try:
-        with captured_output(Output()):
+        with captured_output(CapturedOutput()):
             return [dict(finding.as_row()) for finding in diagnose(subject, records).findings]
-    except Exception as error:  # it must not; one that does is a row of the matrix and not its end
+    except Exception as error:  # a bug in the diagnosis is a row of the matrix and does not end it
         return [{"where": "", "fault": "", "cause": f"the diagnosis broke: {error!r}", "text": traceback.format_exc()}]
 
 
-_checks: list[Check] = []
+_checks: list[Check] = []  # of a worker process
 
 
-def _start(suites: Path) -> None:
-    """A worker process begins: one thread, the checks read once, and no garbage looked for in the libraries."""
-    import torch
-    import transformers.models.gpt2.modeling_gpt2  # noqa: F401 - imported before the freeze
+def _start_worker(suites: Path) -> None:
+    """Prepare a worker process: one thread, the checks read once, imported modules frozen for the garbage collector."""
+    # Only workers need it, and it takes seconds: imported before the freeze.
+    import transformers.models.gpt2.modeling_gpt2  # noqa: F401 - imported for the freeze alone
 
     torch.set_num_threads(1)
     _checks[:] = debug_checks(suites)
@@ -182,14 +159,9 @@ def _start(suites: Path) -> None:
     model_cache.frozen = True
 
 
-def _reached() -> dict[str, frozenset[int]]:
+def _lines_reached() -> dict[str, frozenset[int]]:
     return lines_reached(_checks)
 
 
-def _judge(fault: Fault, reached: Mapping[str, frozenset[int]]) -> dict[str, Any]:
+def _judge_fault(fault: Fault, reached: Mapping[str, frozenset[int]]) -> Row:
     return judge_fault(fault, _checks, reached=reached)
-
-
-def _same(one: Check, other: Check) -> bool:
-    """Whether the two are cases of one check, of which the first that is red tells all; see CASES_THAT_TELL."""
-    return one.suite not in CASES_THAT_TELL and key(one) == key(other)

@@ -1,4 +1,4 @@
-"""What an interrupted benchmark run has left: comparisons that the next run need not measure again."""
+"""Resume an interrupted benchmark run: find the comparisons that it measured, which the next run need not repeat."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError
-from harness.core.record_files import encode, read
+from harness.core.record_files import Row, encode, read
 from harness.core.shipped_packages import HOME
-from harness.history.compare_runs import age
+from harness.history.benchmark_runs import age
 
-# Of the environment, what times depend on.
+# The fields of the environment that times depend on.
 MACHINE = (
     "python",
     "torch",
@@ -28,33 +28,31 @@ MACHINE = (
     "memory_gib",
 )
 
-Row = dict[str, Any]
-
 
 def fingerprint(subject: str, *, environment: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """What a time depends on, as one word: the subject's code, the harness's, the machine, and how it was asked for.
+    """Return a hash of everything that a time depends on: the subject's code, the harness, the machine, the settings.
 
-    `environment` is `harness.core.environment.environment`'s, `settings` the options of the run (size, device, threads,
-    quick ...). Of the code every character counts, committed or not.
+    `environment` comes from `harness.core.environment.environment`. `settings` are the options of the run (size,
+    device, threads, quick ...). Every character of the code counts, committed or not.
     """
-    told = {"subject": subject, "machine": {key: environment.get(key) for key in MACHINE}, "settings": settings}
-    digest = hashlib.sha256(json.dumps(encode(told), sort_keys=True).encode())
+    inputs = {"subject": subject, "machine": {key: environment.get(key) for key in MACHINE}, "settings": settings}
+    digest = hashlib.sha256(json.dumps(encode(inputs), sort_keys=True).encode())
     for path in (*_sources(subject), *_package(HOME / "harness"), *_package(HOME / "benchmarks")):
         digest.update(f"\n{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _sources(subject: str) -> list[Path]:
-    """The subject's code: the modules beside its file, or its package."""
-    where = subject.rpartition(":")[0]
-    if where.endswith(".py"):
-        beside = Path(where).resolve().parent
-        # What it most likely imports besides: the reference.
-        return [*sorted(beside.glob("*.py")), *sorted(beside.glob("*.toml")), *_package(HOME / "gpt")]
+    """Return the files of the subject's code: the modules beside its file, or those of its package."""
+    location = subject.rpartition(":")[0]
+    if location.endswith(".py"):
+        folder = Path(location).resolve().parent
+        # The reference, too: it is what a subject most likely imports from outside its folder.
+        return [*sorted(folder.glob("*.py")), *sorted(folder.glob("*.toml")), *_package(HOME / "gpt")]
     if subject.startswith("hf:"):
         return sorted(Path(subject.removeprefix("hf:")).glob("*.json"))
     try:
-        spec = importlib.util.find_spec(where.split(".")[0])
+        spec = importlib.util.find_spec(location.split(".")[0])
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None:
@@ -68,10 +66,10 @@ def _package(folder: Path) -> list[Path]:
 
 
 def resumable(records: Path, fingerprint: str) -> list[Row]:
-    """The comparisons that runs with this fingerprint measured before they were interrupted, each once, newest first.
+    """Return the comparisons that interrupted runs with this fingerprint measured, each once, newest first.
 
-    A complete run ends the search: after it there is nothing to go on with. Rows have their `fingerprint`; a file
-    that cannot be read is passed over.
+    Rows carry the `fingerprint` of their run. A complete run ends the search, because there is nothing to resume before
+    it. A file that cannot be read is skipped.
     """
     found: dict[tuple[Any, ...], Row] = {}
     for path in sorted(records.glob("bench-*.jsonl"), key=age, reverse=True):
@@ -79,10 +77,10 @@ def resumable(records: Path, fingerprint: str) -> list[Row]:
             rows = read(path)
         except (HarnessError, OSError):
             continue
-        own = list(_comparisons(rows, fingerprint))
-        if own and rows[-1].get("kind") == "footer" and rows[-1].get("complete"):
+        comparisons = list(_comparisons(rows, fingerprint))
+        if comparisons and rows[-1].get("kind") == "footer" and rows[-1].get("complete"):
             break
-        for row in own:
+        for row in comparisons:
             found.setdefault((row["comparison"], row["metric"], row["point"]), {**row, "resumed_from": path.name})
     return list(found.values())
 
@@ -92,5 +90,5 @@ def _comparisons(rows: Collection[Row], fingerprint: str) -> Iterator[Row]:
 
 
 def covers(row: Row, arms: Collection[str]) -> bool:
-    """Whether a comparison measured, or refused, every one of `arms`."""
+    """Return True if the comparison measured, or refused, every one of `arms`."""
     return {arm["arm"] for arm in row["arms"]} >= set(arms)

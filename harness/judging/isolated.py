@@ -1,52 +1,50 @@
-"""A subject in a process of its own, with a limit of time and of memory: whatever it does, the run goes on."""
+"""A judge that has the subject in a process of its own, with limits of time and memory.
+
+The subject may exit, crash, hang or grow: the check is then an error that says so, and the run continues.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import faulthandler
-import importlib
 import json
 import os
-import queue
 import re
 import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from harness.core.error_text import describe_error, display_path, is_user_file
+from harness.core.error_text import display_path, is_user_file
 from harness.core.errors import SubjectError
 from harness.core.limits import Limits, resident_bytes
-from harness.core.process_exit import ExitGuard
-from harness.core.record_files import decode, encode
+from harness.core.record_files import Row, decode, encode
 from harness.core.resources import Resources
 from harness.core.shipped_packages import HOME
-from harness.judging.run_check import Record
 from harness.oracle.deviations import Deviation
+from harness.suites.check import Check
+from harness.suites.record import Record
 
-if TYPE_CHECKING:
-    from harness.judging.runner import Row
-    from harness.suites.suite_file import Check
-
-GRACE = 5.0  # seconds for the worker's own alarm to end a check before the process is ended
+GRACE = 5.0  # seconds that the worker's own alarm has to end a check before the process is killed
 POLL = 0.05  # seconds between two looks at its memory
-START = 120.0  # seconds at the most for a worker to import torch
+START = 120.0  # seconds, at most, for a worker to import torch
 
 
 class WorkerEnded(Exception):  # noqa: N818 - says what the process did
-    """The worker is no more; the message says how it ended, and where in the subject's code."""
+    """The worker's process has ended. The message says how, and at which line of the subject."""
 
 
 class IsolatedJudge:
-    """The subject in a worker process. A worker that ends, hangs or grows too large costs one check; a new one follows.
+    """Judges a subject in a worker process. A worker that ends, hangs or grows too large costs one check.
 
-    Raises SubjectError, in one line, where the subject cannot be had.
+    The next check starts another worker. The arguments are those of `InProcessJudge`.
+
+    Raises:
+        SubjectError: in one line, if the subject cannot be imported.
     """
 
     def __init__(self, spec: str, *, limits: Limits, echo: bool = False, own: bool = True) -> None:
@@ -60,24 +58,24 @@ class IsolatedJudge:
     def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
         """See `Judge.judge`."""
         started = time.perf_counter()
-        asked = {
+        question = {
             "do": "judge",
             "check": dataclasses.asdict(check),
             "limits": dataclasses.asdict(limits),
             "deviations": [dataclasses.asdict(each) for each in deviations],
         }
         try:
-            return Record.of_row(check, self._ready().ask(asked, limits))
+            return Record.from_row(check, self._ready().ask(question, limits))
         except WorkerEnded as ended:
             self.close()
             return Record(check, self.spec, "error", str(ended), time.perf_counter() - started)
 
     def diagnose(self, rows: Sequence[Row]) -> Row:
-        """See `Judge.diagnose`. Raises WorkerEnded where the subject ends it."""
+        """See `Judge.diagnose`. Raises WorkerEnded if the process ends."""
         return self._ready().ask({"do": "diagnose", "rows": list(rows)}, self.limits)
 
     def close(self) -> None:
-        """End the worker and whatever it has started."""
+        """End the worker and every process that it started."""
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.end()
@@ -86,7 +84,7 @@ class IsolatedJudge:
         if self._worker is None:
             self._worker = WorkerProcess(echo=self.echo)
             resources = Resources.current
-            asked = {
+            question = {
                 "do": "start",
                 "spec": self.spec,
                 "limits": dataclasses.asdict(self.limits),
@@ -97,7 +95,7 @@ class IsolatedJudge:
             }
             extra = START if self.limits.seconds is not None else 0.0
             try:
-                answer = self._worker.ask(asked, self.limits, extra=extra)
+                answer = self._worker.ask(question, self.limits, extra=extra)
             except WorkerEnded:
                 self.close()
                 raise
@@ -108,7 +106,7 @@ class IsolatedJudge:
 
 
 class WorkerProcess:
-    """The process, and the two pipes to it: JSON lines go in, JSON lines come out; what it prints is on neither."""
+    """The process and two pipes: questions go in and answers come out, as JSON lines. What it prints is on neither."""
 
     def __init__(self, *, echo: bool = False) -> None:
         to_worker, questions = os.pipe()
@@ -118,14 +116,14 @@ class WorkerProcess:
         passed = (to_worker, from_worker, self.dump.fileno())
         home = str(HOME)
         self.process = subprocess.Popen(
-            # -P: a folder with a queue.py in it is no place to import from.
-            [sys.executable, "-P", "-m", "harness.judging.isolated", *map(str, passed)],
+            # -P: do not import from the current folder, which may hold a queue.py of the user.
+            [sys.executable, "-P", "-m", "harness.judging.worker", *map(str, passed)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))},
             pass_fds=passed,
             stdin=subprocess.DEVNULL,
             stdout=None if echo else self.printed,
             stderr=None if echo else self.printed,
-            start_new_session=True,  # Ctrl-C is for the run, which then ends this process and its children
+            start_new_session=True,  # Ctrl-C reaches the run alone, which then ends this process and its children
         )
         os.close(to_worker)
         os.close(from_worker)
@@ -133,7 +131,7 @@ class WorkerProcess:
         self._read = b""
 
     def ask(self, question: Mapping[str, Any], limits: Limits, *, extra: float = 0.0) -> dict[str, Any]:
-        """The worker's answer. Raises WorkerEnded where there is none: it died, hung, or grew beyond its limit."""
+        """Return the worker's answer. Raises WorkerEnded if it died, hung, or exceeded its memory limit."""
         try:
             self.questions.write(json.dumps(encode(question)) + "\n")
             self.questions.flush()
@@ -156,7 +154,7 @@ class WorkerProcess:
         return answer
 
     def _place(self) -> str:
-        """Where in the subject's code the process is, asked from outside: Python need not be running."""
+        """Return the line that the process is at. A signal asks for it, so it works inside a C function too."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGUSR1)
             time.sleep(0.2)
@@ -174,7 +172,7 @@ class WorkerProcess:
         return f"the process ended with {signal.Signals(-code).name}{killed}{self._from_dump()}"
 
     def _from_dump(self) -> str:
-        """The line in the subject's code that the last dump of the stack names first."""
+        """Return the innermost line of the user's in the last dump of the stack."""
         self.dump.seek(0)
         text = self.dump.read().decode("utf-8", "replace")
         last = text.rpartition("(most recent call first)")[2]
@@ -185,7 +183,7 @@ class WorkerProcess:
         return ""
 
     def end(self) -> None:
-        """End the process, its children too, and close what is open."""
+        """Kill the process and its children, and close the pipes."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -194,63 +192,3 @@ class WorkerProcess:
         os.close(self.answers)
         self.dump.close()
         self.printed.close()
-
-
-def main(arguments: Sequence[str]) -> None:
-    """The worker: answer questions until there are no more. Ends with the process that asks, whatever it is doing."""
-    asked_on, answers_on, dump = map(int, arguments)
-    for number in (asked_on, answers_on, dump):
-        os.set_inheritable(number, False)  # a child of the subject's must not keep them open
-    faulthandler.enable(dump, all_threads=False)
-    faulthandler.register(signal.SIGUSR1, dump, all_threads=False)
-    ExitGuard().install()
-    questions: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(asked_on, questions), daemon=True).start()
-    answers = os.fdopen(answers_on, "w", encoding="utf-8")
-    desk = _WorkerState()
-    while True:
-        answer = desk.answer(questions.get())
-        answers.write(json.dumps(encode(answer)) + "\n")
-        answers.flush()
-
-
-def _listen(number: int, questions: queue.SimpleQueue[dict[str, Any]]) -> None:
-    with os.fdopen(number, encoding="utf-8") as lines:
-        for line in lines:
-            questions.put(decode(json.loads(line)))
-    os.killpg(0, signal.SIGKILL)  # whoever asked is gone
-
-
-class _WorkerState:
-    """Where the worker keeps the subject between two questions."""
-
-    def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """One answer, as JSON carries it."""
-        from harness.judging.runner import InProcessJudge
-        from harness.suites.measure_registry import measures
-        from harness.suites.suite_file import Check
-
-        if question["do"] == "start":
-            sys.path[:] = question["path"]
-            Resources.configure(**question["resources"])
-            try:
-                limits = Limits(**question["limits"])
-                self.here = InProcessJudge(question["spec"], limits=limits, echo=question["echo"], own=question["own"])
-            except SubjectError as error:
-                return {"error": str(error)}
-            # What checks import on the way is not to count as the first one's time.
-            measures()
-            importlib.import_module("transformers.models.gpt2.modeling_gpt2")
-            return {}
-        if question["do"] == "diagnose":
-            return self.here.diagnose(question["rows"])
-        check = Check(**{**question["check"], "varying": tuple(question["check"]["varying"])})
-        deviations = [Deviation(**{**each, "checks": tuple(each["checks"])}) for each in question["deviations"]]
-        try:
-            return self.here.judge(check, Limits(**question["limits"]), deviations).as_row()
-        except KeyboardInterrupt as raised:  # nobody pressed it: this process is in no terminal's foreground
-            return Record(check, self.here.subject.name, "error", describe_error(raised), 0.0).as_row()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

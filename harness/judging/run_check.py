@@ -1,112 +1,53 @@
-"""The pure core: run one check on one subject and get a record. Knows neither pytest nor TOML."""
+"""Run one check on one subject and return its record: the core, which knows neither pytest nor TOML."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from harness.core.captured_output import KEPT, Output, captured_output
-from harness.core.error_text import describe_error, error_place
+from harness.core.captured_output import EXCERPT, CapturedOutput, captured_output
+from harness.core.error_text import describe_error, error_location
 from harness.core.errors import HarnessError, Missing
 from harness.core.global_state import isolated_global_state
 from harness.core.limits import Limits, TooLong, alarm
 from harness.core.process_exit import subject_at_work
-from harness.subjects.model import Subject
+from harness.measures.registered import measures
+from harness.subjects.protocols import Subject
+from harness.suites.check import Check
 from harness.suites.expectations import judge
-from harness.suites.measure_registry import Measure, Reading, measures
-from harness.suites.suite_file import Check
+from harness.suites.measure_registry import Measure, Reading
+from harness.suites.record import Record, Verdict
 
-Verdict = Literal["pass", "fail", "error", "skip"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One result: what was asked, what was found, and the verdict. `as_row` gives it as JSON-ready data.
-
-    `declared` is the reason of a deviation that its author has declared: the verdict stays what it is.
-    """
-
-    check: Check
-    subject: str
-    verdict: Verdict
-    message: str
-    seconds: float
-    value: Any = None
-    unit: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    found: str = ""
-    expected: str = ""
-    where: tuple[str, ...] = ()
-    declared: str = ""
-
-    def as_row(self, *, id: str = "", rerun: str = "") -> dict[str, Any]:
-        """The record as one JSON line holds it."""
-        return {
-            "kind": "record",
-            "id": id or f"{self.check.file}::{self.check.id}",
-            "suite": self.check.suite,
-            "check": self.check.name,
-            "measure": self.check.measure,
-            "parameters": dict(self.check.parameters),
-            "subject": self.subject,
-            "verdict": self.verdict,
-            **({"declared": self.declared} if self.declared else {}),
-            "message": self.message,
-            "value": self.value,
-            "unit": self.unit,
-            "expected": dict(self.check.expected),
-            "expected_text": self.expected,
-            "found": self.found,
-            "where": list(self.where),
-            "why": self.check.why,
-            "source": self.check.source,
-            "rerun": rerun,
-            "seconds": self.seconds,
-            "details": self.details,
-        }
-
-    @classmethod
-    def of_row(cls, check: Check, row: Mapping[str, Any]) -> Record:
-        """The inverse of `as_row`, for a record that comes from another process."""
-        same = ("subject", "verdict", "message", "seconds", "value", "unit", "details", "found")
-        return cls(
-            check,
-            **{key: row[key] for key in same},
-            expected=row["expected_text"],
-            where=tuple(row["where"]),
-            declared=row.get("declared", ""),
-        )
+LONGEST_TRACEBACK = 4000  # characters, from its end
 
 
 def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: bool = False) -> Record:
-    """Judge `subject` by `check`. Whatever the subject does short of Ctrl-C becomes a verdict, never an exception.
+    """Judge the subject by the check. Anything that the subject raises becomes a verdict; only Ctrl-C is raised.
 
-    `limits.seconds` ends a subject that hangs. What it prints is taken in, unless `echo` is set.
+    The check is an error if it takes longer than `limits.seconds`. What the subject prints is captured, unless `echo`.
     """
     measure, limits = measures()[check.measure], limits or Limits()
     started = time.perf_counter()
-    output, changed = Output(), dict[str, str]()
+    output, changed = CapturedOutput(), dict[str, str]()
 
-    def record(verdict: Verdict, message: str, details: Mapping[str, Any] | None = None, **what: Any) -> Record:
-        told = dict(details or {})
+    def record(verdict: Verdict, message: str, details: Mapping[str, Any] | None = None, **fields: Any) -> Record:
+        details = dict(details or {})
         if changed:
-            told["changed"] = changed
-        if output.size > KEPT or (output.size and verdict not in ("pass", "skip")):
-            told["output"] = output.as_row()
-        return Record(check, subject.name, verdict, message, time.perf_counter() - started, details=told, **what)
+            details["changed"] = changed
+        if output.size > EXCERPT or (output.size and verdict not in ("pass", "skip")):
+            details["output"] = output.as_row()
+        seconds = time.perf_counter() - started
+        return Record(check, subject.name, verdict, message, seconds, details=details, **fields)
 
     def error(message: str, cause: BaseException) -> Record:
         if changed:
             message += "; on the way it changed " + ", ".join(f"{name} ({how})" for name, how in changed.items())
-        details = {
-            "traceback": _traceback(cause),
-            "raised": {"type": type(cause).__name__, "place": error_place(cause)},
-        }
-        return record("error", message, details)
+        trace = "".join(traceback.format_tb(cause.__traceback__))[-LONGEST_TRACEBACK:]
+        raised = {"type": type(cause).__name__, "place": error_location(cause)}
+        return record("error", message, {"traceback": trace, "raised": raised})
 
     if not isinstance(subject, measure.needs):
         return record("skip", f"{subject.name} has no ability '{measure.needs.__name__}': {_summary(measure.needs)}")
@@ -125,31 +66,28 @@ def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: b
     except KeyboardInterrupt:
         raise
     except TooLong as late:
-        return error(f"did not answer within {limits.seconds:g} s: it was at {error_place(late)}", late)
-    except BaseException as raised:  # a subject raises what it likes: SystemExit, pytest's own skip, a class of its own
+        return error(f"did not answer within {limits.seconds:g} s: it was at {error_location(late)}", late)
+    except BaseException as raised:  # SystemExit, pytest's own Skipped, or any class that the subject defines
         return error(describe_error(raised), raised)
     return _judged(check, measure, reading, record)
 
 
-def _judged(check: Check, measure: Measure, reading: Reading, record: Any) -> Record:
-    dtype = check.parameters.get("dtype") or (
-        measure.parameters["dtype"].default if "dtype" in measure.parameters else None
-    )
-    verdict = judge(reading, check.expected, dtype=dtype)
-    return record(  # type: ignore[no-any-return]
-        "pass" if verdict.passed else "fail",
-        "" if verdict.passed else f"found {verdict.found}; expected {verdict.expected}",
+def _judged(check: Check, measure: Measure, reading: Reading, record: Callable[..., Record]) -> Record:
+    """Compare the reading with the check's expectation."""
+    dtype = check.parameters.get("dtype")
+    if not dtype and "dtype" in measure.parameters:
+        dtype = measure.parameters["dtype"].default
+    judgement = judge(reading, check.expected, dtype=dtype)
+    return record(
+        "pass" if judgement.passed else "fail",
+        "" if judgement.passed else f"found {judgement.found}; expected {judgement.expected}",
         value=reading.value if not isinstance(reading.value, Mapping) else dict(reading.value),
         unit=reading.unit,
         details=reading.details,
-        found=verdict.found,
-        expected=verdict.expected,
-        where=tuple(verdict.where),
+        found=judgement.found,
+        expected=judgement.expected,
+        where=tuple(judgement.where),
     )
-
-
-def _traceback(error: BaseException) -> str:
-    return "".join(traceback.format_tb(error.__traceback__))[-4000:]
 
 
 def _summary(protocol: type) -> str:

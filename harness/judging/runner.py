@@ -1,194 +1,117 @@
-"""A run's judge of one subject: where the subject lives, what is not worth trying again, and what it has declared."""
+"""Run a suite's checks on one subject: skip what is hopeless, and take declared deviations into account."""
 
 from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from harness.core import global_state
-from harness.core.captured_output import Output, captured_output
-from harness.core.error_text import describe_error, error_place
-from harness.core.errors import SubjectError
-from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, alarm, machine_memory_gib
-from harness.core.process_exit import subject_at_work
+from harness.core.error_text import describe_error, error_location
+from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, machine_memory_gib
+from harness.core.record_files import Row
 from harness.core.sizes import SIZES
-from harness.judging.run_check import Record, run
-from harness.oracle.deviations import Deviation, declared_faults, in_force
-from harness.subjects.adapters import adapt
-from harness.subjects.model import Subject
-from harness.suites.suite_file import Check
+from harness.judging.in_process import InProcessJudge
+from harness.judging.isolated import IsolatedJudge
+from harness.judging.judge import Judge
+from harness.oracle.deviations import Deviation, declared_faults
+from harness.suites.check import Check
+from harness.suites.record import Record
 
-Row = dict[str, Any]
-LOOK_SECONDS = 60.0  # for a look at whether a subject can be built and called at all
-
-
-class Judge(Protocol):
-    """Where a subject is judged: in this process, or in one of its own."""
-
-    def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
-        """One check; with deviations, against GPT-2 with those."""
-        ...
-
-    def diagnose(self, rows: Sequence[Row]) -> Row:
-        """What is wrong with the subject, given its records as rows."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the subject."""
-        ...
-
-
-class InProcessJudge:
-    """The subject in this process. Raises SubjectError, in one line, where it cannot be had.
-
-    `own=False`: the reference that ships with the harness, whatever the user's folder has under its name.
-    """
-
-    def __init__(self, spec: str, *, limits: Limits, echo: bool = False, own: bool = True) -> None:
-        self.limits, self.echo = limits, echo
-        self._others: dict[object, Subject] = {}
-        changed: dict[str, str] = {}
-        before = global_state.snapshot()
-        try:
-            with subject_at_work(), captured_output(Output()), alarm(limits.seconds):
-                self.subject = adapt(spec, own=own)
-        except SubjectError as error:
-            if isinstance(late := error.__cause__, TooLong):
-                told = f"does not import within {limits.seconds:g} s: it was at {error_place(late)}"
-                raise SubjectError(told) from None
-            raise
-        finally:
-            changed |= global_state.restore(before)
-        global_state.remember_import(self.subject, changed)
-
-    def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
-        """See `Judge.judge`."""
-        if not deviations:
-            return run(check, self.subject, limits=limits, echo=self.echo)
-        from harness.oracle.gpt2_with_deviations import forms_with_deviations
-
-        record = None
-        for form in forms_with_deviations(deviations, self.subject):
-            if form not in self._others:
-                self._others[form] = form.subject(self.subject)
-            with in_force(form.truth):
-                record = run(check, self._others[form], limits=limits, echo=self.echo)
-            record = form.judged_again(record, self.subject)
-            if record.verdict == "pass":
-                return record
-        assert record is not None
-        return record
-
-    def diagnose(self, rows: Sequence[Row]) -> Row:
-        """See `Judge.diagnose`."""
-        from harness.diagnosis import diagnose
-
-        records = [Record.of_row(check_of(row), row) for row in rows]
-        with (
-            global_state.isolated_global_state({}),
-            subject_at_work(),
-            captured_output(Output()),
-            alarm(self.limits.seconds),
-        ):
-            return diagnose(self.subject, records).as_row()
-
-    def close(self) -> None:
-        """See `Judge.close`."""
-        self._others.clear()
+PROBE_SECONDS = 60.0  # at most, to find out if a subject can be built and called at all
 
 
 class Runner:
-    """Judges a subject check by check, on a bench.
+    """Runs checks on one subject.
 
-    After an error it looks whether the subject can be built and called at all; where it cannot, the checks that follow
-    say so in a line each. What has hung is not waited for again.
+    After an error it finds out if the subject can be built and called at all. If not, the checks that follow are errors
+    of one line, and are not run. A measure that hung once is not run again at the same size.
     """
 
-    def __init__(self, name: str, bench: Judge, *, limits: Limits, deviations: Sequence[Deviation] = ()) -> None:
-        self.name, self.bench, self.limits, self.deviations = name, bench, limits, deviations
-        self._hopeless: dict[str, str] = {}  # by size
-        self._hung: dict[tuple[str, str], str] = {}  # by measure and size
+    def __init__(self, name: str, judge: Judge, *, limits: Limits, deviations: Sequence[Deviation] = ()) -> None:
+        self.name, self.judge, self.limits, self.deviations = name, judge, limits, deviations
+        self._unusable: dict[str, str] = {}  # size -> why; empty if the subject can be built and called
+        self._hung: dict[tuple[str, str], str] = {}  # (measure, size) -> why it is not run again
         self._needed: set[Deviation] = set()
 
     def run(self, check: Check) -> Record:
-        """The record of one check, after the deviations that are declared."""
+        """Return the record of one check. A failure that a declared deviation explains is marked as declared."""
         size = str(check.parameters.get("size") or "debug")
-        because = self._hopeless.get(size) or self._hung.get((check.measure, size))
+        because = self._unusable.get(size) or self._hung.get((check.measure, size))
         if because:
             return Record(check, self.name, "error", because, 0.0, details={"because": because})
-        record = self.bench.judge(check, self.limits)
+        record = self.judge.judge(check, self.limits)
         if record.verdict == "error":
-            self._look(check, record, size)
-        if record.verdict in ("fail", "error") and self.deviations and size not in self._hopeless:
+            self._probe(check, record, size)
+        if record.verdict in ("fail", "error") and self.deviations and size not in self._unusable:
             record = self._as_declared(check, record)
         return record
 
-    def _look(self, check: Check, record: Record, size: str) -> None:
-        """After an error: whether the subject can be built and called at this size."""
+    def _probe(self, check: Check, record: Record, size: str) -> None:
+        """After an error, find out if the subject can be built and called at this size."""
         name = f"{check.suite}/{check.id}"
         if "did not answer within" in record.message:
             self._hung[check.measure, size] = f"not run: {check.measure} hung before; see {name}"
-        if size in self._hopeless or size not in SIZES or SIZES[size].width > SIZES["124M"].width:
+        if size in self._unusable or size not in SIZES or SIZES[size].width > SIZES["124M"].width:
             return
-        seconds = min(self.limits.seconds or LOOK_SECONDS, LOOK_SECONDS)
-        look = self.bench.judge(_look_at(size), replace(self.limits, seconds=seconds))
-        self._hopeless[size] = (
-            f"not run: it cannot be built and called at size {size}: {look.message} (see {name})"
-            if look.verdict == "error"
+        seconds = min(self.limits.seconds or PROBE_SECONDS, PROBE_SECONDS)
+        probe = Check("behaviour", "builds-and-answers", "answers", {"size": size}, (), {"equals": True}, "", "")
+        result = self.judge.judge(probe, replace(self.limits, seconds=seconds))
+        self._unusable[size] = (
+            f"not run: it cannot be built and called at size {size}: {result.message} (see {name})"
+            if result.verdict == "error"
             else ""
         )
 
     def _as_declared(self, check: Check, record: Record) -> Record:
-        """The record with the reason, where a declared deviation accounts for it, and against GPT-2 with it if not."""
+        """Return the record marked as declared, if a deviation explains it; otherwise what remains beyond them."""
         name = f"{check.suite}::{check.id}"
         for each in self.deviations:
             if each.excuses(name):
-                return replace(record, declared=f"{each.says}: {each.reason}", details=_by(record, [each], name))
+                details = _details_with(record, [each], name)
+                return replace(record, declared=f"{each.says}: {each.reason}", details=details)
         computed = [each for each in self.deviations if each.what]
         if not computed:
             return record
-        again = self.bench.judge(check, self.limits, computed)
+        again = self.judge.judge(check, self.limits, computed)
         if again.verdict != "pass":
-            # With what is declared taken into account, what remains is the news.
+            # The difference that remains beyond what is declared is what the user needs to see.
             return again if again.verdict == record.verdict and again.message != record.message else record
-        needed = self._accounting_for(check, computed)
+        needed = self._fewest_that_explain(check, computed)
         reason = "; ".join(f"{each.says}: {each.reason}" for each in needed)
-        return replace(record, declared=reason, details=_by(record, needed, name))
+        return replace(record, declared=reason, details=_details_with(record, needed, name))
 
-    def _accounting_for(self, check: Check, deviations: list[Deviation]) -> list[Deviation]:
-        """The fewest of the deviations with which the check passes; all of them where that would take long."""
+    def _fewest_that_explain(self, check: Check, deviations: list[Deviation]) -> list[Deviation]:
+        """Return the fewest deviations with which the check passes; beyond the debug size, those needed so far."""
         if check.parameters.get("size") != "debug":
             return [each for each in deviations if each in self._needed] or deviations
         for count in range(1, len(deviations)):
             for some in itertools.combinations(deviations, count):
-                if self.bench.judge(check, self.limits, some).verdict == "pass":
+                if self.judge.judge(check, self.limits, some).verdict == "pass":
                     self._needed |= set(some)
                     return list(some)
         self._needed |= set(deviations)
         return deviations
 
     def diagnose(self, rows: Sequence[Row]) -> Row:
-        """What is wrong with the subject, findings that are declared marked; a diagnosis that breaks is one line."""
+        """Return the diagnosis as a row, with declared findings marked. If it breaks, `trouble` says why in a line."""
         try:
-            found = self.bench.diagnose(rows)
+            diagnosis = self.judge.diagnose(rows)
         except KeyboardInterrupt:
             raise
         except TooLong as late:
-            return {
-                "trouble": f"the diagnosis did not end within {self.limits.seconds:g} s: it was at {error_place(late)}"
-            }
+            place = error_location(late)
+            return {"trouble": f"the diagnosis did not end within {self.limits.seconds:g} s: it was at {place}"}
         except BaseException as error:
             return {"trouble": f"the diagnosis broke: {describe_error(error)}"}
         declared = declared_faults(self.deviations)
-        findings = [{**each, "declared": each.get("fault") in declared} for each in found["findings"]]
-        return {**found, "findings": findings}
+        findings = [{**each, "declared": each.get("fault") in declared} for each in diagnosis["findings"]]
+        return {**diagnosis, "findings": findings}
 
     def close(self) -> None:
-        """See `Judge.close`."""
-        self.bench.close()
+        """Release the subject, and end its process if it has one."""
+        self.judge.close()
 
 
 def make_runner(
@@ -201,29 +124,27 @@ def make_runner(
     own: bool = True,
     deviations: Sequence[Deviation] = (),
 ) -> Runner:
-    """The judge of the subject that `name` names. Raises SubjectError, in one line, where it cannot be had."""
+    """Return the runner of the subject with this name.
+
+    Args:
+        name: the subject, as `--subject` names it.
+        isolate: judge it in a process of its own.
+        seconds: the time limit of one check; None for no limit.
+        memory_gib: the memory limit of an isolated subject; None for MEMORY_SHARE of the machine's memory.
+        echo: show what the subject prints instead of capturing it.
+        own: look for the name in the user's folder first.
+        deviations: what the subject declares to be different from GPT-2.
+
+    Raises:
+        SubjectError: in one line, if the subject cannot be imported.
+    """
     limits = Limits(seconds, (memory_gib or MEMORY_SHARE * machine_memory_gib()) if isolate else None)
-    if isolate:
-        from harness.judging.isolated import IsolatedJudge
-
-        return Runner(
-            name, IsolatedJudge(name, limits=limits, echo=echo, own=own), limits=limits, deviations=deviations
-        )
-    return Runner(name, InProcessJudge(name, limits=limits, echo=echo, own=own), limits=limits, deviations=deviations)
+    judge: Judge = (IsolatedJudge if isolate else InProcessJudge)(name, limits=limits, echo=echo, own=own)
+    return Runner(name, judge, limits=limits, deviations=deviations)
 
 
-def check_of(row: Mapping[str, Any]) -> Check:
-    """The check of a record that is a row."""
-    return Check(
-        row["suite"], row["check"], row["measure"], row["parameters"], (), row["expected"], row["why"], row["source"]
-    )
-
-
-def _look_at(size: str) -> Check:
-    return Check("behaviour", "builds-and-answers", "answers", {"size": size}, (), {"equals": True}, "", "")
-
-
-def _by(record: Record, deviations: Sequence[Deviation], check: str) -> dict[str, Any]:
+def _details_with(record: Record, deviations: Sequence[Deviation], check: str) -> dict[str, Any]:
+    """Return the record's details with the places (`file:line`, and with the pattern) of what excused the check."""
     places = [each.place for each in deviations]
     places += [
         f"{each.place} {pattern}"

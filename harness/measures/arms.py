@@ -1,4 +1,4 @@
-"""Measures of the arms that benchmarks time: whether each gives the answer that the others are timed for."""
+"""The measure of the arms that benchmarks time: the error of an arm's answer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 
 from harness.bench.arms import ModelPool, arm_specs, work_kinds
-from harness.bench.comparison import AGAIN, Verification
+from harness.bench.comparison import TWIN_SUFFIX
+from harness.bench.work import Verification
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
-from harness.subjects.model import Subject
+from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
 
-# A point of each kind of work that the debug size has room for.
+# One point for each kind of work, within the context of the debug size.
 POINTS: Mapping[str, Mapping[str, int]] = {
     "forward": {"tokens": 24},
     "decode": {"context": 16},
@@ -27,28 +28,32 @@ POINTS: Mapping[str, Mapping[str, int]] = {
 
 @measure
 def arm_error(subject: Subject, *, size: str, work: str, arm: str, control: str) -> Reading:
-    """The error of an arm's answer, and of its control's, in parts of what rounding allows; over 1 it is wrong.
+    """Return the errors of an arm and of its control, each over the error that rounding allows: above 1 is wrong.
 
-    Held against the same work in float64 by the judges that the benchmarks have. An arm that gives other tokens, or
-    does another amount of work than its name says, has no part but all: infinity.
+    The benchmarks' own verifier compares them with the same work in float64. The error is infinite if an arm returns
+    other tokens, or does another amount of work than its name says. Raises MissingAbility if the arm is skipped.
     """
     pool, point = ModelPool(subject, SIZES[size]), dict(POINTS[work])
     chosen = {name: arm_specs()[name] for name in (control, arm)}
-    judge = work_kinds()[work].judge(pool, control, {**chosen, control + AGAIN: chosen[control]}, **point)
+    verify = work_kinds()[work].make_verifier(
+        pool, control, {**chosen, control + TWIN_SUFFIX: chosen[control]}, **point
+    )
     found: dict[str, Verification] = {}
     try:
-        for name, way in chosen.items():
-            pool.who(way)
-            found[name] = judge(name, work_kinds()[work].build(pool, way, 0, **point))
+        for name, spec in chosen.items():
+            pool.subject_for(spec)
+            found[name] = verify(name, work_kinds()[work].build(pool, spec, 0, **point))
     finally:
         pool.close()
-    if skipped := next((finding for finding in found.values() if finding.verdict == "skip"), None):
+    if skipped := next((result for result in found.values() if result.verdict == "skip"), None):
         raise MissingAbility(skipped.message)
-    told = {name: finding.message for name, finding in found.items()}
-    return Reading({name: _part(finding) for name, finding in found.items()}, "of what rounding allows", told)
+    messages = {name: result.message for name, result in found.items()}
+    ratios = {name: _of_allowed_error(result) for name, result in found.items()}
+    return Reading(ratios, "of what rounding allows", messages)
 
 
-def _part(finding: Verification) -> float:
-    if finding.error is not None and finding.allowed:
-        return finding.error / finding.allowed
-    return 0.0 if finding.verdict == "pass" else math.inf
+def _of_allowed_error(result: Verification) -> float:
+    """Return the error over the allowed one; 0 or infinity if only a verdict is known."""
+    if result.error is not None and result.allowed:
+        return result.error / result.allowed
+    return 0.0 if result.verdict == "pass" else math.inf

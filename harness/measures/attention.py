@@ -1,4 +1,4 @@
-"""Measures of attention and causality: arms that must agree, a future that must not be seen, rows that must not mix."""
+"""Measures of attention and causality: equal attentions, no leak of the future, independent rows of a batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
-from harness.oracle import model_cache, noise_verdict
+from harness.measures.cached_model import cached_model
+from harness.oracle import noise_verdict
 from harness.oracle.probe_weights import State, Weights, state
 from harness.oracle.tokens import batch
+from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import unpack
-from harness.subjects.model import ChoosesAttention, Model, Subject, build_with_weights
+from harness.subjects.model import Model
+from harness.subjects.protocols import ChoosesAttention, Subject
 from harness.suites.measure_registry import Reading, measure
 
 PADDING_MASKS = ("attention_mask", "padding_mask")
@@ -33,8 +36,11 @@ def attention_arms(
     rows: int = 2,
     length: int = 24,
 ) -> Reading:
-    """The noise verdict on one way to compute attention against another: every block, the logits, every gradient."""
-    comparisons = _arms(subject, size, against, weights, rows, length)
+    """Return the noise verdict on one attention of the subject against another: blocks and logits, or gradients.
+
+    Raises MissingAbility if the subject does not have the attention.
+    """
+    comparisons = _attentions_compared(subject, size, against, weights, rows, length)
     if attention not in comparisons:
         raise MissingAbility(f"{subject.name} has no attention '{attention}'; it has {', '.join(subject.attentions)}")
     return noise_verdict.reading(getattr(comparisons[attention], compare))
@@ -42,18 +48,21 @@ def attention_arms(
 
 @measure
 def future_leak(subject: Subject, *, size: str, weights: Weights = "probe", length: int = 24) -> Reading:
-    """How far earlier positions move when later tokens change, by component; 1 is the size of the activations.
+    """Return the relative change of earlier positions when later tokens change, by component, in float64.
 
-    In float64, where rounding is below 1e-12. The first component that moves is where the future gets in.
+    1 is the size of the largest activation, and float64 rounding is below 1e-12. The first component that changes, in
+    execution order, is the one that sees the future.
     """
-    model = _float64(subject, size, weights)
+    model = cached_model(subject, size, weights, "float64")
     ids, other = batch(SIZES[size], "random", rows=2, length=length)
     leaks: dict[str, float] = {}
     for cut in (1, length // 2, length - 1):
         changed = torch.cat([ids[:, :cut], other[:, cut:]], dim=1)
         before, after = _outputs(model, ids), _outputs(model, changed)
         for place, tensor in before.items():
-            leaks[place] = noise_verdict.worst(leaks.get(place, 0.0), _relative(after[place][:, :cut], tensor[:, :cut]))
+            leaks[place] = noise_verdict.maximum(
+                leaks.get(place, 0.0), _relative(after[place][:, :cut], tensor[:, :cut])
+            )
     return Reading(leaks, "relative")
 
 
@@ -66,12 +75,12 @@ def jacobian(
     weights: Weights = "probe",
     length: int = 12,
 ) -> Reading:
-    """The derivative of the logits at each position by the embeddings at others, in float64, relative to the largest.
+    """Return the derivative of the logits at each position by the embeddings, in float64, relative to the largest.
 
-    'future': the largest by any later position, which must be nothing. 'past': the smallest by any earlier position
-    or its own, which must be something.
+    "future": the largest derivative by any later position, which must be zero. "past": the smallest derivative by any
+    earlier position or the position itself, which must not be zero.
     """
-    model = _float64(subject, size, weights)
+    model = cached_model(subject, size, weights, "float64")
     ids, _ = batch(SIZES[size], "random", rows=1, length=length)
     stream = _outputs(model, ids)["embedding"].clone().requires_grad_()
     with model.stream_replaced(stream):
@@ -93,14 +102,14 @@ def jacobian(
 
 @measure
 def rows_mixing(subject: Subject, *, size: str, weights: Weights = "probe", length: int = 24) -> Reading:
-    """How far a row's outputs move when the rows beside it in the batch change, by component, in float64."""
-    model = _float64(subject, size, weights)
+    """Return the relative change of a row's outputs when the other rows change, by component, in float64."""
+    model = cached_model(subject, size, weights, "float64")
     ids, other = batch(SIZES[size], "random", rows=3, length=length)
     together = _outputs(model, ids)
     alone = _outputs(model, ids[:1])
     beside = _outputs(model, torch.cat([ids[:1], other[1:]]))
     found = {
-        place: noise_verdict.worst(_relative(tensor[:1], alone[place]), _relative(tensor[:1], beside[place][:1]))
+        place: noise_verdict.maximum(_relative(tensor[:1], alone[place]), _relative(tensor[:1], beside[place][:1]))
         for place, tensor in together.items()
     }
     return Reading(found, "relative")
@@ -108,24 +117,24 @@ def rows_mixing(subject: Subject, *, size: str, weights: Weights = "probe", leng
 
 @measure
 def prefix_consistency(subject: Subject, *, size: str, weights: Weights = "probe", length: int = 24) -> Reading:
-    """How far the outputs of a prefix depend on how long the sequence is that it begins, by component, in float64."""
-    model = _float64(subject, size, weights)
+    """Return the relative change of a prefix's outputs with the sequence's length, by component, in float64."""
+    model = cached_model(subject, size, weights, "float64")
     ids, _ = batch(SIZES[size], "random", rows=2, length=length)
     whole = _outputs(model, ids)
     found: dict[str, float] = {}
     for cut in (1, length // 2, length - 1):
         prefix = _outputs(model, ids[:, :cut])
         for place, tensor in whole.items():
-            found[place] = noise_verdict.worst(found.get(place, 0.0), _relative(prefix[place], tensor[:, :cut]))
+            found[place] = noise_verdict.maximum(found.get(place, 0.0), _relative(prefix[place], tensor[:, :cut]))
     return Reading(found, "relative")
 
 
 @measure
 def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Reading:
-    """Largest distance of an attention row's sum from one, by layer, in float64.
+    """Return the largest distance of an attention row's sum from one, by layer, in float64.
 
-    Seen from outside, whatever the kernel: with values that are one constant vector v at every position and an output
-    projection that is the identity, attention answers (sum of the row) · v.
+    The weights are chosen so that the output shows the sum for any kernel: if every position has the same value v and
+    the output projection is the identity, the output of attention is (sum of the row) * v.
     """
     C = SIZES[size].width
     constant = torch.linspace(1.0, 2.0, C)
@@ -153,15 +162,15 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
 def padding_seen(
     subject: Subject, *, size: str, side: Literal["left", "right"], weights: Weights = "probe", length: int = 16
 ) -> Reading:
-    """How far the logits of tokens move when what is under the padding beside them changes, in float64.
+    """Return the relative change of the tokens' logits when the ids under the padding change, in float64.
 
-    With padding at the right, how far they are from those of the tokens without any as well. For models whose
-    `forward` takes an `attention_mask`, 1 at tokens and 0 at padding, as Hugging Face's does.
+    With padding on the right, also returns their distance from the logits without padding. The mask is 1 at tokens
+    and 0 at padding, as in Hugging Face. Raises MissingAbility if `forward` takes no padding mask.
     """
-    model = _float64(subject, size, weights)
-    words = inspect.signature(model.module.forward).parameters
-    word = next((name for name in PADDING_MASKS if name in words), None)
-    if word is None:
+    model = cached_model(subject, size, weights, "float64")
+    keywords = inspect.signature(model.module.forward).parameters
+    keyword = next((name for name in PADDING_MASKS if name in keywords), None)
+    if keyword is None:
         raise MissingAbility(f"forward of {subject.name} takes no padding mask ({', '.join(PADDING_MASKS)})")
     ids, other = batch(SIZES[size], "random", rows=2, length=length)
     padding = torch.zeros_like(ids, dtype=torch.bool)
@@ -170,7 +179,7 @@ def padding_seen(
 
     def logits(tokens: Tensor, mask: Tensor | None) -> Tensor:
         with torch.no_grad(), model.precision():
-            answer: Tensor = unpack(model.module(tokens, **({} if mask is None else {word: mask})))[0]
+            answer: Tensor = unpack(model.module(tokens, **({} if mask is None else {keyword: mask})))[0]
         return answer
 
     mask = (~padding).long()
@@ -183,37 +192,29 @@ def padding_seen(
 
 
 @functools.lru_cache(maxsize=2)
-def _arms(
+def _attentions_compared(
     subject: ChoosesAttention, size: str, against: str, weights: Weights, rows: int, length: int
 ) -> dict[str, noise_verdict.NoiseComparison]:
-    """Every other arm held against one: their reference is run once."""
+    """Return the comparison of every other attention with `against`, which runs only once."""
     ids, targets = batch(SIZES[size], "random", rows=rows, length=length)
 
-    def arm(kind: str, dtype: str) -> Model:
+    def with_attention(kind: str, dtype: str) -> Model:
         return build_with_weights(subject, SIZES[size], state(size, weights), dtype, attention=kind)
 
-    truth = noise_verdict.truth(functools.partial(arm, against), ids, targets, backward=True)
+    reference = noise_verdict.run_reference(functools.partial(with_attention, against), ids, targets, backward=True)
     return {
-        kind: noise_verdict.compare(functools.partial(arm, kind), truth, ids, targets)
+        kind: noise_verdict.compare(functools.partial(with_attention, kind), reference, ids, targets)
         for kind in subject.attentions
         if kind != against
     }
 
 
-def _float64(subject: Subject, size: str, weights: Weights) -> Model:
-    """One model for neighbouring checks: none of them changes it."""
-    return model_cache.cached(
-        ("float64", subject, size, weights),
-        lambda: build_with_weights(subject, SIZES[size], state(size, weights), "float64"),
-    )
-
-
 def _outputs(model: Model, ids: Tensor) -> dict[str, Tensor]:
-    """The residual stream and the logits, by component in execution order."""
+    """Return the residual stream (B, T, C) and the logits (B, T, V), by component in execution order."""
     with torch.no_grad(), model.block_outputs() as outputs:
         logits = model.logits(ids)
     return {**outputs, "logits": logits}
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return noise_verdict.distance(found, expected) / max(noise_verdict.largest(expected), 1e-300)
+    return noise_verdict.distance(found, expected) / max(noise_verdict.max_abs(expected), 1e-300)

@@ -1,4 +1,4 @@
-"""Measures of behaviour: what a subject does besides answering, to the process, to its input and to itself."""
+"""Measures of side effects: on the process, on the input, on memory and on the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.core import global_state
-from harness.core.captured_output import Output, captured_output, cut
+from harness.core.captured_output import CapturedOutput, captured_output, shorten
 from harness.core.errors import MissingAbility
 from harness.core.global_state import NUMERICS, PROCESS, RANDOM
 from harness.core.limits import resident_bytes
@@ -24,15 +24,17 @@ from harness.core.sizes import SIZES
 from harness.oracle import model_cache
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, build_with_weights
+from harness.subjects.build import build_with_weights
+from harness.subjects.model import Model
+from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
 
-WARM_UP = 3  # passes before memory is counted: caches fill, and allocators take their share
+WARM_UP = 3  # passes before memory is counted, in which caches fill and allocators reserve memory
 
 
 @measure
 def answers(subject: Subject, *, size: str) -> Reading:
-    """Whether the subject can be built, called and trained a step at all: what every other check takes for granted."""
+    """Return True if the subject can be built and called, and its loss is finite: all other checks rely on it."""
     model = subject.build(SIZES[size])
     ids, targets = _batch(model)
     model.logits(ids)
@@ -41,10 +43,11 @@ def answers(subject: Subject, *, size: str) -> Reading:
 
 @measure
 def changes_to_the_process(subject: Subject, *, size: str) -> Reading:
-    """What importing, building, calling or training the subject changes that is global, setting by setting.
+    """Return the changes to global state by importing, building, calling or training the subject, by setting.
 
-    The default dtype and device, gradients, threads, seeds, torch's own functions, the folder, signal handlers ...
-    Done once before it is judged, so that what is imported on the way is not laid at the subject's door.
+    The settings are the default dtype and device, gradients, threads, seeds, torch's own functions, the working
+    directory, signal handlers and others. One pass runs before the measurement, so that changes by lazy imports of
+    libraries are not attributed to the subject.
     """
     settings = (*NUMERICS, *PROCESS)
     found = {setting.name: "unchanged" for setting in (*settings, *RANDOM)}
@@ -60,7 +63,7 @@ def changes_to_the_process(subject: Subject, *, size: str) -> Reading:
     global_state.restore(before, settings)
     model = subject.build(SIZES[size])
     note(global_state.restore(before, settings), "on construction")
-    reseeded = [name for name, is_so in _reseeded(subject, size).items() if is_so]
+    reseeded = [name for name, is_reseeded in _reseeded(subject, size).items() if is_reseeded]
     note(dict.fromkeys(reseeded, "seeded anew"), "on construction")
     drawn = global_state.snapshot(RANDOM)
     model.logits(_batch(model)[0])
@@ -72,7 +75,7 @@ def changes_to_the_process(subject: Subject, *, size: str) -> Reading:
 
 
 def _reseeded(subject: Subject, size: str) -> dict[str, bool]:
-    """Generators that come out of construction in one and the same state, whatever state they went in with."""
+    """Return True for each random generator that has the same state after construction, for different seeds before."""
     after: list[dict[str, Any]] = []
     before = global_state.snapshot(RANDOM)
     for seed in (1, 2):
@@ -87,7 +90,7 @@ def _reseeded(subject: Subject, size: str) -> dict[str, bool]:
 
 @measure
 def writes_to_its_input(subject: Subject, *, size: str) -> Reading:
-    """Whether ids and targets are what they were after a forward and a backward pass, handed over as they are."""
+    """Return True for each of ids and targets that a forward or a backward pass changes."""
     model = subject.build(SIZES[size])
     ids, targets = _batch(model)
     given, wanted = ids.clone(), targets.clone()
@@ -99,9 +102,10 @@ def writes_to_its_input(subject: Subject, *, size: str) -> Reading:
 
 @measure
 def answers_differing(subject: Subject, *, size: str, times: int = 4) -> Reading:
-    """Repetitions whose logits are not bit for bit the first ones: the same model again, and built again.
+    """Count the repetitions whose logits are not bitwise equal to the first ones, in eval mode.
 
-    Eval mode; the second build has the same seed, and the weights of the first where it can be loaded.
+    Repeats the same model, a second model with the same weights (or, without a weight map, the same seed), and two
+    models built with the same seed.
     """
     ids, _ = batch(SIZES[size], "random", rows=2, length=min(24, SIZES[size].context))
     models = [_loaded(subject, size) for _ in range(2)]
@@ -122,13 +126,13 @@ def answers_differing(subject: Subject, *, size: str, times: int = 4) -> Reading
 
 @measure
 def printed(subject: Subject, *, size: str, calls: int = 10) -> Reading:
-    """Bytes that building the subject and calling it so many times prints, by each."""
+    """Return the bytes that are printed by building the subject, and by `calls` forward passes."""
     found: dict[str, int] = {}
     begins = ""
 
     def count(what: str, action: Callable[[], Any]) -> Any:
         nonlocal begins
-        output = Output()
+        output = CapturedOutput()
         with captured_output(output):
             answer = action()
         found[what] = output.size
@@ -138,45 +142,47 @@ def printed(subject: Subject, *, size: str, calls: int = 10) -> Reading:
     model: Model = count("construction", lambda: subject.build(SIZES[size]))
     ids, _ = _batch(model)
     count(f"{calls} forward passes", lambda: [model.logits(ids) for _ in range(calls)])
-    return Reading(found, "bytes", {"hint": f"it begins: {cut(begins, 120)!r}"} if begins else {})
+    return Reading(found, "bytes", {"hint": f"it begins: {shorten(begins, 120)!r}"} if begins else {})
 
 
 @measure
 def growth(
     subject: Subject, *, size: str, of: Literal["tensors", "Python objects", "the process"], calls: int = 4
 ) -> Reading:
-    """Memory that each further forward pass, and each training pass, leaves behind, in bytes.
+    """Return the memory in bytes that each further forward pass, and each training pass, leaves allocated.
 
-    `tensors`: those that garbage collection knows, by their storages. `Python objects`: as tracemalloc traces them.
-    `the process`: resident memory, which sees a graph that is kept in C++ too. Counted twice over `calls` passes each
-    after a warm-up, and the smaller of the two growths taken: a cache that fills is in one of them, a leak in both.
+    "tensors": the storages of tensors that the garbage collector knows. "Python objects": the memory that tracemalloc
+    traces. "the process": resident memory, which includes a graph that is referenced from C++ alone.
+
+    After a warm-up, growth is measured twice over `calls` passes, and the smaller value is returned: a cache that
+    fills contributes to one of them, a leak to both.
     """
     model = subject.build(SIZES[size])
     ids, targets = _batch(model)
 
     def forward() -> None:
-        model.logits(ids)  # with gradients on: a graph that is kept is the leak that is met most often
+        model.logits(ids)  # with gradients enabled: a graph that stays referenced is the most frequent leak
 
     def train() -> None:
         model.loss(ids, targets).backward()
         model.module.zero_grad(set_to_none=True)
 
     found: dict[str, float] = {}
-    with _from_here(traced=of == "Python objects"):
+    with _only_new_objects(traced=of == "Python objects"):
         for name, action in (("a forward pass", forward), ("a training pass", train)):
             sizes = []
             for passes in (WARM_UP, calls, calls):
                 for _ in range(passes):
                     action()
-                sizes.append(_held(of))
+                sizes.append(_allocated(of))
             first, second = sizes[1] - sizes[0], sizes[2] - sizes[1]
             found[name] = max(0.0, min(first, second) / calls)
     return Reading(found, "bytes a pass")
 
 
 @contextlib.contextmanager
-def _from_here(*, traced: bool) -> Iterator[None]:
-    """While open, collections look only at what is made from now on: a hundred times less than all of torch."""
+def _only_new_objects(*, traced: bool) -> Iterator[None]:
+    """Limit garbage collection to objects that are created inside the block: a hundredth of all that torch creates."""
     gc.collect()
     gc.freeze()
     if traced:
@@ -189,7 +195,8 @@ def _from_here(*, traced: bool) -> Iterator[None]:
             gc.unfreeze()
 
 
-def _held(of: str) -> int:
+def _allocated(of: str) -> int:
+    """Return the bytes that are allocated now; see `growth` for the three kinds."""
     gc.collect()
     if of == "Python objects":
         return tracemalloc.get_traced_memory()[0]
@@ -199,15 +206,15 @@ def _held(of: str) -> int:
     storages = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), Tensor) and thing.device.type != "meta":
-            with contextlib.suppress(NotImplementedError, RuntimeError):  # a tensor without a storage of its own
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # a tensor without a storage, as a sparse one
                 storage = thing.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 
 def _return_free_memory() -> None:
-    """Have the C library give back what it keeps of freed memory: a leak that fits into that would not show."""
-    with contextlib.suppress(AttributeError, OSError):  # glibc's own
+    """Return freed memory from the C library to the system: a leak that fits into its reserve would not show."""
+    with contextlib.suppress(AttributeError, OSError):  # malloc_trim is a function of glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -216,13 +223,13 @@ def _batch(model: Model) -> tuple[Tensor, Tensor]:
 
 
 def _pass(model: Model) -> None:
-    """A forward and a backward pass; that the one or the other breaks is another check's affair."""
+    """Run a forward and a backward pass. Errors are ignored here: `answers` reports them."""
     with contextlib.suppress(Exception):
         model.loss(*_batch(model)).backward()
 
 
 def _loaded(subject: Subject, size: str) -> Model:
-    """With probe weights, or as it starts where it cannot be loaded."""
+    """Build the subject with probe weights, or with its own initial ones if it has no weight map."""
     try:
         return build_with_weights(subject, SIZES[size], state(size, "probe"))
     except MissingAbility:

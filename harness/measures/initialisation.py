@@ -1,4 +1,4 @@
-"""Measures of the start: the spread of every weight family, the first loss, the growth of the residual stream."""
+"""Measures of initialisation: the std of every weight family, the first loss, the growth of the residual stream."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from torch import Tensor
 from harness.core.sizes import SIZES
 from harness.oracle import closed_forms, model_cache
 from harness.oracle.tokens import Tokens, batch
-from harness.subjects.model import Model, Subject
+from harness.subjects.model import Model
+from harness.subjects.protocols import Subject
 from harness.subjects.weight_map import family
 from harness.suites.measure_registry import Reading, measure
 
 Recipe = Literal["gpt2", "unscaled", "pytorch", "kaiming"]
-LESSON_STREAM_STD = 0.8  # the lessons feed N(0, 0.8²) straight into the blocks
+LESSON_STREAM_STD = 0.8  # the lessons feed N(0, 0.8²) directly into the blocks
 
 
 @measure
 def weight_std(subject: Subject, *, size: str, recipe: Recipe = "gpt2", seed: int = 0) -> Reading:
-    """Std of each family of matrices over the recipe's own, in the layer where it is furthest off: 1 is right."""
+    """Return the std of each family of matrices over the recipe's, in the layer with the largest deviation from 1."""
     ratios: dict[str, float] = {}
-    for name, tensor in _weights(_started(subject, size, recipe, seed)).items():
+    for name, tensor in _weights(_initialised(subject, size, recipe, seed)).items():
         if tensor.ndim < 2:
             continue
         kind = family(name)
-        ratio = float(tensor.std(unbiased=False)) / _specified(kind, tensor, recipe, SIZES[size].layers)
+        ratio = float(tensor.std(unbiased=False)) / _expected_std(kind, tensor, recipe, SIZES[size].layers)
         ratios[kind] = max(ratios.get(kind, 1.0), ratio, key=lambda r: abs(r - 1))
     return Reading(ratios, "of the recipe's std")
 
 
 @measure
 def start_of_vectors(subject: Subject, *, size: str) -> Reading:
-    """Largest distance of each family of norms and biases from where GPT-2 starts them: gains 1, biases 0."""
+    """Return the largest distance of each family of vectors from GPT-2's initial values: gains 1, biases 0."""
     distances: dict[str, float] = {}
-    for name, tensor in _weights(_started(subject, size, "gpt2", 0)).items():
+    for name, tensor in _weights(_initialised(subject, size, "gpt2", 0)).items():
         if tensor.ndim == 1:
             start = 1.0 if family(name).startswith("ln_") and name.endswith("weight") else 0.0
             distances[family(name)] = max(distances.get(family(name), 0.0), float((tensor - start).abs().max()))
@@ -44,12 +45,12 @@ def start_of_vectors(subject: Subject, *, size: str) -> Reading:
 
 @measure
 def weight_kurtosis(subject: Subject, *, size: str) -> Reading:
-    """Excess kurtosis of each family of matrices: 0 for normal numbers, -1.2 for uniform ones.
+    """Return the excess kurtosis of each family of matrices: 0 for a normal distribution, -1.2 for a uniform one.
 
-    Each matrix less its mean, over its own std, so that layers of different scale can be put together.
+    Each matrix is standardised first, so that layers of different scale can be pooled.
     """
     drawn: dict[str, list[Tensor]] = {}
-    for name, tensor in _weights(_started(subject, size, "gpt2", 0)).items():
+    for name, tensor in _weights(_initialised(subject, size, "gpt2", 0)).items():
         if tensor.ndim == 2:
             drawn.setdefault(family(name), []).append(_standardised(tensor))
     found = {kind: float(torch.cat(numbers).pow(4).mean()) - 3 for kind, numbers in drawn.items()}
@@ -58,9 +59,9 @@ def weight_kurtosis(subject: Subject, *, size: str) -> Reading:
 
 @measure
 def mean_of_weights(subject: Subject, *, size: str) -> Reading:
-    """Mean of each family of matrices, in standard errors of a mean that is 0: the layer that is furthest off."""
+    """Return the mean of each family of matrices, in standard errors of the mean, in the layer furthest from 0."""
     found: dict[str, float] = {}
-    for name, tensor in _weights(_started(subject, size, "gpt2", 0)).items():
+    for name, tensor in _weights(_initialised(subject, size, "gpt2", 0)).items():
         if tensor.ndim == 2:
             errors = abs(float(tensor.mean())) / max(float(tensor.std()), 1e-300) * tensor.numel() ** 0.5
             found[family(name)] = max(found.get(family(name), 0.0), errors)
@@ -69,12 +70,13 @@ def mean_of_weights(subject: Subject, *, size: str) -> Reading:
 
 @measure
 def starts_alike(subject: Subject, *, size: str) -> Reading:
-    """Pairs of layers, and of heads within a layer, that start with the same numbers, were it on another scale.
+    """Count the pairs of layers, and of heads within a layer, whose initial weights are equal up to scale.
 
-    Correlation above one half: copies of one prototype, or a seed set anew. Heads are told apart in all three parts of
-    the fused projection.
+    A pair counts if its correlation is above one half: copies of one prototype, or one seed set before each layer.
+    Independent weights have a correlation near 0. Heads are compared in the whole fused projection of queries, keys
+    and values.
     """
-    started = _weights(_started(subject, size, "gpt2", 0))
+    started = _weights(_initialised(subject, size, "gpt2", 0))
     layers: dict[str, list[Tensor]] = {}
     heads = 0
     for name, tensor in started.items():
@@ -90,10 +92,10 @@ def starts_alike(subject: Subject, *, size: str) -> Reading:
 def initial_loss(
     subject: Subject, *, size: str, tokens: Tokens, rows: int = 4, length: int = 128, seed: int = 0
 ) -> Reading:
-    """Cross entropy at the subject's own start, in nats."""
+    """Return the cross entropy with the subject's own initial weights, in nats."""
     ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
     with torch.no_grad():
-        loss = float(_started(subject, size, "gpt2", seed).loss(ids, targets))
+        loss = float(_initialised(subject, size, "gpt2", seed).loss(ids, targets))
     return Reading(loss, "nats", {"closed form": closed_forms.initial_loss(SIZES[size]), "tokens": rows * length})
 
 
@@ -108,11 +110,11 @@ def activation_std(
     length: int = 128,
     seed: int = 0,
 ) -> Reading:
-    """Std of the residual stream before the first block and after each, beside its mean-field prediction.
+    """Return the std of the residual stream before the first block and after each, with its mean-field prediction.
 
-    From the embeddings of random tokens, or with the lessons' N(0, 0.8²) in their place.
+    The stream starts from the embeddings of random tokens, or from the lessons' N(0, 0.8²) in their place.
     """
-    model = _started(subject, size, recipe, seed)
+    model = _initialised(subject, size, recipe, seed)
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length, seed=seed)
     normal = stream == "normal"
     with torch.no_grad(), model.block_outputs() as outputs:
@@ -129,8 +131,8 @@ def activation_std(
     return Reading(found, "std", {"predicted": dict(zip(found, predicted, strict=True))})
 
 
-def _started(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
-    """The subject at its own start; GPT-2's recipe is what every subject starts from unless it is asked otherwise."""
+def _initialised(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
+    """Build the subject with its own initial weights; only a recipe other than GPT-2's is passed as an option."""
     options: dict[str, Any] = {} if recipe == "gpt2" else {"init": recipe}
     return model_cache.cached((subject, size, recipe, seed), lambda: subject.build(SIZES[size], seed=seed, **options))
 
@@ -145,12 +147,13 @@ def _standardised(tensor: Tensor) -> Tensor:
 
 
 def _correlated(parts: list[Tensor]) -> int:
-    """Pairs of parts, each a vector, whose numbers go together."""
+    """Count the pairs of vectors with a correlation above one half, or with one that is not a number."""
     correlations = torch.stack([_standardised(part) for part in parts]).corrcoef().triu(1).nan_to_num(1.0)
     return int((correlations > 0.5).sum())
 
 
-def _specified(kind: str, tensor: Tensor, recipe: Recipe, layers: int) -> float:
+def _expected_std(kind: str, tensor: Tensor, recipe: Recipe, layers: int) -> float:
+    """Return the std that the recipe gives to a family of matrices."""
     fan_in = tensor.shape[0]  # published orientation: (in, out)
     embedding, linear, residual, _ = closed_forms.recipe_stds(recipe, fan_in=fan_in, layers=layers)
     if kind in ("wte.weight", "wpe.weight", "lm_head.weight"):

@@ -1,4 +1,4 @@
-"""Measures of the model's own loss: held against cross entropy by definition, from the model's own logits."""
+"""The measure of the model's own loss, against the definition of cross entropy."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.oracle.probe_weights import State, state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, build_with_weights
+from harness.subjects.build import build_with_weights
+from harness.subjects.model import Model
+from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
 
-# What is no target: PyTorch's own value, and nanoGPT's.
-IGNORED = (-100, -1)
+# Targets that the loss ignores: PyTorch's default `ignore_index`, and nanoGPT's.
+IGNORE_INDEXES = (-100, -1)
 
 
 @measure
 def loss_against_definition(
     subject: Subject, *, size: str, case: Literal["plain", "training", "ignored", "extreme"], length: int = 24
 ) -> Reading:
-    """Relative distance of the model's own loss from mean(-log p[target]), computed in float64 from its own logits.
+    """Return the relative distance of the model's loss from mean(-log p[target]) in float64, from its own logits.
 
-    'plain' in eval mode; 'training' in training mode without dropout; 'ignored' with every third position no target;
-    'extreme' with logits so far apart that a probability underflows in float32, where its logarithm must not.
+    "plain": eval mode. "training": training mode without dropout. "ignored": every third position, and a whole row,
+    has no target. "extreme": logits so far apart that a probability underflows in float32; its logarithm does not.
     """
     given: State = dict(state(size, "probe"))
     if case == "extreme":
@@ -34,30 +36,35 @@ def loss_against_definition(
     model = build_with_weights(subject, SIZES[size], given, **options)
     model.module.train(case == "training")
     ids, targets = batch(SIZES[size], "random", rows=3, length=length)
-    kept = torch.ones_like(targets, dtype=torch.bool)
+    counted = torch.ones_like(targets, dtype=torch.bool)
     if case == "ignored":
-        kept.view(-1)[::3] = False
-        kept[0] = False  # a row of padding alone
-    logits, loss = _own(subject, model, ids, targets, kept)
-    told = logits.double().log_softmax(-1).gather(2, targets[..., None])[..., 0]
-    expected = float(-told[kept].mean())
+        counted.view(-1)[::3] = False
+        counted[0] = False  # a row that is only padding
+    logits, loss = _logits_and_own_loss(subject, model, ids, targets, counted)
+    target_log_probabilities = logits.double().log_softmax(-1).gather(2, targets[..., None])[..., 0]
+    expected = float(-target_log_probabilities[counted].mean())
     found = float(loss)
     return Reading(
         abs(found - expected) / expected, "relative", {"hint": f"{found:.6g} nats, by definition {expected:.6g}"}
     )
 
 
-def _own(subject: Subject, model: Model, ids: Tensor, targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and the model's own loss. MissingAbility where it has none, or no value for what is no target."""
-    values = (0,) if bool(kept.all()) else IGNORED
+def _logits_and_own_loss(
+    subject: Subject, model: Model, ids: Tensor, targets: Tensor, counted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the logits and the model's own loss over the targets that are `counted`.
+
+    Raises MissingAbility if the model computes no loss, or accepts no value for an ignored target.
+    """
+    values = (0,) if bool(counted.all()) else IGNORE_INDEXES
     for value in values:
         try:
             with torch.no_grad():
-                logits, loss = model.calling(model.module, ids, torch.where(kept, targets, value))
-        except (IndexError, RuntimeError):  # target out of bounds: another convention
+                logits, loss = model.calling(model.module, ids, torch.where(counted, targets, value))
+        except (IndexError, RuntimeError):  # target out of bounds: the model uses another ignore_index
             if value == values[-1]:
                 raise MissingAbility(
-                    f"the loss of {subject.name} has no value for what is no target (tried {IGNORED})"
+                    f"the loss of {subject.name} accepts no value for an ignored target (tried {IGNORE_INDEXES})"
                 ) from None
             continue
         if loss is None:

@@ -1,4 +1,4 @@
-"""Measures of parity with Hugging Face's GPT-2: the same weights, the same tokens, every output and every gradient."""
+"""Measures of parity with Hugging Face's GPT-2: same weights and tokens, every output and every gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from harness.oracle import equivalents, model_cache, noise_verdict
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import Tokens, batch
-from harness.subjects.model import Generates, Model, Subject, build_with_weights
+from harness.subjects.build import build_with_weights
+from harness.subjects.model import Model
+from harness.subjects.protocols import Generates, Subject
 from harness.suites.measure_registry import Reading, measure
 
 
@@ -29,7 +31,7 @@ def parity(
     length: int = 24,
     backward: bool = True,
 ) -> Reading:
-    """The noise verdict on the subject against Hugging Face's eager GPT-2, both build_with_weights the same weights."""
+    """Return the noise verdict on the subject against Hugging Face's eager GPT-2, both with the same weights."""
     comparison = _comparison(subject, size, weights, tokens, rows, length, backward)
     if compare == "gradients":
         return noise_verdict.reading(comparison.gradients)
@@ -50,25 +52,26 @@ def half_precision_error(
     rows: int = 2,
     length: int = 24,
 ) -> Reading:
-    """Error of the subject's logits in a 16-bit dtype over Hugging Face's own, both against the float64 oracle.
+    """Return the error of the subject's logits in a 16-bit dtype over that of Hugging Face's.
 
-    Root mean square. 1 is as accurate as Hugging Face; a part that drops more bits than the dtype does shows.
+    Both errors are root mean squares against the float64 oracle. 1 is as accurate as Hugging Face; a component that
+    loses more bits than the dtype requires makes it larger.
     """
     ids, _ = batch(SIZES[size], tokens, rows=rows, length=length)
     given = state(size, weights)
-    truth = model_cache.cached_if_small(
+    expected = model_cache.cached_if_small(
         size, ("logits", weights, tokens, rows, length), lambda: _logits(oracle(SIZES[size], given, "float64"), ids)
     )
     theirs = model_cache.cached_if_small(
         size,
         ("error", weights, tokens, rows, length, dtype),
-        lambda: _error(_logits(oracle(SIZES[size], given, dtype), ids), truth),
+        lambda: _error(_logits(oracle(SIZES[size], given, dtype), ids), expected),
     )
-    own = _error(_logits(build_with_weights(subject, SIZES[size], given, dtype), ids), truth)
+    own = _error(_logits(build_with_weights(subject, SIZES[size], given, dtype), ids), expected)
     return Reading(
         own / theirs,
         "of Hugging Face's error",
-        {"error": own, "Hugging Face's error": theirs, "rms of the logits": _rms(truth)},
+        {"error": own, "Hugging Face's error": theirs, "rms of the logits": _rms(expected)},
     )
 
 
@@ -82,7 +85,7 @@ def greedy_tokens_differing(
     prompt_length: int = 8,
     new_tokens: int = 16,
 ) -> Reading:
-    """Tokens of the greedy continuation in which the subject and Hugging Face's `generate` differ."""
+    """Count the tokens in which the greedy continuations of the subject and Hugging Face's `generate` differ."""
     prompt, _ = batch(SIZES[size], tokens, rows=2, length=prompt_length)
     given = state(size, weights)
     theirs = model_cache.cached_if_small(
@@ -104,19 +107,19 @@ def greedy_tokens_differing(
 def _comparison(
     subject: Subject, size: str, weights: Weights, tokens: Tokens, rows: int, length: int, backward: bool
 ) -> noise_verdict.NoiseComparison:
-    """One comparison serves the checks on its blocks, logits, loss and gradients."""
+    """Return the comparison that the checks on blocks, logits, loss and gradients share."""
     ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
-    truth = model_cache.cached_if_small(
+    reference = model_cache.cached_if_small(
         size,
-        ("truth", weights, tokens, rows, length, backward),
-        lambda: noise_verdict.truth(
+        ("reference outputs", weights, tokens, rows, length, backward),
+        lambda: noise_verdict.run_reference(
             lambda dtype: oracle(SIZES[size], state(size, weights), dtype), ids, targets, backward=backward
         ),
     )
     given = state(size, weights)
     return equivalents.compare_allowing_equivalents(
         lambda dtype: build_with_weights(subject, SIZES[size], given, dtype),
-        truth,
+        reference,
         ids,
         targets,
         size=SIZES[size],
@@ -133,8 +136,8 @@ def _rms(tensor: Tensor) -> float:
     return float(tensor.double().pow(2).mean().sqrt())
 
 
-def _error(found: Tensor, truth: Tensor) -> float:
-    return _rms(found.double() - truth)
+def _error(found: Tensor, expected: Tensor) -> float:
+    return _rms(found.double() - expected)
 
 
 def _huggingface_greedy(model: Model, prompt: Tensor, new_tokens: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measures of 16-bit precision: each component's own error against Hugging Face's, and whether it runs at all."""
+"""Measures of 16-bit precision: each component's own error, and that of autocast, against Hugging Face's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from harness.oracle import model_cache
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import State, state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject, build_with_weights
+from harness.subjects.build import build_with_weights
+from harness.subjects.model import Model
+from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
 
 PARTS = ("ln_1", "attn", "ln_2", "mlp")
@@ -25,65 +27,67 @@ Outputs = dict[str, Tensor]
 def component_precision(
     subject: Subject, *, size: str, dtype: Literal["bfloat16", "float16"], rows: int = 4, length: int = 24
 ) -> Reading:
-    """Error of each component in a 16-bit dtype over Hugging Face's own, all given the same inputs.
+    """Return the error of each component in a 16-bit dtype over that of Hugging Face's.
 
-    Every component reads what the float64 oracle's reads, rounded to the dtype, so that no error is passed on; both
-    are held against the oracle's answer to those inputs, root mean square. 1 is as accurate as Hugging Face. The stream
-    has a mean that is not 0, as a trained one has: a variance that is a difference of squares then loses its digits.
+    Every component gets the input of the float64 oracle's, rounded to the dtype, so that no error is passed on. Both
+    errors are root mean squares against the oracle's output for those inputs. 1 is as accurate as Hugging Face.
+
+    The residual stream has a mean other than 0, as in a trained model: a variance that is computed as a difference of
+    squares then loses its digits. Raises SubjectError if no component returns one tensor (B, T, C).
     """
     given: State = dict(state(size, "probe"))
     given["transformer.wpe.weight"] = given["transformer.wpe.weight"] + STREAM_MEAN
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length)
-    inputs, truth = model_cache.cached_if_small(
-        size, ("components", dtype, rows, length), lambda: _truth(size, given, ids, getattr(torch, dtype))
+    inputs, expected = model_cache.cached_if_small(
+        size, ("components", dtype, rows, length), lambda: _inputs_and_expected(size, given, ids, getattr(torch, dtype))
     )
     theirs = model_cache.cached_if_small(
         size,
         ("components of Hugging Face", dtype, rows, length),
-        lambda: _alone(oracle(SIZES[size], given, dtype), ids, inputs),
+        lambda: _outputs_for(oracle(SIZES[size], given, dtype), ids, inputs),
     )
-    own = _alone(build_with_weights(subject, SIZES[size], given, dtype), ids, inputs)
+    own = _outputs_for(build_with_weights(subject, SIZES[size], given, dtype), ids, inputs)
     if not own:
-        raise SubjectError("no component answers with one tensor of (batch, time, width)")
-    errors = {place: (_rms(own[place], truth[place]), _rms(theirs[place], truth[place])) for place in own}
+        raise SubjectError("no component returns one tensor of (batch, time, width)")
+    errors = {place: (_rms(own[place], expected[place]), _rms(theirs[place], expected[place])) for place in own}
     ratios = {place: mine / max(reference, 1e-300) for place, (mine, reference) in errors.items()}
     return Reading(ratios, "of Hugging Face's error", {"errors": {k: list(pair) for k, pair in errors.items()}})
 
 
 @measure
 def autocast_error(subject: Subject, *, size: str, rows: int = 2, length: int = 24) -> Reading:
-    """Error of the logits under `torch.autocast` to bfloat16 over Hugging Face's own, both against float64."""
+    """Return the error of the logits under bfloat16 autocast over that of Hugging Face's, both against float64."""
     given = state(size, "probe")
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length)
 
-    def answered(model: Model, *, autocast: bool) -> Tensor:
+    def logits(model: Model, *, autocast: bool) -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return model.logits(ids)
 
-    truth, theirs = model_cache.cached_if_small(
+    expected, theirs = model_cache.cached_if_small(
         size,
         ("autocast", rows, length),
         lambda: (
-            answered(oracle(SIZES[size], given, "float64"), autocast=False),
-            answered(oracle(SIZES[size], given, "float32"), autocast=True),
+            logits(oracle(SIZES[size], given, "float64"), autocast=False),
+            logits(oracle(SIZES[size], given, "float32"), autocast=True),
         ),
     )
-    own = answered(build_with_weights(subject, SIZES[size], given), autocast=True)
-    return Reading(_rms(own, truth) / _rms(theirs, truth), "of Hugging Face's error")
+    own = logits(build_with_weights(subject, SIZES[size], given), autocast=True)
+    return Reading(_rms(own, expected) / _rms(theirs, expected), "of Hugging Face's error")
 
 
-def _truth(size: str, given: State, ids: Tensor, dtype: torch.dtype) -> tuple[Outputs, Outputs]:
-    """What each component reads, rounded to `dtype`, and the float64 oracle's answer to that."""
+def _inputs_and_expected(size: str, given: State, ids: Tensor, dtype: torch.dtype) -> tuple[Outputs, Outputs]:
+    """Return the input of each component, rounded to `dtype`, and the float64 oracle's outputs for these inputs."""
     reference = oracle(SIZES[size], given, "float64")
     inputs: Outputs = {}
     with reference.watched(_components(reference), read=inputs):
         _run(reference, ids)
     rounded = {place: tensor.to(dtype) for place, tensor in inputs.items()}
-    return rounded, _alone(reference, ids, rounded)
+    return rounded, _outputs_for(reference, ids, rounded)
 
 
-def _alone(model: Model, ids: Tensor, inputs: Outputs) -> Outputs:
-    """Each component's answer to its own input, whatever the others answered; the head reads ln_f's answer."""
+def _outputs_for(model: Model, ids: Tensor, inputs: Outputs) -> Outputs:
+    """Return each component's output (B, T, C) for its own input; the head gets the output of ln_f."""
     outputs: Outputs = {}
     with model.watched(_components(model), given=inputs, answered=outputs):
         outputs["head"] = _run(model, ids)
@@ -97,10 +101,11 @@ def _run(model: Model, ids: Tensor) -> Tensor:
 
 
 def _components(model: Model) -> dict[str, str]:
-    """The embeddings' tables have nothing to round; the parts of each block in execution order, and ln_f."""
+    """Return the parts of each block in execution order, and ln_f. Embeddings are lookups, which do not round."""
     names = [f"h.{layer}.{part}" for layer in range(model.size.layers) for part in PARTS]
     return {name: f"transformer.{name}" for name in (*names, "ln_f")}
 
 
-def _rms(found: Tensor, truth: Tensor) -> float:
-    return float((found.double() - truth.double()).pow(2).mean().sqrt())
+def _rms(found: Tensor, expected: Tensor) -> float:
+    """Return the root mean square of the difference."""
+    return float((found.double() - expected.double()).pow(2).mean().sqrt())

@@ -1,4 +1,4 @@
-"""Measures that need GPT-2's released weights: what others have published of them."""
+"""Measures of GPT-2's released weights, against published results."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from torch import Tensor
 from harness.core.resources import text_tokens
 from harness.core.sizes import SIZES
 from harness.oracle.probe_weights import Weights, state
-from harness.subjects.model import Generates, Subject, build_with_weights
+from harness.subjects.build import build_with_weights
+from harness.subjects.protocols import Generates, Subject
 from harness.suites.measure_registry import Reading, measure
 
 END_OF_TEXT = 50256
 NEWLINE, TWO_NEWLINES = 198, 628
-# llm.c, test_gpt2.c and dev/test: ten AdamW steps on one batch; (beta2, weight decay, clip at this norm).
+# From llm.c, test_gpt2.c and dev/test: ten AdamW steps on one batch, as ((beta2, weight decay, gradient norm to clip
+# at), losses).
 LLM_C = {
     "test": ((0.999, 0.01, None),
              [5.270007, 4.059707, 3.375123, 2.800783, 2.315382, 1.849029, 1.394656, 0.999147, 0.624080, 0.376511]),
@@ -24,7 +26,7 @@ LLM_C = {
 
 @measure
 def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: Weights = "pretrained") -> Reading:
-    """Losses of ten training steps, beside the ten that llm.c publishes for the same weights, tokens and recipe."""
+    """Return the losses of ten training steps, with those that llm.c publishes for the same weights and tokens."""
     (beta2, decay, clip), published = LLM_C[recipe]
     model = build_with_weights(subject, SIZES[size], state(size, weights))
     length = min(64, SIZES[size].context)
@@ -47,17 +49,17 @@ def llm_c_losses(subject: Subject, *, recipe: str, size: str = "124M", weights: 
 def greedy_tokens(
     subject: Generates, *, prompt: list[int], new_tokens: int, size: str = "124M", weights: Weights = "pretrained"
 ) -> Reading:
-    """The greedy continuation of a prompt, the prompt included, as ids apart by spaces."""
+    """Return the prompt and its greedy continuation, as ids separated by spaces."""
     model = build_with_weights(subject, SIZES[size], state(size, weights))
     answer = subject.generate(model, torch.tensor([prompt]), new_tokens, temperature=0.0)
     return Reading(" ".join(map(str, answer[0].tolist())), "token ids")
 
 
 def llm_c_tokens(stream: Tensor) -> Tensor:
-    """TinyShakespeare's tokens as llm.c packs them: each section begins with the end-of-text token.
+    """Return the tokens of TinyShakespeare as llm.c packs them: each section begins with the end-of-text token.
 
-    llm.c encodes section by section, so the two newlines between them become one token, which a text that is encoded
-    whole keeps apart.
+    llm.c encodes section by section, so the two newlines between sections are one token; they are two tokens in a
+    text that is encoded as a whole.
     """
     breaks = (stream[:-1] == NEWLINE) & (stream[1:] == NEWLINE)
     packed = stream.clone()

@@ -1,1 +1,1 @@
-"""What is right: GPT-2 as a formula and its variants, Hugging Face, probe weights, and the noise verdict."""
+"""The oracle: GPT-2 as a formula with its variants, Hugging Face's GPT-2, probe weights, and the noise verdict."""

@@ -1,4 +1,4 @@
-"""What GPT-2's arithmetic predicts: parameter counts, initial loss, the growth of the residual stream."""
+"""Closed forms of GPT-2: parameter counts, the initial loss, and the growth of the residual stream."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from harness.core.sizes import Size
 
 
 def parameter_count(size: Size, *, tied: bool = True, bias: bool = True) -> int:
-    """V·C + T·C + L·(12C² + 13C) + 2C, and V·C more for a head of its own; derived from the published shapes."""
+    """Return V·C + T·C + L·(12C² + 13C) + 2C, and V·C more if the head is untied; derived from the published shapes."""
     V, T, L, C = size.vocab_size, size.context, size.layers, size.width
     biases = L * 11 * C + C  # per block: 3C + C + 4C + C of the linears, 2C of the norms; C of ln_f
     return V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C + (0 if tied else V * C) - (0 if bias else biases)
 
 
 def cause_of_count(size: Size, count: int) -> str | None:
-    """What a wrong parameter count is known to come from, or None for the right one and the unknown."""
+    """Return the known cause of a wrong parameter count; None if the count is right or its cause is unknown."""
     right, C = parameter_count(size), size.width
     causes = {
         right + size.vocab_size * C: "an untied head: lm_head has a matrix of its own (V·C more)",
@@ -40,15 +40,18 @@ def cause_of_count(size: Size, count: int) -> str | None:
 
 
 def initial_loss(size: Size, *, std: float = 0.02) -> float:
-    """ln V + s²/2 nats, s = std·sqrt(C): at the start logits are N(0, s²): ln_f's rows have length sqrt(C)."""
+    """Return ln V + s²/2 nats, where s = std·sqrt(C).
+
+    At initialisation the logits are N(0, s²), because the rows of ln_f's output have length sqrt(C).
+    """
     return math.log(size.vocab_size) + std**2 * size.width / 2
 
 
 # Standard deviations of the weights of each recipe that the lessons compare, from the fan-in and the depth:
 # embeddings, linear layers, residual projections, biases of the linear layers.
 def recipe_stds(recipe: str, *, fan_in: int, layers: int) -> tuple[float, float, float, float]:
-    """(embedding, linear, residual, bias) standard deviations of an initialisation recipe."""
-    uniform = 1 / math.sqrt(3 * fan_in)  # U(-1/sqrt(n), 1/sqrt(n)), nn.Linear's own start
+    """Return the standard deviations (embedding, linear, residual, bias) of an initialisation recipe."""
+    uniform = 1 / math.sqrt(3 * fan_in)  # U(-1/sqrt(n), 1/sqrt(n)), nn.Linear's default
     kaiming = math.sqrt(2 / fan_in)
     return {
         "gpt2": (0.02, 0.02, 0.02 / math.sqrt(2 * layers), 0.0),
@@ -59,12 +62,17 @@ def recipe_stds(recipe: str, *, fan_in: int, layers: int) -> tuple[float, float,
 
 
 def residual_std(size: Size, recipe: str, *, stream_std: float | None, length: int) -> list[float]:
-    """Predicted std of the residual stream before the first block and after each, over rows of `length` tokens.
+    """Return the predicted std of the residual stream before the first block and after each block.
 
-    Mean-field recursion of the stream's variance q and its covariance c between positions of one row: random weights
-    are independent of what they act on, so each branch adds its own variance. Attention averages over the positions
-    that it sees, which shrinks what differs between them and keeps what they share. `stream_std` is that of a normal
-    stream fed straight into the blocks; None starts from the embeddings' sum.
+    This is the mean-field recursion of the stream's variance q and of its covariance c between positions of one row.
+    Random weights are independent of their inputs, so each branch adds its own variance. Attention averages over the
+    positions that it sees: the average shrinks the part in which positions differ, and not the part that they share.
+
+    Args:
+        size: The sizes of the model.
+        recipe: The initialisation, a name of `recipe_stds`.
+        stream_std: The std of a normal stream that is the input of the blocks; None for the sum of the embeddings.
+        length: The number of tokens in a row.
     """
     C, L = size.width, size.layers
     embedding, linear, residual, bias = recipe_stds(recipe, fan_in=C, layers=L)
@@ -84,17 +92,17 @@ def residual_std(size: Size, recipe: str, *, stream_std: float | None, length: i
 
 
 def _projected(q: float, c: float, *, gain: float, bias: float) -> tuple[float, float]:
-    """Variance, and covariance between positions, of one channel after LayerNorm and a random linear layer."""
+    """Return variance, and covariance between positions, of one channel after LayerNorm and a random linear layer."""
     normed = q / (q + 1e-5)
     return gain * normed + bias**2, gain * normed * c / q + bias**2
 
 
 def _attended(own: float, shared: float, *, length: int, seed: int) -> tuple[float, float]:
-    """The same two after causal attention with random queries and keys, averaged over the positions of a row."""
+    """Return the same two after causal attention with random queries and keys, averaged over the positions of a row."""
     generator = torch.Generator().manual_seed(seed)
-    # What all keys share moves every score alike, and softmax does not see it.
+    # The part that all keys share adds the same to every score of a row, and the softmax does not depend on it.
     spread = math.sqrt(own * (own - shared))
-    alike = math.sqrt(max(shared, 0.0) / own)  # queries that are alike attend alike
+    alike = math.sqrt(max(shared, 0.0) / own)  # similar queries have similar scores
     draws = 8
     common = torch.randn(draws, 1, length, generator=generator)
     each = torch.randn(draws, length, length, generator=generator)
@@ -108,7 +116,7 @@ def _attended(own: float, shared: float, *, length: int, seed: int) -> tuple[flo
 
 
 def _gelu_moments(own: float, shared: float) -> tuple[float, float]:
-    """E[gelu(x)²] and E[gelu(x) gelu(y)] for N(0, own) x and y of covariance `shared`, by a grid of the normal."""
+    """Return E[gelu(x)²] and E[gelu(x) gelu(y)] for x, y ~ N(0, own) with covariance `shared`, by a grid of the normal."""
     z = torch.linspace(-6, 6, 241, dtype=torch.float64)
     p = torch.exp(-(z**2) / 2)
     p /= p.sum()

@@ -1,4 +1,4 @@
-"""Declared deviations: where a subject differs from GPT-2 on purpose, each with its reason, read strictly."""
+"""Declared deviations: the differences of a subject from GPT-2 that are intended, each with its reason."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ SUFFIX = ".deviations.toml"
 
 
 class DeviationError(HarnessError):
-    """A declaration does not say what its author meant, or no longer holds; the message begins with `file:line:`."""
+    """A declaration that is not valid, or no longer applies. The message begins with `file:line:`."""
 
 
 @dataclass(frozen=True)
 class NamedDeviation:
-    """A deviation with a name: what it is called in the verdict, and the faults of the catalogue that it is.
+    """A deviation that has a name.
 
-    `decided_by`: patterns of the checks that fail when the deviation is there, by which a stale declaration is known.
-    `excuses`: those that ask for the very thing, and so pass whatever they find.
+    Attributes:
+        says: How the verdict describes it.
+        faults: The ids of the catalogue that it is the same as.
+        decided_by: Patterns of the checks that fail if the subject has the deviation. If all of them pass, the
+            declaration is stale.
+        excuses: Patterns of the checks that test for this deviation alone, and so may fail in any way.
     """
 
     says: str
@@ -45,7 +49,7 @@ NAMED: dict[str, NamedDeviation] = {
         "no bias",
         ("qkv-bias-missing", "ln-bias-ignored", "load-biases-dropped"),
         (COUNTED,),
-        # The rows' sum is read off through the value's bias.
+        # The sum of the attention rows is measured through the bias of the values.
         ("structure::published-names*", "attention::attention-rows-sum-to-one*"),
     ),
     "padded-vocabulary": NamedDeviation(
@@ -56,7 +60,7 @@ NAMED: dict[str, NamedDeviation] = {
 
 @dataclass(frozen=True)
 class Deviation:
-    """One declaration: a kind (`what`) or patterns of `suite::check`, and the reason; where it stands in its file."""
+    """One declaration: the id of a deviation (`what`) or patterns of `suite::check`, the reason, and its location."""
 
     what: str
     checks: tuple[str, ...]
@@ -66,47 +70,55 @@ class Deviation:
 
     @property
     def kind(self) -> NamedDeviation | None:
-        """The kind that `what` names; a fault of the catalogue is a kind of its own."""
+        """The named deviation with the id `what`; None if the declaration lists checks."""
         return kind(self.what) if self.what else None
 
     @property
     def says(self) -> str:
-        """What deviates, in the words of the verdict."""
+        """The description of the deviation in the verdict."""
         return self.kind.says if self.kind else ", ".join(self.checks)
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The checks that a declaration which holds makes fail."""
+        """Patterns of the checks that fail as long as the declaration applies."""
         return self.kind.decided_by if self.kind else self.checks
 
     @property
     def place(self) -> str:
-        """`file:line`, as errors begin."""
+        """The location, `file:line`, with which error messages begin."""
         return f"{self.file}:{self.line}"
 
     def excuses(self, check: str) -> bool:
-        """Whether `suite::check` may find what it likes."""
+        """Return True if the deviation excuses `suite::check`, regardless of its value."""
         return any(fnmatch.fnmatchcase(check, p) for p in (self.kind.excuses if self.kind else self.checks))
 
 
 def kind(what: str) -> NamedDeviation | None:
-    """The kind of that name: one of NAMED, or a fault that the diagnosis can put in the place of GPT-2's operation."""
+    """Return the named deviation with this id: one of NAMED, or a fault that has a variant. None if there is none."""
     if what in NAMED:
         return NAMED[what]
-    from harness.oracle.variants import variants
+    from harness.oracle.variants import variants  # imports torch, which a run without deviations need not wait for here
 
-    found = [each for each in variants() if each.fault == what]
+    found = [variant for variant in variants() if variant.fault == what]
     return NamedDeviation(found[0].says, (what,), ("parity::debug*",)) if found else None
 
 
 def _known() -> set[str]:
-    from harness.oracle.variants import variants
+    """Return every id that `what` may be."""
+    from harness.oracle.variants import variants  # imports torch
 
-    return {*NAMED, *(each.fault for each in variants() if each.fault)}
+    return {*NAMED, *(variant.fault for variant in variants())}
 
 
 def beside(spec: str) -> Path | None:
-    """The file that declares a subject's deviations: my_gpt.deviations.toml beside my_gpt.py; None where none is."""
+    """Return the file that declares the deviations of a subject, my_gpt.deviations.toml beside my_gpt.py.
+
+    Args:
+        spec: The subject as on the command line, `my_gpt.py:GPT` or `package.module:GPT`.
+
+    Returns:
+        The path, or None if there is no such file.
+    """
     where = spec.rpartition(":")[0]
     source: str | None = where
     if not where.endswith(".py"):
@@ -120,7 +132,7 @@ def beside(spec: str) -> Path | None:
 
 
 def read(path: Path) -> tuple[Deviation, ...]:
-    """Every declaration of the file. Whatever is not understood is a DeviationError with file and line."""
+    """Return every declaration of the file. Raise DeviationError, with file and line, if one is not valid."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = tomllib.loads(text)
@@ -143,10 +155,12 @@ def read(path: Path) -> tuple[Deviation, ...]:
 
 
 def _line(text: str, word: str) -> int:
+    """Return the number of the first line with this word; 1 if there is none."""
     return next((n for n, line in enumerate(text.splitlines(), 1) if re.search(rf"\b{re.escape(word)}\b", line)), 1)
 
 
 def _deviation(table: Mapping[str, Any], path: Path, line: int) -> Deviation:
+    """Return the declaration in one [[deviation]] table that begins in `line`."""
     for key in table:
         if key not in KEYS:
             raise DeviationError(f"{path}:{line}: unknown key '{key}'; {did_you_mean(key, KEYS)}")
@@ -164,59 +178,81 @@ def _deviation(table: Mapping[str, Any], path: Path, line: int) -> Deviation:
 
 
 def except_for(deviations: Sequence[Deviation]) -> str:
-    """`GPT-2 except: exact GELU (trained with it), untied head (...)`."""
+    """Return the verdict, such as `GPT-2 except: exact GELU (trained with it), untied head (...)`."""
     return "GPT-2 except: " + ", ".join(f"{each.says} ({each.reason})" for each in deviations)
 
 
 def declared_faults(deviations: Iterable[Deviation]) -> set[str]:
-    """The ids of the catalogue that are declared."""
+    """Return the ids of the catalogue that are declared."""
     return {fault for each in deviations if each.kind for fault in each.kind.faults}
 
 
 def problems(
     deviations: Sequence[Deviation], applied: set[str], judged: Mapping[str, str], known: Mapping[str, str]
 ) -> list[str]:
-    """What is wrong with the declarations after a run, a line each, beginning with `file:line:`.
+    """Return one line, beginning with `file:line:`, for each declaration that names no check or no longer applies.
 
-    `applied`: the places (`file:line`, and `file:line pattern`) of what excused a check. `judged`: verdicts by
-    `suite::check`. `known`: every check there is, with its size. One that names nothing is wrong; so is one that names
-    only what passes. Whether it does is decided once every debug-size check that it names was run, or, where it names
-    none of those, every check.
+    A declaration no longer applies if every check that it names passes. That is decided only if every debug-size check
+    that it names was run, or every check if it names none of debug size.
+
+    Args:
+        deviations: The declarations of the subject.
+        applied: The locations of what excused a check in this run: `file:line`, and `file:line pattern`.
+        judged: The verdicts of this run by `suite::check`.
+        known: Every check that exists, with its size.
     """
-    found = []
-    for each in deviations:
-        for pattern in each.patterns:
-            named = [check for check in known if fnmatch.fnmatchcase(check, pattern)]
-            if not named and not each.what:
-                hint = did_you_mean(pattern.rstrip("*"), {check.split(",")[0] for check in known})
-                found.append(f"{each.place}: '{pattern}' names no check; {hint}")
-            decisive = [check for check in named if known[check] == "debug"] or named
-            stale = named and all(check in judged for check in decisive)
-            if not each.what and stale and f"{each.place} {pattern}" not in applied:
-                found.append(f"{each.place}: nothing that '{pattern}' names fails any more; remove it")
-        if each.what:
-            decisive = [check for check in known if any(fnmatch.fnmatchcase(check, p) for p in each.patterns)]
-            # While one of them fails for another reason, nobody can tell; when all of them pass, everybody can.
-            verdicts = {judged.get(check, "") for check in decisive}
-            if each.place not in applied and "pass" in verdicts and verdicts <= {"pass", "skip"}:
-                found.append(f"{each.place}: the subject has no '{each.what}' any more ({each.says}); remove it")
-    return found
+    return [
+        problem
+        for each in deviations
+        for problem in (
+            _problems_of_named(each, applied, judged, known)
+            if each.what
+            else _problems_of_patterns(each, applied, judged, known)
+        )
+    ]
 
 
-# GPT-2 with the deviations that the truth is to have just now, as `oracle(size, state, dtype)` gives it without any.
-_truth: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar("truth", default=None)
+def _problems_of_patterns(
+    deviation: Deviation, applied: set[str], judged: Mapping[str, str], known: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the patterns that match no check, and those that excused no check in this run."""
+    for pattern in deviation.patterns:
+        matching = [check for check in known if fnmatch.fnmatchcase(check, pattern)]
+        if not matching:
+            hint = did_you_mean(pattern.rstrip("*"), {check.split(",")[0] for check in known})
+            yield f"{deviation.place}: '{pattern}' names no check; {hint}"
+        decisive = [check for check in matching if known[check] == "debug"] or matching
+        all_run = matching and all(check in judged for check in decisive)
+        if all_run and f"{deviation.place} {pattern}" not in applied:
+            yield f"{deviation.place}: nothing that '{pattern}' names fails any more; remove it"
 
 
-def truth_in_force() -> Callable[..., Any] | None:
-    """What stands in the oracle's place just now, if anything does."""
-    return _truth.get()
+def _problems_of_named(
+    deviation: Deviation, applied: set[str], judged: Mapping[str, str], known: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield a line if all checks that decide on the deviation pass."""
+    decisive = [check for check in known if any(fnmatch.fnmatchcase(check, p) for p in deviation.patterns)]
+    # A check that fails for another reason leaves it open whether the deviation exists. If all pass, it does not.
+    verdicts = {judged.get(check, "") for check in decisive}
+    if deviation.place not in applied and "pass" in verdicts and verdicts <= {"pass", "skip"}:
+        yield f"{deviation.place}: the subject has no '{deviation.what}' any more ({deviation.says}); remove it"
+
+
+# What `hugging_face.oracle(size, state, dtype)` returns instead of GPT-2: GPT-2 with the declared deviations. It is a
+# context variable, because the measures call the oracle themselves and know nothing of deviations.
+_override: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar("oracle override", default=None)
+
+
+def oracle_override() -> Callable[..., Any] | None:
+    """Return the function that replaces the oracle at present; None if nothing does."""
+    return _override.get()
 
 
 @contextlib.contextmanager
-def in_force(truth: Callable[..., Any]) -> Iterator[None]:
-    """While open, `truth(size, state, dtype)` stands in the oracle's place."""
-    token = _truth.set(truth)
+def override_oracle(build: Callable[..., Any]) -> Iterator[None]:
+    """Use `build(size, state, dtype)` as the oracle inside the block."""
+    token = _override.set(build)
     try:
         yield
     finally:
-        _truth.reset(token)
+        _override.reset(token)

@@ -1,4 +1,4 @@
-"""Programs that float32 cannot tell from GPT-2: to float64 a constant with eight digits looks like a bug."""
+"""Programs that float32 cannot distinguish from GPT-2: in float64 a constant with eight digits looks like a bug."""
 
 from __future__ import annotations
 
@@ -14,27 +14,34 @@ from harness.oracle.variants import variants
 
 
 def compare_allowing_equivalents(
-    candidate: noise_verdict.Make, truth: noise_verdict.Truth, ids: Tensor, targets: Tensor, *, size: Size, state: State
+    candidate: noise_verdict.BuildModel,
+    reference: noise_verdict.ReferenceRun,
+    ids: Tensor,
+    targets: Tensor,
+    *,
+    size: Size,
+    state: State,
 ) -> noise_verdict.NoiseComparison:
-    """`noise_verdict.compare`; where float64 alone finds a difference, and a tiny one, held once more against GPT-2 so written.
+    """Return `noise_verdict.compare`, or the comparison with a harmless variant of GPT-2 that the candidate equals.
 
-    As in `0.5 * x * (1 + tanh(0.79788456 * (x + 0.044715 * x**3)))`: the constant is sqrt(2/pi) to eight digits, as
-    many as float32 has.
+    The harmless variants are tried only if float64 alone shows a difference, and only in digits that float32 does not
+    have. An example is `0.5 * x * (1 + tanh(0.79788456 * (x + 0.044715 * x**3)))`: its constant is sqrt(2/pi) to eight
+    digits, which is as many as float32 has.
     """
-    comparison = noise_verdict.compare(candidate, truth, ids, targets)
+    comparison = noise_verdict.compare(candidate, reference, ids, targets)
     if not comparison.only_beyond_float32:
         return comparison
-    for explanation in variants():
-        if explanation.harmless:
-            written = DeviatingGPT2((Replacement(explanation.operation, explanation.function),))
+    for variant in variants():
+        if variant.harmless:
+            gpt2 = DeviatingGPT2((Replacement(variant.operation, variant.function),))
             with torch.enable_grad():
-                other = noise_verdict.truth(
-                    lambda dtype, written=written: written.truth(size, state, dtype),  # type: ignore[misc]
+                other = noise_verdict.run_reference(
+                    lambda dtype, gpt2=gpt2: gpt2.oracle(size, state, dtype),  # type: ignore[misc]
                     ids,
                     targets,
-                    backward=bool(truth.gradients),
+                    backward=bool(reference.gradients),
                 )
-            again = noise_verdict.compare(candidate, other, ids, targets)
-            if not again.different:
-                return again
+            with_variant = noise_verdict.compare(candidate, other, ids, targets)
+            if not with_variant.different:
+                return with_variant
     return comparison

@@ -1,4 +1,4 @@
-"""GPT-2 as one plain formula over published weights: every operation is named, kept, and can be replaced by another."""
+"""GPT-2 as one formula over the published weights: every operation has a name, is recorded, and can be replaced."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.core.sizes import Size
+from harness.subjects.weight_map import published_shapes
 
 EPSILON = 1e-5  # GPT-2's layer_norm_epsilon
 Operation = Callable[..., Any]
@@ -19,7 +20,7 @@ Operation = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Replacement:
-    """Another operation in the place of GPT-2's, in one layer, or wherever the operation occurs (`layer` None)."""
+    """A variant put into the formula: in one layer, or everywhere that the operation occurs if `layer` is None."""
 
     operation: str
     function: Operation
@@ -28,26 +29,31 @@ class Replacement:
 
 @dataclass
 class Formula:
-    """One evaluation of GPT-2 with some operations changed.
+    """One evaluation of GPT-2 with some operations replaced.
 
-    `taps` holds what each operation gave, in execution order, under its place: `embedding`, `h.0.attn.scores`, `ln_f`,
-    `head`. A composite (`h.0.attn`, `h.0`) comes after its parts.
+    Attributes:
+        weights: The weights under their published names, all of one dtype.
+        changes: The replacements. If several are for the same operation and layer, the last one counts.
+        start: How many positions come before the ids: more than 0 when decoding with a cache.
+        past: The cached keys and values by layer, (B, H, S, D) each; None without a cache.
+        taps: The output of each operation under its place (`embedding`, `h.0.attn.scores`, `ln_f`, `head`), in
+            execution order. A composite (`h.0.attn`, `h.0`) comes after its parts.
     """
 
     size: Size
-    weights: Mapping[str, Tensor]  # published names, one dtype
+    weights: Mapping[str, Tensor]
     changes: Sequence[Replacement] = ()
-    start: int = 0  # how many positions come before the ids: more than 0 when decoding with a cache
-    past: dict[int, tuple[Tensor, Tensor]] | None = None  # keys and values by layer, (B, H, S, D)
+    start: int = 0
+    past: dict[int, tuple[Tensor, Tensor]] | None = None
     taps: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V) of `ids` (B, T)."""
+        """Return the logits (B, T, V) of `ids` (B, T)."""
         logits: Tensor = self.do("model", None, ids)
         return logits
 
     def do(self, operation: str, layer: int | None, *inputs: Any) -> Any:
-        """What the operation, or what stands in its place, makes of the inputs; kept under its place."""
+        """Apply the operation, or its replacement, to the inputs; record the output in `taps` and return it."""
         function = OPERATIONS[operation]
         for change in self.changes:
             if change.operation == operation and change.layer in (None, layer):
@@ -59,23 +65,26 @@ class Formula:
 
 @dataclass(frozen=True)
 class At:
-    """Where an operation stands: its formula, its layer, and the weights that it reads there."""
+    """The place at which an operation runs: it gives access to the weights, the sizes and the other operations.
+
+    `layer` is None outside the blocks.
+    """
 
     formula: Formula
     layer: int | None
 
     def __getitem__(self, name: str) -> Tensor:
-        """A weight by its published name, as seen from here: `ln_1.weight` of this layer, or `ln_f.weight`."""
+        """Return a weight by its name without prefix: `ln_1.weight` of this layer, or `ln_f.weight`."""
         weights = self.formula.weights
         own = f"transformer.h.{self.layer}.{name}"
         return weights[own] if own in weights else weights[f"transformer.{name}"]
 
     def do(self, operation: str, *inputs: Any) -> Any:
-        """A further operation in the same layer."""
+        """Apply another operation in the same layer."""
         return self.formula.do(operation, self.layer, *inputs)
 
     def at(self, layer: int) -> At:
-        """The same place in another layer."""
+        """Return the same place in another layer."""
         return At(self.formula, layer)
 
     @property
@@ -90,13 +99,13 @@ class At:
 
 
 def place(operation: str, layer: int | None) -> str:
-    """`attn.scores` in layer 0 -> `h.0.attn.scores`."""
+    """Return the place of an operation: `attn.scores` in layer 0 -> `h.0.attn.scores`, `block` -> `h.0`."""
     if layer is None:
         return operation
     return f"h.{layer}" if operation == "block" else f"h.{layer}.{operation}"
 
 
-# The formula, from the outside in. T queries see S keys: S = T without a cache.
+# The formula, from the outside in. T queries see S keys; S = T without a cache. Docstrings here are shapes.
 
 
 def model(at: At, ids: Tensor) -> Tensor:
@@ -140,7 +149,7 @@ def attention(at: At, x: Tensor) -> Tensor:
 
 
 def cache(at: At, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The past keys and values (B, H, S, D), then the new ones; kept for the next call."""
+    """Append the new keys and values to the cached ones, (B, H, S, D) each, and cache the result."""
     past, layer = at.formula.past, at.layer
     assert past is not None
     assert layer is not None
@@ -151,7 +160,7 @@ def cache(at: At, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear(name: str) -> Operation:
-    """x W + b, with the checkpoint's W (in, out)."""
+    """Return x W + b; the checkpoint's W is (in, out)."""
     return lambda at, x: x @ at[f"{name}.weight"] + at[f"{name}.bias"]
 
 
@@ -168,7 +177,7 @@ def heads(at: At, x: Tensor) -> Tensor:
 
 
 def visible(T: int, S: int) -> Tensor:
-    """(T, S), true where a query may look: the queries are the last T of S positions."""
+    """Return (T, S), true where a query sees a key. The queries are the last T of S positions."""
     return torch.ones(T, S, dtype=torch.bool).tril(S - T)
 
 
@@ -178,7 +187,7 @@ def merge(at: At, mixed: Tensor) -> Tensor:
 
 
 def norm(name: str) -> Operation:
-    """(x - mean) / sqrt(variance + epsilon) · gain + bias, over the channels."""
+    """Return (x - mean) / sqrt(variance + epsilon) · gain + bias, over the channels."""
     return lambda at, x: F.layer_norm(x, x.shape[-1:], at[f"{name}.weight"], at[f"{name}.bias"], EPSILON)
 
 
@@ -188,7 +197,7 @@ def mlp(at: At, x: Tensor) -> Tensor:
 
 
 def loss(at: At, logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy in nats, of targets (B, T) that are already shifted."""
+    """Return the mean cross entropy in nats of logits (B, T, V) and targets (B, T), which are already shifted."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -225,16 +234,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def places(size: Size) -> Iterator[str]:
-    """Every place of the formula in execution order, the composites `model` and `blocks` left out."""
-    probe = Formula(size, _Shapes(size))
-    probe(torch.zeros(1, 1, dtype=torch.int64))
-    return (name for name in probe.taps if name not in ("model", "blocks"))
-
-
-class _Shapes(dict[str, Tensor]):
-    """Zeros of every published shape."""
-
-    def __init__(self, size: Size) -> None:
-        from harness.subjects.weight_map import published_shapes
-
-        super().__init__({name: torch.zeros(shape) for name, shape in published_shapes(size).items()})
+    """Return every place of the formula in execution order, without the composites `model` and `blocks`."""
+    formula = Formula(size, {name: torch.zeros(shape) for name, shape in published_shapes(size).items()})
+    formula(torch.zeros(1, 1, dtype=torch.int64))
+    return (name for name in formula.taps if name not in ("model", "blocks"))

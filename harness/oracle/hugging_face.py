@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.sizes import Size
-from harness.oracle.deviations import truth_in_force
+from harness.oracle.deviations import oracle_override
 from harness.oracle.probe_weights import State
-from harness.subjects.adapters.weight_names import map_by_names
+from harness.subjects.adapters.weights.name_map import map_by_names
 from harness.subjects.model import Model
 
 if TYPE_CHECKING:
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 def oracle(size: Size, state: State, dtype: str) -> Model:
-    """Hugging Face's GPT2LMHeadModel holding `state` in `dtype`, in eval mode. Shares memory with a float32 state.
+    """Return Hugging Face's GPT2LMHeadModel with the weights `state` in `dtype`, in eval mode.
 
-    Where a subject's declared deviations are in force, GPT-2 with those.
+    In float32 it shares memory with `state`. Inside a block of `override_oracle`, return GPT-2 with the declared
+    deviations instead.
     """
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel  # takes seconds to import
 
-    if (deviating := truth_in_force()) is not None:
-        return deviating(size, state, dtype)  # type: ignore[no-any-return]
+    if (override := oracle_override()) is not None:
+        return override(size, state, dtype)  # type: ignore[no-any-return]
 
     with torch.device("meta"):
         module = GPT2LMHeadModel(huggingface_config(size))
@@ -38,13 +39,13 @@ def oracle(size: Size, state: State, dtype: str) -> Model:
 
 
 def as_model(module: nn.Module, size: Size) -> Model:
-    """The handle on a GPT2LMHeadModel."""
+    """Return the handle on a GPT2LMHeadModel."""
     return Model(module, size, _call, map_by_names(module, size))
 
 
 def huggingface_config(size: Size) -> GPT2Config:
-    """The GPT2Config of `size`, without dropout, with eager attention."""
-    from transformers import GPT2Config
+    """Return the GPT2Config of `size`, without dropout, with eager attention."""
+    from transformers import GPT2Config  # takes seconds to import
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity(logging.ERROR)
@@ -58,7 +59,7 @@ def huggingface_config(size: Size) -> GPT2Config:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=None,  # generation ends by length alone
+        bos_token_id=None,  # generation ends by length only
         eos_token_id=None,
     )
     config._attn_implementation = "eager"
@@ -66,5 +67,5 @@ def huggingface_config(size: Size) -> GPT2Config:
 
 
 def _call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    # Never labels=: Hugging Face shifts them once more.
+    # Never labels=: Hugging Face would shift the targets once more.
     return module(ids, use_cache=False).logits, None

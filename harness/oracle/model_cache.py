@@ -1,40 +1,45 @@
-"""What checks share, so that it is not made again for each: the last model, and at small sizes what is true of all."""
+"""The model cache: the last model, which neighbouring checks share, and the oracle's outputs at small sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-from harness.oracle.deviations import truth_in_force
+from harness.oracle.deviations import oracle_override
 
 T = TypeVar("T")
-_bench: dict[Hashable, Any] = {}
-_known: dict[Hashable, Any] = {}
-frozen = False  # whether whoever runs many subjects has frozen what the garbage collector need not look at
+_last: dict[Hashable, Any] = {}  # one entry
+_small: dict[Hashable, Any] = {}
+# Set by a process that judges many subjects and has called gc.freeze() on what they share: gc.unfreeze() would undo it.
+frozen = False
 
 
 def cached(key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` gave for `key` the last time, if nothing else came between; read it, do not write into it."""
-    if key not in _bench:
+    """Return the cached value if `key` is that of the last call, otherwise `make()`. Do not write into the value.
+
+    Only one value is cached: a model of 124M is half a gigabyte.
+    """
+    if key not in _last:
         clear()
-        _bench[key] = make()
-    found: T = _bench[key]
+        _last[key] = make()
+    found: T = _last[key]
     return found
 
 
 def cached_if_small(size: str, key: Hashable, make: Callable[[], T]) -> T:
-    """What is true whatever the subject (an oracle's answers): kept for the process where the size is small.
+    """Return `make()`, cached for the life of the process at the debug sizes. Do not write into the value.
 
-    Read it, do not write into it.
+    The value must not depend on the subject, as the outputs of the oracle do not. With declared deviations the oracle
+    does depend on the subject, and nothing is cached.
     """
-    if not size.startswith("debug") or truth_in_force() is not None:
+    if not size.startswith("debug") or oracle_override() is not None:
         return make()
-    if (size, key) not in _known:
-        _known[size, key] = make()
-    found: T = _known[size, key]
+    if (size, key) not in _small:
+        _small[size, key] = make()
+    found: T = _small[size, key]
     return found
 
 
 def clear() -> None:
-    """Let go of it: a model of 124M is half a gigabyte."""
-    _bench.clear()
+    """Free the last model."""
+    _last.clear()

@@ -1,4 +1,4 @@
-"""Seeded state dicts under the published names: weights that excite every parameter, and GPT-2's own start."""
+"""Probe weights: seeded state dicts under the published names that make every parameter matter; and GPT-2's own."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ from harness.subjects.weight_map import family, published_shapes
 Weights = Literal["probe", "extreme", "standard", "pretrained"]
 State = dict[str, Tensor]
 
+SEED = 0  # of every tensor, together with the tensor's name: see `_normal`
+
 
 def state(size: str, weights: Weights) -> State:
-    """The published state dict of that kind, float32, Conv1D orientation. Shared: do not write into it."""
+    """Return the published state dict of one kind: float32, in Conv1D orientation. Do not write into it: it is shared.
+
+    Args:
+        size: The name of a size.
+        weights: `probe` and `extreme` make every parameter matter, `standard` is GPT-2's initialisation, and
+            `pretrained` are the released weights of 124M. All but the last are seeded.
+    """
     return _pretrained() if weights == "pretrained" else _seeded(size, weights)
 
 
@@ -30,7 +38,7 @@ def _seeded(size: str, weights: str) -> State:
 
 
 def _pretrained() -> State:
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # only the pretrained tier needs it
 
     loaded = load_file(pretrained_directory() / "model.safetensors")
     named = {f"transformer.{name.removeprefix('transformer.')}": tensor for name, tensor in loaded.items()}
@@ -38,15 +46,17 @@ def _pretrained() -> State:
 
 
 def _normal(name: str, shape: tuple[int, ...]) -> Tensor:
-    # Seeded by name, so that a tensor does not depend on which others were drawn before it.
-    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    # The seed contains the name, so that a tensor does not depend on which others were drawn before it. CRC-32, because
+    # Python's own hash of a string differs from process to process.
+    seed = zlib.crc32(name.encode(), SEED)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _probe(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
-    """Weights under which no parameter is invisible.
+    """Return weights under which every parameter changes the output.
 
-    Biases and gains are random, attention is sharp (scores of std 2, where GPT-2's start has 0.1 and attends almost
-    evenly), no matrix is symmetric, and the embeddings are small enough that the norm's epsilon shows.
+    Biases and gains are random. Attention is sharp: its scores have std 2, where GPT-2's initialisation gives 0.1 and
+    almost uniform attention. No matrix is symmetric. The embeddings are so small that the norm's epsilon matters.
     """
     noise = _normal(name, shape)
     kind = family(name)
@@ -55,7 +65,7 @@ def _probe(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
     if kind.endswith("bias"):
         return 0.2 * noise
     if kind == "attn.c_attn.weight":
-        noise[:, : 2 * size.width] *= 1.4  # queries and keys; values stay at 1
+        noise[:, : 2 * size.width] *= 1.4  # queries and keys, for scores of std 1.4² = 2; values stay at std 1
         return noise / math.sqrt(size.width)
     if kind in ("wte.weight", "wpe.weight"):
         return noise * 1.5 / math.sqrt(size.width)
@@ -64,24 +74,30 @@ def _probe(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
 
 
 def _extreme(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
-    """The probe weights where clamps, caps and fills show that stay out of reach of small numbers.
+    """Return probe weights with numbers so large that clamps, caps and fills take effect.
 
-    Scores of std 12 about -100, the same for all keys, which the softmax does not see: a mask of -50 is above them,
-    and exp without the largest score underflows. No more, or what is masked after the softmax and normalised again
-    would underflow as well. Activations of std 12, and logits of std 30.
+    Scores have std 12 and mean -100. The mean is the same for all keys, so the softmax does not depend on it; but a
+    mask fill of -50 is above the scores, and a softmax that does not subtract the largest score underflows. The scores
+    are no larger, because a mask applied after the softmax and renormalised, which is correct, would underflow as well.
+    Activations have std 12, logits std 30.
     """
     tensor = _probe(name, shape, size)
     kind, C, D = family(name), size.width, size.head_width
     if kind.startswith("attn.c_attn"):
         tensor[..., : 2 * C] *= 2.5
-        shift = math.sqrt(100 * math.sqrt(D))  # by one channel of each head that has nothing else
+        shift = math.sqrt(
+            100 * math.sqrt(D)
+        )  # one channel of each head contributes only this: -shift² / sqrt(D) = -100
         for start, sign in ((0, 1.0), (C, -1.0)):
             tensor[..., start : start + C : D] = sign * shift if kind.endswith("bias") else 0.0
     return tensor * {"mlp.c_fc.weight": 10.0, "ln_f.weight": 20.0}.get(kind, 1.0)
 
 
 def _standard(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
-    """GPT-2's initialisation: std 0.02, residual projections 0.02/sqrt(2L), gains 1, biases 0 (Radford et al. 2019)."""
+    """Return GPT-2's initialisation (Radford et al. 2019).
+
+    Weights have std 0.02, residual projections 0.02/sqrt(2L). Gains are 1 and biases 0.
+    """
     kind = family(name)
     if kind.endswith("bias"):
         return torch.zeros(shape)

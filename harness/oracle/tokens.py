@@ -1,4 +1,4 @@
-"""Token ids to feed a subject: from the run's text, or seeded ones where no text is needed."""
+"""Token ids for a subject: from the text of the run, or seeded random ones if no text is needed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ Tokens = Literal["text", "random"]
 
 
 def batch(size: Size, tokens: Tokens, *, rows: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Inputs and their targets, one position on: two (rows, length) int64 tensors. Text begins at its beginning."""
+    """Return inputs and targets, which are the inputs one position later: two int64 tensors (rows, length).
+
+    Args:
+        size: The size whose vocabulary the ids must fit.
+        tokens: `text` for the beginning of the run's text, `random` for seeded ids.
+        rows: The number of rows of the batch.
+        length: The number of tokens in a row.
+        seed: The seed of random ids.
+
+    Raises:
+        HarnessError: The text is too short, or its tokens do not fit the vocabulary.
+    """
     if tokens == "random":
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(size.vocab_size, (rows, length + 1), generator=generator)
-        # Both ends of the vocabulary occur: a loss that ignores token 0 shows, and a table that is one row short.
+        # Both ends of the vocabulary occur: this shows a loss that ignores token 0, and a table that is one row short.
         drawn[0, 1:3] = torch.tensor([0, size.vocab_size - 1])[:length]
         return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
     stream = text_tokens()

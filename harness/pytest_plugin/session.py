@@ -1,4 +1,4 @@
-"""What one run leaves behind: its records as they come, the summary in the terminal, the reports at the end."""
+"""What one run produces: records as they come, the terminal summary, the diagnosis and the report at the end."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import datetime
 import os
 import re
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from harness.core.record_files import RecordWriter
+from harness.core.errors import HarnessError, SubjectError
+from harness.core.record_files import Row
+from harness.pytest_plugin import terminal_summary
+from harness.pytest_plugin.failure_text import FailureText
+from harness.pytest_plugin.options import deviations_of, subject_names
+from harness.pytest_plugin.record_writer import RunWriter, open_record_file
+from harness.pytest_plugin.runners import runner_of
 
-IN_FULL = 3  # failures told in full by default
+IN_FULL = 3  # failures that are printed in full by default
+
+
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
 class Session:
-    """A plugin of the controlling process only: under xdist the workers measure and this one writes."""
+    """A plugin of the controlling process: under xdist the workers run checks and this process writes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -29,20 +36,20 @@ class Session:
         self.started = _now()
         self._began = time.monotonic()
         self.trouble: list[str] = []
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self.written: list[Path] = []
-        self.diagnoses: dict[str, dict[str, Any]] = {}
+        self.diagnoses: dict[str, Row] = {}
         self.scripts: dict[str, str] = {}
-        self._writers: dict[str, Writer] = {}
+        self._writers: dict[str, RunWriter] = {}
         self._deselected = 0
 
     def _folder(self) -> Path:
-        """Where reports go. One that was named and cannot be written is a usage error now, before the first check.
+        """Return the folder of the reports. If --reports names one that cannot be written, that is a usage error now.
 
-        Unnamed it is no error yet: other projects have this plugin loaded too, and may never write a report.
+        The default folder is not checked: other projects load this plugin too, and may never write a report.
         """
         named = self.config.getoption("--reports")
-        # Without a configuration file the rootdir is wherever the arguments point; the user is in the current folder.
+        # Without a configuration file the rootdir depends on the arguments; the user is in the current folder.
         home = self.config.rootpath if self.config.inipath else self.config.invocation_params.dir
         if named is None:
             return home / "reports"
@@ -52,19 +59,19 @@ class Session:
             raise pytest.UsageError(f"--reports {folder}: {existing} is not a folder that can be written")
         return folder
 
-    def writer(self, run: str) -> Writer:
-        """The record file of this run, of kind 'verify' or 'bench'; made when the first record comes."""
+    def writer(self, run: str) -> RunWriter:
+        """Return the writer of this run's records, 'verify' or 'bench'. The file is created with the first record."""
         if run not in self._writers:
-            self._writers[run] = Writer(self._open(run), self.rows)
+            self._writers[run] = RunWriter(open_record_file(self.config, self.folder, run, self.started), self.rows)
         return self._writers[run]
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        """Count what -k and -m left out, so that the report can say that the run was partial."""
+        """Count what -k and -m deselected, so that the report can say that the run was partial."""
         self._deselected += len(items)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write a check's record the moment it is known."""
+        """Write a check's record as soon as it is known."""
         row = getattr(report, "gpt_harness_row", None)
         if row is not None:
             if isinstance(report.longrepr, str):
@@ -77,30 +84,31 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """What -k and -m left out is known to xdist's workers only, and to each of them alike."""
+        """Take the number of deselected items from a worker of xdist. It is the same in every worker."""
         self._deselected = max(self._deselected, getattr(node, "workeroutput", {}).get("deselected", 0))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
-        """An xdist worker that died in a check has left no record of it; xdist starts another for the rest."""
-        row = _row_of_crash(crashitem, self.config)
+        """Write the record of a check in which a worker of xdist died. xdist starts another for the rest."""
+        from harness.pytest_plugin.suites_of_run import row_of_crash  # imports torch
+
+        row = row_of_crash(crashitem, self.config)
         if row is not None:
             report.gpt_harness_row = row  # type: ignore[attr-defined]
             report.longrepr = row["message"]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Look for causes, close the record files and write the reports from them, after Ctrl-C too."""
+        """Diagnose failures, close the record files and write the report from them, also after Ctrl-C."""
         if not self._writers:
             return
         from harness.core.environment import peak_memory_bytes
-        from harness.core.errors import HarnessError
         from harness.report import write_latest
 
         complete = exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         if complete:
             self._diagnose()
-            self._hold_to_what_is_declared(session)
+            self._check_declarations(session)
         footer = {
             "finished": _now(),
             "wall_seconds": time.monotonic() - self._began,
@@ -120,29 +128,24 @@ class Session:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     def _excepted(self) -> dict[str, str]:
-        """What is declared, in the words of the verdict, by subject."""
+        """Return the declared deviations of each subject that has some, as the verdict words them."""
         from harness.oracle.deviations import except_for
-        from harness.pytest_plugin.hooks import deviations_of, subject_names
 
         declared = {name: deviations_of(self.config, name) for name in subject_names(self.config)}
         return {name: except_for(found) for name, found in declared.items() if found}
 
-    def _checks(self) -> list[dict[str, Any]]:
+    def _checks(self) -> list[Row]:
         return [row for row in self.rows if row.get("kind") == "record"]
 
     def _diagnose(self) -> None:
-        """The cause of what failed, once for each subject, on record and as a script that shows it."""
-        from harness.core.errors import SubjectError
-        from harness.pytest_plugin.hooks import runner_of
-        from harness.pytest_plugin.terminal_summary import is_bad
-
+        """Find the cause of the failures of each subject; write it to the records, and a script that reproduces it."""
         if self.config.getoption("--no-diagnosis"):
             return
         checks = self._checks()
-        # What cannot be called, or hangs, has been told, and would only break or hang again; what has ended a worker
-        # of xdist would end this process, and with it the report.
+        # A subject that cannot be called, or hangs, would only break or hang again. One that ended a worker of xdist
+        # would end this process, and with it the report.
         hopeless = {row["subject"] for row in checks if {"because", "crashed"} & set(row["details"])}
-        bad = [row["subject"] for row in checks if is_bad(row) and row["subject"] not in hopeless]
+        bad = [row["subject"] for row in checks if terminal_summary.is_bad(row) and row["subject"] not in hopeless]
         for subject in dict.fromkeys(bad):
             try:
                 found = runner_of(self.config, subject).diagnose([row for row in checks if row["subject"] == subject])
@@ -164,37 +167,39 @@ class Session:
         else:
             self.scripts[subject] = _relative(path, self.config)
 
-    def _hold_to_what_is_declared(self, session: pytest.Session) -> None:
-        """A declaration that names nothing, or that no longer applies, makes the run red."""
-        from harness.oracle.deviations import problems
-        from harness.pytest_plugin.hooks import deviations_of, subject_names
-        from harness.pytest_plugin.terminal_summary import check_name, word
+    def _check_declarations(self, session: pytest.Session) -> None:
+        """Fail the run if a declared deviation names nothing, or no longer applies."""
+        from harness.oracle.deviations import problems  # imports torch
+        from harness.pytest_plugin.suites_of_run import known_checks  # imports torch
 
         found = []
         for subject in subject_names(self.config):
             declared = deviations_of(self.config, subject)
             own = [row for row in self._checks() if row["subject"] == subject]
             if declared and own:
-                judged = {check_name(row).replace("/", "::", 1): word(row) for row in own}
+                judged = {
+                    terminal_summary.check_name(row).replace("/", "::", 1): terminal_summary.verdict_word(row)
+                    for row in own
+                }
                 applied = {place for row in own for place in row["details"].get("deviations", ())}
-                found += problems(declared, applied, judged, _known_checks(own, self.config))
+                found += problems(declared, applied, judged, known_checks(own, self.config))
         self.trouble += found
         if found and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None]:
-        """The first failures in full, then, last on the screen, the review and where the reports are."""
+        """Print the first failures in full and, last on the screen, the summary and where the report is."""
         checks = self._checks()
         if not checks:
             yield
         else:
-            kept = self._fold(terminalreporter)
+            folded = self._fold(terminalreporter)
             try:
                 yield
             finally:
-                terminalreporter.stats.update(kept)
-            self._review(terminalreporter, checks)
+                terminalreporter.stats.update(folded)
+            self._summary(terminalreporter, checks)
         for trouble in dict.fromkeys(self.trouble):
             terminalreporter.write_line(trouble, red=True)
         if self.written:
@@ -207,13 +212,13 @@ class Session:
             )
 
     def _fold(self, terminal: pytest.TerminalReporter) -> dict[str, list[Any]]:
-        """Leave the first failures of different checks for pytest to tell; all of them come back afterwards."""
+        """Leave pytest the first failures of different checks to print. Return all of them, to be restored afterwards."""
         if self.config.getoption("--full-failures") or terminal.verbosity > 0:
             return {}
         failed = terminal.stats.get("failed", [])
         own = [report for report in failed if hasattr(report, "gpt_harness_row")]
-        suites: dict[str, Any] = {}  # one of each suite says more than three of one
-        checks: dict[str, Any] = {}
+        suites: Row = {}  # one of each suite says more than three of one
+        checks: Row = {}
         for report in own:
             row = report.gpt_harness_row
             if not row["details"].get("because"):
@@ -223,15 +228,13 @@ class Session:
         terminal.stats["failed"] = [report for report in failed if report in chosen or report not in own]
         return {"failed": failed} if failed else {}
 
-    def _review(self, terminal: pytest.TerminalReporter, checks: list[dict[str, Any]]) -> None:
-        from harness.pytest_plugin.terminal_summary import review
-
-        for text, kind in review(
+    def _summary(self, terminal: pytest.TerminalReporter, checks: list[Row]) -> None:
+        for text, kind in terminal_summary.summary(
             checks,
             self.diagnoses,
             excepted=self._excepted(),
             scripts=self.scripts,
-            at_length=terminal.verbosity > 0,
+            verbose=terminal.verbosity > 0,
             durations=self.config.getoption("durations") is not None,
         ):
             if kind == "section":
@@ -239,100 +242,10 @@ class Session:
             else:
                 terminal.write_line(text, **({kind: True} if kind else {}))
 
-    def _open(self, run: str) -> RecordWriter:
-        from harness.core.environment import environment
-        from harness.core.record_files import RecordWriter
-        from harness.pytest_plugin.hooks import subject_name, subject_names
 
-        stamp = self.started.replace(":", "").replace("-", "")
-        header = {
-            "run": run,
-            "started": self.started,
-            "subject": {"name": subject_name(self.config)},
-            "subjects": subject_names(self.config),
-            "arguments": list(self.config.invocation_params.args),
-            "environment": environment(self.config.rootpath),
-        }
-        for attempt in range(100):
-            name = f"{run}-{stamp}" + (f"-{attempt}" if attempt else "")
-            try:
-                return RecordWriter(self.folder / "records" / f"{name}.jsonl", header)
-            except FileExistsError:
-                continue  # another run began in the same second
-        raise FileExistsError(f"{self.folder}/records holds a hundred runs of {stamp}")
-
-
-class FailureText:
-    """A failure in full, and the line of it for pytest's short summary and JUnit's message.
-
-    pytest shortens that line to the terminal, but not in CI, where a plain string would be told twice.
-    """
-
-    def __init__(self, text: str, message: str) -> None:
-        self.text = text
-        self.reprcrash = SimpleNamespace(message=" ".join(message.split()))
-
-    def __str__(self) -> str:
-        return self.text
-
-    def toterminal(self, tw: Any) -> None:
-        """Every line, as a failed check tells it."""
-        tw.line(self.text)
-
-
-class Writer:
-    """Appends rows to the record file and keeps them for the summary; `footer` is added to the file's last line."""
-
-    def __init__(self, recorder: RecordWriter, rows: list[dict[str, Any]]) -> None:
-        self.recorder = recorder
-        self.footer: dict[str, Any] = {}
-        self._rows = rows
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one row; it is on disk when this returns."""
-        self.recorder.write(row)
-        self._rows.append(row)
-
-
-def _known_checks(rows: Iterable[dict[str, Any]], config: pytest.Config) -> dict[str, str]:
-    """Every check that there is, `suite::check` to its size: of the suites beside those that ran, and the shipped."""
-    from harness.core.errors import SuiteError
-    from harness.core.shipped_packages import SUITES
-    from harness.suites.suite_file import read_suite
-
-    files = {config.rootpath / row["id"].split("::")[0] for row in rows}
-    # With --pyargs the ids of the shipped suites do not lead to them from the user's folder.
-    folders = {file.parent if file.is_file() else SUITES for file in files}
-    known: dict[str, str] = {}
-    for path in sorted({path for folder in folders for path in folder.glob("*.toml")}):
-        try:
-            suite = read_suite(path)
-        except SuiteError:
-            continue  # told where it is collected
-        known |= {f"{suite.name}::{check.id}": str(check.parameters.get("size") or "debug") for check in suite.checks}
-    return known
-
-
-def _row_of_crash(nodeid: str, config: pytest.Config) -> dict[str, Any] | None:
-    """The record of a check in which the process died; None where it was no check."""
-    from harness.core.errors import SuiteError
-    from harness.judging.run_check import Record
-    from harness.pytest_plugin.hooks import subject_names
-    from harness.suites.suite_file import read_suite
-
-    file, _, item = nodeid.partition("::")
-    try:
-        checks = read_suite(config.rootpath / file).checks
-    except (SuiteError, OSError):
-        return None
-    for check in checks:
-        for subject in subject_names(config):
-            if item in (check.id, f"{check.id}@{subject}"):
-                told = (
-                    "the process died in this check (it exited, crashed, or was killed); --isolate says how and where"
-                )
-                return Record(check, subject, "error", told, 0.0, details={"crashed": True}).as_row(id=nodeid)
-    return None
+def record_writer_of(config: pytest.Config) -> RunWriter:
+    """Return the writer of a benchmark run: `record_writer_of(config).write(row)`."""
+    return config.stash[SESSION].writer("bench")
 
 
 def _relative(path: Path, config: pytest.Config) -> str:

@@ -1,6 +1,6 @@
-"""What the terminal shows at the end of a run, as a colleague's review: verdict by suite, cause, what to do.
+"""The summary that the terminal shows at the end of a run: verdict by suite, failures, diagnosis, what to do.
 
-Pure functions from records to lines; on a screen of 40 lines and 110 columns.
+Pure functions from records to lines. The summary fits on a screen of 40 lines and 110 columns.
 """
 
 from __future__ import annotations
@@ -8,44 +8,54 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Row = dict[str, Any]
+from harness.core.record_files import Row
+
 WORDS = ("pass", "fail", "error", "declared", "skip")
 WIDTH = 110
-FAILURES = 6  # lines on what failed
+FAILURES = 6  # lines about failures
 FINDINGS = 3
 SKIPS = 3
 SLOWEST = 10
 
 
 class SummaryLine(NamedTuple):
-    """A line of the review; `kind` is 'section' for a heading, or the colour."""
+    """A line of the summary; `kind` is 'section' for a heading, or the colour."""
 
     text: str
     kind: str = ""
 
 
-def word(row: Row) -> str:
-    """The verdict of a record as it is counted: a failure that is declared is neither passed nor failed."""
+def verdict_word(row: Row) -> str:
+    """Return the verdict as it is counted: a declared failure is neither passed nor failed."""
     return "declared" if row.get("declared") else str(row["verdict"])
 
 
 def is_bad(row: Row) -> bool:
-    """Whether a record is a failure that nobody has declared."""
-    return word(row) in ("fail", "error")
+    """Return True for a failure or an error that is not declared."""
+    return verdict_word(row) in ("fail", "error")
 
 
-def review(
+def summary(
     rows: Sequence[Row],
     diagnoses: Mapping[str, Row],
     *,
     excepted: Mapping[str, str],
     scripts: Mapping[str, str],
-    at_length: bool = False,
+    verbose: bool = False,
     durations: bool = False,
 ) -> Iterator[SummaryLine]:
-    """The whole of it. `diagnoses`, `excepted` (what is declared) and `scripts` (to reproduce) are by subject."""
+    """Return all lines.
+
+    Args:
+        rows: the records of the checks.
+        diagnoses: the diagnosis of each subject that failed.
+        excepted: the declared deviations of each subject that has some, in words.
+        scripts: the script that reproduces the difference, by subject.
+        verbose: list every skipped check and every reason.
+        durations: list the slowest checks even if some failed.
+    """
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     bad = [row for row in rows if is_bad(row)]
     yield SummaryLine("verdict by suite", "section")
@@ -63,33 +73,33 @@ def review(
                 yield from diagnosis(diagnoses[subject])
             yield SummaryLine("what to do", "section")
             yield from what_to_do(own, diagnoses.get(subject, {}), scripts.get(subject, ""))
-    yield from skipped(rows, at_length=at_length or not bad)
+    yield from skipped(rows, verbose=verbose or not bad)
     if durations or not bad:
         yield from slowest(rows)
 
 
 def by_suite(rows: Iterable[Row]) -> Iterator[SummaryLine]:
-    """A line a suite: how many of each verdict, and the time."""
+    """Return a line for each suite: the number of each verdict, and the time."""
     suites: dict[str, Counter[str]] = {}
     seconds: Counter[str] = Counter()
     for row in rows:
-        suites.setdefault(row["suite"], Counter())[word(row)] += 1
+        suites.setdefault(row["suite"], Counter())[verdict_word(row)] += 1
         seconds[row["suite"]] += row["seconds"]
     longest = max(map(len, suites))
     used = [w for w in WORDS if w != "declared" or any(counts[w] for counts in suites.values())]
     for suite, counts in sorted(suites.items()):
-        told = "  ".join(f"{counts[w]:>3} {w}" if counts[w] else " " * (4 + len(w)) for w in used)
+        numbers = "  ".join(f"{counts[w]:>3} {w}" if counts[w] else " " * (4 + len(w)) for w in used)
         colour = "red" if counts["fail"] or counts["error"] else "green"
-        yield SummaryLine(f"{suite:<{longest}}  {told}  {seconds[suite]:>6.1f} s", colour)
+        yield SummaryLine(f"{suite:<{longest}}  {numbers}  {seconds[suite]:>6.1f} s", colour)
 
 
 def side_by_side(rows: Sequence[Row]) -> Iterator[SummaryLine]:
-    """A column a subject: verdicts by suite, then every check that some subject fails."""
+    """Return a table with a column for each subject: verdicts by suite, then the checks that some subject fails."""
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     cells: dict[str, dict[str, Counter[str]]] = {}
     for row in rows:
         for line in (row["suite"], f"{row['suite']}/{row['check']}"):
-            cells.setdefault(line, {}).setdefault(row["subject"], Counter())[word(row)] += 1
+            cells.setdefault(line, {}).setdefault(row["subject"], Counter())[verdict_word(row)] += 1
     suites = sorted(line for line in cells if "/" not in line)
     failing = [line for line in cells if "/" in line and any(c["fail"] or c["error"] for c in cells[line].values())]
     shown = [*suites, *failing[:FAILURES]]
@@ -98,18 +108,18 @@ def side_by_side(rows: Sequence[Row]) -> Iterator[SummaryLine]:
     longest = max(len(cell) for cell in [*subjects, *(cell for line in table for cell in line[1:])])
     width = min(longest, (WIDTH - first) // len(subjects) - 2)
     for line, colour in [(["", *subjects], "")] + [(line, _colour(line[1:])) for line in table]:
-        told = "  ".join(f"{_cut(cell, width):<{width}}" for cell in line[1:])
-        yield SummaryLine(f"{_cut(line[0], first):<{first}}  {told}".rstrip(), colour)
+        columns = "  ".join(f"{_cut(cell, width):<{width}}" for cell in line[1:])
+        yield SummaryLine(f"{_cut(line[0], first):<{first}}  {columns}".rstrip(), colour)
     if failing[FAILURES:]:
-        yield SummaryLine(f"and {len(failing) - FAILURES} more checks that some fail: see the report")
+        yield SummaryLine(f"and {len(failing) - FAILURES} more checks that some subject fails: see the report")
 
 
 def _counts(counts: Counter[str] | None) -> str:
-    """The worst that there is, counted; what passes needs no number."""
+    """Return the numbers of failures, errors and declared failures; `pass` or `skip` if there are none."""
     if not counts:
         return "not run"
-    told = ", ".join(f"{counts[w]} {w}" for w in ("fail", "error", "declared") if counts[w])
-    return told or ("pass" if counts["pass"] else "skip")
+    bad = ", ".join(f"{counts[w]} {w}" for w in ("fail", "error", "declared") if counts[w])
+    return bad or ("pass" if counts["pass"] else "skip")
 
 
 def _colour(cells: Iterable[str]) -> str:
@@ -117,12 +127,12 @@ def _colour(cells: Iterable[str]) -> str:
 
 
 def check_name(row: Row) -> str:
-    """A check whatever the subject: `suite/check,size=debug`."""
+    """Return the name of a check without the subject: `suite/check,size=debug`."""
     return f"{row['suite']}/{row['id'].rpartition('::')[2]}".removesuffix(f"@{row['subject']}")
 
 
 def failures(bad: Sequence[Row], *, most: int) -> Iterator[SummaryLine]:
-    """A line for each check with what it found; those that differ in parameters alone, or have one cause, in one."""
+    """Return a line for each failed check. Those that differ only in parameters, or raised the same, share a line."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in bad:
         because = row["details"].get("because")
@@ -143,11 +153,11 @@ def failures(bad: Sequence[Row], *, most: int) -> Iterator[SummaryLine]:
         yield SummaryLine(_cut(f"{_cut(title, 60)}{others}: {' '.join(rows[0]['message'].split())}"), "red")
     if len(groups) > most:
         rest = sum(len(rows) for rows in ordered[most:])
-        yield SummaryLine(f"and {rest} more: --full-failures tells each in full, the report lists them", "red")
+        yield SummaryLine(f"and {rest} more: --full-failures prints each in full, the report lists them", "red")
 
 
 def diagnosis(found: Row) -> Iterator[SummaryLine]:
-    """The findings in execution order, the first to mend first: where, in which line, why, and how that is known."""
+    """Return the findings in execution order, so that the first to fix comes first: place, line, cause, evidence."""
     findings = [each for each in found.get("findings", []) if not each.get("declared")]
     declared = [each for each in found.get("findings", []) if each.get("declared")]
     for number, each in enumerate(findings[:FINDINGS], 1):
@@ -155,8 +165,8 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
         text = f":  {each['text'].strip()}" if at and each.get("text") else ""
         yield SummaryLine(_cut(f"{number}. {each['where']}{at}{text}"), "bold")
         fault = f" [{each['fault']}]" if each.get("fault") else ""
-        told = "; ".join(part.rstrip(".") for part in (each["cause"] + fault, each["evidence"]) if part)
-        for line in textwrap.wrap(told, WIDTH - 3, max_lines=3 if number == 1 else 2, placeholder=" ..."):
+        text = "; ".join(part.rstrip(".") for part in (each["cause"] + fault, each["evidence"]) if part)
+        for line in textwrap.wrap(text, WIDTH - 3, max_lines=3 if number == 1 else 2, placeholder=" ..."):
             yield SummaryLine(f"   {line}")
     if findings[FINDINGS:]:
         yield SummaryLine(f"   and {len(findings) - FINDINGS} more after it: see the report")
@@ -165,16 +175,16 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
     if found.get("trouble"):
         yield SummaryLine(_cut(found["trouble"]), "red")
     elif not findings:
-        yield SummaryLine("no known explanation fits; the failures above are all that is known")
+        yield SummaryLine("no known cause fits; the failures above are all that is known")
 
 
 def what_to_do(bad: Sequence[Row], found: Row, script: str) -> Iterator[SummaryLine]:
-    """Which line to look at first, and the commands that show it again."""
+    """Return the line to look at first, and the commands that reproduce the failure."""
     sources = [each["source"] for each in found.get("findings", []) if each.get("source") and not each.get("declared")]
     sources += [row["details"]["raised"]["place"] for row in bad if row["details"].get("raised")]
     if sources:
         yield SummaryLine(_cut(f"look at    {sources[0]}"))
-    # Of those that say something of their own: from the suite that fails most, one that is quick to run.
+    # Among failures with a message of their own: one from the suite that fails most, and quick to run.
     own = [row for row in bad if not row["details"].get("because")] or list(bad)
     failing = Counter(row["suite"] for row in own)
     quickest = min(own, key=lambda row: (row["verdict"] != "fail", -failing[row["suite"]], row["seconds"] > 1.0))
@@ -183,8 +193,8 @@ def what_to_do(bad: Sequence[Row], found: Row, script: str) -> Iterator[SummaryL
         yield SummaryLine(f"see it     python {script}")
 
 
-def skipped(rows: Sequence[Row], *, at_length: bool) -> Iterator[SummaryLine]:
-    """What was skipped, by what is missing; which checks those were only where there is room."""
+def skipped(rows: Sequence[Row], *, verbose: bool) -> Iterator[SummaryLine]:
+    """Return the skipped checks by what is missing; their names only if verbose."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row["verdict"] == "skip":
@@ -192,17 +202,17 @@ def skipped(rows: Sequence[Row], *, at_length: bool) -> Iterator[SummaryLine]:
     if not reasons:
         return
     yield SummaryLine("skipped, by what is missing", "section")
-    for reason, names in list(reasons.items())[: None if at_length else SKIPS]:
-        yield SummaryLine(reason if at_length else _cut(f"{len(names):>3}  {reason}"))
-        if at_length:
+    for reason, names in list(reasons.items())[: None if verbose else SKIPS]:
+        yield SummaryLine(reason if verbose else _cut(f"{len(names):>3}  {reason}"))
+        if verbose:
             wrapped = textwrap.wrap("  ".join(names), width=WIDTH, break_long_words=False, break_on_hyphens=False)
             yield from (SummaryLine(f"    {line}") for line in wrapped)
-    if not at_length and len(reasons) > SKIPS:
+    if not verbose and len(reasons) > SKIPS:
         yield SummaryLine(f"and for {len(reasons) - SKIPS} more reasons: -v or the report lists them")
 
 
 def slowest(rows: Sequence[Row]) -> Iterator[SummaryLine]:
-    """Where the time went."""
+    """Return the slowest checks."""
     yield SummaryLine(f"{min(SLOWEST, len(rows))} slowest checks", "section")
     for row in sorted(rows, key=lambda r: -r["seconds"])[:SLOWEST]:
         yield SummaryLine(f"{row['seconds']:>6.1f} s  {row['id']}")

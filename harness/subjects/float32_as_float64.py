@@ -1,4 +1,4 @@
-"""float32 read as float64: so that a deliberate `.float()` inside a float64 run is not taken for a bug."""
+"""Read float32 as float64, so that a deliberate `.float()` in a float64 run is not mistaken for a bug."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from torch.overrides import TorchFunctionMode
 
 
 class Float32AsFloat64(TorchFunctionMode):
-    """While open, whoever asks PyTorch for float32 gets float64.
+    """Replace requests for float32 by float64 inside the block.
 
-    Many right programs compute the softmax, the norms or the loss in float32 whatever the model's own dtype
-    (`scores.float().softmax(-1)`), so that bfloat16 loses nothing there. In a float64 run the very same line drops 29
-    bits, and the noise verdict would call it a bug. Requests for 16 bits are left alone: those lose in float32 as well.
+    Many correct programs compute the softmax, the norms or the loss in float32 for every dtype of the model
+    (`scores.float().softmax(-1)`), so that bfloat16 loses nothing there. In a float64 run the same line drops 29 bits,
+    and the noise verdict would call it a bug. Requests for 16 bits are unchanged: they lose precision in a float32 run
+    too.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
+        options = kwargs or {}
         if function is torch.Tensor.float:
             function = torch.Tensor.double
-        elif any(map(_is_float32, (*args, *given.values()))):
+        elif any(map(_is_float32, (*args, *options.values()))):
             args = tuple(_wider(value) for value in args)
-            given = {key: _wider(value) for key, value in given.items()}
-        return function(*args, **given)
+            options = {key: _wider(value) for key, value in options.items()}
+        return function(*args, **options)
 
 
 def _is_float32(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How a GPT is called and what it answers, in the styles that people write."""
+"""Call a GPT and unpack what it returns, in the styles that people write."""
 
 from __future__ import annotations
 
@@ -13,50 +13,56 @@ from torch import Tensor, nn
 from harness.core.errors import SubjectError
 
 TARGETS = ("targets", "target", "y", "tgt", "target_ids", "next_tokens", "target_tokens", "labels_shifted", "ys")
-# Hugging Face's `labels` are shifted by the model once more: never passed. `return_dict` has the logits in both forms.
+# Hugging Face's `labels` are never passed: the model shifts them once more. `return_dict` is not needed: logits are
+# found in both forms.
 POSITIONS = ("pos", "position_ids", "positions", "pos_ids", "position", "pos_idx")
 LOGITS = ("logits", "lm_logits", "prediction", "predictions", "output", "outputs", "preds")
-# A model that answers with the last position alone, and takes no targets, is asked for each prefix: up to this length.
+# A model that returns the last position only, and takes no targets, is called for each prefix, up to this length.
 LONGEST_BY_PREFIX = 64
-# Classes that were seen to answer with the last position alone: asked with targets from then on, once and not twice.
+# Classes that have returned the last position only: from then on they are called once, with targets, and not twice.
 _last_only: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Logits (B, T, V) of every position, and the model's own loss where it gives one (None otherwise)."""
+    """Return the logits (B, T, V) of every position, and the model's own loss or None.
+
+    Raises SubjectError for a model that returns the last position only, takes no targets, and is given more than
+    LONGEST_BY_PREFIX tokens.
+    """
     keyword = targets_keyword(module)
     if targets is not None and keyword:
-        return unpack(_ask(module, ids, **{keyword: targets}), ids)
+        return unpack(_forward(module, ids, **{keyword: targets}), ids)
     if keyword and type(module) in _last_only:
-        return unpack(_ask(module, ids, **{keyword: ids}), ids)[0], None
-    logits, loss = unpack(_ask(module, ids), ids)
+        return unpack(_forward(module, ids, **{keyword: ids}), ids)[0], None
+    logits, loss = unpack(_forward(module, ids), ids)
     if logits.ndim == 3 and logits.shape[1] == 1 and ids.shape[1] > 1:
-        # nanoGPT answers with the last position only, unless it is given targets.
+        # nanoGPT returns the last position only, unless it is given targets.
         if keyword:
             _last_only.add(type(module))
-            logits, _ = unpack(_ask(module, ids, **{keyword: ids}), ids)
+            logits, _ = unpack(_forward(module, ids, **{keyword: ids}), ids)
         elif ids.shape[1] <= LONGEST_BY_PREFIX:
             logits = torch.cat(
                 [
-                    unpack(_ask(module, ids[:, :end].contiguous()), ids[:, :end])[0]
+                    unpack(_forward(module, ids[:, :end].contiguous()), ids[:, :end])[0]
                     for end in range(1, ids.shape[1] + 1)
                 ],
                 dim=1,
             )
         else:
             raise SubjectError(
-                "the model answers with the last position only and takes no targets; expected logits of every position"
+                "the model returns logits of the last position only and takes no targets; expected logits of every "
+                "position"
             )
     return logits, loss if targets is None or keyword else None
 
 
 def without_targets(module: nn.Module, ids: Tensor) -> Tensor:
-    """The logits as they come when no targets are given: of every position, (B, T, V), or of the last, (B, 1, V)."""
-    return unpack(_ask(module, ids.contiguous()), ids)[0]
+    """Return the logits of a call without targets: of every position, (B, T, V), or of the last, (B, 1, V)."""
+    return unpack(_forward(module, ids.contiguous()), ids)[0]
 
 
 def parameters_of(kind: type, method: str) -> dict[str, inspect.Parameter]:
-    """The parameters of a method; where it hands **options on to a base class's, those of that one too."""
+    """Return the parameters of a method; if it passes **options on, those of the base class's method too."""
     found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if method not in vars(base) or base is nn.Module:
@@ -65,7 +71,7 @@ def parameters_of(kind: type, method: str) -> dict[str, inspect.Parameter]:
             parameters = inspect.signature(getattr(base, method)).parameters
         except (TypeError, ValueError):
             break
-        bound = 0 if isinstance(vars(base)[method], staticmethod | classmethod) else 1  # whatever self is called
+        bound = 0 if isinstance(vars(base)[method], staticmethod | classmethod) else 1  # skip self, under any name
         for name, parameter in list(parameters.items())[bound:]:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 found.setdefault(name, parameter)
@@ -75,7 +81,7 @@ def parameters_of(kind: type, method: str) -> dict[str, inspect.Parameter]:
 
 
 def forward_parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
-    """The parameters of `forward`, an instance's own or a compiled one's original included."""
+    """Return the parameters of `forward`, also of one set on the instance, or of a compiled module's original."""
     module = getattr(module, "_orig_mod", module)
     if "forward" in vars(module):
         return dict(inspect.signature(module.forward).parameters)
@@ -83,40 +89,44 @@ def forward_parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
 
 
 def targets_keyword(module: nn.Module) -> str | None:
-    """The parameter of `forward` that takes targets, already shifted. `labels` is not it: Hugging Face shifts those."""
+    """Return the name of the parameter of `forward` that takes shifted targets; None if there is none.
+
+    `labels` is not one: Hugging Face shifts those itself.
+    """
     parameters = forward_parameters(module)
     return next((name for name in TARGETS if name in parameters), None)
 
 
-def _ask(module: nn.Module, ids: Tensor, **more: Tensor) -> Any:
+def _forward(module: nn.Module, ids: Tensor, **options: Tensor) -> Any:
     parameters = forward_parameters(module)
     if "use_cache" in parameters and hasattr(getattr(module, "config", None), "use_cache"):
-        more["use_cache"] = False  # type: ignore[assignment]  # transformers' own: a cache nobody reads
+        options["use_cache"] = False  # type: ignore[assignment]  # transformers would return a cache that is not used
     names = list(parameters)
     for position, (name, parameter) in enumerate(parameters.items()):
-        if position == 0 or parameter.default is not parameter.empty or name in more:
+        if position == 0 or parameter.default is not parameter.empty or name in options:
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if name in POSITIONS:
-            more[name] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+            options[name] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         elif name in TARGETS:
-            more[name] = ids
+            options[name] = ids
         else:
             raise SubjectError(
-                f"forward({', '.join(names)}) needs '{name}', of which the harness knows nothing; expected ids, and "
-                f"perhaps targets ({', '.join(TARGETS[:4])}) and positions ({', '.join(POSITIONS[:3])}); give it a "
+                f"forward({', '.join(names)}) needs '{name}', which the harness does not know; expected ids, and "
+                f"optionally targets ({', '.join(TARGETS[:4])}) and positions ({', '.join(POSITIONS[:3])}); give it a "
                 "default, or pass it in an adapter: 'Add a subject' in CONTRIBUTING.md"
             )
     if names and parameters[names[0]].kind is inspect.Parameter.KEYWORD_ONLY:
-        return module(**{names[0]: ids}, **more)
-    return module(ids, **more)
+        return module(**{names[0]: ids}, **options)
+    return module(ids, **options)
 
 
 def unpack(answer: Any, ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Logits and loss from a tensor, a tuple in either order, a dict, or an object with `.logits`.
+    """Return logits and loss from a tensor, a tuple in either order, a dict, or an object with `.logits`.
 
-    With `ids` (B, T), logits that were flattened to (B·T, V) get their axes back, and (B, V) is the last position's.
+    With `ids` (B, T), logits flattened to (B·T, V) are reshaped to (B, T, V), and (B, V) are the last position's.
+    Raises SubjectError if there are no logits.
     """
     if isinstance(answer, Tensor):
         return _with_axes(answer, ids), None
@@ -135,7 +145,7 @@ def unpack(answer: Any, ids: Tensor | None = None) -> tuple[Tensor, Tensor | Non
         if logits is not None:
             return _with_axes(logits, ids), None if loss is None else loss.reshape(())
     raise SubjectError(
-        f"calling the model gave {_described(answer)}; expected logits (batch, time, vocabulary), (logits, loss), "
+        f"calling the model returned {_describe(answer)}; expected logits (batch, time, vocabulary), (logits, loss), "
         "or an object with .logits"
     )
 
@@ -150,9 +160,9 @@ def _with_axes(logits: Tensor, ids: Tensor | None) -> Tensor:
     return logits
 
 
-def _described(answer: Any) -> str:
+def _describe(answer: Any) -> str:
     if isinstance(answer, tuple | list):
-        return f"a {type(answer).__name__} of ({', '.join(map(_described, answer))})"
+        return f"a {type(answer).__name__} of ({', '.join(map(_describe, answer))})"
     if isinstance(answer, Mapping):
         return f"a {type(answer).__name__} of {', '.join(map(str, answer))}"
     if isinstance(answer, Tensor):

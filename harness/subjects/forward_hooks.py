@@ -1,4 +1,4 @@
-"""What a model's components read and answer as it runs, as (batch, time, channels) whatever its own order of axes."""
+"""Record or replace the inputs and outputs of a model's components, as (batch, time, channels)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def hooked(
     given: Mapping[str, Tensor] | None = None,
     answered: Tensors | None = None,
 ) -> Iterator[None]:
-    """While open, collects by place what each module reads and answers; a place in `given` reads that instead.
+    """Collect the input (`read`) and the output (`answered`) of each module inside the block, by place.
 
-    `shape()` is (batch, time, channels) of the pass that runs; all three hold tensors of that shape.
+    A place in `given` reads that tensor instead of its input. `shape()` returns (batch, time, channels) of the pass
+    that runs. The tensors of all three mappings have that shape, whatever the order of axes in the module.
     """
-    forced = given or {}
+    replaced = given or {}
 
     def before(place: str, replace: bool) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -36,7 +37,7 @@ def hooked(
                 assert read is not None
                 read[place] = arranged(found, shape())
                 return None
-            stream = arranged(forced[place].to(found.dtype), tuple(found.shape))
+            stream = arranged(replaced[place].to(found.dtype), tuple(found.shape))
             return ((stream, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: stream})
 
         return hook
@@ -52,8 +53,8 @@ def hooked(
     for place, module in modules.items():
         if read is not None:
             handles.append(module.register_forward_pre_hook(before(place, False), with_kwargs=True))
-        if place in forced:
-            # Prepended: whoever keeps the input then keeps what the module reads.
+        if place in replaced:
+            # Prepended, so that other hooks see the replaced input, which is the one that the module reads.
             handles.append(module.register_forward_pre_hook(before(place, True), with_kwargs=True, prepend=True))
         if answered is not None:
             handles.append(module.register_forward_hook(after(place)))
@@ -65,9 +66,10 @@ def hooked(
 
 
 def arranged(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A view of `tensor` in `shape`, its axes in another order, or batch and time as one; as it is where none fits.
+    """Return a view of `tensor` in `shape`: its axes in another order, or batch and time as one axis.
 
-    Lengths tell the axes: of an equal batch and time, the batch is taken to come first.
+    Axes are identified by their lengths; if batch and time are equal, the batch comes first. A tensor that does not
+    fit is returned unchanged.
     """
     if tuple(tensor.shape) == shape:
         return tensor

@@ -1,4 +1,4 @@
-"""The weight map: how a model's own parameters stand to the published GPT-2 checkpoint's, row by row, both ways."""
+"""The weight map: which parameter of a model is which one of the published GPT-2 checkpoint, in both directions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.core.sizes import Size
 
 @dataclass(frozen=True)
 class MappedWeight:
-    """One own parameter, or a piece of it, and the published one that it holds, or a part of that.
+    """One line of a weight map: an own parameter, or a piece of it, and the published one, or a part of it.
 
-    `transposed`: the own matrix is (out, in), as nn.Linear keeps it; the checkpoint's Conv1D keeps (in, out).
-    `part`: the columns [start, stop) of the published tensor's `axis` that the own one holds; None for all.
-    `layout`: where the own tensor has other axes, one for each head, say; None where it has the published ones.
-    `how`: what the row rests on: 'name', 'shape', 'order of use', 'behaviour', or 'by hand'.
+    `transposed`: the own matrix is (out, in), as in nn.Linear; the checkpoint's Conv1D stores (in, out).
+    `part`: the range [start, stop) on the published tensor's `axis` that the own one contains; None for all.
+    `layout`: the arrangement of an own tensor with other axes, such as one for the heads; None for the published axes.
+    `evidence`: the reason for the row: 'name', 'shape', 'order of use', 'behaviour', 'analogy', or 'by hand'.
     """
 
     published: str
@@ -28,22 +28,22 @@ class MappedWeight:
     part: tuple[int, int] | None = None
     axis: int = -1
     layout: Layout | None = None
-    how: str = "by hand"
+    evidence: str = "by hand"
 
     def part_of(self, published: Tensor) -> Tensor:
-        """The part of the published tensor that this row stands for, a view."""
+        """Return the part of the published tensor that this row stands for, as a view."""
         if self.part is None:
             return published
         return published.narrow(self.axis, self.part[0], self.part[1] - self.part[0])
 
     def to_published(self, own: Tensor) -> Tensor:
-        """The own tensor in the published orientation; a view where the layout allows one."""
+        """Return the own tensor in the published orientation; a view where the layout allows one."""
         if self.layout is not None:
             return self.layout.flat(self.layout.seen(own))
         return own.mT if self.transposed else own
 
     def write(self, published: Tensor, own: Tensor) -> None:
-        """Copy the part of `published` into `own`, in place. A shape that does not fit names both sides."""
+        """Copy the part of `published` into `own`, in place. Raises SubjectError naming both shapes if they differ."""
         source = self.part_of(published)
         target = own.mT if self.transposed else own
         if self.layout is not None:
@@ -53,7 +53,7 @@ class MappedWeight:
             fits = target.shape == source.shape
         if not fits:
             raise SubjectError(
-                f"{self.own} has shape {tuple(own.shape)}, but {self.published} of the checkpoint fits it as "
+                f"{self.own} has shape {tuple(own.shape)}; expected, for {self.published} of the checkpoint, "
                 f"{tuple(source.mT.shape if self.transposed else source.shape)}"
             )
         target.copy_(source.reshape(target.shape))
@@ -61,12 +61,12 @@ class MappedWeight:
 
 @dataclass(frozen=True)
 class Layout:
-    """An own tensor seen with the published axes: reshaped to `view`, cut by `index`, its axes put in order `axes`.
+    """The arrangement of an own tensor: reshape it to `view`, index by `index`, permute by `axes`.
 
-    `rows`: how many of the axes make the published tensor's first; the others make its last. None for a vector.
-    `index`: for each axis of the view all of it (None), one place (an int, which drops the axis), or [start, stop).
+    `rows`: the number of axes that make up the published tensor's first axis; the others make up its last. None for a
+    vector. `index`: for each axis of the view None (all of it), an int (one place; drops the axis), or (start, stop).
 
-    TransformerLens keeps a query matrix as (head, width, head width): axes (1, 0, 2), of which 1 is the published row.
+    TransformerLens stores a query matrix as (head, width, head width): axes (1, 0, 2), of which 1 is the published row.
     """
 
     axes: tuple[int, ...]
@@ -75,7 +75,7 @@ class Layout:
     index: tuple[int | tuple[int, int] | None, ...] = ()
 
     def seen(self, own: Tensor) -> Tensor:
-        """A view of `own` with the published axes, each perhaps still in several."""
+        """Return a view of `own` with the published axes, each of which may still be split into several."""
         tensor = own if self.view is None else own.view(self.view)
         for axis in reversed(range(len(self.index))):
             entry = self.index[axis]
@@ -86,19 +86,20 @@ class Layout:
         return tensor.permute(self.axes)
 
     def flat(self, seen: Tensor) -> Tensor:
-        """What `seen` gave, in the published tensor's number of axes."""
+        """Return the result of `seen` with the published tensor's number of axes."""
         if self.rows is None:
             return seen.flatten()
-        # The last axes first: they are counted from the front.
+        # Flatten the last axes first: they are counted from the front.
         return seen.flatten(self.rows).flatten(0, self.rows - 1)
 
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Rows that cover published parameters, each once. A complete map has nothing missing and no unmapped_parameters.
+    """Rows that cover published parameters, each once. A complete map has none missing and none unmapped.
 
-    `missing`: what the subject has no parameter for, as rows without an own name. `unmapped_parameters`: own parameters that
-    GPT-2 does not have; they keep their own values. `notes`: layout differences that are no bugs, in words.
+    `missing`: published parameters that the subject lacks, as rows without an own name. `unmapped_parameters`: own
+    parameters that GPT-2 does not have; they keep their own values. `notes`: remarks on layout differences, which are
+    not bugs.
     """
 
     rows: tuple[MappedWeight, ...]
@@ -108,31 +109,31 @@ class WeightMap:
 
     @property
     def gaps(self) -> str:
-        """What keeps the map from being complete, in words; empty for a complete one."""
+        """The unmapped and missing parameters as text; empty for a complete map."""
         absent = list(dict.fromkeys(family(row.published) for row in self.missing))
         return "; ".join(
             text
             for text in (
-                f"of the subject, no published name fits {some(list(self.unmapped_parameters))}"
+                f"parameters of the subject without a published name: {some(list(self.unmapped_parameters))}"
                 if self.unmapped_parameters
                 else "",
-                f"of the checkpoint, no parameter of the subject fits {some(absent)}" if absent else "",
+                f"parameters of the checkpoint without one of the subject: {some(absent)}" if absent else "",
             )
             if text
         )
 
     def write(self, published: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-        """Copy published tensors into the own ones, in place. A shape that does not fit names both sides."""
+        """Copy published tensors into the own ones, in place. Raises SubjectError for a shape that does not fit."""
         with torch.no_grad():
             for row in self.rows:
-                # A head of its own starts as the checkpoint has it: the token embedding.
+                # The checkpoint's head is tied: an untied one gets a copy of the token embedding.
                 name = "transformer.wte.weight" if row.published == "lm_head.weight" else row.published
                 row.write(published[name], own[row.own])
 
     def read(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Own tensors (weights, or gradients) under their published names, in the published orientation.
+        """Return own tensors (weights or gradients) under their published names, in the published orientation.
 
-        A part that the subject lacks, as a key bias may be, is zero; a whole tensor that it lacks is left out.
+        A part that the subject lacks, such as a key bias, is zero. A whole tensor that it lacks is left out.
         """
         parts: dict[str, list[tuple[MappedWeight, Tensor]]] = {}
         for row in self.rows:
@@ -145,26 +146,26 @@ class WeightMap:
         return {name: joined(pieces) for name, pieces in parts.items()}
 
     def path(self, component: str) -> str:
-        """The own submodule that holds every parameter of a published component, and none of another's.
+        """Return the path of the own submodule with every parameter of a published component, and none of another.
 
-        Their deepest common module. SubjectError where nothing stands for the component; LookupError where the
-        subject has no module of its own for it, as when a block keeps all of its parameters itself.
+        It is their deepest common module. Raises SubjectError if the subject has no parameter of the component, and
+        LookupError if it has no separate module for it, as when a block owns all of its parameters itself.
         """
         inside = [row for row in self.rows if row.published.startswith(f"{component}.")]
         if not inside:
-            raise SubjectError(f"no parameter of the subject stands for {component}")
+            raise SubjectError(f"no parameter of the subject is mapped to {component}")
         path = ".".join(_common_prefix([row.own.split(".")[:-1] for row in inside]))
         under = f"{path}." if path else ""
         others = [row for row in self.rows if row not in inside and row.own.startswith(under)]
         if others:
             raise LookupError(
-                f"no module of the subject is {component} alone: '{path or 'the model'}' also holds {others[0].own}"
+                f"no module of the subject is {component} alone: '{path or 'the model'}' also contains {others[0].own}"
             )
         return path
 
 
 def joined(pieces: list[tuple[MappedWeight, Tensor]]) -> Tensor:
-    """The parts of one published tensor, each with its row, put together."""
+    """Return one published tensor from its parts, each given with its row."""
     if len(pieces) == 1:
         return pieces[0][1]
     pieces = sorted(pieces, key=lambda piece: piece[0].part or (0, 0))
@@ -172,7 +173,7 @@ def joined(pieces: list[tuple[MappedWeight, Tensor]]) -> Tensor:
 
 
 def published_shapes(size: Size) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the published checkpoint and its shape, Conv1D's (in, out). The head is wte: tied."""
+    """Return the shape of every parameter of the published checkpoint, Conv1D's (in, out). The head is tied: wte."""
     C = size.width
     shapes: dict[str, tuple[int, ...]] = {
         "transformer.wte.weight": (size.vocab_size, C),
@@ -198,13 +199,13 @@ def published_shapes(size: Size) -> dict[str, tuple[int, ...]]:
 
 
 def family(published: str) -> str:
-    """The kind of a parameter, over all layers: `transformer.h.3.attn.c_proj.weight` -> `attn.c_proj.weight`."""
+    """Return a parameter's name without its layer: `transformer.h.3.attn.c_proj.weight` -> `attn.c_proj.weight`."""
     words = [word for word in published.split(".") if word not in ("transformer", "h") and not word.isdigit()]
     return ".".join(words)
 
 
 def some(names: list[str]) -> str:
-    """The first few of a list of names."""
+    """Return the first four of a list of names as text, and the number of the others."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 

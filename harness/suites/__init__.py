@@ -1,1 +1,1 @@
-"""Suite files: TOML read into checks, the registry of measures, and expectations that judge readings."""
+"""Suites of checks: suite files, expectations, the registry of measures, and the records of results."""

@@ -1,4 +1,4 @@
-"""Expectations: what a reading must be. The expectation is the comparator, and a check has exactly one."""
+"""Expectations: each is a comparator with its value, and a check has exactly one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from harness.core.errors import did_you_mean
 from harness.suites.measure_registry import Reading, Scalar
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-SHOWN = 2  # places told in full; `where` names the others
-# From the strictest to what never passes; `noise = "rounding"` accepts everything up to and including rounding.
+SHOWN = 2  # places that a message quotes with their values; `where` names the others
+# From the strictest to the one that never passes; `noise = "rounding"` accepts "equal" as well.
 NOISE_WORDS = ("equal", "rounding", "different")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether a reading is as expected, the places where it is not, and both sides in words."""
+    """The result of comparing a reading with an expectation: both sides as text, and the places that failed."""
 
     passed: bool
     found: str
@@ -27,7 +27,7 @@ class Judgement:
 
 
 def _equals(found: Scalar, expected: Any) -> bool:
-    # True == 1 in Python; a check that counts must not pass on a flag.
+    # True == 1 in Python; a check of a count must not pass for a boolean.
     return isinstance(found, bool) == isinstance(expected, bool) and bool(found == expected)
 
 
@@ -45,7 +45,7 @@ def _number(found: Scalar) -> float:
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else math.nan
 
 
-# A comparator for one value each; `near_predicted` holds every place against its own prediction.
+# Each compares one value. `near_predicted` is not among them: it compares every place with its own prediction.
 COMPARATORS: dict[str, Callable[[Scalar, Any], bool]] = {
     "equals": _equals,
     "at_most": lambda found, expected: _number(found) <= expected,
@@ -55,7 +55,8 @@ COMPARATORS: dict[str, Callable[[Scalar, Any], bool]] = {
     "noise": _noise,
 }
 
-WORDS: dict[str, Callable[[Any], str]] = {
+# The value of an expectation, as a message gives it.
+DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
     "equals": lambda e: show(e),
     "at_most": lambda e: f"at most {show(e)}",
     "at_least": lambda e: f"at least {show(e)}",
@@ -65,8 +66,8 @@ WORDS: dict[str, Callable[[Any], str]] = {
 }
 
 
-def problem_with(expected: Any) -> str | None:
-    """What is wrong with an expectation as it stands in a suite, or None."""
+def expectation_error(expected: Any) -> str | None:
+    """Return the error message for the `expect` of a suite file, or None if it is valid."""
     kinds = [*COMPARATORS, "near_predicted"]
     if not isinstance(expected, Mapping):
         return f"expect: expected a table, as {{ at_most = 1e-12 }}, found {expected!r}"
@@ -80,13 +81,16 @@ def problem_with(expected: Any) -> str | None:
         return f"{kind}: expected a value for each of the dtypes {', '.join(DTYPES)}, found {dict(value)!r}"
     values = value.values() if per_dtype else [value]
     for one in values:
-        if (reason := _problem_with_value(kind, one)) is not None:
+        if (reason := _value_error(kind, one)) is not None:
             return f"{kind}: {reason}, found {one!r}"
     return None
 
 
 def judge(reading: Reading, expected: Mapping[str, Any], *, dtype: str | None = None) -> Judgement:
-    """Hold a reading against an expectation. NaN never passes; a reading of nothing never passes."""
+    """Compare a reading with an expectation. NaN never passes, and neither does a reading without places.
+
+    `dtype` selects the value of an expectation that has one for each dtype.
+    """
     ((kind, value),) = expected.items()
     if _is_per_dtype(kind, value):
         if dtype not in value:
@@ -94,7 +98,7 @@ def judge(reading: Reading, expected: Mapping[str, Any], *, dtype: str | None = 
         value = value[dtype]
     if kind == "near_predicted":
         return _judge_predicted(reading, value)
-    wanted = WORDS[kind](value)
+    wanted = DESCRIPTIONS[kind](value)
     if not isinstance(reading.value, Mapping):
         return Judgement(COMPARATORS[kind](reading.value, value), show(reading.value, reading.unit), wanted)
     if not reading.value:
@@ -108,11 +112,11 @@ def judge(reading: Reading, expected: Mapping[str, Any], *, dtype: str | None = 
 
 
 def _judge_predicted(reading: Reading, tolerance: Mapping[str, float]) -> Judgement:
-    """Hold each place against its own prediction, `details["predicted"]`, which the measure computes beside it."""
+    """Compare each place with its own prediction, `details["predicted"]`, which the measure computes."""
     predicted = reading.details.get("predicted", {})
     wanted = f"the prediction ± {_tolerance(tolerance)}"
     if not isinstance(reading.value, Mapping) or not reading.value or set(predicted) != set(reading.value):
-        return Judgement(False, "nothing that was predicted", wanted)
+        return Judgement(False, "no prediction for these places", wanted)
     failed = [p for p, found in reading.value.items() if not _close_to(found, {"value": predicted[p], **tolerance})]
     shown = failed or [list(reading.value)[-1]]
     found = ", ".join(
@@ -124,7 +128,7 @@ def _judge_predicted(reading: Reading, tolerance: Mapping[str, float]) -> Judgem
 
 
 def show(value: Any, unit: str = "") -> str:
-    """A value as a person reads it: thousands apart, four digits of a fraction."""
+    """Format a value: commas between thousands, four significant digits."""
     if isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, int):
@@ -141,7 +145,7 @@ def _tolerance(tolerance: Mapping[str, float]) -> str:
 
 
 def _with_numbers(reading: Reading, place: str) -> str:
-    """The value at one place; for a noise verdict, the differences that it was drawn from as well."""
+    """Return the value at one place as text, with the differences that a noise verdict is based on."""
     assert isinstance(reading.value, Mapping)
     for row in reading.details.get("comparisons", ()):
         if row["where"] == place:
@@ -156,31 +160,37 @@ def _is_per_dtype(kind: str, value: Any) -> bool:
     return isinstance(value, Mapping) and kind not in ("close_to", "near_predicted")
 
 
-def _problem_with_value(kind: str, value: Any) -> str | None:
-    def is_number(x: Any) -> bool:
-        return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-    def is_tolerance(x: Any, keys: int) -> bool:
-        return (
-            isinstance(x, Mapping)
-            and len(x) == keys
-            and any(is_number(x.get(key)) and x[key] >= 0 for key in ("rel", "abs"))
-        )
-
-    if kind in ("at_most", "at_least") and not is_number(value):
+def _value_error(kind: str, value: Any) -> str | None:
+    """Return the error message for the value of an expectation, or None if it is valid."""
+    if kind in ("at_most", "at_least") and not _is_number(value):
         return "expected a finite number"
     if kind == "between" and not (
-        isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] <= value[1]
+        isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[0] <= value[1]
     ):
         return "expected [low, high]"
     if kind == "close_to" and not (
-        isinstance(value, Mapping) and is_number(value.get("value")) and is_tolerance({**value, "value": None}, 2)
+        isinstance(value, Mapping)
+        and _is_number(value.get("value"))
+        and _is_tolerance({**value, "value": None}, keys=2)
     ):
         return "expected { value = NUMBER, rel = FRACTION } or { value = NUMBER, abs = NUMBER }"
-    if kind == "near_predicted" and not is_tolerance(value, 1):
+    if kind == "near_predicted" and not _is_tolerance(value, keys=1):
         return "expected { rel = FRACTION } or { abs = NUMBER }"
     if kind == "noise" and value not in NOISE_WORDS[:2]:
         return "expected 'equal' or 'rounding'"
     if kind == "equals" and not isinstance(value, bool | int | float | str):
         return "expected a number, a string, true or false"
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_tolerance(value: Any, *, keys: int) -> bool:
+    """Return True for a table of so many keys with `rel` or `abs`, which is not negative."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) == keys
+        and any(_is_number(value.get(key)) and value[key] >= 0 for key in ("rel", "abs"))
+    )

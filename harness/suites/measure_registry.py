@@ -1,4 +1,4 @@
-"""The registry of measures: small pure functions from a subject and parameters to a reading."""
+"""The registry of measures, which are pure functions from a subject and parameters to a reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scalar = bool | int | float | str
 
 @dataclass(frozen=True)
 class Reading:
-    """What a measure found: one value, or a value for each place where it looked (never none)."""
+    """The result of a measure: one value, or a value for each place that it measured (at least one)."""
 
     value: Scalar | Mapping[str, Scalar]
     unit: str = ""
@@ -22,7 +22,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Measure:
-    """A registered measure: `needs` is the protocol that its subject must satisfy, `parameters` its keywords."""
+    """A registered measure. `needs` is the protocol that its subject must satisfy, `parameters` are its keywords."""
 
     name: str
     function: Callable[..., Reading]
@@ -32,29 +32,22 @@ class Measure:
 
     @property
     def required(self) -> set[str]:
-        """Parameters without a default."""
+        """The parameters without a default."""
         return {name for name, p in self.parameters.items() if p.default is inspect.Parameter.empty}
 
 
-_registry: dict[str, Measure] = {}
+# Filled by the modules of harness.measures as they are imported; `harness.measures.registered` imports them all.
+REGISTRY: dict[str, Measure] = {}
 
 
 def measure(function: Callable[..., Reading]) -> Callable[..., Reading]:
-    """Register `function(subject: Protocol, *, parameter: type = default, ...) -> Reading` under its own name."""
+    """Register `function(subject: Protocol, *, parameter: type = default, ...) -> Reading` under its name."""
     types = typing.get_type_hints(function)
     subject, *parameters = inspect.signature(function).parameters.values()
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
-        f"{function.__name__}: keyword-only, please"
+        f"{function.__name__}: every parameter after the subject must be keyword-only"
     )
     name = function.__name__
-    assert name not in _registry, f"two measures are called {name}"
-    _registry[name] = Measure(name, function, types[subject.name], {p.name: p for p in parameters}, types)
+    assert name not in REGISTRY, f"two measures have the name {name}"
+    REGISTRY[name] = Measure(name, function, types[subject.name], {p.name: p for p in parameters}, types)
     return function
-
-
-def measures() -> Mapping[str, Measure]:
-    """Every measure by name; the first call imports the modules of `harness.measures`."""
-    from harness.measures import load_all
-
-    load_all()
-    return _registry

@@ -1,4 +1,4 @@
-"""Suites: TOML files of checks, read, expanded over their sizes and dtypes, and validated line by line."""
+"""Suite files: TOML read into checks, one for each case and each cell of a matrix, and validated."""
 
 from __future__ import annotations
 
@@ -12,37 +12,16 @@ from typing import Any, get_args, get_origin
 
 from harness.core.errors import SuiteError, did_you_mean
 from harness.core.sizes import SIZES
-from harness.suites.expectations import problem_with
-from harness.suites.measure_registry import Measure, measures
+from harness.suites.check import Check
+from harness.suites.expectations import expectation_error
+from harness.suites.measure_registry import Measure
 
 SUITE_KEYS = {"title", "about"}
 CHECK_KEYS = {"name", "measure", "parameters", "matrix", "cases", "expect", "why", "source", "keep_reason"}
 CASE_KEYS = {"parameters", "expect"}
 RESERVED = {"skip", "skipif", "xfail", "parametrize", "usefixtures", "filterwarnings", "debug", "full", "text"}
-# Parameters that count something: none of it is no check.
+# Parameters that must be at least 1: with zero rows or tokens a check compares nothing.
 COUNTS = {"rows", "length", "new_tokens", "prompt_length"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check, ready to run: measure + parameters + expectation + why + source."""
-
-    suite: str
-    name: str
-    measure: str
-    parameters: Mapping[str, Any]
-    varying: tuple[str, ...]
-    expected: Mapping[str, Any]
-    why: str
-    source: str
-    file: str = ""
-    line: int = 0
-    keep_reason: str = ""  # why it stays although every fault that it kills is killed by a coarser check
-
-    @property
-    def id(self) -> str:
-        """The item's name: the check's, then what varies among its siblings, as `name,size=124M,tied=true`."""
-        return ",".join([self.name, *(f"{key}={_plain(self.parameters[key])}" for key in self.varying)])
 
 
 @dataclass(frozen=True)
@@ -55,11 +34,14 @@ class Suite:
     checks: tuple[Check, ...]
 
 
-def read_suite(path: Path) -> Suite:
-    """The suite in `path`. Whatever is not understood is a SuiteError with file and line."""
+def read_suite(path: Path, measures: Mapping[str, Measure]) -> Suite:
+    """Return the suite in `path`, validated against the measures by name.
+
+    Raises SuiteError, with file and line, if the file is not a valid suite.
+    """
     if path.stem in RESERVED:
         raise SuiteError(
-            f"{path}:1: a suite's name becomes a marker, and '{path.stem}' is one of pytest's; rename the file"
+            f"{path}:1: the name of a suite becomes a marker, and '{path.stem}' is a marker of pytest; rename the file"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -83,14 +65,14 @@ def read_suite(path: Path) -> Suite:
     if not isinstance(raw, list) or not all(isinstance(table, dict) for table in raw):
         raise SuiteError(f"{path}:{lines.first('check')}: expected [[check]], in double brackets, once for each check")
     if not raw:
-        raise SuiteError(f"{path}:1: a suite of no checks; expected at least one [[check]]")
-    checks = [check for index, table in enumerate(raw) for check in _expand(path.stem, table, lines, index)]
-    _refuse_twins(checks)
+        raise SuiteError(f"{path}:1: a suite without checks; expected at least one [[check]]")
+    checks = [check for index, table in enumerate(raw) for check in _expand(path.stem, table, lines, index, measures)]
+    _refuse_duplicates(checks)
     return Suite(path.stem, head["title"], head["about"], tuple(checks))
 
 
 class _Lines:
-    """Where in the file a key stands, since tomllib does not say."""
+    """The line numbers of keys, which tomllib does not give."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
@@ -98,7 +80,7 @@ class _Lines:
         self.starts = [number for number, line in enumerate(self.lines, 1) if re.match(r"\s*\[\[\s*check\s*\]\]", line)]
 
     def of(self, index: int, word: str | None = None) -> int:
-        """The line of `word` within the index-th [[check]], or of that header."""
+        """Return the line of `word` within the index-th [[check]], or the line of its header."""
         start = self.starts[index] if index < len(self.starts) else 1
         stop = self.starts[index + 1] if index + 1 < len(self.starts) else len(self.lines) + 1
         if word is not None:
@@ -108,13 +90,15 @@ class _Lines:
         return start
 
     def first(self, word: str) -> int:
-        """The first line of the file that has `word`, or 1."""
+        """Return the first line of the file that contains `word`, or 1."""
         return next((n for n, text in enumerate(self.lines, 1) if re.search(rf"\b{re.escape(word)}\b", text)), 1)
 
     def error(self, index: int, word: str | None, message: str) -> SuiteError:
+        """Return a SuiteError that begins with the file and the line of `word`."""
         return SuiteError(f"{self.path}:{self.of(index, word)}: {message}")
 
     def refuse_unknown(self, table: Mapping[str, Any], known: set[str], line: int, what: str) -> None:
+        """Raise SuiteError for a key of the table that is not known; `what` describes it in the message."""
         for key in table:
             if key not in known:
                 number = next(
@@ -124,7 +108,10 @@ class _Lines:
                 raise SuiteError(f"{self.path}:{number}: unknown {what} '{key}'; {did_you_mean(key, known)}")
 
 
-def _expand(suite: str, table: dict[str, Any], lines: _Lines, index: int) -> Iterator[Check]:
+def _expand(
+    suite: str, table: dict[str, Any], lines: _Lines, index: int, known: Mapping[str, Measure]
+) -> Iterator[Check]:
+    """Yield the checks of the index-th [[check]], one for each of its combinations of parameters."""
     for key in table:
         if key not in CHECK_KEYS:
             raise lines.error(index, key, f"unknown key '{key}'; {did_you_mean(key, CHECK_KEYS)}")
@@ -134,14 +121,13 @@ def _expand(suite: str, table: dict[str, Any], lines: _Lines, index: int) -> Ite
     name = table["name"]
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise lines.error(index, "name", f"name '{name}': expected lower-case words joined by '-'")
-    known = measures()
     if table["measure"] not in known:
         raise lines.error(
             index, "measure", f"unknown measure '{table['measure']}'; {did_you_mean(table['measure'], known)}"
         )
     for parameters, varying, expected in _combinations(table, lines, index):
         _validate_parameters(known[table["measure"]], parameters, lines, index)
-        if (reason := problem_with(expected)) is not None:
+        if (reason := expectation_error(expected)) is not None:
             word = next(iter(expected)) if isinstance(expected, dict) and len(expected) == 1 else "expect"
             raise lines.error(index, word, f"{name}: {reason}")
         yield Check(
@@ -162,7 +148,7 @@ def _expand(suite: str, table: dict[str, Any], lines: _Lines, index: int) -> Ite
 def _combinations(
     table: dict[str, Any], lines: _Lines, index: int
 ) -> Iterator[tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]]:
-    """Parameters, the names of those that vary, and the expectation: every case times every cell of the matrix."""
+    """Yield parameters, the names of those that vary, and the expectation, for every case and cell of the matrix."""
     fixed, matrix = table.get("parameters", {}), table.get("matrix", {})
     cases = table.get("cases", [{}])
     if not isinstance(fixed, dict) or not isinstance(matrix, dict) or not isinstance(cases, list) or not cases:
@@ -178,7 +164,7 @@ def _combinations(
                 raise lines.error(index, key, f"unknown key '{key}' of a case; {did_you_mean(key, CASE_KEYS)}")
         own = case.get("parameters", {})
         if "expect" in case and "expect" in table:
-            raise lines.error(index, "expect", "an expectation for the check and another for a case; expected one")
+            raise lines.error(index, "expect", "both the check and a case have an expectation; expected one of them")
         expected = case.get("expect", table.get("expect", {}))
         for cell in itertools.product(*matrix.values()):
             parameters = {**fixed, **dict(zip(matrix, cell, strict=True)), **own}
@@ -186,6 +172,7 @@ def _combinations(
 
 
 def _validate_parameters(measure: Measure, parameters: Mapping[str, Any], lines: _Lines, index: int) -> None:
+    """Raise SuiteError if the measure does not accept the parameters."""
     for key, value in parameters.items():
         if key not in measure.parameters:
             raise lines.error(
@@ -193,7 +180,7 @@ def _validate_parameters(measure: Measure, parameters: Mapping[str, Any], lines:
                 key,
                 f"unknown parameter '{key}' of {measure.name}; {did_you_mean(key, measure.parameters)}",
             )
-        if not _fits(value, measure.types[key]):
+        if not _has_type(value, measure.types[key]):
             raise lines.error(
                 index,
                 key,
@@ -207,14 +194,15 @@ def _validate_parameters(measure: Measure, parameters: Mapping[str, Any], lines:
         raise lines.error(index, "parameters", f"{measure.name} needs the parameter '{sorted(missing)[0]}'")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _has_type(value: Any, hint: Any) -> bool:
+    """Return True if the TOML value is of the annotated type of a measure's parameter."""
     origin = get_origin(hint)
     if origin is not None and str(origin) == "typing.Literal":
         return value in get_args(hint)
     if origin is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+        return isinstance(value, list) and all(_has_type(item, get_args(hint)[0]) for item in value)
     if get_args(hint):
-        return any(_fits(value, option) for option in get_args(hint))
+        return any(_has_type(value, option) for option in get_args(hint))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -228,15 +216,12 @@ def _type_name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def _refuse_twins(checks: list[Check]) -> None:
+def _refuse_duplicates(checks: list[Check]) -> None:
+    """Raise SuiteError if two checks have the same id."""
     seen: dict[str, Check] = {}
     for check in checks:
         if check.id in seen:
-            raise SuiteError(f"{check.file}:{check.line}: '{check.id}' is there already, in line {seen[check.id].line}")
+            raise SuiteError(
+                f"{check.file}:{check.line}: a second check '{check.id}'; the first is in line {seen[check.id].line}"
+            )
         seen[check.id] = check
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return "+".join(map(_plain, value))  # no `[` in a name: pytest then reruns everything under --lf
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What the tests of the harness share: pytest's own pytester, and the shipped suites."""
+"""Fixtures of the harness tests: pytest's pytester, the shipped suites, Ctrl-C and one thread."""
 
 import signal
 from pathlib import Path
@@ -10,13 +10,13 @@ import torch
 from transformers import GPT2LMHeadModel  # noqa: F401
 
 import gpt  # noqa: F401
-from harness.suites.measure_registry import measures
+from harness.measures.registered import measures
 from harness.suites.suite_file import read_suite
 
 pytest_plugins = ["pytester"]
 
-# pytester forgets every module that a run inside this process imports first, and torch does not survive a second
-# import: so all of them are imported here.
+# pytester unloads every module that a run inside this process imports first, and torch cannot be imported twice: all
+# of them are imported here.
 measures()
 
 VERIFICATIONS = Path(__file__).parents[2] / "verifications"
@@ -24,14 +24,14 @@ VERIFICATIONS = Path(__file__).parents[2] / "verifications"
 
 @pytest.fixture(scope="session")
 def shipped():
-    """Every check that the project ships, by 'suite::id'."""
-    suites = [read_suite(path) for path in sorted(VERIFICATIONS.glob("*.toml"))]
+    """Return every check of `verifications/`, by 'suite::id'."""
+    suites = [read_suite(path, measures()) for path in sorted(VERIFICATIONS.glob("*.toml"))]
     return {f"{suite.name}::{check.id}": check for suite in suites for check in suite.checks}
 
 
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c():
-    """A shell that starts a job in the background has it ignore Ctrl-C, and its children with it."""
+    """Restore Ctrl-C: a job that a shell starts in the background ignores it, and so do its children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -39,7 +39,7 @@ def ctrl_c():
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """These models are tiny: on a busy machine a second thread costs more in waiting than it does in work."""
+    """Limit torch to one thread: the models are tiny, and on a busy machine a second thread mostly waits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

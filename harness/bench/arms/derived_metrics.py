@@ -1,21 +1,24 @@
-"""What a comparison's figures come to together: utilisation, break-even, exponents over an axis."""
+"""Metrics derived from several figures of a comparison: utilisation, break-even, exponents over an axis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.bench.arms.comparison_file import DeclaredComparison
-from harness.bench.scaling import break_even, describe_exponent, expected_exponent, exponent, held
+from harness.bench.arms.declared_comparison import DeclaredComparison
+from harness.bench.scaling import break_even, describe_exponent, expected_exponent, exponent, exponent_verdict
+from harness.core.record_files import Row
 
 CLOSED_FORM = "closed form"  # the ledger's name
 
 
-def derived(row: dict[str, Any]) -> None:
-    """Add to the arms' extras what takes more than their own times.
+def add_derived_metrics(row: Row) -> None:
+    """Add to the extras of each arm in a comparison's row the metrics that need more than the arm's own times.
 
-    `mfu`: model FLOPs over what the ceiling of products allowed in that time. `break_even_calls`: after how many the
-    first call, which compiles, has paid; left out where a compiled call is no faster.
+    mfu: model FLOPs utilisation, the FLOPs of the model over those that the ceiling of matrix products allows in the
+    same time.
+    break_even_calls: the calls after which the first call, which compiles, has paid off; left out if a compiled call
+    is no faster.
     """
     peaks: dict[str, float] = {}
     for found in row["ceilings"]:
@@ -33,22 +36,22 @@ def derived(row: dict[str, Any]) -> None:
                 extras["break_even_calls"] = calls
 
 
-def holding(declared: DeclaredComparison, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The `held` records of a comparison, from its rows at every point that was measured."""
-    for hold in declared.holds:
-        arms = {row["point"]: arm for row in rows for arm in row["arms"] if arm["arm"] == hold["arm"]}
+def check_expectations(declared: DeclaredComparison, rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield a record of kind "held" for each expectation of a comparison, from its rows at every measured point."""
+    for expectation in declared.expect:
+        arms = {row["point"]: arm for row in rows for arm in row["arms"] if arm["arm"] == expectation["arm"]}
         arms = {point: arm for point, arm in arms.items() if arm["seconds"]}
-        head = {"kind": "held", "comparison": declared.suite, "metric": declared.name, "arm": hold["arm"]}
-        if "exponent" in hold and len(arms) >= 2:
-            yield {**head, **_exponent(declared, hold["exponent"], arms)}
-        elif "memory_within" in hold and arms:
-            yield {**head, **_memory(hold["memory_within"], arms)}
-        elif "ratio_at_most" in hold and arms:
-            yield from ({**head, **found} for found in _ratio(declared, hold, rows))
+        head = {"kind": "held", "comparison": declared.suite, "metric": declared.name, "arm": expectation["arm"]}
+        if "exponent" in expectation and len(arms) >= 2:
+            yield {**head, **_exponent(declared, expectation["exponent"], arms)}
+        elif "memory_within" in expectation and arms:
+            yield {**head, **_memory(expectation["memory_within"], arms)}
+        elif "ratio_at_most" in expectation and arms:
+            yield from ({**head, **found} for found in _ratio(declared, expectation, rows))
 
 
-def _memory(within: float, arms: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
-    """How far the exact peak is from the closed form at the point where that is farthest."""
+def _memory(within: float, arms: Mapping[Any, Row]) -> Row:
+    """Return the largest relative difference between the exact peak and the closed form, over the points."""
     known = {point: arm for point, arm in arms.items() if arm["ledgers"].get(CLOSED_FORM)}
     off = {point: arm["peak_memory_bytes"] / arm["ledgers"][CLOSED_FORM] - 1 for point, arm in known.items()}
     worst = max(off.values(), key=abs, default=None)
@@ -66,13 +69,14 @@ def _memory(within: float, arms: Mapping[Any, Mapping[str, Any]]) -> dict[str, A
     }
 
 
-def _ratio(
-    declared: DeclaredComparison, hold: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Time over the control's at the last point: held where the whole interval is below, broken where it is above."""
-    last, most = rows[-1], hold["ratio_at_most"]
+def _ratio(declared: DeclaredComparison, expectation: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the time over the control's at the last point.
+
+    The verdict is pass if the whole interval is at most the limit, fail if it is above, and unresolved otherwise.
+    """
+    last, most = rows[-1], expectation["ratio_at_most"]
     for ratio in last["ratios"]:
-        if ratio["arm"] == hold["arm"]:
+        if ratio["arm"] == expectation["arm"]:
             low, high = ratio["low"], ratio["high"]
             at = "" if last["point"] is None else f" at {declared.axis}={last['point']}"
             yield {
@@ -87,8 +91,8 @@ def _ratio(
             }
 
 
-def _exponent(declared: DeclaredComparison, quantity: str, arms: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """The power of the axis by which time or memory grows, beside that of the closed form over the same points."""
+def _exponent(declared: DeclaredComparison, quantity: str, arms: Mapping[int, Row]) -> Row:
+    """Return the exponent of time or memory over the axis, and that of the closed form at the same points."""
     axis = str(declared.axis)
     if quantity == "time":
         found = exponent({point: arm["seconds"] for point, arm in arms.items()})
@@ -109,7 +113,8 @@ def _exponent(declared: DeclaredComparison, quantity: str, arms: Mapping[int, Ma
         return {**row, "expected": "no closed form", "verdict": "unresolved"}
     predicted = expected_exponent({float(point): float(value) for point, value in expected.items() if value})
     if quantity == "memory":
-        return {**row, "expected": f"{predicted:.2f} by the closed form", "verdict": held(found, predicted)}
-    # Time has a closed form for its FLOPs alone; what leaves the cache on the way makes it grow otherwise, and rightly.
-    verdict = held(found, predicted)
+        return {**row, "expected": f"{predicted:.2f} by the closed form", "verdict": exponent_verdict(found, predicted)}
+    # The closed form of time counts FLOPs alone. Data that no longer fits in the cache makes time grow differently, and
+    # correctly so: another exponent is a difference, not a failure.
+    verdict = exponent_verdict(found, predicted)
     return {**row, "expected": f"{predicted:.2f} by its FLOPs", "verdict": "differs" if verdict == "fail" else verdict}

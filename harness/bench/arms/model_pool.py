@@ -1,35 +1,34 @@
-"""Models for the arms, each built once and holding the same weights whenever an arm takes one."""
+"""The model pool: models for the arms, each built once and reset to the same weights for every use."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.bench.arms.registry import ArmSpec
+from harness.bench.peers import peer
 from harness.core.errors import Missing, MissingResource
 from harness.core.sizes import SIZES, Size
-from harness.oracle.deviations import Deviation, in_force
+from harness.oracle.deviations import Deviation, override_oracle
+from harness.oracle.gpt2_with_deviations import DeviatingGPT2, forms_with_deviations
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Model, Subject
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from harness.oracle.gpt2_with_deviations import DeviatingGPT2
+from harness.subjects.model import Model
+from harness.subjects.protocols import Subject
 
 
 class ModelPool:
     """Builds models of one size on one device, and keeps them until `close`.
 
-    `places` says where peers are that are no packages (`{"nanogpt": PATH}`); with `deviations` the truth is GPT-2 with
-    those.
+    `places` gives the paths of peers that are not packages (`{"nanogpt": PATH}`). With `deviations`, the oracle is
+    GPT-2 with those.
     """
 
     def __init__(
@@ -50,84 +49,87 @@ class ModelPool:
         self._models: dict[tuple[Any, ...], Model] = {}
         self._own_weights: dict[int, dict[str, Tensor]] = {}
 
-    def who(self, way: ArmSpec) -> Subject:
-        """Who computes: the subject, or a peer. MissingResource where that peer, or that way, is not to be had here."""
-        kind = torch.device(self.device).type
-        if kind not in way.devices:
-            raise MissingResource(f"{way.name} ({way.what}) exists on {', '.join(way.devices)}, and this is {kind}")
-        if way.peer is None:
+    def subject_for(self, arm: ArmSpec) -> Subject:
+        """Return the subject, or the peer that the arm names.
+
+        Raises MissingResource if the arm does not exist on this device, if its peer is not installed, or if its peer
+        computes plain GPT-2 and deviations are declared.
+        """
+        device = torch.device(self.device).type
+        if device not in arm.devices:
+            exists_on = ", ".join(arm.devices)
+            raise MissingResource(f"{arm.name} ({arm.description}) exists on {exists_on}, and this is {device}")
+        if arm.peer is None:
             return self.subject
         if self.deviating_gpt2:
             declared = ", ".join(each.says for each in self.deviations)
-            raise MissingResource(f"{way.name} ({way.what}) computes GPT-2 without what is declared: {declared}")
-        if way.peer not in self._peers:
-            from harness.bench.peers import peer
+            raise MissingResource(f"{arm.name} ({arm.description}) computes GPT-2 without what is declared: {declared}")
+        if arm.peer not in self._peers:
+            self._peers[arm.peer] = peer(arm.peer, **self.places)
+        return self._peers[arm.peer]
 
-            self._peers[way.peer] = peer(way.peer, **self.places)
-        return self._peers[way.peer]
-
-    def model(self, way: ArmSpec, copy: int = 0, *, size: Size | None = None) -> Model:
-        """A model for `way` with the run's weights; `copy` tells twins apart."""
-        who, size = self.who(way), size or self.size
-        key = (who.name, size, way.dtype, way.attention, way.compiled, copy)
+    def model(self, arm: ArmSpec, copy: int = 0, *, size: Size | None = None) -> Model:
+        """Return a model for the arm, with the weights of the run; `copy` distinguishes twins."""
+        subject, size = self.subject_for(arm), size or self.size
+        key = (subject.name, size, arm.dtype, arm.attention, arm.compiled, copy)
         if key not in self._models:
-            options = {} if way.attention is None else {"attention": way.attention}
-            built = who.build(size, seed=0, dtype=way.dtype, device=self.device, **options)
-            if way.compiled:
-                torch.compiler.reset()  # what another arm compiled is not to count as this one's
-                built.module.compile(dynamic=False)
-            self._models[key] = built
-            if built.weight_map is None:
-                if way.peer is not None or copy == 0:
-                    self._own_weights[id(built)] = {n: t.clone() for n, t in built.module.state_dict().items()}
+            options = {} if arm.attention is None else {"attention": arm.attention}
+            model = subject.build(size, seed=0, dtype=arm.dtype, device=self.device, **options)
+            if arm.compiled:
+                torch.compiler.reset()  # so that code that another arm compiled does not count as this one's
+                model.module.compile(dynamic=False)
+            self._models[key] = model
+            if model.weight_map is None:
+                if arm.peer is not None or copy == 0:
+                    self._own_weights[id(model)] = _clone(model)
                 else:
-                    self._own_weights[id(built)] = self._own_weights[id(self.model(way, size=size))]
+                    self._own_weights[id(model)] = self._own_weights[id(self.model(arm, size=size))]
         return self.restore(self._models[key])
 
-    def truth(self, *, stored_in: torch.dtype | None = None) -> Model:
-        """GPT-2 in float64 with the run's weights, those rounded to what `stored_in` can hold.
+    def oracle(self, *, stored_in: torch.dtype | None = None) -> Model:
+        """Return the oracle in float64 with the weights of the run, rounded to what `stored_in` can represent.
 
-        The outside oracle, with the declared deviations; or the subject itself, where nobody knows its weights.
+        The oracle is Hugging Face's GPT-2 with the declared deviations; or the subject itself if its weights cannot be
+        mapped.
         """
-        key = ("truth", "float64")
+        key = ("oracle", "float64")
         if key not in self._models:
-            if self.own_truth:
-                self._models[key] = self.subject.build(self.size, seed=0, dtype="float64", device=self.device)
-                weights = self._models[key].module.state_dict()
-                self._own_weights[id(self._models[key])] = {name: tensor.clone() for name, tensor in weights.items()}
+            if self.oracle_is_subject:
+                model = self.subject.build(self.size, seed=0, dtype="float64", device=self.device)
+                self._own_weights[id(model)] = _clone(model)
             else:
-                with in_force(self.deviating_gpt2.truth) if self.deviating_gpt2 else contextlib.nullcontext():
-                    self._models[key] = oracle(self.size, state(self.size.name, "probe"), "float64")
-                self._models[key].module.to(self.device)
+                with override_oracle(self.deviating_gpt2.oracle) if self.deviating_gpt2 else contextlib.nullcontext():
+                    model = oracle(self.size, state(self.size.name, "probe"), "float64")
+                model.module.to(self.device)
+            self._models[key] = model
         return self.restore(self._models[key], stored_in)
 
     @functools.cached_property
-    def own_truth(self) -> bool:
-        """Whether the subject is held against itself, in float64: without a weight map nobody else can hold its."""
+    def oracle_is_subject(self) -> bool:
+        """True if the subject has no weight map: no other model can have its weights, so it is compared with itself."""
         try:
             return self.subject.build(SIZES["debug"], seed=0).weight_map is None
-        except Missing:  # it is of one size only
+        except Missing:  # it has one size only
             return self.subject.build(self.size, seed=0).weight_map is None
 
     @property
-    def called(self) -> str:
-        """What the truth is, in the words of a verdict."""
-        if self.own_truth:
+    def oracle_name(self) -> str:
+        """The name of the oracle in the message of a verification."""
+        if self.oracle_is_subject:
             return "the subject itself in float64 (its weights cannot be mapped)"
         return "GPT-2 with the declared deviations in float64" if self.deviating_gpt2 else "GPT-2 in float64"
 
     @functools.cached_property
     def deviating_gpt2(self) -> DeviatingGPT2 | None:
-        """How the truth differs from GPT-2; None where nothing is declared that GPT-2 is to be changed by."""
-        from harness.oracle.gpt2_with_deviations import DeviatingGPT2, forms_with_deviations
-
+        """The declared deviations of the oracle from GPT-2; None if no declaration changes GPT-2."""
         form = next(iter(forms_with_deviations(self.deviations, self.subject))) if self.deviations else DeviatingGPT2()
         return None if form == DeviatingGPT2() else form
 
     def restore(self, model: Model, stored_in: torch.dtype | None = None) -> Model:
-        """Put the weights back as every arm begins: the probe weights, or the seed's where nobody can map them.
+        """Reset the weights to those that every arm starts with, clear the gradients, and return the model.
 
-        Probe weights, because under GPT-2's own start a wrong bias or gain changes no output at all.
+        These are the probe weights, because GPT-2's initialisation hides a wrong bias or gain: they change no output.
+        A model whose weights cannot be mapped gets those that it was built with.
         """
         if id(model) in self._own_weights:
             model.module.load_state_dict(self._own_weights[id(model)])
@@ -138,12 +140,12 @@ class ModelPool:
         return model
 
     def ids(self, *, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Random token ids and their targets, each (rows, length), on the run's device."""
+        """Return random token ids and their targets, each (rows, length), on the run's device."""
         ids, targets = batch(self.size, "random", rows=rows, length=length)
         return ids.to(self.device), targets.to(self.device)
 
     def close(self) -> None:
-        """Let every model go."""
+        """Free all models."""
         self._models.clear()
         self._own_weights.clear()
         self._peers.clear()
@@ -151,8 +153,12 @@ class ModelPool:
             torch.cuda.empty_cache()
 
 
+def _clone(model: Model) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
 def round_parameters(model: Model, dtype: torch.dtype | None) -> None:
-    """Give every parameter a value that `dtype` can hold; for None, leave them."""
+    """Round every parameter to a value that `dtype` can represent; leave them for None."""
     if dtype is not None:
         with torch.no_grad():
             for parameter in model.module.parameters():
@@ -160,7 +166,7 @@ def round_parameters(model: Model, dtype: torch.dtype | None) -> None:
 
 
 def autocast(device: str, dtype: str | None) -> AbstractContextManager[Any]:
-    """torch.autocast in `dtype`, or nothing for None."""
+    """Return torch.autocast in `dtype`, or a context manager that does nothing for None."""
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=getattr(torch, dtype))

@@ -1,30 +1,30 @@
-"""What can be compared: the work_kinds of work, and the arms, which are arm_specs to do any of them."""
+"""The registry of the kinds of work, and ArmSpec, which describes an arm that does any of them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.bench.comparison import Verification, Work
-
-if TYPE_CHECKING:
-    from harness.bench.arms.model_pool import ModelPool
+from harness.bench.work import Verification, Work
 
 Verifier = Callable[[str, Work], Verification]
 
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """What an arm does differently, whatever the work: who computes, in which types, with which attention.
+    """The description of an arm, for any kind of work: who computes, in which dtypes, with which attention.
 
-    `peer` is one of `harness.bench.peers`, else the subject computes. `options` is for the work_kinds of work that know them.
-    `claims` is what a witness must see (`harness.bench.witness.refusal`). The arm exists on `devices` alone.
+    description: one line, for messages and reports.
+    peer: a name in `harness.bench.peers`; None if the subject computes.
+    devices: the devices that the arm exists on.
+    options: for the kinds of work that read them.
+    claims: what a witness must see of the arm (`harness.bench.witness.violated_claim`).
     """
 
     name: str
-    what: str
+    description: str
     peer: str | None = None
     dtype: str = "float32"
     autocast: str | None = None
@@ -36,65 +36,39 @@ class ArmSpec:
 
     @property
     def computes(self) -> str:
-        """The type that its matrix products run in."""
+        """The dtype of its matrix products."""
         return self.autocast or self.dtype
 
 
 @dataclass(frozen=True)
 class WorkKind:
-    """A work_kind of work: `build(pool, arm, copy, **parameters)` makes an arm's call, `judge` its judge."""
+    """A kind of work.
+
+    `build(pool, arm, copy, **parameters)` returns the work of an arm. `make_verifier(pool, control, arm_specs,
+    **parameters)` returns what verifies the answers of the arms.
+    """
 
     name: str
     build: Callable[..., Work]
-    judge: Callable[..., Verifier]
+    make_verifier: Callable[..., Verifier]
     parameters: Collection[str]
 
 
-_ways: dict[str, ArmSpec] = {}
-_kinds: dict[str, WorkKind] = {}
+WORK_KINDS: dict[str, WorkKind] = {}
 
 
-def arm(name: str, what: str, **differently: Any) -> None:
-    """Register an arm under its own name."""
-    assert name not in _ways, f"two arms are called {name}"
-    _ways[name] = ArmSpec(name, what, **differently)
+def work_kind(
+    name: str, *, make_verifier: Callable[..., Verifier]
+) -> Callable[[Callable[..., Work]], Callable[..., Work]]:
+    """Register the decorated function as the one that builds work of the kind `name`.
 
-
-def work_kind(name: str, *, judge: Callable[..., Verifier]) -> Callable[[Callable[..., Work]], Callable[..., Work]]:
-    """Register the decorated function as what makes the calls of work `name`.
-
-    Its parameters after `pool, arm, copy` are keywords: the point and the parameters of a comparison.
-    `judge(pool, control, arm_specs, **parameters)` gives what verifies the answers.
+    Its parameters after `pool, arm, copy` are keyword-only: they are the axis and the parameters of a comparison.
     """
 
     def register(build: Callable[..., Work]) -> Callable[..., Work]:
-        assert name not in _kinds, f"two work_kinds of work are called {name}"
+        assert name not in WORK_KINDS, f"two kinds of work are called {name}"
         keywords = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        _kinds[name] = WorkKind(name, build, judge, keywords)
+        WORK_KINDS[name] = WorkKind(name, build, make_verifier, keywords)
         return build
 
     return register
-
-
-def arm_specs() -> Mapping[str, ArmSpec]:
-    """Every arm by name."""
-    _load()
-    return _ways
-
-
-def work_kinds() -> Mapping[str, WorkKind]:
-    """Every work_kind of work by name."""
-    _load()
-    return _kinds
-
-
-def _load() -> None:
-    """Import the modules that register: `harness.bench.arms.named`, and those of the work_kinds of work."""
-    from harness.bench.arms import attention, generation, models, named, startup, training
-
-    assert all((attention, generation, models, named, startup, training))
-
-
-def work_of(pool: ModelPool, work: str, arm: str, copy: int = 0, **parameters: Any) -> Work:
-    """The call that arm `arm` makes for work `work`; raises Missing where the arm cannot be had here."""
-    return work_kinds()[work].build(pool, arm_specs()[arm], copy, **parameters)

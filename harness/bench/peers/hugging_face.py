@@ -16,7 +16,11 @@ from harness.subjects.model import Model
 
 
 class HuggingFace:
-    """transformers' GPT-2 as a subject of its own. `cache`: 'dynamic' grows, 'static' is as long as the context."""
+    """transformers' GPT-2 as a subject.
+
+    attention: `eager` or `sdpa`.
+    cache: `dynamic` grows, `static` is as long as the context.
+    """
 
     def __init__(self, attention: str, *, cache: Literal["dynamic", "static"] = "dynamic") -> None:
         self.attention = attention
@@ -24,10 +28,10 @@ class HuggingFace:
         self.name = f"transformers:GPT2LMHeadModel ({attention}{', static cache' if cache == 'static' else ''})"
 
     def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
-        """The model in eval mode, with the probe weights; it has no other seed and no options."""
+        """Return the model in eval mode, with the probe weights, for any `seed`. Raises MissingAbility for options."""
         if options:
             raise MissingAbility(f"{self.name} is built without options, got {sorted(options)}")
-        # A copy: the oracle shares a float32 state's memory, and a training step writes into it.
+        # A copy, because the oracle shares the memory of a float32 state dict, and a training step writes into it.
         model = oracle(size, {name: tensor.clone() for name, tensor in state(size.name, "probe").items()}, dtype)
         module: Any = model.module
         module.set_attn_implementation(self.attention)
@@ -36,13 +40,13 @@ class HuggingFace:
         return model
 
     def start(self, size: Size) -> nn.Module:
-        """The module with its own initialisation, as its users get it."""
+        """Return the module with its own initialisation, as its users get it."""
         from transformers import GPT2LMHeadModel
 
         return GPT2LMHeadModel(huggingface_config(size))
 
     def load_checkpoint(self, directory: Path) -> Model:
-        """The model that the directory holds, by from_pretrained."""
+        """Load the model of a directory with from_pretrained."""
         from transformers import GPT2LMHeadModel
 
         module = GPT2LMHeadModel.from_pretrained(directory, attn_implementation=self.attention).eval()
@@ -51,21 +55,21 @@ class HuggingFace:
         return as_model(module, size)
 
     def save_checkpoint(self, model: Model, directory: Path) -> None:
-        """By save_pretrained."""
+        """Save the model to a directory with save_pretrained."""
         module: Any = model.module
         module.save_pretrained(directory)
 
     def generate(self, model: Model, ids: Tensor, new_tokens: int, **settings: Any) -> Tensor:
-        """transformers' own generate, ended by length alone; see `Generates.generate`.
+        """Generate with transformers' own method, ended by the length only; see `Generates.generate`.
 
         Raises MissingAbility beyond the context: it does not slide a window.
         """
-        how = generation.generator_of(type(model.module), None)
+        how = generation.generate_function_of(type(model.module), None)
         assert how is not None
         return generation.generate(how, self.name, model.module, model.size, ids, new_tokens, **settings)
 
     def new_cache(self, model: Model, batch_size: int) -> Any:
-        """transformers' own cache, empty."""
+        """Return an empty cache of transformers."""
         from transformers import DynamicCache, StaticCache
 
         if self.cache == "static":
@@ -74,6 +78,6 @@ class HuggingFace:
         return DynamicCache()
 
     def step(self, model: Model, ids: Tensor, cache: Any) -> Tensor:
-        """Append `ids` (B, T) to the cache; the logits (B, T, V) of those positions."""
+        """Append `ids` (B, T) to the cache and return the logits (B, T, V) of those positions."""
         logits: Tensor = model.module(ids, past_key_values=cache, use_cache=True).logits
         return logits

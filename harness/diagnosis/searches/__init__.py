@@ -1,1 +1,1 @@
-"""Searches for a cause, one module for each kind of behaviour."""
+"""The searches for a cause, one module for each kind of behaviour: `search` returns the findings."""

@@ -1,26 +1,30 @@
-"""Loading and saving explained: what became of each tensor on the way from a directory into the subject."""
+"""The search for what became of each tensor between a checkpoint's directory and the subject, and back."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.core.sizes import SIZES
 from harness.diagnosis.finding import Finding
+from harness.diagnosis.variants.loading import CHANGES, SAVING_FAULTS
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import State, state
-from harness.subjects.model import Checkpoints, Subject, build_with_weights
+from harness.subjects.build import build_with_weights
+from harness.subjects.protocols import Checkpoints, Subject
 from harness.subjects.weight_map import family
 
 SIZE = "debug"
 
 
-def explain(subject: Subject) -> list[Finding]:
-    """Findings about the subject's own loader and saver; none where it has neither."""
+def search(subject: Subject) -> list[Finding]:
+    """Return findings about the subject's own loading and saving; [] if it does neither."""
     if not isinstance(subject, Checkpoints):
         return []
     given = state(SIZE, "probe")
@@ -30,47 +34,45 @@ def explain(subject: Subject) -> list[Finding]:
         try:
             loaded = subject.load_checkpoint(Path(folder))
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            return [Finding("loading", "", "the loader fails on a directory of Hugging Face's", told[:300])]
-    found = _told(_changed(given, loaded.weights.read(dict(loaded.module.named_parameters()))), "loading", given)
-    if not found and len({p.data_ptr() for p in _vocabularies(loaded.module)}) > 1:
-        evidence = "after loading, two tensors of (vocabulary, width)"
-        found.append(
-            Finding("tying", "tie-broken-by-load-assign", "loading breaks the tie of head and embedding", evidence)
-        )
+            cause = "loading fails on a directory that Hugging Face wrote"
+            return [Finding("loading", "", cause, f"{type(error).__name__}: {error}"[:300])]
+    read = loaded.weights.read(dict(loaded.module.named_parameters()))
+    found = _findings(_changes(given, read), given, where="loading")
+    if not found and len({p.data_ptr() for p in _token_tables(loaded.module)}) > 1:
+        cause = "loading breaks the tie of head and embedding"
+        evidence = "after loading there are two tensors of (vocabulary, width)"
+        found = [Finding("tying", "tie-broken-by-load-assign", cause, evidence)]
     return found or _saving(subject, given)
 
 
 def _saving(subject: Checkpoints, given: State) -> list[Finding]:
-    from safetensors.torch import load_file
-
     with tempfile.TemporaryDirectory() as folder:
         try:
             subject.save_checkpoint(build_with_weights(subject, SIZES[SIZE], given), Path(folder))
             read = load_file(Path(folder, "model.safetensors"))
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            return [Finding("loading.save", "", "saving fails", told[:300])]
+            return [Finding("loading.save", "", "saving fails", f"{type(error).__name__}: {error}"[:300])]
+    # GPT-2's released file has the names without this prefix.
     named = {name if name.startswith("transformer.") else f"transformer.{name}": t for name, t in read.items()}
-    return _told(_changed(given, named), "loading.save", given)
+    return _findings(_changes(given, named), given, where="loading.save")
 
 
-def _vocabularies(module: torch.nn.Module) -> list[Tensor]:
+def _token_tables(module: torch.nn.Module) -> list[Tensor]:
     shape = (SIZES[SIZE].vocab_size, SIZES[SIZE].width)
     return [p for _, p in module.named_parameters(remove_duplicate=False) if tuple(p.shape) in (shape, shape[::-1])]
 
 
-def _changed(given: State, read: dict[str, Tensor]) -> dict[str, str]:
-    """For each published tensor that is not what the file holds: what it is instead."""
+def _changes(given: State, read: dict[str, Tensor]) -> dict[str, str]:
+    """Return, by published name, what became of each tensor that is not the file's; see `_change`."""
     return {
-        name: _became(name, tensor, read.get(name), given)
+        name: _change(name, tensor, read.get(name), given)
         for name, tensor in given.items()
         if name not in read or read[name].shape != tensor.shape or not torch.equal(read[name].float(), tensor)
     }
 
 
-def _became(name: str, expected: Tensor, found: Tensor | None, given: State) -> str:
-    """What a tensor became, in a word of FAULTS below; "" where it is nothing known."""
+def _change(name: str, expected: Tensor, found: Tensor | None, given: State) -> str:
+    """Return a key of CHANGES, "missing", "at its start", "random" or "is FAMILY"; "" for an unknown change."""
     if found is None:
         return "missing"
     found = found.float()
@@ -78,46 +80,50 @@ def _became(name: str, expected: Tensor, found: Tensor | None, given: State) -> 
         return "transposed"
     if found.shape != expected.shape:
         return "reshaped"
-    for dtype in (torch.float16, torch.bfloat16):
-        if torch.equal(found, expected.to(dtype).float()):
-            return "rounded"
-    if "attn.c_attn" in name and (order := _regrouped(expected, found)):
+    if any(torch.equal(found, expected.to(dtype).float()) for dtype in (torch.float16, torch.bfloat16)):
+        return "rounded"
+    if "attn.c_attn" in name and (order := _regrouping(expected, found)):
         return order
     for other, tensor in given.items():
         if tensor.shape == found.shape and other != name and torch.equal(found, tensor):
-            same = family(other) == family(name)
-            return "another layer's" if same else f"is {family(other)}"
-    if any(torch.equal(found, expected.roll(shift, 0)) for shift in range(-3, 4) if shift):
+            return "another layer's" if family(other) == family(name) else f"is {family(other)}"
+    if _is_rolled(expected, found):
         return "rolled"
-    if expected.ndim == 2 and expected.shape[0] > 4:
-        for shift in (1, 2, -1, -2):
-            a, b = (found[shift:], expected[:-shift]) if shift > 0 else (found[:shift], expected[-shift:])
-            if torch.equal(a, b):
-                return "rolled"
     if bool((found == 0).all()) or bool((found == 1).all()):
         return "at its start"
     ratio = found / expected
     if bool((ratio - ratio.mean()).abs().max() < 1e-4):
         return "scaled"
-    if expected.ndim == 2 and _folded(name, expected, found, given):
+    if expected.ndim == 2 and _is_folded(name, expected, found, given):
         return "folded"
     return "random" if abs(_correlation(found, expected)) < 0.2 else ""
 
 
-def _regrouped(expected: Tensor, found: Tensor) -> str:
+def _regrouping(expected: Tensor, found: Tensor) -> str:
+    """Return how the columns of the fused queries, keys and values (..., 3C) are permuted; "" if they are not."""
     size = SIZES[SIZE]
     thirds = expected.unflatten(-1, (3, size.width))
-    import itertools
-
     for order in itertools.permutations(range(3)):
         if order != (0, 1, 2) and torch.equal(found, thirds[..., list(order), :].flatten(-2)):
             return "thirds permuted"
-    heads = expected.unflatten(-1, (3, size.heads, size.head_width)).transpose(-3, -2).flatten(-3)
-    back = expected.unflatten(-1, (size.heads, 3, size.head_width)).transpose(-3, -2).flatten(-3)
-    return "interleaved" if torch.equal(found, heads) or torch.equal(found, back) else ""
+    by_head = expected.unflatten(-1, (3, size.heads, size.head_width)).transpose(-3, -2).flatten(-3)
+    from_heads = expected.unflatten(-1, (size.heads, 3, size.head_width)).transpose(-3, -2).flatten(-3)
+    return "interleaved" if torch.equal(found, by_head) or torch.equal(found, from_heads) else ""
 
 
-def _folded(name: str, expected: Tensor, found: Tensor, given: State) -> bool:
+def _is_rolled(expected: Tensor, found: Tensor) -> bool:
+    """Return True if the rows are shifted by up to three, or by up to two with new rows at the end."""
+    if any(torch.equal(found, expected.roll(shift, 0)) for shift in range(-3, 4) if shift):
+        return True
+    if expected.ndim != 2 or expected.shape[0] <= 4:
+        return False
+    pairs = [(found[shift:], expected[:-shift]) for shift in (1, 2)]
+    pairs += [(found[:-shift], expected[shift:]) for shift in (1, 2)]
+    return any(torch.equal(a, b) for a, b in pairs)
+
+
+def _is_folded(name: str, expected: Tensor, found: Tensor, given: State) -> bool:
+    """Return True if the rows of a matrix are multiplied by the gain of a norm in the same block."""
     block = name.rsplit(".", 3)[0] if ".h." in name else "transformer"
     norms = [n for n in given if n.endswith("weight") and n.startswith(block) and given[n].ndim == 1]
     return any(
@@ -132,65 +138,57 @@ def _correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1])
 
 
-SAYS = {
-    "transposed": ("load-conv1d-square-not-transposed", "left transposed: Conv1D keeps (in, out), nn.Linear (out, in)"),
-    "thirds permuted": ("load-qkv-order", "has its thirds in another order than query, key, value"),
-    "interleaved": ("load-qkv-interleaved", "regrouped head by head"),
-    "rounded": ("load-half-precision-roundtrip", "passed through 16 bits"),
-    "rolled": ("load-wpe-shifted", "shifted by some rows"),
-    "another layer's": ("load-layers-off-by-one", "holds another layer's numbers"),
-    "folded": ("ln-folding-wrong", "has a norm's gain folded in, which the norm applies again"),
-    "scaled": ("", "scaled by a constant"),
-    "reshaped": ("", "of another shape"),
-}
-
-
-def _told(changed: dict[str, str], where: str, given: State) -> list[Finding]:
-    """One finding for all the tensors that are wrong: what they have in common."""
-    if not changed:
+def _findings(changes: dict[str, str], given: State, *, where: str) -> list[Finding]:
+    """Return one finding for all changed tensors: what they have in common."""
+    if not changes:
         return []
-    kinds = list(dict.fromkeys(family(name) for name in changed))
-    words = set(changed.values())
-    place = f"{where}.{kinds[0]}" if len(kinds) == 1 else where
-    evidence = f"{len(changed)} of {len(given)} tensors are not what the file holds: {', '.join(kinds[:4])}"
-    evidence += " ..." if len(kinds) > 4 else ""
-    fault, cause = _cause(changed, kinds, words, given)
+    families = list(dict.fromkeys(family(name) for name in changes))
+    evidence = f"{len(changes)} of {len(given)} tensors differ from the file's: {_listed(families, 4)}"
+    fault, cause = _cause(changes, families, given)
     if where == "loading.save":
-        saved = {
-            "load-conv1d-square-not-transposed": "save-not-transposed",
-            "load-half-precision-roundtrip": "save-half-precision",
-        }
-        fault, cause = saved.get(fault, fault), cause.replace("is left", "is written")
-    if len(kinds) == 2 and {kind.rpartition(".")[0] for kind in kinds} <= {"ln_1", "ln_2"}:
+        fault, cause = SAVING_FAULTS.get(fault, fault), cause.replace("is left", "is written")
+    modules = {name.rpartition(".")[0] for name in families}
+    if len(modules) == 1:
+        place = f"{where}.{modules.pop() if len(families) > 1 else families[0]}"
+    elif len(families) == 2 and modules <= {"ln_1", "ln_2"}:
         place = f"{where}.ln_1"
-    if len({kind.rpartition(".")[0] for kind in kinds}) == 1:
-        place = f"{where}.{kinds[0].rpartition('.')[0] if len(kinds) > 1 else kinds[0]}"
+    else:
+        place = where
     return [Finding(place, fault, cause, evidence)]
 
 
-def _cause(changed: dict[str, str], kinds: list[str], words: set[str], given: State) -> tuple[str, str]:
-    swapped = {
-        f"is {kind.replace('ln_1', 'ln_2') if 'ln_1' in kind else kind.replace('ln_2', 'ln_1')}" for kind in kinds
-    }
-    if all(kind.startswith(("ln_1", "ln_2")) for kind in kinds) and words <= swapped:
-        return "load-ln-swapped", "ln_1 and ln_2 are exchanged"
-    for word, (fault, says) in SAYS.items():
-        if words == {word} or (word in ("folded", "another layer's") and word in words):
-            return fault, f"{', '.join(kinds[:3])}{' ...' * (len(kinds) > 3)} {says}"
-    layers = {name.split(".")[2] for name in changed if ".h." in name}
-    if len(layers) == 1 and len(changed) > 8 and all(".h." in name for name in changed):
+def _cause(changes: dict[str, str], families: list[str], given: State) -> tuple[str, str]:
+    """Return the fault's id and the cause."""
+    kinds = set(changes.values())
+    swapped = {f"is {name.translate(str.maketrans('12', '21'))}" for name in families}  # ln_1 <-> ln_2
+    if all(name.startswith(("ln_1", "ln_2")) for name in families) and kinds <= swapped:
+        return "load-ln-swapped", "ln_1 and ln_2 are swapped"
+    for kind, change in CHANGES.items():
+        if kinds == {kind} or (kind in ("folded", "another layer's") and kind in kinds):
+            return change.fault, f"{_listed(families, 3)} {change.says}"
+    layers = {name.split(".")[2] for name in changes if ".h." in name}
+    if len(layers) == 1 and len(changes) > 8 and all(".h." in name for name in changes):
         return "load-last-layer-missing", f"layer {layers.pop()} is not loaded"
-    if words <= {"at its start", "random", "missing"}:
-        if all(kind.endswith("bias") for kind in kinds) and len(kinds) > 2:
-            return "load-biases-dropped", "biases are not loaded"
-        if all(kind.startswith("ln_f") for kind in kinds):
-            return "load-final-ln-left-at-init", "ln_f is not loaded: it is as it starts"
-        for name, fault in (("wpe.weight", "load-wpe-random"), ("wte.weight", "load-wte-random")):
-            if kinds == [name]:
-                return fault, f"{name} is not loaded: it is random"
-        if len(changed) > 0.9 * len(given):
-            return "init-after-loading", "nothing that was loaded is left: the weights are drawn anew"
-        if sum(given[name].ndim == 2 for name in changed) == sum(tensor.ndim == 2 for tensor in given.values()):
-            return "init-after-loading", "the matrices are drawn anew after loading"
-        return "", f"{', '.join(kinds[:3])}{' ...' * (len(kinds) > 3)} {'are' if len(kinds) > 1 else 'is'} not loaded"
-    return "", "loaded tensors differ from the file"
+    if kinds <= {"at its start", "random", "missing"}:
+        return _not_loaded(changes, families, given)
+    return "", "loaded tensors differ from the file's"
+
+
+def _not_loaded(changes: dict[str, str], families: list[str], given: State) -> tuple[str, str]:
+    """Return the fault's id and the cause for tensors that have nothing of the file's."""
+    if all(name.endswith("bias") for name in families) and len(families) > 2:
+        return "load-biases-dropped", "biases are not loaded"
+    if all(name.startswith("ln_f") for name in families):
+        return "load-final-ln-left-at-init", "ln_f is not loaded: it has its initial values"
+    for name, fault in (("wpe.weight", "load-wpe-random"), ("wte.weight", "load-wte-random")):
+        if families == [name]:
+            return fault, f"{name} is not loaded: it is random"
+    if len(changes) > 0.9 * len(given):
+        return "init-after-loading", "nothing that was loaded is left: the weights are initialised after loading"
+    if sum(given[name].ndim == 2 for name in changes) == sum(tensor.ndim == 2 for tensor in given.values()):
+        return "init-after-loading", "the matrices are initialised after loading"
+    return "", f"{_listed(families, 3)} {'are' if len(families) > 1 else 'is'} not loaded"
+
+
+def _listed(names: list[str], most: int) -> str:
+    return f"{', '.join(names[:most])}{' ...' * (len(names) > most)}"

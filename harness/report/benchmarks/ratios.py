@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.report import tables, wording
-from harness.report.benchmarks import scaling
-from harness.report.figure import COLOURS, GREY, INK, WRONG, Canvas, Plot, darker, log_axis, short
-from harness.report.run import Row, Run, machine
-from harness.report.wording import as_float, entries, plain
+from harness.core.record_files import Row
+from harness.report import formatting
+from harness.report.axes import darker, log_axis
+from harness.report.benchmarks.arm_rows import arms, by_comparison
+from harness.report.benchmarks.curves import first_results, metrics_over_axis
+from harness.report.formatting import entries, plain, short_name
+from harness.report.json_values import as_float
+from harness.report.plot import COLOURS, GREY, INK, WRONG, Canvas, Plot
+from harness.report.run_records import RunRecords, provenance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EQUIVALENCE = 1.02  # within this factor of 1 either way is what the verdict SAME means
+EQUIVALENCE = 1.02  # the verdict SAME: the whole interval is within this factor of 1
 LETTER = 5.5  # points that a letter of the columns takes
-FURTHEST = 100.0  # a ratio beyond this is drawn at the edge; its number stands beside it
+FURTHEST = 100.0  # a ratio beyond this is drawn at the edge; its number is beside it
 STEPS = (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -28,35 +32,35 @@ class RatioLine:
 
     arm: str
     twin: bool
-    told_apart: bool
+    conclusive: bool
     ratio: float | None
     low: float | None
     high: float | None
     time: str
-    words: str
+    text: str
 
 
-def plots(bench: Run) -> list[Plot]:
-    """One figure a comparison that has metrics at a single point."""
+def plots(bench: RunRecords) -> list[Plot]:
+    """Return one plot for each comparison that has metrics at a single point."""
     found = []
-    for name, comparisons in tables.by_comparison(bench).items():
-        over_axis = scaling.scaled(comparisons)
+    for name, comparisons in by_comparison(bench).items():
+        over_axis = metrics_over_axis(comparisons)
         single = [c for c in comparisons if str(c.get("metric")) not in over_axis]
-        every = {heading(c): lines(c) for c in single}
-        groups = {what: shown for what, shown in every.items() if any(line.ratio and not line.twin for line in shown)}
+        lines = {heading(c): ratio_lines(c) for c in single}
+        groups = {what: shown for what, shown in lines.items() if any(line.ratio and not line.twin for line in shown)}
         if groups:
             found.append(
                 Plot(
                     section=name,
                     name=name if not over_axis else f"{name}-single",
-                    finding=finding(single),
-                    look=(
+                    headline=headline(single),
+                    description=(
                         "Paired ratios of time to the control of the same run, with their 95% intervals, on a "
-                        "logarithmic axis. A filled mark is told apart from the control, a hollow one is not; within "
-                        "the grey band, 2% either way, counts as the same. A grey diamond is an arm against its own "
-                        "twin: how far it is from 1 is noise."
+                        "logarithmic axis. A filled mark is conclusive, a hollow one is not. Within the grey band, 2% "
+                        "either way, an arm counts as the same. A grey diamond is an arm against its own twin: its "
+                        "distance from 1 is noise."
                     ),
-                    caption=machine(bench),
+                    caption=provenance(bench),
                     height=1.0 + sum(0.36 + 0.27 * len(shown) for shown in groups.values()),
                     draw=partial(draw, groups),
                 )
@@ -65,65 +69,77 @@ def plots(bench: Run) -> list[Plot]:
 
 
 def heading(comparison: Row) -> str:
-    """What a group of lines is: the metric, where it was measured, and the control with its time."""
+    """Return the heading of a group of lines: the metric, its point, and the control with its time."""
     title, point = plain(comparison.get("metric") or comparison.get("title"), longest=60), comparison.get("point")
-    where = title if point is None else f"{title}, {wording.at(point, comparison.get('axis'))}"
-    control = next((row for row in tables.arms(comparison) if row["arm"] == comparison.get("control")), None)
-    time = wording.timing(control["median_seconds"], control["spread_seconds"]) if control else ""
-    return f"{where}  –  against {short(control['arm'])}, {time}" if control and time else where
+    where = title if point is None else f"{title}, {formatting.at(point, comparison.get('axis'))}"
+    control = next((row for row in arms(comparison) if row["arm"] == comparison.get("control")), None)
+    time = formatting.timing(control["median_seconds"], control["spread_seconds"]) if control else ""
+    return f"{where}  –  against {short_name(control['arm'])}, {time}" if control and time else where
 
 
-def lines(comparison: Row) -> list[RatioLine]:
-    """The arms that have a ratio, twins last, and those that were not verified."""
+def ratio_lines(comparison: Row) -> list[RatioLine]:
+    """Return the arms that have a ratio, twins last, and those that were not verified."""
     shown = []
-    for row in sorted(tables.arms(comparison), key=lambda row: bool(row["twin_of"])):
+    for row in sorted(arms(comparison), key=lambda row: bool(row["twin_of"])):
         ratio, low, high = (as_float(row[key]) for key in ("ratio", "low", "high"))
-        name, twin = short(row["arm"]), bool(row["twin_of"])
-        time = wording.timing(row["median_seconds"], row["spread_seconds"])
-        if row["verified"] == "skip":  # what this machine does not have is in the table
+        name, twin = short_name(row["arm"]), bool(row["twin_of"])
+        time = formatting.timing(row["median_seconds"], row["spread_seconds"])
+        if row["verified"] == "skip":  # the table has the arms that this machine cannot run
             continue
         if row["verified"] != "pass":
-            told = f"not verified ({plain(row['verified'], 20)})"
-            shown.append(RatioLine(name, twin, False, None, None, None, "no time", told))
+            text = f"not verified ({plain(row['verified'], 20)})"
+            shown.append(RatioLine(name, twin, False, None, None, None, "no time", text))
         elif ratio and ratio > 0 and time:
-            apart = wording.resolved(row) and not wording.unsettled(row)
-            shown.append(RatioLine(name, twin, apart, ratio, low, high, time, wording.ratio(row)))
+            conclusive = formatting.is_conclusive(row) and not formatting.fails_adjustment(row)
+            shown.append(RatioLine(name, twin, conclusive, ratio, low, high, time, formatting.ratio(row)))
     return shown
 
 
-def finding(comparisons: list[Row]) -> str:
-    """What each arm is against the control, by metric: `Against fp32: bf16 forward 1.36x faster, ...`."""
-    arms: dict[str, list[tuple[str, Row]]] = {}
+def headline(comparisons: list[Row]) -> str:
+    """Return each arm's ratios to the control: `Against fp32: bf16 1.36x faster [1.33, 1.39] in forward`."""
+    found: dict[str, list[tuple[str, Row]]] = {}
     for comparison in comparisons:
-        for row in tables.arms(comparison):
+        for row in arms(comparison):
             if row["arm"] != row["control"] and not row["twin_of"] and as_float(row["ratio"]):
-                arms.setdefault(short(row["arm"]), []).append((plain(row["metric"], longest=40), row))
-    controls = dict.fromkeys(short(comparison.get("control")) for comparison in comparisons)
-    said = [f"{arm} {summary(found)}" for arm, found in arms.items()]
-    return f"Against {entries(list(controls))}: {scaling.first(said)}"
+                found.setdefault(short_name(row["arm"]), []).append((plain(row["metric"], longest=40), row))
+    controls = dict.fromkeys(short_name(comparison.get("control")) for comparison in comparisons)
+    results = [f"{arm} {over_metrics(rows)}" for arm, rows in found.items()]
+    return f"Against {entries(list(controls))}: {first_results(results)}"
 
 
-def summary(found: list[tuple[str, Row]]) -> str:
-    """An arm's ratios over the metrics: one by one, or in one where all say the same."""
-    words = [wording.claim(row) for _, row in found]
-    if len(found) >= 3 and {text.split(" ")[-1] for text in words} in ({"faster"}, {"slower"}):
-        ordered = sorted(words, key=lambda text: float(text.split("x ")[0].replace(",", "")))
-        return f"{ordered[0].split(' ')[0]} to {ordered[-1]}"
-    if len(found) == 1:
-        return f"{words[0]} in {found[0][0]}"
-    if len(set(words)) == 1:
-        return f"{words[0]} in all {len(words)}"
-    return entries([f"{metric} {text}" for (metric, _), text in zip(found, words, strict=True)])
+def over_metrics(rows: list[tuple[str, Row]]) -> str:
+    """Return an arm's ratios over the metrics: one by one, or as a range if all agree."""
+    if len(rows) == 1:
+        return f"{formatting.headline(rows[0][1])} in {rows[0][0]}"
+    agreed = {direction(row) for _, row in rows}
+    values = sorted(as_float(row["ratio"]) or 1.0 for _, row in rows)
+    if agreed == {""}:
+        return f"{span(values)} the time, inconclusive in all {len(rows)} metrics"
+    if len(rows) >= 3 and agreed in ({"faster"}, {"slower"}):
+        faster = agreed == {"faster"}
+        return f"{span(sorted(1 / value for value in values) if faster else values)} {'faster' if faster else 'slower'}"
+    return entries([f"{metric} {formatting.headline(row)}" for metric, row in rows])
+
+
+def direction(row: Row) -> str:
+    """Return `faster` or `slower`, `same`, or an empty string if the ratio is inconclusive."""
+    verdict = str(row.get("verdict") or "").lower()
+    return verdict if verdict in {"faster", "slower", "same"} and not formatting.fails_adjustment(row) else ""
+
+
+def span(values: list[float]) -> str:
+    """Return `1.04x to 1.44x` for sorted ratios; one factor if the ends agree at the digits shown."""
+    return " to ".join(dict.fromkeys((formatting.factor(values[0]), formatting.factor(values[-1]))))
 
 
 def draw(groups: dict[str, list[RatioLine]], canvas: Canvas) -> None:
-    """Marks with whiskers, group by group from the top, with the time and the ratio in two columns beside them."""
+    """Draw marks with whiskers, group by group from the top, with the time and the ratio in two columns beside them."""
     every = [line for shown in groups.values() for line in shown]
     left = 0.3 + 0.075 * max(len(line.arm) for line in every)
     columns = (14, 26 + round(LETTER * max(len(line.time) for line in every)))
-    room = (columns[1] + LETTER * max(len(line.words) for line in every)) / 72
-    (axes,) = canvas.panels([room], left=min(2.4, left), above=0.05, below=0.42)
-    scale(axes, every)
+    width = (columns[1] + LETTER * max(len(line.text) for line in every)) / 72
+    (axes,) = canvas.panels([width], left=min(2.4, left), above=0.05, below=0.42)
+    draw_scale(axes, every)
     y, places = 0.0, []
     for title, shown in groups.items():
         axes.text(-0.02, y, title, size=9.5, weight="bold", va="center", zorder=5, transform=axes.get_yaxis_transform(),
@@ -135,7 +151,7 @@ def draw(groups: dict[str, list[RatioLine]], canvas: Canvas) -> None:
             places.append(y)
             if line.ratio:
                 draw_line(axes, line, y)
-            for column, text in zip(columns, (line.time, line.words), strict=True):
+            for column, text in zip(columns, (line.time, line.text), strict=True):
                 colour = GREY if line.twin else INK if line.ratio else darker(WRONG)
                 axes.annotate(text, (1, y), xytext=(column, 0), va="center", size=9, color=colour,
                               xycoords=axes.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
@@ -148,41 +164,42 @@ def draw(groups: dict[str, list[RatioLine]], canvas: Canvas) -> None:
 
 
 def draw_line(axes: Axes, line: RatioLine, y: float) -> None:
-    """One ratio with its interval: coloured by its direction, hollow where it is not told apart."""
-    ratio = within(line.ratio or 1.0)
-    low, high = within(line.low or ratio), within(line.high or ratio)
-    told = WRONG if line.twin else COLOURS[0] if ratio < 1 else COLOURS[1]  # a twin told apart is a false alarm
-    colour = told if line.told_apart else GREY
+    """Draw one ratio with its interval: coloured by its direction, hollow and grey if it is inconclusive."""
+    ratio = within_axis(line.ratio or 1.0)
+    low, high = within_axis(line.low or ratio), within_axis(line.high or ratio)
+    # A conclusive difference between identical arms is a false alarm.
+    conclusive = WRONG if line.twin else COLOURS[0] if ratio < 1 else COLOURS[1]
+    colour = conclusive if line.conclusive else GREY
     axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)
     axes.plot(ratio, y, "D" if line.twin else "o", color=colour, markersize=5.5 if line.twin else 7,
-              markerfacecolor=colour if line.told_apart else "white", markeredgewidth=1.5, zorder=4)  # fmt: skip
+              markerfacecolor=colour if line.conclusive else "white", markeredgewidth=1.5, zorder=4)  # fmt: skip
 
 
-def within(ratio: float) -> float:
-    """The ratio, or the edge of the axis that it lies beyond."""
+def within_axis(ratio: float) -> float:
+    """Return the ratio, or the edge of the axis if it lies beyond."""
     return min(FURTHEST, max(1 / FURTHEST, ratio))
 
 
-def scale(axes: Axes, every: list[RatioLine]) -> None:
-    """A logarithmic axis that holds 1 and every interval, with ticks in words, none too near to another."""
+def draw_scale(axes: Axes, every: list[RatioLine]) -> None:
+    """Make the x axis logarithmic, wide enough for 1 and every interval."""
     ends = [end for line in every for end in (line.ratio, line.low, line.high) if end and end > 0]
-    low, high = within(min(1 / 1.06, *ends)), within(max(1.06, *ends))
+    low, high = within_axis(min(1 / 1.06, *ends)), within_axis(max(1.06, *ends))
     margin = (high / low) ** 0.06
-    log_axis(axes.xaxis, low / margin, high * margin, ticks=ticks(low, high), words=times)
+    log_axis(axes.xaxis, low / margin, high * margin, ticks=ticks(low, high), words=tick_label)
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """1, and from there outwards the round factors that leave a fifth of the axis between two."""
-    room, kept = math.log(high / low) / 5, [1.0]
+    """Return 1, and from there outwards the round factors with at least a fifth of the axis between two."""
+    gap, chosen = math.log(high / low) / 5, [1.0]
     for step in STEPS:
         for tick in (step, 1 / step):
-            if low <= tick <= high and all(abs(math.log(tick / other)) >= room for other in kept):
-                kept.append(tick)
-    return sorted(kept)
+            if low <= tick <= high and all(abs(math.log(tick / other)) >= gap for other in chosen):
+                chosen.append(tick)
+    return sorted(chosen)
 
 
-def times(ratio: float) -> str:
-    """A tick: `2x faster`, `same`, `1.1x slower`."""
+def tick_label(ratio: float) -> str:
+    """Return a tick: `2x faster`, `same`, `1.1x slower`."""
     if math.isclose(ratio, 1):
         return "same"
     return f"{max(ratio, 1 / ratio):.3g}x {'faster' if ratio < 1 else 'slower'}"

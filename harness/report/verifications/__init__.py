@@ -1,1 +1,1 @@
-"""The sections of the report about verifications."""
+"""The sections of the page, the plots and the table rows of a verification run."""

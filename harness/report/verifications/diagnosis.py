@@ -1,37 +1,42 @@
-"""The diagnosis on the page: the findings, and the figure of where the subject leaves GPT-2's way."""
+"""The diagnosis: a table of its findings, and the plot of where the subject differs from GPT-2."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 
-from harness.report.figure import COLOURS, GREY, WRONG, Canvas, Plot, log_axis, panel_title, power_of_ten
+from harness.core.record_files import Row
+from harness.report.axes import log_axis, panel_title, power_of_ten
+from harness.report.formatting import decimal, plain
+from harness.report.json_values import as_float, as_mapping, mappings
 from harness.report.markdown import code, escape, table
-from harness.report.run import Row, Run, machine
-from harness.report.tables import as_mapping
-from harness.report.wording import as_float, decimal, plain
+from harness.report.plot import COLOURS, GREY, WRONG, Canvas, Plot
+from harness.report.run_records import RunRecords, provenance
 
-FLOOR = 1e-17  # what is exactly equal is drawn here
-SHOWS = 1e-9  # relative, in float64: rounding is some 1e-15
-WAYS = (("own", "as the subject runs", GREY), ("alone", "alone, given GPT-2's input", COLOURS[0]))
+FLOOR = 1e-17  # an exactly equal component is drawn here
+DIFFERS = 1e-9  # relative, in float64: rounding is some 1e-15
+INPUTS = (("own", "as the subject runs", GREY), ("alone", "alone, given GPT-2's input", COLOURS[0]))
 
 
-def sections(run: Run) -> Iterator[str]:
-    """A table of findings for each subject that was diagnosed, in execution order."""
+def sections(run: RunRecords) -> Iterator[str]:
+    """Yield a table of findings, in execution order, for each subject that was diagnosed."""
     for row in run.diagnoses:
-        findings = [found for found in as_list(row.get("findings")) if isinstance(found, dict)]
+        findings = mappings(row.get("findings"))
         if not findings and not row.get("trouble"):
             continue
         yield from (f"## Diagnosis of {escape(row.get('subject', run.subject), 120)}", "")
         if findings:
-            yield from table(["", "where", "what", "evidence", "look at"], [*rows(findings)])
-            yield from ("In execution order: the first is the one to mend first. Each is masked for the next.", "")
+            yield from table(["", "where", "cause", "evidence", "source"], [*rows(findings)])
+            yield from (
+                "Findings are in execution order: fix the first one first. Each is masked while the next is searched.",
+                "",
+            )
         if row.get("trouble"):
-            yield from (f"Not looked into: {escape(row['trouble'], 400)}", "")
+            yield from (f"Not diagnosed: {escape(row['trouble'], 400)}", "")
 
 
 def rows(findings: list[Row]) -> Iterator[list[str]]:
-    """A row for each finding."""
+    """Yield a row for each finding."""
     for number, found in enumerate(findings, 1):
         fault = f" {code(found['fault'])}" if found.get("fault") else ""
         declared = " (declared)" if found.get("declared") else ""
@@ -40,69 +45,64 @@ def rows(findings: list[Row]) -> Iterator[list[str]]:
         yield [str(number), where, f"{escape(found.get('cause', ''))}{fault}", escape(found.get("evidence", "")), line]
 
 
-def as_list(value: object) -> list[object]:
-    """A list as it is, anything else as an empty one: records are read leniently."""
-    return value if isinstance(value, list) else []
-
-
-def plot(run: Run) -> Plot | None:
-    """The figure of the first diagnosis that has something to show."""
+def plot(run: RunRecords) -> Plot | None:
+    """Return the plot of the first diagnosis with more than two components; None if there is none."""
     for row in run.diagnoses:
         gaps = {str(place): as_mapping(found) for place, found in as_mapping(row.get("divergence")).items()}
-        points = {place: {way: as_float(found.get(way)) for way, *_ in WAYS} for place, found in gaps.items()}
+        points = {place: {key: as_float(found.get(key)) for key, *_ in INPUTS} for place, found in gaps.items()}
         if len(points) > 2:
             return Plot(
                 section="diagnosis",
                 name="diagnosis",
-                finding=finding(points),
-                look=(
-                    "Each component in execution order. Grey is its answer as the subject runs, errors passed on from "
-                    "what comes before; blue is its answer to GPT-2's own input, and vermilion where that is wrong: "
-                    "the mistake is in that component itself."
+                headline=headline(points),
+                description=(
+                    "Each component in execution order. Grey is its output as the subject runs, which includes the "
+                    "errors of earlier components. Blue is its output for GPT-2's own input; it is vermilion if it is "
+                    "wrong, and then the bug is in that component itself."
                 ),
-                caption=machine(run),
+                caption=provenance(run),
                 height=3.4,
                 draw=partial(draw, points),
             )
     return None
 
 
-def finding(points: dict[str, dict[str, float | None]]) -> str:
-    """What the figure shows, in a sentence."""
-    alone = {place: ways["alone"] or 0.0 for place, ways in points.items() if ways["alone"] is not None}
-    # A block is wrong where a part of it is: the parts say it.
+def headline(points: dict[str, dict[str, float | None]]) -> str:
+    """Return which components are wrong by themselves, and where the first of them is."""
+    alone = {place: gaps["alone"] or 0.0 for place, gaps in points.items() if gaps["alone"] is not None}
+    # A block is wrong if a part of it is, so only the parts count.
     parts = {place: gap for place, gap in alone.items() if place.count(".") > 1}
-    wrong = [place for place, gap in (parts or alone).items() if gap > SHOWS]
-    first = next((place for place, ways in points.items() if (ways["own"] or 0.0) > SHOWS), None)
+    wrong = [place for place, gap in (parts or alone).items() if gap > DIFFERS]
+    first = next((place for place, gaps in points.items() if (gaps["own"] or 0.0) > DIFFERS), None)
     if not wrong:
         return f"The first component that differs is {first}" if first else "No component differs by itself"
-    told = f"{len(wrong)} of {len(parts or alone)} components are wrong"
-    return f"Given GPT-2's own input, {told}; the first is {wrong[0]}, by {decimal(alone[wrong[0]], 2)}"
+    count = f"{len(wrong)} of {len(parts or alone)} components are wrong"
+    return f"Given GPT-2's own input, {count}; the first is {wrong[0]}, by {decimal(alone[wrong[0]], 2)}"
 
 
 def draw(points: dict[str, dict[str, float | None]], canvas: Canvas) -> None:
-    """Two dots a component on a logarithmic scale."""
+    """Draw two dots for each component on a logarithmic scale."""
     axes = canvas.panels([0.35], below=0.95)[0]
     panel_title(axes, "largest difference from GPT-2 in float64, relative to the values there")
     places = list(points)
-    for way, label, colour in WAYS:
+    for key, label, colour in INPUTS:
         for wrong in (False, True):
             chosen = [
                 (x, max(gap, FLOOR))
                 for x, place in enumerate(places)
-                if (gap := points[place][way]) is not None and (gap > SHOWS and way == "alone") == wrong
+                if (gap := points[place][key]) is not None and (gap > DIFFERS and key == "alone") == wrong
             ]
             if chosen:
                 axes.plot(
                     *zip(*chosen, strict=True),
                     linestyle="none",
                     marker="o",
-                    markersize=4 if way == "own" else 7,
+                    markersize=4 if key == "own" else 7,
                     color=WRONG if wrong else colour,
                     label=f"{label}: wrong" if wrong else label,
-                    zorder=3 if way == "own" else 2,
+                    zorder=3 if key == "own" else 2,
                 )
-    largest = max((gap for ways in points.values() for gap in ways.values() if gap is not None), default=1.0)
+    largest = max((gap for gaps in points.values() for gap in gaps.values() if gap is not None), default=1.0)
     log_axis(axes.yaxis, FLOOR / 3, max(largest, 1.0) * 2e3, ticks=[1e-16, 1e-12, 1e-8, 1e-4, 1.0], words=power_of_ten)
     axes.axhspan(FLOOR / 3, 1e-12, color=GREY, alpha=0.08, linewidth=0)
     axes.annotate("rounding", (1, 0.02), xycoords="axes fraction", ha="right", va="bottom", size=8, color=GREY)

@@ -1,41 +1,34 @@
-"""The figure of the noise verdict: each component's difference beside its floor, in float32 and float64."""
+"""The noise verdict: each component's difference and floor, in float32 and float64, as section and plot."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.report import tables
-from harness.report.figure import (
-    COLOURS,
-    GREY,
-    WRONG,
-    Canvas,
-    Plot,
-    beside,
-    decades,
-    log_axis,
-    panel_title,
-    power_of_ten,
-    short,
-)
-from harness.report.run import Row, Run, machine
-from harness.report.wording import as_float, decimal, parameters, plain
+from harness.core.record_files import Row
+from harness.report.axes import decades, label_points, log_axis, panel_title, power_of_ten
+from harness.report.formatting import decimal, parameters, plain, short_name
+from harness.report.json_values import as_float, as_mapping
+from harness.report.markdown import LONGEST_TABLE, code, embed, escape, link_to_all_rows, missing, table
+from harness.report.plot import COLOURS, GREY, WRONG, Canvas, Plot
+from harness.report.run_records import RunRecords, provenance
+from harness.report.verifications.check_rows import differences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+COMMAND = "pytest verifications/"
 BLOCK = re.compile(r"(?:block |\bh\.|layers?\.)(\d+)")
-FEWEST, MOST = 4, 3  # comparisons that make a panel, panels in the figure
+FEWEST, MOST = 4, 3  # differences in a panel at least, panels in the plot at most
 
 
 @dataclass(frozen=True)
 class Point:
-    """One component: differences and floors at both precisions; None where the number is not finite."""
+    """One component: differences and floors at both precisions; None for a number that is not finite."""
 
     where: str
     float32: float | None
@@ -53,91 +46,138 @@ class Panel:
     points: tuple[Point, ...]
 
 
-def plot(verify: Run) -> Plot | None:
-    """The figure of the checks that compare most components; None where none compares several."""
-    panels = chosen(verify)
+def section(run: RunRecords, drawn: list[Plot]) -> Iterator[str]:
+    """Yield the plot, and a table of the worst difference of every check with a noise verdict."""
+    yield from ("## Rounding or a bug", "")
+    judged = [check for check in run.checks if differences(check)]
+    if not judged:
+        yield from missing("Nothing was compared in float32 and float64 in this run", COMMAND)
+        return
+    for plot in drawn:
+        yield from embed(plot)
+    numeric = ["float32 / floor", "float64 / floor"]
+    heads = ["check", "parameters", "compared", "verdict", "worst at", *numeric]
+    yield from table(heads, [cells(check) for check in judged[:LONGEST_TABLE]], right=["compared", *numeric])
+    yield from link_to_all_rows(len(judged), "parity", "Every component with its floors")
+
+
+def cells(check: Row) -> list[str]:
+    """Return a check as a row of the table."""
+    compared = differences(check)
+    worst = max(compared, key=badness)
+    verdict = escape(worst.get("verdict"))
+    if verdict not in {"equal", "rounding"}:
+        # A check may expect a difference, for example that a known fault is caught.
+        verdict = f"{verdict}, as expected" if check.get("verdict") == "pass" else f"**{verdict}**"
+    return [
+        code(f"{check.get('suite')}/{check.get('check')}"),
+        escape(parameters(as_mapping(check.get("parameters"))), 120),
+        str(len(compared)),
+        verdict,
+        escape(worst.get("where"), 60),
+        *(f"{two_digits(worst.get(f'float{bits}'))} / {two_digits(worst.get(f'floor{bits}'))}" for bits in (32, 64)),
+    ]
+
+
+def badness(row: Row) -> tuple[int, float]:
+    """Return the sort key of differences: the verdict, then the float64 difference in floors; NaN is the worst."""
+    rank = {"equal": 0, "rounding": 1}.get(str(row.get("verdict")), 2)
+    difference, floor = as_float(row.get("float64")), as_float(row.get("floor64"))
+    return rank, float("inf") if difference is None else difference / floor if floor else difference
+
+
+def two_digits(value: object) -> str:
+    """Return a difference at two digits."""
+    return decimal(float(value), 2) if isinstance(value, int | float) else "–"
+
+
+def plot(verify: RunRecords) -> Plot | None:
+    """Return the plot of the checks that compare most components; None if no check compares several."""
+    panels = panels_of(verify)
     if not panels:
         return None
     return Plot(
         section="parity",
         name="parity",
-        finding=finding(panels),
-        look=(
-            "Blue is the difference in float32, green in float64, each beside the noise floor that was measured for "
-            "it (grey). Rounding falls by eight orders of magnitude from float32 to float64; a bug stays where it "
-            "was, and is vermilion."
+        headline=headline(panels),
+        description=(
+            "Blue is the difference in float32, green in float64; grey is the noise floor measured for each. "
+            "Rounding falls by eight orders of magnitude from float32 to float64; a bug does not, and is vermilion."
         ),
-        caption=machine(verify),
+        caption=provenance(verify),
         height=0.6 + 2.5 * len(panels),
         draw=partial(draw, panels),
     )
 
 
-def chosen(verify: Run) -> list[Panel]:
-    """The richest checks of the parity suite (of all suites where there is none), in the order of the run.
+def panels_of(verify: RunRecords) -> list[Panel]:
+    """Return the checks of the parity suite with most components (of all suites if it has none), in the run's order.
 
-    One panel for each thing that is compared: the check that found a bug, else the one with most components.
+    There is one panel for each kind of comparison (blocks, gradients): the check that found a bug, otherwise the one
+    with most components.
     """
-    rich = [check for check in verify.checks if len(tables.comparisons(check)) >= FEWEST and wants_agreement(check)]
-    rich = [check for check in rich if "parity" in str(check.get("suite"))] or rich
+    large = [check for check in verify.checks if len(differences(check)) >= FEWEST and expects_agreement(check)]
+    large = [check for check in large if "parity" in str(check.get("suite"))] or large
     kinds: dict[str, Row] = {}
-    for check in sorted(rich, key=lambda check: (check.get("verdict") != "fail", -len(tables.comparisons(check)))):
-        compared = tables.as_mapping(check.get("parameters")).get("compare")
+    for check in sorted(large, key=lambda check: (check.get("verdict") != "fail", -len(differences(check)))):
+        compared = as_mapping(check.get("parameters")).get("compare")
         kinds.setdefault(str(compared or check.get("check")), check)
     selected = {id(check) for check in list(kinds.values())[:MOST]}
     return [
-        Panel(f"{title(check)}: largest difference", tuple(point(row) for row in tables.comparisons(check)))
-        for check in rich
+        Panel(f"{title(check)}: largest difference", tuple(point(row) for row in differences(check)))
+        for check in large
         if id(check) in selected
     ]
 
 
-def wants_agreement(check: Row) -> bool:
-    """Whether a difference is a bug of the subject; a check may also want one: that a known fault is caught."""
-    return "noise" in tables.as_mapping(check.get("expected"))
+def expects_agreement(check: Row) -> bool:
+    """Return True if a difference is a bug of the subject; a check may also expect one, for a known fault."""
+    return "noise" in as_mapping(check.get("expected"))
 
 
 def title(check: Row) -> str:
-    """A check and its parameters."""
-    asked = parameters(tables.as_mapping(check.get("parameters")))
-    return plain(f"{check.get('check')} ({asked})" if asked else check.get("check"), longest=90)
+    """Return a check and its parameters."""
+    with_parameters = parameters(as_mapping(check.get("parameters")))
+    return plain(f"{check.get('check')} ({with_parameters})" if with_parameters else check.get("check"), longest=90)
 
 
 def point(row: Row) -> Point:
-    """A comparison as the figure needs it."""
+    """Return a difference as a point of the plot."""
     return Point(
-        where=short(row.get("where")),
+        where=short_name(row.get("where")),
         **{key: as_float(row.get(key)) for key in ("float32", "float64", "floor32", "floor64")},
         verdict=str(row.get("verdict")),
     )
 
 
-def finding(panels: list[Panel]) -> str:
-    """How many components differ by more than rounding, and where the first of them is."""
+def headline(panels: list[Panel]) -> str:
+    """Return how many components differ by more than rounding, and where the first of them is."""
     points = [point for panel in panels for point in panel.points]
     wrong = [point for point in points if point.verdict == "different"]
     if wrong:
         first = wrong[0]
         size = f", by {decimal(first.float64, 2)} in float64" if first.float64 is not None else ""
-        return f"{len(wrong)} of {len(points)} differ by more than rounding; the first is {first.where}{size}"
+        return (
+            f"{len(wrong)} of {len(points)} components differ by more than rounding; the first is {first.where}{size}"
+        )
     worst32, worst64 = (max(getattr(p, key) or 0.0 for p in points) for key in ("float32", "float64"))
     most = f"at most {decimal(worst32, 2)} in float32 and {decimal(worst64, 2)} in float64"
     return f"All {len(points)} comparisons agree up to rounding: {most}"
 
 
 def draw(panels: list[Panel], canvas: Canvas) -> None:
-    """The panels below one another."""
+    """Draw the panels below one another."""
     width, height = canvas.figure.get_size_inches()
-    room = (height - canvas.top - canvas.bottom) / len(panels)
+    each = (height - canvas.top - canvas.bottom) / len(panels)
     for index, panel in enumerate(panels):
-        top = height - canvas.top - index * room - 0.32
-        bottom = height - canvas.top - (index + 1) * room + 0.5
+        top = height - canvas.top - index * each - 0.32
+        bottom = height - canvas.top - (index + 1) * each + 0.5
         axes = canvas.figure.add_axes((0.65 / width, bottom / height, 1 - 1.5 / width, (top - bottom) / height))
         draw_panel(axes, panel)
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
-    """One check: components along x, differences and floors on a logarithmic y."""
+    """Draw one check: components along x, differences and floors on a logarithmic y."""
     low, high, equal = limits(panel.points)
     exact = any(value == 0 for p in panel.points for value in (p.float32, p.float64))
     log_axis(axes.yaxis, equal / 3 if exact else low, high, ticks=decades(low, high), words=power_of_ten)
@@ -153,14 +193,14 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         last = next((getattr(p, precision) for p in reversed(panel.points) if getattr(p, precision)), None)
         if last:
             labels.append((len(panel.points) - 0.5, last, precision, colour))
-    beside(axes, labels)
+    label_points(axes, labels)
     axes.grid(visible=False, axis="x")
     label_components(axes, [p.where for p in panel.points])
     panel_title(axes, panel.title)
 
 
 def limits(points: Sequence[Point]) -> tuple[float, float, float]:
-    """Bounds of the y axis, and the height below them of the lane for differences that are exactly 0."""
+    """Return the bounds of the y axis, and the height below them for differences that are exactly 0."""
     values = [v for p in points for v in (p.float32, p.float64, p.floor32, p.floor64) if v]
     low = 10 ** math.floor(math.log10(min(values, default=1e-16)) - 0.3)
     high = 10 ** math.ceil(math.log10(max(values, default=1e-16)) + 0.3)
@@ -168,7 +208,7 @@ def limits(points: Sequence[Point]) -> tuple[float, float, float]:
 
 
 def draw_floors(axes: Axes, floors: list[float | None]) -> None:
-    """The noise floors as grey bars, the first of them labelled."""
+    """Draw the noise floors as grey bars, the first of them labelled."""
     drawn = [(index, floor) for index, floor in enumerate(floors) if floor]
     if drawn:
         x, y = zip(*drawn, strict=True)
@@ -181,9 +221,9 @@ def draw_floors(axes: Axes, floors: list[float | None]) -> None:
 def draw_differences(
     axes: Axes, points: Sequence[Point], precision: str, colour: str, *, size: float, missing: float, equal: float
 ) -> None:
-    """Differences as dots. A bug is vermilion: a ring for float32, a diamond in it for float64; NaN is a cross."""
+    """Draw differences as dots. A bug is vermilion: a ring for float32, a diamond in it for float64; NaN is a cross."""
     fine = {"marker": "o", "markersize": size, "color": colour}
-    looks: dict[str, dict[str, Any]] = {
+    styles: dict[str, dict[str, Any]] = {
         "fine": fine,
         "equal": {**fine, "markerfacecolor": "white"},
         "missing": {"marker": "x", "markersize": size * 1.3, "color": WRONG},
@@ -201,11 +241,11 @@ def draw_differences(
             kind = f"wrong {precision}" if p.verdict == "different" else "fine"
             heights.setdefault(kind, []).append((index, value))
     for kind, drawn in heights.items():
-        axes.plot(*zip(*drawn, strict=True), linestyle="", zorder=3 if kind == "fine" else 4, **looks[kind])
+        axes.plot(*zip(*drawn, strict=True), linestyle="", zorder=3 if kind == "fine" else 4, **styles[kind])
 
 
 def label_components(axes: Axes, names: list[str]) -> None:
-    """Every component's name where there is room, otherwise the blocks' numbers below their components."""
+    """Write every component's name if there is room, otherwise the blocks' numbers below their components."""
     names = [where.removeprefix("transformer.") for where in names]
     numbered = any(BLOCK.search(where) for where in names)
     if numbered:
@@ -222,16 +262,16 @@ def label_components(axes: Axes, names: list[str]) -> None:
 
 
 def label_blocks(axes: Axes, names: list[str]) -> None:
-    """The numbers of the blocks in even steps, and what comes before and after them, where it does not touch."""
+    """Write the numbers of the blocks in even steps, and the names before and after them if they do not overlap."""
     groups: dict[str, list[int]] = {}
     for index, where in enumerate(names):
         block = BLOCK.search(where)
         groups.setdefault(block[1] if block else plain(where.split(".")[0], longest=12), []).append(index)
     middles = {group: sum(members) / len(members) for group, members in groups.items()}
     step = next(step for step in (1, 2, 4, 6, 12, 24, 10**6) if len(groups) <= 20 * step)
-    kept = [group for group in groups if group.isdigit() and int(group) % step == 0]
+    labelled = [group for group in groups if group.isdigit() and int(group) % step == 0]
     for group in groups:
         near = 0.006 * (len(group) + 3) * len(names)
-        if not group.isdigit() and all(abs(middles[group] - middles[other]) > near for other in kept):
-            kept.append(group)
-    axes.set_xticks([middles[group] for group in kept], kept, size=8.5)
+        if not group.isdigit() and all(abs(middles[group] - middles[other]) > near for other in labelled):
+            labelled.append(group)
+    axes.set_xticks([middles[group] for group in labelled], labelled, size=8.5)

@@ -1,5 +1,5 @@
-"""From what the user names on the command line to a Subject that the measures can ask."""
+"""From the name of a GPT on the command line to a Subject that measures can use."""
 
-from harness.subjects.adapters.generic import adapt
+from harness.subjects.adapters.subject_spec import adapt
 
 __all__ = ["adapt"]

@@ -21,9 +21,9 @@ MIB = 2**20
 
 def test_ledgers_that_disagree_are_shown_side_by_side():
     assert peaks({"profiler": 99 * MIB, "closed form": 99 * MIB, "child process": 98 * MIB}) == "peak 99 MiB"
-    told = peaks({"profiler": 99 * MIB, "closed form": 50 * MIB})
-    assert told.startswith("peak 99 MiB (")
-    assert "closed form 50.00 MiB" in told
+    output = peaks({"profiler": 99 * MIB, "closed form": 50 * MIB})
+    assert output.startswith("peak 99 MiB (")
+    assert "closed form 50.00 MiB" in output
 
 
 class FakeBenchmark:
@@ -87,10 +87,10 @@ def comparisons(folder):
 
 
 def test_rows_are_the_recorded_block_minima_and_can_be_saved_and_compared(run_benchmarks, pytester):
-    status, told = run_benchmarks(
+    status, output = run_benchmarks(
         *("benchmarks/", "-k", "precision-decode", "--benchmark-autosave", "--benchmark-json=out.json")
     )
-    assert status == 0, told
+    assert status == 0, output
     assert records(pytester.path)[0]["environment"]["huge_pages"] == "1"
     recorded = {arm["arm"]: arm for arm in comparisons(pytester.path)["precision", "decode"]["arms"]}
     assert set(recorded) == {"fp32", "bf16", "bf16-autocast", "fp32-again"}
@@ -105,12 +105,12 @@ def test_rows_are_the_recorded_block_minima_and_can_be_saved_and_compared(run_be
     assert len(list((pytester.path / "storage").rglob("*.json"))) == 1
 
     # The second run asks for one arm: its control and, for want of another A/A pair, its twin are measured with it.
-    status, told = run_benchmarks(
+    status, output = run_benchmarks(
         *("benchmarks/", "-k", "precision-decode-bf16 and not autocast", "--benchmark-compare")
     )
-    assert status == 0, told
-    assert "NOW" in told
-    assert "1 pairs of identical arms" in told
+    assert status == 0, output
+    assert "NOW" in output
+    assert "1 pairs of identical arms" in output
     measured = comparisons(pytester.path)["precision", "decode"]["arms"]
     assert [arm["arm"] for arm in measured] == ["fp32", "bf16", "fp32-again"]
 
@@ -138,11 +138,11 @@ class Wrong(GPT):
 
 def test_wrong_arms_turn_red_and_have_no_time_anywhere(run_benchmarks, pytester):
     subject = pytester.makepyfile(mine=WRONG)
-    status, told = run_benchmarks(
+    status, output = run_benchmarks(
         *("benchmarks/", "--subject", f"{subject}:Wrong", "--benchmark-json=out.json"),
         *("-k", "attention-layer or generation-generate or (precision-decode and not autocast)"),
     )
-    assert status == 1, told
+    assert status == 1, output
     found = comparisons(pytester.path)
     for comparison, metric, arm, why in (
         ("attention", "layer", "looped", "is rounding"),
@@ -155,21 +155,21 @@ def test_wrong_arms_turn_red_and_have_no_time_anywhere(run_benchmarks, pytester)
         assert row["seconds"] is row["median_seconds"] is row["tokens_per_second"] is None
     shown = {row["params"]["arm"] for row in json.loads((pytester.path / "out.json").read_text())["benchmarks"]}
     assert shown == {"naive", "naive-again", "flash", "fp32", "fp32-again", "uncached", "uncached-again"}
-    assert told.count("unverified, so no time is shown") >= 3
+    assert output.count("unverified, so no time is shown") >= 3
 
 
 def test_under_xdist_every_arm_is_skipped_with_the_reason(run_benchmarks, pytester):
     pytest.importorskip("xdist")
-    status, told = run_benchmarks("benchmarks/", "-k", "generation", "-n", "1", "-rs")
-    assert status == 0, told
-    assert "off under xdist" in told
+    status, output = run_benchmarks("benchmarks/", "-k", "generation", "-n", "1", "-rs")
+    assert status == 0, output
+    assert "off under xdist" in output
     assert not records(pytester.path)
 
 
 def test_with_benchmarking_switched_off_nothing_is_measured(run_benchmarks, pytester):
-    status, told = run_benchmarks("benchmarks/", "-k", "generation", "--benchmark-disable", "-rs")
-    assert status == 0, told
-    assert "--benchmark-disable" in told
+    status, output = run_benchmarks("benchmarks/", "-k", "generation", "--benchmark-disable", "-rs")
+    assert status == 0, output
+    assert "--benchmark-disable" in output
     assert not records(pytester.path)
 
 
@@ -189,10 +189,10 @@ class Interrupted(GPT):
 
 def test_ctrl_c_keeps_the_comparisons_that_are_done(run_benchmarks, pytester):
     subject = pytester.makepyfile(mine=INTERRUPTED)
-    status, told = run_benchmarks(
+    status, output = run_benchmarks(
         *("benchmarks/", "--subject", f"{subject}:Interrupted", "-k", "(attention-layer and not 1024) or generate"),
     )
-    assert status == pytest.ExitCode.INTERRUPTED, told
+    assert status == pytest.ExitCode.INTERRUPTED, output
     assert set(comparisons(pytester.path)) == {("attention", "layer")}
     assert records(pytester.path)[-1]["complete"] is False
 
@@ -219,13 +219,13 @@ def test_the_run_after_an_interrupted_one_goes_on_with_what_was_measured(run_ben
     run_benchmarks(*asked)
     before = comparisons(pytester.path)["attention", "layer"]
     (pytester.path / "go").write_text("")
-    status, told = run_benchmarks(*asked)
-    assert status == 0, told
-    assert "from the interrupted run" in told
+    status, output = run_benchmarks(*asked)
+    assert status == 0, output
+    assert "from the interrupted run" in output
     rows = [row for row in records(pytester.path) if row.get("comparison") == "attention"]
     assert [row["arms"] for row in rows] == [before["arms"]] * 2
-    status, told = run_benchmarks(*asked)
-    assert "from the interrupted run" not in told, "a complete run is not gone on with"
+    status, output = run_benchmarks(*asked)
+    assert "from the interrupted run" not in output, "a complete run is not gone on with"
 
 
 def test_a_subject_without_an_ability_is_a_skip_that_names_it(run_benchmarks, pytester):
@@ -240,9 +240,9 @@ def test_a_subject_without_an_ability_is_a_skip_that_names_it(run_benchmarks, py
                 super().__init__(config, seed=seed, device=device)
         """
     )
-    status, told = run_benchmarks("benchmarks/", "-k", "generation", "--subject", f"{subject}:Silent", "-rs")
-    assert status == 0, told
-    assert "has no ability 'Generates'" in told
+    status, output = run_benchmarks("benchmarks/", "-k", "generation", "--subject", f"{subject}:Silent", "-rs")
+    assert status == 0, output
+    assert "has no ability 'Generates'" in output
 
 
 def test_ctrl_c_while_the_report_is_written_says_how_to_have_it(run_benchmarks, pytester, monkeypatch):
@@ -250,31 +250,31 @@ def test_ctrl_c_while_the_report_is_written_says_how_to_have_it(run_benchmarks, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("harness.report.write_latest", interrupted)
-    status, told = run_benchmarks("benchmarks/", "-k", "attention-layer and not 1024")
+    status, output = run_benchmarks("benchmarks/", "-k", "attention-layer and not 1024")
     assert status == pytest.ExitCode.INTERRUPTED
-    assert "the report was not written (Ctrl-C): `gpt-harness report` makes it" in told
-    assert "Traceback" not in told
+    assert "the report was not written (Ctrl-C): `gpt-harness report` makes it" in output
+    assert "Traceback" not in output
     assert records(pytester.path)[-1]["kind"] == "footer"
 
 
 def test_words_that_select_nothing_have_a_near_one_named(run_benchmarks):
-    status, told = run_benchmarks("benchmarks/", "-k", "flush")
+    status, output = run_benchmarks("benchmarks/", "-k", "flush")
     assert status == pytest.ExitCode.NO_TESTS_COLLECTED
-    assert "-k 'flush' selects no arm; did you mean 'flash'? --collect-only lists all of them" in told
+    assert "-k 'flush' selects no arm; did you mean 'flash'? --collect-only lists all of them" in output
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         (("--budget", "-3"), "argument --budget"),
         (("--device", "toaster"), "--device toaster"),
         (("--size", "125M"), "invalid choice"),
     ],
 )
-def test_a_wrong_option_is_one_clear_line(run_benchmarks, option, told):
+def test_a_wrong_option_is_one_clear_line(run_benchmarks, option, message):
     status, output = run_benchmarks("benchmarks/", "--collect-only", *option)
     assert status == pytest.ExitCode.USAGE_ERROR
-    assert told in output
+    assert message in output
     assert "Traceback" not in output
 
 
@@ -334,6 +334,6 @@ def test_a_pair_that_differs_while_the_others_agree_is_a_false_alarm():
 
 
 def test_the_last_lines_of_a_run_say_what_was_allowed_for():
-    told = [line for line, _ in made(0.06, effect=1.08).summary()]
-    assert any("beyond the noise of their rounds they scatter by" in line for line in told)
-    assert any("differences do not stand when all ratios of the run are judged together" in line for line in told)
+    output = [line for line, _ in made(0.06, effect=1.08).summary()]
+    assert any("beyond the noise of their rounds they scatter by" in line for line in output)
+    assert any("differences do not stand when all ratios of the run are judged together" in line for line in output)

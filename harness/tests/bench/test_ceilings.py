@@ -6,9 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.bench import ceilings
-from harness.bench.ceilings import Ceiling, RoofPosition, copy, gemm, gemm_shapes, launch, read, yardsticks
-from harness.bench.comparison import Work
+from harness.bench.ceilings import Ceiling, Roofline, ceiling_specs, copy, gemm, gemm_shapes, launch, read
 from harness.bench.costs import Cost
+from harness.bench.work import Work
 from harness.core.errors import MissingResource
 from harness.core.sizes import SIZES
 
@@ -18,7 +18,7 @@ ROUNDS = 6
 GEMM = Ceiling("gemm float32 square", "compute", 100, (1.0,) * ROUNDS, "float32")
 READ = Ceiling("read", "bandwidth", 10, (1.0,) * ROUNDS)
 LAUNCH = Ceiling("launch", "launch", 2, (1.0,) * ROUNDS)
-ROOF = RoofPosition((GEMM, READ, LAUNCH))
+ROOF = Roofline((GEMM, READ, LAUNCH))
 
 
 @pytest.mark.parametrize(
@@ -44,14 +44,14 @@ def test_a_fraction_is_the_least_time_over_the_time():
 def test_a_machine_that_is_slow_in_some_rounds_moves_no_fraction():
     """Ceiling and arm are paired: both saw the same machine."""
     speed = [1, 3, 1, 2, 5, 1]
-    roof = RoofPosition((Ceiling("gemm", "compute", 100, tuple(1.0 * s for s in speed), "float32"), READ))
+    roof = Roofline((Ceiling("gemm", "compute", 100, tuple(1.0 * s for s in speed), "float32"), READ))
     found = roof.fraction(Cost(1000, 1), [20.0 * s for s in speed], dtype="float32")
     assert found.value == found.low == found.high == pytest.approx(0.5)
 
 
 def test_noise_of_the_ceiling_widens_the_interval():
     seconds = (1.0, 1.1, 0.9, 1.2, 0.8, 1.0)
-    found = RoofPosition((Ceiling("gemm", "compute", 100, seconds, "float32"),)).fraction(
+    found = Roofline((Ceiling("gemm", "compute", 100, seconds, "float32"),)).fraction(
         Cost(1000, 0), [20.0] * ROUNDS, dtype="float32"
     )
     assert found.low < 0.48 < found.value < 0.52 < found.high
@@ -70,7 +70,7 @@ def test_what_may_be_at_its_ceiling_is_not_impossible():
 def test_the_best_shape_is_the_ceiling():
     faster = Ceiling("gemm float32 c_fc", "compute", 500, (2.0,) * ROUNDS, "float32")  # longer, and 250 FLOP/s
     sixteen = Ceiling("gemm bfloat16 c_fc", "compute", 900, (1.0,) * ROUNDS, "bfloat16")
-    roof = RoofPosition((GEMM, faster, sixteen))
+    roof = Roofline((GEMM, faster, sixteen))
     assert roof.best("compute", dtype="float32") == faster
     assert roof.bound(Cost(1000, 0), dtype="float32").seconds == 4
     found = roof.fraction(Cost(1000, 0), [8.0] * ROUNDS, dtype="float32")
@@ -81,7 +81,7 @@ def test_without_one_of_its_ceilings_a_cost_has_no_bound():
     """The missing one could be the one that bounds it."""
     assert ROOF.bound(Cost(1000, 50), dtype="bfloat16") is None
     assert ROOF.fraction(Cost(1000, 50), [1.0] * ROUNDS, dtype="bfloat16") is None
-    assert RoofPosition((GEMM, READ)).bound(Cost(1000, 50), dtype="float32", operations=3) is None
+    assert Roofline((GEMM, READ)).bound(Cost(1000, 50), dtype="float32", operations=3) is None
     assert ROOF.bound(Cost(0, 0), dtype="float32") is None
 
 
@@ -138,7 +138,7 @@ def test_a_launch_is_as_many_operations_as_it_says():
 def test_a_yardstick_knows_which_of_its_amounts_it_bounds():
     work = Work(call=dict, answer=dict, tokens=0, flops=8, moved_bytes=6, operations=4)
     found = {
-        one.name: one.measured(work, [2.0, 2.0]) for one in yardsticks("cpu", SMALL, dtypes=("float32", "bfloat16"))
+        one.name: one.measured(work, [2.0, 2.0]) for one in ceiling_specs("cpu", SMALL, dtypes=("float32", "bfloat16"))
     }
     assert found["gemm float32 c_fc"].rate == 4
     assert found["gemm bfloat16 head"].dtype == "bfloat16"

@@ -1,4 +1,4 @@
-"""The peers: the same weights and the same answers as the oracle's, and a named reason where one is missing."""
+"""The peers have the weights and the answers of the oracle, and a missing one gives the reason."""
 
 import importlib.util
 import inspect
@@ -14,7 +14,7 @@ from harness.core.sizes import SIZES
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
-from harness.subjects.model import Caches, Generates, Subject
+from harness.subjects.protocols import Caches, Generates, Subject
 from harness.subjects.weight_map import published_shapes
 from harness.tests.subjects.styles import dataclass_config
 
@@ -29,15 +29,15 @@ def probe():
     return state("debug", "probe")
 
 
-def truth(ids, weights=None):
+def oracle_logits(ids, weights=None):
     with torch.no_grad():
         return oracle(DEBUG, weights or probe(), "float64").logits(ids)
 
 
 def greedy(ids, new, weights=None):
-    """By the definition: every token is the likeliest after all before it, in float64 and without a cache."""
+    """Return the continuation by definition: each token the likeliest, in float64 and without a cache."""
     for _ in range(new):
-        ids = torch.cat((ids, truth(ids, weights)[:, -1:].argmax(-1)), dim=1)
+        ids = torch.cat((ids, oracle_logits(ids, weights)[:, -1:].argmax(-1)), dim=1)
     return ids
 
 
@@ -46,7 +46,7 @@ def error(answer, expected):
 
 
 def always_the_first_token():
-    """Weights under which the likeliest token is 0 after whatever prompt."""
+    """Return weights with which token 0 is the likeliest after every prompt."""
     weights = {name: tensor.clone() for name, tensor in probe().items()}
     weights["transformer.ln_f.weight"].zero_()
     weights["transformer.ln_f.bias"].copy_(weights["transformer.wte.weight"][0])
@@ -80,7 +80,7 @@ def made(request, nanogpt_path):
 def test_every_peer_gives_gpt2s_logits_but_for_rounding(made):
     with torch.no_grad():
         answer = made.build(DEBUG).logits(IDS)
-    assert error(answer, truth(IDS)) < 2e-6
+    assert error(answer, oracle_logits(IDS)) < 2e-6
 
 
 def test_every_peer_continues_greedily(made):
@@ -101,18 +101,18 @@ def test_an_option_that_a_peer_does_not_have_is_a_missing_ability(made):
         made.build(DEBUG, attention="naive")
 
 
-def test_generation_never_ends_early_whatever_token_comes(made):
+def test_generation_never_ends_early_on_any_token(made):
     """An end token that is on by default, or kept down by a least length, shows on a model that only says token 0."""
     model = made.build(DEBUG).load(always_the_first_token())
     answer = made.generate(model, IDS, NEW, temperature=0.0)
     assert torch.equal(answer[:, 8:], torch.zeros(3, NEW, dtype=torch.int64))
 
 
-def test_weights_loaded_after_the_build_are_those_that_speak(made):
+def test_weights_loaded_after_the_build_are_the_ones_in_use(made):
     other = {name: tensor.flip(0) for name, tensor in probe().items()}
     with torch.no_grad():
         answer = made.build(DEBUG).load(other).logits(IDS)
-    assert error(answer, truth(IDS, other)) < 2e-6
+    assert error(answer, oracle_logits(IDS, other)) < 2e-6
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -143,10 +143,10 @@ def test_hugging_face_generates_with_the_kind_of_cache_that_its_name_says(cache,
 def test_hugging_face_steps_give_the_logits_of_one_pass(cache):
     subject = HuggingFace("sdpa", cache=cache)
     model = subject.build(DEBUG)
-    held = subject.new_cache(model, 3)
+    past = subject.new_cache(model, 3)
     with torch.no_grad():
-        answer = torch.cat([subject.step(model, part, held) for part in IDS.split([5, 1, 2], dim=1)], dim=1)
-    assert error(answer, truth(IDS)) < 2e-6
+        answer = torch.cat([subject.step(model, part, past) for part in IDS.split([5, 1, 2], dim=1)], dim=1)
+    assert error(answer, oracle_logits(IDS)) < 2e-6
 
 
 def test_a_peer_does_not_write_into_the_shared_weights():
@@ -156,7 +156,7 @@ def test_a_peer_does_not_write_into_the_shared_weights():
     assert probe()["transformer.wte.weight"].abs().sum() > 0
 
 
-def test_an_unknown_peer_is_told_with_the_nearest_name():
+def test_an_unknown_peer_is_an_error_with_the_nearest_name():
     with pytest.raises(HarnessError, match="no peer is called 'hf-spda'; did you mean 'hf-sdpa'"):
         peer("hf-spda")
 
@@ -183,20 +183,20 @@ def test_a_package_without_its_compiled_part_is_a_missing_resource(monkeypatch):
 
 
 @needs_ctranslate2
-def test_ctranslate2_tells_the_logits_that_it_chose_from():
+def test_ctranslate2_returns_the_logits_that_it_chose_from():
     subject = CTranslate2()
     continued, logits = subject.generate_with_logits(subject.build(DEBUG), IDS, NEW)
     assert torch.equal(continued, greedy(IDS, NEW))
-    assert error(logits, truth(continued[:, :-1])[:, -NEW:]) < 2e-6
+    assert error(logits, oracle_logits(continued[:, :-1])[:, -NEW:]) < 2e-6
 
 
 @needs_ctranslate2
 def test_ctranslate2_in_int8_is_as_far_off_as_eight_bits_make_it():
     """Weights and inputs are rounded to as many steps, so that together they are off by some sqrt(2) of one alone."""
     subject = CTranslate2("int8")
-    weights_alone = error(truth(IDS, rounded_to_int8(probe())), truth(IDS))
+    weights_alone = error(oracle_logits(IDS, rounded_to_int8(probe())), oracle_logits(IDS))
     assert weights_alone > 1e-3
-    assert 1 < error(subject.build(DEBUG).logits(IDS), truth(IDS)) / weights_alone < 3
+    assert 1 < error(subject.build(DEBUG).logits(IDS), oracle_logits(IDS)) / weights_alone < 3
 
 
 def test_rounding_to_int8_leaves_255_values_a_row_of_matrices_and_vectors_as_they_are():
@@ -216,21 +216,21 @@ def test_rounding_to_int8_leaves_255_values_a_row_of_matrices_and_vectors_as_the
 def test_ctranslate2_has_the_threads_that_torch_has(monkeypatch):
     model = CTranslate2().build(DEBUG)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    with pytest.raises(HarnessError, match="and torch has 77 by now"):
+    with pytest.raises(HarnessError, match="and torch has 77 now"):
         model.logits(IDS)
 
 
 @needs_ctranslate2
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({"temperature": 1.0}, "greedy generation alone"),
+        ({"temperature": 1.0}, "only generates greedily"),
         ({"temperature": 0.0, "use_cache": False}, "without its cache"),
     ],
 )
-def test_what_ctranslate2_does_not_do_is_a_missing_ability(settings, told):
+def test_settings_that_ctranslate2_does_not_support_are_a_missing_ability(settings, message):
     subject = CTranslate2()
-    with pytest.raises(MissingAbility, match=told):
+    with pytest.raises(MissingAbility, match=message):
         subject.generate(subject.build(DEBUG), IDS, 2, **settings)
 
 
@@ -261,7 +261,7 @@ def test_ctranslate2_takes_no_other_dtype_than_its_name_says():
 def test_nanogpt_as_it_is_published_is_not_gpt2(nanogpt_path):
     with torch.no_grad():
         answer = NanoGPT(nanogpt_path, tanh_gelu=False).build(DEBUG).logits(IDS)
-    assert error(answer, truth(IDS)) > 1e-5
+    assert error(answer, oracle_logits(IDS)) > 1e-5
 
 
 def test_nanogpt_keeps_no_cache(nanogpt_path):

@@ -5,13 +5,14 @@ import argparse
 import pytest
 
 from harness.bench import proof
+from harness.commands import proof as command
 from harness.core.errors import HarnessError
 from harness.core.record_files import read
 
 
 def run(folder, *arguments):
     parser = argparse.ArgumentParser()
-    proof.add_proof(parser.add_subparsers())
+    command.add_parser(parser.add_subparsers())
     options = parser.parse_args(["proof", "--output", str(folder), *arguments])
     return options.run(options)
 

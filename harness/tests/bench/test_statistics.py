@@ -1,4 +1,4 @@
-"""Intervals and verdicts, against published quantiles and against simulated noise whose truth is known."""
+"""Intervals and verdicts, compared with published quantiles and with simulated noise of known true ratios."""
 
 import itertools
 import math
@@ -10,22 +10,22 @@ from harness.bench.statistics import (
     EQUIVALENCE,
     QUIET,
     Ratio,
-    by_chance,
     describe_ratio,
     describe_seconds,
     holm,
-    judge,
+    interval_verdict,
     log_ratio,
     median,
+    p_value,
     paired_ratio,
     quiet_rounds,
     scatter,
-    share_interval,
     spread,
     student_quantile,
     trimmed_mean,
-    two_sided,
+    two_sided_p,
     warmed_up,
+    wilson_interval,
 )
 from harness.tests.bench.noise_streams import STREAMS, quiet
 
@@ -47,12 +47,12 @@ def test_students_quantiles_are_those_of_the_tables(probability, freedom, publis
 
 @pytest.mark.parametrize(("t", "freedom", "published"), [(12.706, 1, 0.05), (2.365, 7, 0.05), (2.750, 30, 0.01)])
 def test_p_values_are_those_of_the_tables(t, freedom, published):
-    assert two_sided(t, 1.0, freedom) == two_sided(-2 * t, 2.0, freedom) == pytest.approx(published, rel=1e-3)
+    assert two_sided_p(t, 1.0, freedom) == two_sided_p(-2 * t, 2.0, freedom) == pytest.approx(published, rel=1e-3)
 
 
 def test_without_noise_p_is_all_or_nothing():
-    assert two_sided(0.0, 0.0, 5) == 1
-    assert two_sided(0.1, 0.0, 5) == 0
+    assert two_sided_p(0.0, 0.0, 5) == 1
+    assert two_sided_p(0.1, 0.0, 5) == 0
 
 
 def test_holms_adjusted_values_are_those_of_the_worked_example():
@@ -62,7 +62,8 @@ def test_holms_adjusted_values_are_those_of_the_worked_example():
     assert holm([]) == []
 
 
-def test_holm_keeps_a_family_of_true_nulls_to_one_false_alarm_in_twenty():
+def test_holm_limits_a_family_of_true_nulls_to_one_false_alarm_in_twenty():
+    # Three standard errors of 2000 families at 5% are 1.5%.
     rng = random.Random(0)
     families = [holm([rng.random() for _ in range(20)]) for _ in range(2000)]
     assert sum(min(family) <= 0.05 for family in families) / 2000 == pytest.approx(0.05, abs=0.015)
@@ -72,7 +73,7 @@ def test_holm_keeps_a_family_of_true_nulls_to_one_false_alarm_in_twenty():
     ("found", "trials", "low", "high"), [(0, 20, 0.0, 0.161), (1, 20, 0.009, 0.236), (20, 20, 0.839, 1.0)]
 )
 def test_the_interval_of_a_share_is_wilsons(found, trials, low, high):
-    assert share_interval(found, trials) == pytest.approx((low, high), abs=5e-4)
+    assert wilson_interval(found, trials) == pytest.approx((low, high), abs=5e-4)
 
 
 def test_trimming_nothing_gives_the_ordinary_mean_and_error():
@@ -89,7 +90,7 @@ def test_the_trimmed_mean_and_its_error_are_yuens():
 
 
 def stream(rng, rounds, effect=1.0):
-    """Two arms on a shared machine: slow drift, heavy-tailed noise, and bursts that double a time."""
+    """Return the times of two arms on a shared machine: slow drift, heavy-tailed noise, bursts that double a time."""
     drift, a, b = 1.0, [], []
     for _ in range(rounds):
         drift *= math.exp(rng.gauss(0, 0.05))
@@ -132,7 +133,7 @@ def test_rounds_are_left_out_for_what_both_arms_took_and_never_for_one():
     calm, busy = (1.0, 1.0), (1.2, 1.2)
     assert quiet_rounds([calm] * 9 + [busy]) == [calm] * 9
     assert quiet_rounds([calm] * 8 + [(1.5, 0.5), (0.5, 1.5)]) == [calm] * 8 + [(1.5, 0.5), (0.5, 1.5)]
-    assert len(quiet_rounds([calm, busy, busy, busy])) == 4, "never fewer than an interval needs"
+    assert len(quiet_rounds([calm, busy, busy, busy])) == 4, "an interval needs four"
 
 
 def test_rounds_that_one_busy_phase_covers_do_not_widen_the_interval():
@@ -145,7 +146,7 @@ def test_rounds_that_one_busy_phase_covers_do_not_widen_the_interval():
 
 
 def calls_until_settled(series, limit=20):
-    """As the engine does it: after how many calls it would stop warming up, and what was then found."""
+    """Return after how many calls the engine would stop warming up, and what `warmed_up` returned then."""
     for calls in range(1, limit + 1):
         if (settled := warmed_up(series[:calls])) is not None:
             return calls, settled
@@ -179,7 +180,7 @@ def test_one_outlier_does_not_unsettle(outlier, place):
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_identical_calls_are_said_to_be_cold_in_less_than_one_run_of_twenty(name):
+def test_identical_calls_are_reported_as_cold_in_less_than_one_run_of_twenty(name):
     runs = [list(itertools.islice(STREAMS[name](random.Random(seed)), 20)) for seed in range(300)]
     assert sum(calls_until_settled(run) is None for run in runs) / 300 < 0.05
 
@@ -196,7 +197,7 @@ def test_a_slow_start_is_seen_in_four_runs_of_five(name, slow):
     assert seen / 200 >= 0.8
 
 
-def test_calls_that_go_on_getting_2_percent_faster_seldom_settle():
+def test_calls_that_get_2_percent_faster_each_time_seldom_settle():
     cold = 0
     for seed in range(200):
         series = [0.98**n * seconds for n, seconds in enumerate(itertools.islice(quiet(random.Random(seed)), 20))]
@@ -204,7 +205,7 @@ def test_calls_that_go_on_getting_2_percent_faster_seldom_settle():
     assert cold / 200 >= 0.8
 
 
-def test_without_noise_the_place_in_memory_remains():
+def test_without_noise_the_effect_of_placement_in_memory_remains():
     two_percent, ten_percent = paired_ratio([1.02] * 6, [1.0] * 6), paired_ratio([1.1] * 6, [1.0] * 6)
     assert two_percent.p == pytest.approx(0.05, abs=1e-3)
     assert two_percent.smallest_resolvable == pytest.approx(EQUIVALENCE)
@@ -223,19 +224,19 @@ def test_noise_free_rounds_have_an_interval_of_no_width():
         (0.80, 0.90, "FASTER"),
         (1.10, 1.20, "SLOWER"),
         (0.995, 1.005, "SAME"),
-        (1.001, 1.010, "SAME"),  # resolved, and too small to matter: one process cannot vouch for it
+        (1.001, 1.010, "SAME"),  # excludes 1, but too small to matter: one process cannot establish it
         (0.90, 1.10, "UNRESOLVED"),
         (0.99, 1.05, "UNRESOLVED"),
         (1.01, 1.05, "SLOWER"),
-        (1.005, 1.03, "UNRESOLVED"),  # excludes 1, by no more than another place in memory could
+        (1.005, 1.03, "UNRESOLVED"),  # excludes 1, by no more than another placement in memory would
     ],
 )
 def test_the_verdict_follows_from_the_interval(low, high, verdict):
-    assert judge(low, high) == verdict
+    assert interval_verdict(low, high) == verdict
 
 
 def test_equivalence_is_the_same_both_ways():
-    assert judge(1 / (1 + EQUIVALENCE), 1 + EQUIVALENCE) == "SAME"
+    assert interval_verdict(1 / (1 + EQUIVALENCE), 1 + EQUIVALENCE) == "SAME"
 
 
 def test_too_few_or_unpaired_rounds_are_an_error():
@@ -250,64 +251,68 @@ def test_the_spread_ignores_bursts():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [
         ((1.4271, 0.0261), "1.427 ± 0.026 s"),
         ((0.04567, 0.0012), "45.7 ± 1.2 ms"),
         ((3.1e-5, 2e-6), "31.0 ± 2.0 µs"),
     ],
 )
-def test_seconds_are_told_with_their_spread(seconds, told):
-    assert describe_seconds(*seconds) == told
+def test_seconds_are_described_with_their_spread(seconds, text):
+    assert describe_seconds(*seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("ratio", "told"),
+    ("ratio", "text"),
     [
         (Ratio(1.31, 1.28, 1.34, 24, "SLOWER", 0.03, 0.0), "1.31x slower [1.28, 1.34]"),
         (Ratio(0.5, 0.4, 0.625, 24, "FASTER", 0.03, 0.0), "2.00x faster [1.60, 2.50]"),
         (Ratio(1.0, 0.995, 1.01, 24, "SAME", 0.01, 1.0), "same within 1.0% [0.995, 1.010]"),
         (
             Ratio(1.0, 0.9, 1.1, 5, "UNRESOLVED", 0.15, 1.0),
-            "not resolved [0.90, 1.10] in 5 rounds, which would have shown a change of 15%",
+            "1.00x slower [0.90, 1.10], inconclusive: 5 rounds would have shown a change of 15%",
+        ),
+        (
+            Ratio(0.5, 0.1, 2.5, 4, "UNRESOLVED", 3.0, 1.0),
+            "2.00x faster [0.40, 10.00], inconclusive after 4 rounds",
         ),
     ],
 )
-def test_ratios_are_told_in_words(ratio, told):
-    assert describe_ratio(ratio) == told
+def test_ratios_are_described_with_their_interval(ratio, text):
+    assert describe_ratio(ratio) == text
 
 
-# What identical arms scatter by.
+# The spread between identical arms.
 
 
-def builds(rng, *, place, noise, rounds=8, effect=1.0):
-    """The estimate of a pair whose builds lie in memory as they happen to, a sigma of `place` apart."""
-    lies = effect * math.exp(rng.gauss(0, place))
+def builds(rng, *, placement, noise, rounds=8, effect=1.0):
+    """Return the estimate of a pair of builds whose placement in memory differs by a sigma of `placement`."""
+    lies = effect * math.exp(rng.gauss(0, placement))
     times = [[factor * math.exp(rng.gauss(0, noise)) for _ in range(rounds)] for factor in (lies, 1.0)]
     return log_ratio(*times)
 
 
-@pytest.mark.parametrize("place", [0.03, 0.06])
-def test_the_scatter_of_identical_arms_is_found(place):
+@pytest.mark.parametrize("placement", [0.03, 0.06])
+def test_the_scatter_of_identical_arms_is_found(placement):
     rng = random.Random(0)
-    found = [scatter([builds(rng, place=place, noise=0.02) for _ in range(20)]).sigma for _ in range(200)]
-    assert math.sqrt(sum(value**2 for value in found) / 200) == pytest.approx(place, rel=0.1)
+    found = [scatter([builds(rng, placement=placement, noise=0.02) for _ in range(20)]).sigma for _ in range(200)]
+    assert math.sqrt(sum(value**2 for value in found) / 200) == pytest.approx(placement, rel=0.1)
 
 
-def test_the_scatter_is_never_less_than_what_a_quiet_machine_has():
+def test_the_scatter_is_at_least_that_of_a_quiet_machine():
     rng = random.Random(0)
     assert scatter([]) == QUIET
-    assert scatter([builds(rng, place=0.0, noise=0.01) for _ in range(20)]) == QUIET
+    assert scatter([builds(rng, placement=0.0, noise=0.01) for _ in range(20)]) == QUIET
 
 
-@pytest.mark.parametrize("place", [0.01, 0.05])
-def test_what_identical_arms_scatter_by_keeps_false_alarms_down_and_finds_large_differences(place):
+@pytest.mark.parametrize("placement", [0.01, 0.05])
+def test_the_spread_between_identical_arms_limits_false_alarms_and_large_differences_are_found(placement):
     rng = random.Random(0)
     alarms = found = 0
     for _ in range(300):
-        twins = [builds(rng, place=place, noise=0.02) for _ in range(20)]
+        twins = [builds(rng, placement=placement, noise=0.02) for _ in range(20)]
         sigma = scatter(twins)
-        alarms += by_chance(builds(rng, place=place, noise=0.02), sigma) <= 0.05
-        found += by_chance(builds(rng, place=place, noise=0.02, effect=1.4), sigma) <= 0.05
+        alarms += p_value(builds(rng, placement=placement, noise=0.02), sigma) <= 0.05
+        found += p_value(builds(rng, placement=placement, noise=0.02, effect=1.4), sigma) <= 0.05
     assert alarms <= 300 * 0.05 + 3 * math.sqrt(300 * 0.05 * 0.95)
     assert found == 300

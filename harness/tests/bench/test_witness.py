@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.bench.memory import Trace
-from harness.bench.witness import Witness, busy_threads, examine, refusal, witness
+from harness.bench.witness import Witness, busy_threads, examine, violated_claim, witness
 from harness.core.errors import HarnessError
 
 B, H, T, D = 1, 2, 64, 16
@@ -66,7 +66,7 @@ def test_attention_by_its_formula_is_seen_and_so_is_its_score_matrix(call):
     assert list(found.attention) == ["formula"]
     assert found.scores in ((B * H, T, T), (1, T, T))
     assert found.flops == {"float32": SCORES_AND_SUM_FLOPS}
-    assert refusal(found, claims={"attention": "formula", "quadratic": True, "compiled": False}) is None
+    assert violated_claim(found, claims={"attention": "formula", "quadratic": True, "compiled": False}) is None
 
 
 def test_flash_attention_is_seen_and_writes_no_score_matrix():
@@ -74,7 +74,7 @@ def test_flash_attention_is_seen_and_writes_no_score_matrix():
     assert found.attention == {"flash": "aten::_scaled_dot_product_flash_attention_for_cpu"}
     assert found.scores is None
     assert found.flops == {"float32": SCORES_AND_SUM_FLOPS}
-    assert refusal(found, claims={"attention": ["flash", "efficient"], "quadratic": False}) is None
+    assert violated_claim(found, claims={"attention": ["flash", "efficient"], "quadratic": False}) is None
 
 
 def test_sdpa_by_its_formula_is_not_flash():
@@ -82,14 +82,14 @@ def test_sdpa_by_its_formula_is_not_flash():
     assert list(found.attention) == ["math"]
     assert found.scores == (B * H, T, T)
     assert found.flops == {"float32": SCORES_AND_SUM_FLOPS}
-    told = refusal(found, claims={"attention": "flash"})
+    told = violated_claim(found, claims={"attention": "flash"})
     assert told == "claims flash attention, but it ran as math (aten::_scaled_dot_product_attention_math)"
 
 
 def test_an_arm_that_runs_the_formula_is_refused_as_flash_and_the_other_way_round():
-    told = refusal(seen(formula), claims={"attention": "flash"})
+    told = violated_claim(seen(formula), claims={"attention": "flash"})
     assert told == "claims flash attention, but it ran as formula (aten::bmm, softmax, aten::bmm)"
-    told = refusal(seen(flash), claims={"attention": "formula"})
+    told = violated_claim(seen(flash), claims={"attention": "formula"})
     assert told is not None
     assert "ran as flash (aten::_scaled_dot_product_flash_attention_for_cpu)" in told
 
@@ -97,33 +97,33 @@ def test_an_arm_that_runs_the_formula_is_refused_as_flash_and_the_other_way_roun
 def test_one_layer_that_falls_back_is_enough_to_be_refused():
     found = seen(lambda: (flash(), formula()))
     assert list(found.attention) == ["flash", "formula"]
-    assert refusal(found, claims={"attention": "flash"}) is not None
+    assert violated_claim(found, claims={"attention": "flash"}) is not None
 
 
 def test_a_score_matrix_is_refused_where_none_is_claimed():
     claims = {"quadratic": False}
-    assert refusal(seen(formula), claims=claims) == f"claims no score matrix, but wrote one of {H} x {T} x {T}"
-    assert "wrote none" in str(refusal(seen(flash), claims={"quadratic": True}))
+    assert violated_claim(seen(formula), claims=claims) == f"claims no score matrix, but wrote one of {H} x {T} x {T}"
+    assert "wrote none" in str(violated_claim(seen(flash), claims={"quadratic": True}))
 
 
 def test_a_strip_of_scores_for_a_few_queries_is_no_score_matrix():
     found = seen(lambda: transposed(queries=T // 8))
     assert found.scores == (B * H, T // 8, T)
-    assert refusal(found, claims={"attention": "formula", "quadratic": False}) is None
+    assert violated_claim(found, claims={"attention": "formula", "quadratic": False}) is None
 
 
 def test_the_row_of_scores_of_one_new_token_is_no_score_matrix():
     found = seen(lambda: formula(q[:, :, -1:]))
     assert found.scores == (B * H, 1, T)
-    assert refusal(found, claims={"attention": "formula", "quadratic": False}) is None
+    assert violated_claim(found, claims={"attention": "formula", "quadratic": False}) is None
 
 
 def test_two_products_without_a_softmax_between_are_no_attention():
     """A mixture of experts multiplies in batches, too."""
     found = seen(lambda: F.gelu(q[0] @ k[0].mT) @ v[0])
     assert not found.attention
-    assert refusal(found, claims={"attention": "formula"}) == "claims formula attention, but no attention could be seen"
-    assert "could be seen" in str(refusal(found, claims={"quadratic": False}))
+    assert violated_claim(found, claims={"attention": "formula"}) == "claims formula attention, but no attention could be seen"
+    assert "could be seen" in str(violated_claim(found, claims={"quadratic": False}))
 
 
 def test_a_product_is_counted_once_whatever_called_it():
@@ -149,23 +149,23 @@ def test_what_flash_attention_costs_on_the_way_back_is_counted():
 @pytest.mark.parametrize("call", [formula, flash, lambda: linear(q)], ids=["formula", "flash", "linear"])
 def test_autocast_is_bfloat16_and_its_absence_is_not(call):
     claims = {"dtype": "bfloat16"}
-    assert refusal(seen(in_bfloat16(call)), claims=claims) is None
-    told = refusal(seen(call), claims=claims)
+    assert violated_claim(seen(in_bfloat16(call)), claims=claims) is None
+    told = violated_claim(seen(call), claims=claims)
     assert told == "claims bfloat16, but its matrix products ran in float32 (100%)"
 
 
 def test_weights_of_two_bytes_that_are_multiplied_in_four_are_not_bfloat16():
     weight = linear.weight.bfloat16()
-    assert refusal(seen(lambda: F.linear(q, weight.float())), claims={"dtype": "bfloat16"}) is not None
+    assert violated_claim(seen(lambda: F.linear(q, weight.float())), claims={"dtype": "bfloat16"}) is not None
 
 
 def test_what_could_not_be_seen_is_no_pass():
     nothing = seen(lambda: q + k)
-    assert refusal(nothing, claims={"dtype": "float32"}) == "claims float32, but no matrix product could be seen"
+    assert violated_claim(nothing, claims={"dtype": "float32"}) == "claims float32, but no matrix product could be seen"
     little = seen(formula)
-    told = refusal(little, claims={"dtype": "float32"}, flops=4 * SCORES_AND_SUM_FLOPS)
+    told = violated_claim(little, claims={"dtype": "float32"}, flops=4 * SCORES_AND_SUM_FLOPS)
     assert told == "claims float32, but only 25% of its matrix products could be seen"
-    assert refusal(little, claims={"dtype": "float32"}, flops=SCORES_AND_SUM_FLOPS) is None
+    assert violated_claim(little, claims={"dtype": "float32"}, flops=SCORES_AND_SUM_FLOPS) is None
 
 
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on the CPU")
@@ -179,9 +179,9 @@ def test_a_formula_that_the_compiler_makes_flash_attention_of_is_refused():
     """
     found = seen(torch.compile(lambda: formula()))
     assert found.graphs == 1
-    assert "ran as flash" in str(refusal(found, claims={"attention": "formula"}))
-    assert refusal(found, claims={"attention": "flash", "compiled": True}) is None
-    assert refusal(found, claims={"compiled": False}) == "claims not to be compiled, but called 1 compiled graphs"
+    assert "ran as flash" in str(violated_claim(found, claims={"attention": "formula"}))
+    assert violated_claim(found, claims={"attention": "flash", "compiled": True}) is None
+    assert violated_claim(found, claims={"compiled": False}) == "claims not to be compiled, but called 1 compiled graphs"
 
 
 @needs_a_compiler
@@ -197,24 +197,24 @@ def test_a_formula_that_stays_a_formula_is_seen_inside_compiled_code():
     assert found.attention == {"formula": "aten::bmm, compiled code, aten::bmm"}
     assert found.flops_in_graphs == sum(found.flops.values()) == SCORES_AND_SUM_FLOPS + 2 * B * H * T * D * 4 * D
     claims = {"attention": "formula", "compiled": True, "dtype": "bfloat16", "quadratic": True}
-    assert refusal(found, claims=claims) is None
+    assert violated_claim(found, claims=claims) is None
 
 
 def test_a_compiled_arm_that_runs_eagerly_is_refused():
     with torch.compiler.set_stance("force_eager"):
         found = seen(torch.compile(formula))
-    assert refusal(found, claims={"compiled": True}) == "claims to be compiled, but no compiled graph ran"
+    assert violated_claim(found, claims={"compiled": True}) == "claims to be compiled, but no compiled graph ran"
 
 
 def test_an_arm_whose_products_run_outside_its_compiled_graphs_is_refused():
     found = dataclasses.replace(seen(formula), graphs=1, flops_in_graphs=SCORES_AND_SUM_FLOPS // 4)
-    told = refusal(found, claims={"compiled": True})
+    told = violated_claim(found, claims={"compiled": True})
     assert told == "claims to be compiled, but 75% of its matrix products ran outside the compiled graphs"
 
 
 def test_a_claim_that_nobody_can_witness_is_a_mistake():
     with pytest.raises(HarnessError, match="atention"):
-        refusal(seen(flash), claims={"atention": "flash"})
+        violated_claim(seen(flash), claims={"atention": "flash"})
 
 
 def test_the_trace_that_names_the_kernels_weighs_them_too():

@@ -9,9 +9,10 @@ import pytest
 from harness.cli import main
 from harness.core.errors import HarnessError
 from harness.faults.catalogue import SPECIMEN, read_catalogue
-from harness.faults.matrix import debug_checks, judge_fault, lines_reached
+from harness.faults.coverage import lines_reached
+from harness.faults.matrix import debug_checks, judge_fault
 from harness.judging.run_check import run
-from harness.report.verifications import faults as report
+from harness.report.verifications import fault_matrix, fault_tally
 from harness.subjects.adapters import adapt
 
 CATALOGUE_READ = read_catalogue()
@@ -33,7 +34,7 @@ def checks(pytestconfig):
 
 
 @pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.id)
-def test_each_fault_changes_what_stands_in_the_specimen_exactly_once(fault):
+def test_each_fault_changes_text_that_the_specimen_has_exactly_once(fault):
     text = fault.source_text(SPECIMEN_TEXT)
     ast.parse(text)
     assert (text != SPECIMEN_TEXT) is bool(fault.change)
@@ -58,26 +59,27 @@ def test_a_text_that_is_not_in_the_specimen_is_an_error_with_its_line(tmp_path):
         '[[fault]]\nid = "a"\nkind = "k"\nwhat = "w"\nwhere = "head"\nsource = "s"\nchange = [["no such", ""]]\n'
     )
     (fault,) = read_catalogue(path).faults
-    with pytest.raises(HarnessError, match=r":1: a: 'no such' stands 0 times in specimen.py, expected exactly once"):
+    with pytest.raises(HarnessError, match=r":1: a: 'no such' is 0 times in specimen.py, expected exactly once"):
         fault.source_text(SPECIMEN_TEXT)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[[fualt]]\n", "unknown table 'fualt'; did you mean 'fault'"),
         ('\n[[fault]]\nid = "a"\nwhatt = "b"\n', ":2: unknown key 'whatt' of a fault; did you mean 'what'"),
         ('[[fault]]\nid = "a"\n', ":1: a fault needs a "),
         ("[[fault]\n", "not TOML"),
+        ('[[named]]\nid = "a"\nwhat = "b"\n\n[[named]]\nid = "a"\nwhat = "b"\n', ":5: 'a' is there already"),
     ],
 )
-def test_a_mistake_in_the_catalogue_is_an_error_with_file_and_line(tmp_path, text, told):
+def test_a_mistake_in_the_catalogue_is_an_error_with_file_and_line(tmp_path, text, message):
     path = tmp_path / "catalogue.toml"
     path.write_text(text)
     with pytest.raises(HarnessError) as raised:
         read_catalogue(path)
     assert str(raised.value).startswith(f"{path}:")
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_the_specimen_is_right_and_lacks_no_ability_that_a_fault_needs(checks):
@@ -147,8 +149,8 @@ def test_the_matrix_meets_its_requirements(tmp_path, pytestconfig, capsys):
     ids = [] if whole else [fault.id for fault in (*CATALOGUE_READ.faults[::SHARE], *CATALOGUE_READ.controls)]
     suites = str(pytestconfig.rootpath / "verifications")
     status = main(["faults", *ids, "--processes", "2", "--suites", suites, "--output", str(tmp_path)])
-    told = capsys.readouterr().out
-    assert status == 0, told
+    printed = capsys.readouterr().out
+    assert status == 0, printed
     (records,) = (tmp_path / "records").glob("faults-*.jsonl")
     rows = [json.loads(line) for line in records.read_text().splitlines()]
     assert len([row for row in rows if row["kind"] == "fault"]) == len(ids or ALL)
@@ -182,7 +184,7 @@ def row(name, verdicts, *, control=False, localised=True, named=True):
             {"suite": "s", "check": check, "id": check, "verdict": verdict, "message": ""}
             for check, verdict in verdicts.items()
         ],
-        "killed": any(verdict in report.RED for verdict in verdicts.values()),
+        "killed": any(verdict in fault_tally.RED for verdict in verdicts.values()),
         "findings": [],
         "localised": localised,
         "named": named,
@@ -198,32 +200,32 @@ def head(*checks, keep_reason=""):
 
 
 def test_a_survivor_is_missed():
-    found = report.tally([head("x"), row("a", {"x": "fail"}), row("b", {"x": "pass"})])
+    found = fault_tally.tally([head("x"), row("a", {"x": "fail"}), row("b", {"x": "pass"})])
     assert found.missed == ["not killed: b"]
 
 
 def test_a_false_alarm_is_missed():
-    found = report.tally([head("x"), row("a", {"x": "fail"}), row("c", {"x": "fail"}, control=True)])
+    found = fault_tally.tally([head("x"), row("a", {"x": "fail"}), row("c", {"x": "fail"}, control=True)])
     assert found.missed == ["false alarm: c, by x"]
 
 
-def test_a_check_that_kills_only_what_a_coarser_one_kills_must_say_why_it_stays():
+def test_a_check_that_kills_only_what_a_coarser_one_kills_must_have_a_reason_to_be_kept():
     rows = [row("a", {"fine": "fail", "coarse": "fail"}), row("b", {"coarse": "fail"})]
-    assert report.tally([head("coarse", "fine"), *rows]).missed == [
-        "s::fine kills nothing that a coarser check does not kill, and does not say why it stays"
+    assert fault_tally.tally([head("coarse", "fine"), *rows]).missed == [
+        "s::fine kills nothing that a coarser check does not kill, and has no keep_reason"
     ]
-    assert report.tally([head("coarse", "fine", keep_reason="it is cheap"), *rows]).missed == []
+    assert fault_tally.tally([head("coarse", "fine", keep_reason="it is cheap"), *rows]).missed == []
 
 
 def test_too_few_localised_or_named_is_missed():
     rows = [row(f"f{n}", {"x": "fail"}, localised=n > 5, named=n > 15) for n in range(100)]
-    missed = report.tally([head("x"), *rows]).missed
+    missed = fault_tally.tally([head("x"), *rows]).missed
     assert missed == ["localised 94 of 100, expected 95%", "named 84 of 100, expected 85%"]
 
 
 def test_the_report_of_a_matrix_has_page_table_and_heat_map(tmp_path):
     rows = [head("x", "y"), row("a", {"x": "fail", "y": "pass"}), row("c", {"x": "pass"}, control=True)]
-    paths = report.write(tmp_path, rows)
+    paths = fault_matrix.write(tmp_path, rows)
     assert [path.name for path in paths] == ["faults.md", "faults.csv", "faults.png", "faults.svg"]
     assert "| `a` | what | 1 |" in paths[0].read_text()
     assert paths[1].read_text().splitlines()[1].endswith(",fail,pass")

@@ -10,24 +10,29 @@ import torch
 
 import gpt
 from harness import cli
-from harness.bench.comparison import AGAIN, Work
+from harness.bench.comparison import TWIN_SUFFIX
 from harness.bench.statistics import Ratio
+from harness.bench.work import Work
 from harness.commands.bisect_perf import Revisions, choose, compare_revisions
 from harness.core.errors import HarnessError
 from harness.core.record_files import RecordWriter, read
 from harness.core.sizes import SIZES
-from harness.history import bisect
-from harness.history.bisect import NEW, OLD, SameWork, between, checked_out, halve, measure_revisions, side_of, workers
-from harness.history.bisect_worker import Job, WorkerSettings, check_origin, jobs, tensors
+from harness.history import worker_process
+from harness.history.bisect import bisect, is_past_change
+from harness.history.compare_revisions import NEW, OLD, SameAnswerVerifier, measure_revisions
+from harness.history.git_revisions import checkout, commits_between
+from harness.history.jobs import Job, WorkerSettings, check_origin, list_jobs
+from harness.history.worker import tensors
+from harness.history.worker_process import start_workers
 
 JOB = Job("tiny", "forward", None, None, "plain")
 ANSWER = torch.linspace(1, 2, 30).reshape(5, 6)
 
 
-# In place of a model, a file of the revision: how many times it multiplies, and what it answers.
+# In place of a model: a file of the revision, with the number of its products and its answer.
 TINY = """
 import torch
-from harness.bench.comparison import Work
+from harness.bench.work import Work
 
 MATRIX = torch.eye(192)
 
@@ -42,7 +47,7 @@ def build(settings, job):
 
 
 def git(folder, *arguments):
-    named = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org", "-c", "core.hooksPath=/dev/null")
+    named = ("-c", "user.name=tester", "-c", "user.email=tester@example.org", "-c", "core.hooksPath=/dev/null")
     answer = subprocess.run(["git", "-C", folder, *named, *arguments], capture_output=True, text=True, check=True)
     return answer.stdout
 
@@ -64,54 +69,54 @@ def settings(**fields):
     return WorkerSettings(tree="", subject="tiny.py:GPT", size="debug", threads=1, build="tiny:build", **fields)
 
 
-def test_the_slower_revision_is_told_its_commit_named_and_nothing_left_behind(repository, tmp_path, capsys):
-    """From end to end, in processes: three at once, and then two for the one commit between."""
+def test_the_slower_revision_is_reported_its_commit_named_and_nothing_left_behind(repository, tmp_path, capsys):
+    """End to end, in processes: three at once, and then two for the one commit between."""
     revisions = Revisions(repository, Path(), settings())
     options = argparse.Namespace(old="HEAD~3", new="HEAD~1", bisect=True, seconds=0.5)
     recorder = RecordWriter(tmp_path / "bisect.jsonl", {"run": "bisect"})
     assert compare_revisions(revisions, [JOB], options, recorder) == 1
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     whole = read(tmp_path / "bisect.jsonl")[1]
     ratios = {ratio["arm"]: ratio for ratio in whole["ratios"]}
     assert ratios[NEW]["verdict"] == "SLOWER"
     assert ratios[NEW]["ratio"] > 2, "four times the products"
-    assert 1 / 2 < ratios[OLD + AGAIN]["ratio"] < 2
-    assert told.rstrip().splitlines()[-3].endswith(" slow"), told
-    assert "the change came with" in told
+    assert 1 / 2 < ratios[OLD + TWIN_SUFFIX]["ratio"] < 2
+    assert output.rstrip().splitlines()[-3].endswith(" slow"), output
+    assert "the change came with" in output
     assert git(repository, "worktree", "list").count("\n") == 1
-    assert "may print" not in told
+    assert "may print" not in output
 
 
 def test_a_revision_with_another_answer_does_not_do_the_same_work(repository):
     revisions = Revisions(repository, Path(), settings())
-    with revisions.running({OLD: "HEAD~1", NEW: "HEAD"}) as processes:
+    with revisions.start_workers({OLD: "HEAD~1", NEW: "HEAD"}) as processes:
         measured = measure_revisions(processes, JOB, size="debug", seconds=0.2)
-        assert measured.findings[NEW].verdict == "fail"
-        assert "not the same work: relative error 1.0e-03" in measured.findings[NEW].message
+        assert measured.verifications[NEW].verdict == "fail"
+        assert "not the same work: relative error 1.0e-03" in measured.verifications[NEW].message
         assert NEW not in measured.seconds
 
 
-def test_a_process_that_dies_and_a_build_that_fails_are_told_and_not_waited_for(repository):
-    with workers({OLD: repository}, settings(), Path()) as processes:
+def test_a_process_that_dies_and_a_request_that_fails_are_errors_and_not_waited_for(repository):
+    with start_workers({OLD: repository}, settings(), Path()) as processes:
         with pytest.raises(HarnessError, match="AttributeError"):
-            processes[OLD].ask("fly")
+            processes[OLD].request("fly")
         processes[OLD]._process.kill()
-        with pytest.raises(HarnessError, match="the process died at 'call'"):
-            processes[OLD].ask("call")
+        with pytest.raises(HarnessError, match="the worker process died during 'call'"):
+            processes[OLD].request("call")
 
 
 def test_ctrl_c_ends_the_processes_and_removes_the_worktrees(repository):
     revisions = Revisions(repository, Path(), settings())
-    kept = []
+    started = []
 
     def interrupted():
-        with revisions.running({OLD: "HEAD~1", NEW: "HEAD"}) as processes:
-            kept.extend(processes.values())
+        with revisions.start_workers({OLD: "HEAD~1", NEW: "HEAD"}) as processes:
+            started.extend(processes.values())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert all(process._process.poll() is not None for process in kept)
+    assert all(process._process.poll() is not None for process in started)
     assert git(repository, "worktree", "list").count("\n") == 1
 
 
@@ -119,13 +124,13 @@ def test_ctrl_c_ends_the_processes_and_removes_the_worktrees(repository):
 
 
 class FakeProcess:
-    """Answers at once that a call took `seconds`."""
+    """A worker process that answers at once that a call took `seconds`."""
 
     def __init__(self, seconds, answer=ANSWER):
         self.seconds, self.result = seconds, answer
 
-    def ask(self, do, path=None, **details):
-        if do == "answer":
+    def request(self, action, path=None, **details):
+        if action == "answer":
             from safetensors.torch import save_file
 
             save_file(tensors(self.result), path)
@@ -133,8 +138,8 @@ class FakeProcess:
 
 
 def test_the_seconds_are_those_that_the_process_measured(monkeypatch):
-    """Not those of the lines that go to and fro: here no call takes any."""
-    monkeypatch.setattr(bisect, "SETTLE_SECONDS", 0)
+    """Not those of sending requests: here no call takes any time."""
+    monkeypatch.setattr(worker_process, "SETTLE_SECONDS", 0)
     began = time.perf_counter()
     found = measure_revisions({OLD: FakeProcess(0.3), NEW: FakeProcess(0.6)}, JOB, size="debug", seconds=10)
     assert found.ratios[NEW].ratio == pytest.approx(2)
@@ -154,36 +159,36 @@ def test_the_seconds_are_those_that_the_process_measured(monkeypatch):
     ],
 )
 def test_answers_are_the_same_within_rounding_or_not_at_all(other, verdict):
-    judge = SameWork("debug")
+    verify = SameAnswerVerifier("debug")
     works = {name: Work(lambda: None, lambda a=a: tensors(a), 1) for name, a in ((OLD, ANSWER), (NEW, other))}
-    assert judge(OLD, works[OLD]).verdict == "pass"
-    assert judge(NEW, works[NEW]).verdict == verdict
+    assert verify(OLD, works[OLD]).verdict == "pass"
+    assert verify(NEW, works[NEW]).verdict == verdict
 
 
 def test_whole_numbers_must_be_equal():
-    judge = SameWork("debug")
-    assert judge(OLD, Work(lambda: None, lambda: tensors(7), 1)).verdict == "pass"
-    assert judge(NEW, Work(lambda: None, lambda: tensors(7), 1)).verdict == "pass"
-    assert judge(NEW, Work(lambda: None, lambda: tensors(8), 1)).verdict == "fail"
+    verify = SameAnswerVerifier("debug")
+    assert verify(OLD, Work(lambda: None, lambda: tensors(7), 1)).verdict == "pass"
+    assert verify(NEW, Work(lambda: None, lambda: tensors(7), 1)).verdict == "pass"
+    assert verify(NEW, Work(lambda: None, lambda: tensors(8), 1)).verdict == "fail"
 
 
 @pytest.mark.parametrize("first_changed", range(7))
-def test_halving_finds_the_first_changed_commit_in_as_few_steps_as_there_are_bits(first_changed):
+def test_bisection_finds_the_first_changed_commit_in_as_few_steps_as_there_are_bits(first_changed):
     commits = list("abcdefg")
-    asked = []
+    judged = []
 
     def has_changed(commit):
-        asked.append(commit)
+        judged.append(commit)
         return commits.index(commit) >= first_changed
 
-    assert halve(commits, has_changed).commit == commits[first_changed]
-    assert len(asked) <= 3
+    assert bisect(commits, has_changed).commit == commits[first_changed]
+    assert len(judged) <= 3
 
 
 def test_a_commit_that_cannot_be_judged_stays_a_suspect():
-    found = halve(list("abcdefg"), lambda commit: None if commit in "cd" else commit >= "e")
+    found = bisect(list("abcdefg"), lambda commit: None if commit in "cd" else commit >= "e")
     assert (found.commit, found.suspects) == ("e", ["c", "d"])
-    found = halve(list("abcdefg"), lambda commit: None if commit == "d" else commit >= "f")
+    found = bisect(list("abcdefg"), lambda commit: None if commit == "d" else commit >= "f")
     assert (found.commit, found.suspects) == ("f", [])
 
 
@@ -192,36 +197,36 @@ def ratio(middle, width=1.1):
 
 
 def test_a_commit_is_on_the_side_of_the_nearer_end_unless_noise_hides_it():
-    assert side_of(ratio(1.9), ratio(2.0)) is True
-    assert side_of(ratio(1.05), ratio(2.0)) is False
-    assert side_of(ratio(1.45), ratio(2.0)) is None
-    assert side_of(ratio(0.52), ratio(0.5)) is True
-    assert side_of(ratio(0.98), ratio(0.5)) is False
+    assert is_past_change(ratio(1.9), ratio(2.0)) is True
+    assert is_past_change(ratio(1.05), ratio(2.0)) is False
+    assert is_past_change(ratio(1.45), ratio(2.0)) is None
+    assert is_past_change(ratio(0.52), ratio(0.5)) is True
+    assert is_past_change(ratio(0.98), ratio(0.5)) is False
 
 
 # Revisions, and the command line.
 
 
 def test_a_revision_is_its_own_files_and_a_dot_the_working_tree(repository):
-    with checked_out(repository, "HEAD~3") as tree:
+    with checkout(repository, "HEAD~3") as tree:
         assert "# start" in (tree / "tiny.py").read_text()
     assert not tree.exists()
-    with checked_out(repository, ".") as tree:
+    with checkout(repository, ".") as tree:
         assert tree == repository
 
 
-def test_what_is_no_revision_and_what_leads_nowhere_is_one_line(repository):
-    with pytest.raises(HarnessError, match="it names no commit"), checked_out(repository, "HEAD~9"):
+def test_an_unknown_revision_and_a_range_without_commits_are_errors_of_one_line(repository):
+    with pytest.raises(HarnessError, match="it names no commit"), checkout(repository, "HEAD~9"):
         pass
     with pytest.raises(HarnessError, match="the older revision first"):
-        between(repository, "HEAD", "HEAD~1")
+        commits_between(repository, "HEAD", "HEAD~1")
     with pytest.raises(HarnessError, match="the working tree is none"):
-        between(repository, "HEAD", ".")
-    assert len(between(repository, "HEAD~3", "HEAD")) == 3
+        commits_between(repository, "HEAD", ".")
+    assert len(commits_between(repository, "HEAD~3", "HEAD")) == 3
 
 
-def test_every_arm_of_the_subject_can_be_named_and_a_word_that_selects_none_is_answered():
-    known = jobs(SIZES["124M"])
+def test_every_arm_of_the_subject_can_be_selected_and_a_word_that_selects_none_is_an_error():
+    known = list_jobs(SIZES["124M"])
     (chosen,) = choose(known, "precision forward bf16-autocast", one=True)
     assert chosen == Job("precision", "forward", "tokens", 256, "bf16-autocast")
     with pytest.raises(HarnessError, match="did you mean 'precision'"):
@@ -254,7 +259,7 @@ def test_the_arms_of_the_comparisons_run_around_the_revisions_own_subject(tmp_pa
 
 
 def test_a_subject_that_is_not_the_revisions_own_is_refused(tmp_path):
-    """Else both revisions would be the same code, and always equally fast."""
+    """Otherwise both revisions would run the same code, and always be equally fast."""
     with pytest.raises(HarnessError, match="not in the revision"):
         check_origin(WorkerSettings(str(tmp_path), "gpt:GPT", "debug"))
     check_origin(WorkerSettings(str(Path(gpt.__file__).parents[1]), "gpt:GPT", "debug"))

@@ -9,13 +9,13 @@ import time
 import pytest
 import torch
 
-from harness.core.captured_output import Output, captured_output, cut
+from harness.core.captured_output import CapturedOutput, captured_output, shorten
 from harness.core.errors import SubjectError
 from harness.core.limits import Limits, TooLong, alarm
 from harness.core.record_files import read as records_of
 from harness.judging.runner import make_runner
 from harness.oracle.deviations import read  # noqa: F401 - imported before pytester forgets
-from harness.pytest_plugin.terminal_summary import review
+from harness.pytest_plugin.terminal_summary import summary
 from harness.tests.judging.naughty import ANSWER, AT, CONSTRUCTION, FORWARD, subject
 
 STATE = "behaviour::changes-no-global-state"
@@ -144,7 +144,7 @@ def test_the_alarm_is_silent_afterwards_and_leaves_the_signal_as_it_was():
 
 
 def test_no_more_than_the_beginning_of_what_is_printed_is_kept():
-    output = Output()
+    output = CapturedOutput()
     with captured_output(output):
         for _ in range(100):
             print("x" * 100_000)
@@ -152,8 +152,8 @@ def test_no_more_than_the_beginning_of_what_is_printed_is_kept():
         subprocess.run([sys.executable, "-c", "print('z' * 500)"], check=True)
     assert output.size == 100 * 100_001 + 1000 + 501
     assert output.begins == "x" * 1000
-    assert cut("q" * 5000).count("q") == 2000
-    assert "3,000 characters left out" in cut("a" * 5000).replace("[... ", "")
+    assert shorten("q" * 5000).count("q") == 2000
+    assert "3,000 characters left out" in shorten("a" * 5000).replace("[... ", "")
 
 
 # In a process of its own.
@@ -390,7 +390,7 @@ def test_the_review_of_a_failing_subject_fits_on_one_screen():
     skips = [{**row, "message": f"it has no ability {n}"} for n, row in enumerate(many("skip", 40))]
     rows = [*many("pass", 60), *many("fail", 50), *many("error", 9, because="not run"), *skips]
     found = {"my_gpt.py:GPT": {"findings": [finding] * 7}}
-    lines = list(review(rows, found, excepted={}, scripts={"my_gpt.py:GPT": "reports/reproduce_my_gpt.py"}))
+    lines = list(summary(rows, found, excepted={}, scripts={"my_gpt.py:GPT": "reports/reproduce_my_gpt.py"}))
     assert len(lines) <= 40
     assert max(len(line.text) for line in lines if not line.text.startswith("run again")) <= 110
 
@@ -414,11 +414,11 @@ def test_every_failure_in_full_is_an_option(project, monkeypatch, surroundings):
 
 def test_a_record_survives_the_way_from_another_process(shipped, tmp_path):
     from harness.core.record_files import decode, encode
-    from harness.judging.run_check import Record
+    from harness.suites.record import Record
 
     check = shipped["parity::debug,weights=probe,compare=blocks"]
     record = make_runner(subject(tmp_path, ANSWER, "logits = logits * float('nan')")).run(check)
-    again = Record.of_row(check, decode(encode(record.as_row())))
+    again = Record.from_row(check, decode(encode(record.as_row())))
     assert again.as_row() == record.as_row()
 
 

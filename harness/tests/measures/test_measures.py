@@ -1,4 +1,4 @@
-"""The arithmetic behind the measures, against figures that were published or derived elsewhere."""
+"""The arithmetic of the measures, against published figures and figures derived elsewhere."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from harness.core.errors import HarnessError, MissingResource
 from harness.core.resources import Resources, text_tokens
 from harness.core.sizes import SIZES
-from harness.measures.generation import next_token_distribution
+from harness.measures.generation.sampling import next_token_distribution
 from harness.measures.pretrained import llm_c_losses, llm_c_tokens
 from harness.oracle import closed_forms
 from harness.oracle.probe_weights import state
@@ -43,7 +43,7 @@ def test_parameter_counts_are_the_published_ones(size):
         (124_439_809, None),
     ],
 )
-def test_a_wrong_count_names_its_cause_where_the_table_knows_it(count, cause):
+def test_a_wrong_count_names_its_cause_if_the_table_has_it(count, cause):
     found = closed_forms.cause_of_count(SIZES["124M"], count)
     assert found is None if cause is None else cause in found
 
@@ -54,7 +54,7 @@ def test_the_initial_loss_is_the_derived_one(size, loss):
 
 
 @pytest.mark.parametrize(("recipe", "last"), [("gpt2", 0.84), ("unscaled", 1.55), ("pytorch", 1.13), ("kaiming", 7.0)])
-def test_the_predicted_growth_of_a_normal_stream_is_what_others_measured(recipe, last):
+def test_the_predicted_growth_of_a_normal_stream_matches_published_measurements(recipe, last):
     stds = closed_forms.residual_std(SIZES["124M"], recipe, stream_std=0.8, length=128)
     assert stds[0] == 0.8
     assert stds[-1] == pytest.approx(last, rel=0.02)
@@ -75,7 +75,7 @@ def test_probe_weights_are_the_same_in_every_process_and_differ_between_layers()
     assert not torch.equal(one["transformer.h.0.ln_1.bias"], one["transformer.h.1.ln_1.bias"])
 
 
-def test_no_two_dimensions_of_the_debug_size_are_alike():
+def test_no_two_dimensions_of_the_debug_size_are_equal():
     size = SIZES["debug"]
     dimensions = [
         size.vocab_size, size.context, size.layers, size.heads, size.width, size.head_width,
@@ -84,7 +84,7 @@ def test_no_two_dimensions_of_the_debug_size_are_alike():
     assert len(set(dimensions)) == len(dimensions)
 
 
-def test_targets_are_the_inputs_one_position_on():
+def test_targets_are_the_inputs_shifted_by_one_position():
     ids, targets = batch(SIZES["debug"], "random", rows=3, length=7)
     assert torch.equal(ids.flatten()[1:7], targets.flatten()[:6])
 
@@ -106,12 +106,12 @@ def test_the_definition_of_sampling_is_softmax_then_k_then_p():
 
 def test_the_nucleus_keeps_the_token_that_crosses_p():
     """softmax of (2, 1, 0, -1) is 0.644, 0.237, 0.087, 0.032."""
-    kept = lambda p: int(next_token_distribution(LOGITS, temperature=1.0, top_k=0, top_p=p).gt(0).sum())  # noqa: E731
-    assert [kept(0.6), kept(0.65), kept(0.88), kept(0.89), kept(0.99)] == [1, 2, 2, 3, 4]
+    tokens = lambda p: int(next_token_distribution(LOGITS, temperature=1.0, top_k=0, top_p=p).gt(0).sum())  # noqa: E731
+    assert [tokens(p) for p in (0.6, 0.65, 0.88, 0.89, 0.99)] == [1, 2, 2, 3, 4]
 
 
-def test_the_nucleus_is_cut_from_what_top_k_left():
-    """After top-k 2 the first token alone holds 0.731 of the mass, and so suffices for p = 0.7."""
+def test_the_nucleus_is_computed_after_top_k():
+    """After top-k 2 the first token alone has 0.731 of the mass, which is enough for p = 0.7."""
     found = next_token_distribution(LOGITS, temperature=1.0, top_k=2, top_p=0.7)
     assert found.tolist() == [1.0, 0.0, 0.0, 0.0]
 
@@ -131,7 +131,7 @@ def test_llm_c_packs_a_text_section_by_section():
 
 @pytest.mark.parametrize("recipe", ["test", "train"])
 def test_ten_steps_of_llm_c_s_recipe_overfit_one_batch(recipe):
-    """The published losses need the released weights; that the code trains is seen on probe weights."""
+    """The published losses need the released weights; this test shows on probe weights that the code trains."""
     try:
         text_tokens()
     except MissingResource as missing:
@@ -144,7 +144,7 @@ def test_ten_steps_of_llm_c_s_recipe_overfit_one_batch(recipe):
 
 
 def test_released_weights_are_read_under_bare_and_under_prefixed_names(tmp_path, monkeypatch):
-    """The hub's file has no `transformer.`, one that `save_pretrained` wrote has it; masks are left out."""
+    """The file of the Hugging Face hub has no `transformer.`, that of `save_pretrained` has it; masks are ignored."""
     size = SIZES["debug"]
     monkeypatch.setitem(SIZES, "124M", size)
     for prefix in ("", "transformer."):
@@ -158,7 +158,7 @@ def test_released_weights_are_read_under_bare_and_under_prefixed_names(tmp_path,
         assert all(torch.equal(found[name], tensor) for name, tensor in state("debug", "probe").items())
 
 
-def test_weights_that_were_named_and_cannot_be_had_are_an_error_that_says_what_to_do(monkeypatch):
+def test_named_weights_that_are_not_available_are_an_error_with_the_next_step(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Resources.configure(pretrained="nobody/no-such-gpt2")
     try:

@@ -1,4 +1,4 @@
-"""What the kill matrix cannot show of the suites: other arms, samplers that hide their probabilities, and NaN."""
+"""Wrong GPTs that the kill matrix does not contain: other attentions, samplers without visible probabilities, NaN."""
 
 import pytest
 
@@ -20,17 +20,17 @@ REJECTED = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "check", "told"), REJECTED, ids=lambda value: str(value).replace("[", "("))
-def test_the_check_rejects_the_wrong_gpt_and_says_where(shipped, wrong, check, told):
+@pytest.mark.parametrize(("wrong", "check", "place"), REJECTED, ids=lambda value: str(value).replace("[", "("))
+def test_the_check_rejects_the_wrong_gpt_and_names_the_place(shipped, wrong, check, place):
     record = run(shipped[check], adapt(WRONG + wrong))
     assert record.verdict in ("fail", "error"), f"{wrong} passed {check}: {record.value}"
-    assert told in f"{record.message} {record.where}"
+    assert place in f"{record.message} {record.where}"
     if record.where:
-        assert record.where[0] == told, "the first place in execution order comes first"
+        assert record.where[0] == place, "the first place in execution order comes first"
 
 
 @pytest.mark.parametrize("settings", ["temperature=1.0", "temperature=2.0", "top_k=5", "top_p=0.5", "prompt_length=31"])
-def test_a_right_sampler_that_hides_its_probabilities_passes_by_what_it_draws(shipped, settings):
+def test_a_correct_sampler_without_visible_probabilities_passes_by_its_draws(shipped, settings):
     record = run(shipped[SAMPLING + settings], adapt(f"{WRONG}DrawsByInversion"))
     assert record.verdict == "pass", record.message
     assert "draws" in record.details["seen"]
@@ -49,13 +49,13 @@ NAN_MUST_NOT_PASS = [
 
 
 @pytest.mark.parametrize("check", NAN_MUST_NOT_PASS)
-def test_a_model_that_answers_nan_passes_no_comparison(shipped, check):
-    """`max(0.0, nan)` is 0.0, and once let a model of NaN through the causality checks."""
+def test_a_model_that_returns_nan_passes_no_comparison(shipped, check):
+    """`max(0.0, nan)` is 0.0, which once let a model that returns NaN pass the causality checks."""
     assert run(shipped[check], adapt(f"{WRONG}Babbles")).verdict in ("fail", "error")
 
 
-# What the fault leaves alone: a check that turned red for any difference at all would localise nothing.
-LEFT_ALONE = [
+# Checks that must pass for a fault: a check that failed for any difference would not localise anything.
+UNAFFECTED = [
     ("gelu-erf-for-tanh", "attention::no-future-leak,weights=probe"),
     ("ln-eps-wrong", "structure::parameter-count,size=debug,tied=true"),
     ("mask-allows-next", "attention::rows-do-not-mix"),
@@ -69,8 +69,8 @@ LEFT_ALONE = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "check"), LEFT_ALONE)
-def test_a_fault_fails_only_the_checks_that_it_concerns(shipped, tmp_path, fault, check):
+@pytest.mark.parametrize(("fault", "check"), UNAFFECTED)
+def test_a_fault_passes_the_checks_that_it_does_not_affect(shipped, tmp_path, fault, check):
     (chosen,) = read_catalogue().chosen([fault])
     file = tmp_path / "my_gpt.py"
     file.write_text(chosen.source_text(SPECIMEN.read_text()))

@@ -1,17 +1,16 @@
-"""Wrong GPTs that the catalogue of faults cannot make of its one specimen: other arms, other samplers, no numbers.
+"""Wrong GPTs that the fault catalogue cannot derive from its one specimen: other attentions, samplers and NaN.
 
-Everything else that is wrong with a GPT is a fault of `harness/faults/catalogue.toml`.
+All other mistakes are faults of `harness/faults/catalogue.toml`.
 """
 
 import torch
 from torch import nn
 
-from gpt import GPT, CausalSelfAttention
-from gpt.model import LoopedSelfAttention
+from gpt import GPT, CausalSelfAttention, LoopedSelfAttention
 
 
 class Wrong(GPT):
-    """The reference, and then `damage`."""
+    """The reference, changed by `damage` after construction."""
 
     def __init__(self, config, **options):
         super().__init__(config, **options)
@@ -21,7 +20,7 @@ class Wrong(GPT):
         raise NotImplementedError
 
 
-# one arm of several: the specimen has one
+# one attention of several: the specimen has one
 
 
 class FlashForgetsTheMask(Wrong):
@@ -34,7 +33,7 @@ class FlashForgetsTheMask(Wrong):
 
 
 class LoopedHeadLost(Wrong):
-    """Only the looped path: its second head answers nothing."""
+    """Only the looped path: its second head returns zeros."""
 
     def damage(self):
         for attention in self.modules():
@@ -56,25 +55,25 @@ class NaiveCacheMaskTopLeft(Wrong):
                 )
 
 
-# samplers that no probabilities are seen of: judged by what they draw
+# samplers whose probabilities cannot be observed: judged by the tokens that they draw
 
 
 def by_inversion(probabilities, generator):
-    """One token a row: the first whose cumulated probability is beyond a uniform number."""
+    """Return one token a row: the first whose cumulated probability is above a uniform random number."""
     cumulated = probabilities.double().cumsum(-1)
     drawn = torch.rand(len(cumulated), 1, generator=generator, dtype=torch.float64) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, drawn).clamp(max=cumulated.size(-1) - 1)
 
 
 class DrawsByInversion(GPT):
-    """Right, and not by `torch.multinomial`."""
+    """Correct, but not by `torch.multinomial`."""
 
     power = 1.0
     extra = 0
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, seed=None):
-        from harness.measures.generation import next_token_distribution
+        from harness.measures.generation.sampling import next_token_distribution
 
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for _ in range(max_new_tokens):
@@ -97,7 +96,7 @@ class DrawsByInversionTopKPlusOne(DrawsByInversion):
     extra = 1
 
 
-# no answers
+# no usable answers
 
 
 class Babbles(Wrong):

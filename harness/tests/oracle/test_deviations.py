@@ -1,4 +1,4 @@
-"""What a subject declares to be different is excused, and nothing else; what is declared and not so is an error."""
+"""A declared deviation is excused, and nothing else is; a declaration that does not apply is an error."""
 
 import pytest
 
@@ -65,7 +65,7 @@ COUNTS = ["structure::parameter-count,size=debug,tied=true", "structure::paramet
 
 
 def written(folder, *changes):
-    """The file, changed, and what to give as --subject."""
+    """Write the GPT with these changes, and return its name for --subject."""
     text = GPT
     for old, new in changes:
         assert old in text
@@ -75,14 +75,14 @@ def written(folder, *changes):
 
 
 def declared(folder, *tables):
-    """The declarations beside it."""
+    """Write the declarations beside it, and return them as read."""
     path = folder / "mine.deviations.toml"
     path.write_text("\n".join(f"[[deviation]]\n{table}\nreason = 'on purpose'\n" for table in tables))
     return read(path)
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_is_declared_fails_with_its_reason_and_what_is_not_fails_without(shipped, tmp_path, what):
+def test_a_declared_deviation_fails_with_its_reason_and_an_undeclared_one_without(shipped, tmp_path, what):
     spec = written(tmp_path, CHANGES[what])
     strict = make_runner(spec)
     lenient = make_runner(spec, deviations=declared(tmp_path, f"what = '{what}'"))
@@ -102,7 +102,7 @@ def test_another_fault_beneath_a_declared_one_still_fails(shipped, tmp_path, wha
     assert record.where[0] == "block 0"
 
 
-def test_two_deviations_at_once_are_each_given_what_is_theirs(shipped, tmp_path):
+def test_each_of_two_deviations_excuses_its_own_checks(shipped, tmp_path):
     spec = written(tmp_path, CHANGES["exact-gelu"], CHANGES["untied-head"])
     both = declared(tmp_path, "what = 'exact-gelu'", "what = 'untied-head'")
     runner = make_runner(spec, deviations=both)
@@ -111,13 +111,13 @@ def test_two_deviations_at_once_are_each_given_what_is_theirs(shipped, tmp_path)
     assert runner.run(shipped[PARITY[3]]).declared == "exact GELU: on purpose; untied head: on purpose"
 
 
-def test_another_count_than_the_declared_deviation_makes_still_fails(shipped, tmp_path):
+def test_a_parameter_count_that_the_declared_deviation_does_not_explain_still_fails(shipped, tmp_path):
     spec = written(tmp_path, CHANGES["untied-head"], ("bias=False)", "bias=True)"))
     record = make_runner(spec, deviations=declared(tmp_path, "what = 'untied-head'")).run(shipped[COUNTS[0]])
     assert (record.verdict, record.declared) == ("fail", "")
 
 
-def test_the_verdict_names_what_is_excepted_and_which_faults_those_are(tmp_path):
+def test_the_verdict_names_the_deviations_and_their_faults(tmp_path):
     both = declared(tmp_path, "what = 'exact-gelu'", "checks = ['structure::too-long-is-refused']")
     assert except_for(both) == ("GPT-2 except: exact GELU (on purpose), structure::too-long-is-refused (on purpose)")
     assert declared_faults(both) == {"gelu-erf-for-tanh"}
@@ -132,7 +132,7 @@ def test_the_file_is_found_beside_the_subject(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "told"),
+    ("text", "line", "message"),
     [
         (
             "[[deviation]]\nwhat = 'exact-gleu'\nreason = 'r'",
@@ -153,19 +153,19 @@ def test_the_file_is_found_beside_the_subject(tmp_path):
         ("[[deviation]]\nwhat = \nreason = 'r'", 2, "not TOML: "),
     ],
 )
-def test_a_declaration_that_is_not_understood_is_told_by_line(tmp_path, text, line, told):
+def test_an_invalid_declaration_is_an_error_with_its_line(tmp_path, text, line, message):
     path = tmp_path / "mine.deviations.toml"
     path.write_text(text)
     with pytest.raises(DeviationError) as raised:
         read(path)
-    assert str(raised.value).startswith(f"{path}:{line}: {told}")
+    assert str(raised.value).startswith(f"{path}:{line}: {message}")
 
 
 KNOWN = {"structure::count,size=debug": "debug", "structure::count,size=124M": "124M", "parity::debug,x": "debug"}
 
 
 @pytest.mark.parametrize(
-    ("table", "applied", "judged", "told"),
+    ("table", "applied", "judged", "message"),
     [
         (
             "checks = ['structure::cuont*']",
@@ -189,11 +189,11 @@ KNOWN = {"structure::count,size=debug": "debug", "structure::count,size=124M": "
         ("what = 'exact-gelu'", [], {"parity::debug,x": "skip"}, None),
     ],
 )
-def test_a_declaration_that_names_nothing_or_no_longer_applies_is_told(tmp_path, table, applied, judged, told):
+def test_a_declaration_that_names_nothing_or_no_longer_applies_is_reported(tmp_path, table, applied, judged, message):
     (each,) = declared(tmp_path, table)
     found = problems([each], {f"{each.place}{mark}" for mark in applied}, judged, KNOWN)
-    assert len(found) == (told is not None)
-    assert all(line.startswith(f"{tmp_path}/mine.deviations.toml:1: ") and told in line for line in found)
+    assert len(found) == (message is not None)
+    assert all(line.startswith(f"{tmp_path}/mine.deviations.toml:1: ") and message in line for line in found)
 
 
 SUITE = """\
@@ -266,7 +266,7 @@ def test_a_declaration_that_no_longer_applies_makes_the_run_red(project):
     )
 
 
-def test_a_selection_does_not_blame_a_declaration_that_it_left_out(project):
+def test_a_declaration_whose_checks_were_not_selected_is_not_reported(project):
     declared(project.path, "what = 'exact-gelu'", "checks = ['parity::debug*']")
     assert project.runpytest("--subject", "mine.py:GPT", "-k", "count").ret == pytest.ExitCode.OK
 
@@ -279,10 +279,10 @@ def test_a_file_may_be_named_and_a_mistake_in_it_is_a_usage_error(project):
 
 
 def test_the_shipped_checks_are_known_where_the_ids_do_not_lead_to_them(tmp_path):
-    """As with --pyargs from another project: a declaration that no longer held was accepted there."""
+    """With --pyargs from another project, a declaration that no longer applied was accepted."""
     from types import SimpleNamespace
 
-    from harness.pytest_plugin.session import _known_checks
+    from harness.pytest_plugin.suites_of_run import known_checks
 
-    known = _known_checks([{"id": "parity.toml::whatever"}], SimpleNamespace(rootpath=tmp_path))
+    known = known_checks([{"id": "parity.toml::some-check"}], SimpleNamespace(rootpath=tmp_path))
     assert "parity::debug,weights=probe,compare=blocks" in known

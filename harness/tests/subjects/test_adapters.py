@@ -1,4 +1,4 @@
-"""A GPT is taken as it was written: other names, other ways to be built and called, no edit of its file."""
+"""A GPT is judged without an edit of its file, whatever its names and however it is built and called."""
 
 from pathlib import Path
 
@@ -10,15 +10,16 @@ from harness.core.sizes import SIZES
 from harness.judging.run_check import run
 from harness.oracle.probe_weights import state
 from harness.subjects.adapters import adapt
-from harness.subjects.adapters.construction import constructor
-from harness.subjects.adapters.weight_names import map_by_names
+from harness.subjects.adapters.construction.constructor import constructor
+from harness.subjects.adapters.weights.name_map import map_by_names
+from harness.subjects.build import build_with_weights
 from harness.subjects.forward_hooks import arranged
-from harness.subjects.model import Caches, Checkpoints, ChoosesAttention, Generates, Subject, build_with_weights
+from harness.subjects.protocols import Caches, Checkpoints, ChoosesAttention, Generates, Subject
 
 DEBUG = SIZES["debug"]
 
-# Written as a learner writes it: keyword arguments, sizes under other names, separate projections, blocks in a
-# Sequential, a norm of its own, the head tied by hand, logits only.
+# In the style of a learner: keyword arguments, sizes under other names, separate projections, blocks in a Sequential, a
+# norm written by hand, the head tied by assignment, logits only.
 LEARNER = (
     (Path(__file__).parents[1] / "readme_gpt.py")
     .read_text(encoding="utf-8")
@@ -63,13 +64,13 @@ from_a_dict = lambda cfg: Nano(Settings(**{key: cfg[key] for key in SIZES}))
 
 
 class Wrapper:
-    """An adapter: what the Subject protocol asks, written by hand."""
+    """An adapter: the Subject protocol, implemented by hand."""
 
     name = "by hand"
 
     def build(self, size, *, seed=0, dtype="float32", device="cpu", **options):
         from harness.subjects.forward_call import call
-        from harness.subjects.adapters.weight_names import map_by_names
+        from harness.subjects.adapters.weights.name_map import map_by_names
         from harness.subjects.model import Model
 
         module = factory()
@@ -79,7 +80,7 @@ class Wrapper:
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
-    """The two files above, in the current folder."""
+    """Write the two files above into the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "learner.py").write_text(LEARNER)
     (tmp_path / "nano.py").write_text(LAST_ONLY)
@@ -96,7 +97,7 @@ def test_a_correct_gpt_of_another_style_raises_no_alarm(shipped, foreign, spec):
         for name, check in shipped.items()
         if check.parameters.get("size") == "debug"
         and check.suite in ("attention", "parity", "loading")
-        # A norm written by hand rounds every step to sixteen bits, and Hugging Face's, the unit, is fused.
+        # A norm written by hand rounds every step to 16 bits, while Hugging Face's, the unit, is fused.
         and check.parameters.get("dtype") != "float16"
     ]
     verdicts = {name: run(shipped[name], subject) for name in names}
@@ -118,7 +119,7 @@ def test_hugging_faces_own_class_is_a_subject(shipped):
     assert record.verdict == "pass", record.message
 
 
-def test_only_abilities_that_are_there_are_claimed(foreign):
+def test_a_subject_has_only_the_abilities_that_its_class_offers(foreign):
     reference, learner = adapt("gpt:GPT"), adapt("learner.py:MyGPT")
     for ability in (Subject, ChoosesAttention, Generates, Caches, Checkpoints):
         assert isinstance(reference, ability)
@@ -141,10 +142,12 @@ def test_a_setting_that_the_subject_lacks_is_a_missing_ability(foreign):
 def test_a_factory_of_one_size_is_skipped_at_the_others(shipped, foreign):
     record = run(shipped["structure::boundary-shapes,size=124M,rows=2,length=16"], adapt("nano.py:factory"))
     assert record.verdict == "skip"
-    assert record.message == "nano.py:factory is built at a size of its own, which is not 124M"
+    assert record.message == "nano.py:factory is built at a fixed size, which is not 124M"
 
 
-def test_a_model_that_cannot_be_mapped_is_skipped_where_weights_are_needed_and_red_once(shipped, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_mapped_is_skipped_where_weights_are_needed_and_fails_one_check(
+    shipped, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     flat = "nn.Parameter(torch.zeros(dim * dim)), nn.Linear(dim, dim)"
     mixed = LEARNER.replace("q_proj", "alpha").replace("nn.Linear(dim, dim), nn.Linear(dim, dim)", flat, 1)
@@ -156,7 +159,7 @@ def test_a_model_that_cannot_be_mapped_is_skipped_where_weights_are_needed_and_r
     assert record.verdict == "skip"
     assert "blocks.0.att.alpha" in record.message
     record = run(shipped["loading::weight-map-is-complete,size=debug"], subject)
-    assert record.verdict == "error", "a run in which nothing was compared must not be green"
+    assert record.verdict == "error", "a run without any comparison must not pass"
     assert "Add a subject" in record.message
 
 
@@ -168,7 +171,7 @@ def test_what_is_written_through_a_weight_map_is_read_back_under_the_published_n
     assert torch.equal(q, state("debug", "probe")["transformer.h.1.attn.c_attn.weight"][:, 48:96].T)
 
 
-def test_a_square_matrix_is_transposed_by_the_layer_that_holds_it(foreign):
+def test_the_layer_of_a_square_matrix_decides_if_it_is_transposed(foreign):
     rows = {row.own: row for row in map_by_names(adapt("learner.py:MyGPT").build(DEBUG).module, DEBUG).rows}
     assert rows["blocks.0.att.out_proj.weight"].transposed
     assert not rows["tok_emb.weight"].transposed
@@ -192,7 +195,7 @@ def test_logits_of_the_wrong_shape_are_named(shipped):
 
 
 @pytest.mark.parametrize("wrong", ["ExitsTheProcess", "ChangesGlobals", "RaisesOnConstruction"])
-def test_what_a_subject_does_to_the_process_ends_with_its_check(shipped, wrong):
+def test_changes_of_a_subject_to_the_process_are_undone_after_the_check(shipped, wrong):
     check = shipped["parity::debug,weights=probe,compare=logits"]
     run(check, adapt(f"harness.tests.measures.wrong_gpts:{wrong}"))
     assert torch.get_default_dtype() == torch.float32
@@ -200,9 +203,11 @@ def test_what_a_subject_does_to_the_process_ends_with_its_check(shipped, wrong):
     assert run(check, adapt("gpt:GPT")).verdict == "pass"
 
 
-def test_a_stream_is_batch_first_whatever_the_order_of_its_axes():
+def test_a_stream_is_batch_first_for_every_order_of_its_axes():
     stream = torch.rand(2, 5, 48)
     for own in (stream, stream.permute(1, 0, 2), stream.permute(0, 2, 1), stream.flatten(0, 1)):
         assert torch.equal(arranged(own, (2, 5, 48)), stream)
         assert torch.equal(arranged(stream, tuple(own.shape)), own)
-    assert arranged(stream, (2, 4, 48)) is stream, "what is no stream is handed on, for who asked to refuse"
+    assert arranged(stream, (2, 4, 48)) is stream, (
+        "a tensor of another shape is returned unchanged; the caller rejects it"
+    )

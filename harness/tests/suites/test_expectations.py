@@ -1,4 +1,4 @@
-"""Expectations: what passes, what does not, and what never may."""
+"""Expectations: which values pass, which fail, and which never pass."""
 
 import math
 
@@ -29,7 +29,7 @@ FAILS = [
     (11.1, {"close_to": {"value": 10.978, "abs": 0.1}}),
     ("rounding", {"noise": "equal"}),
     ("different", {"noise": "rounding"}),
-    ("a word nobody knows", {"noise": "rounding"}),
+    ("an unknown word", {"noise": "rounding"}),
     ({"a": 0.1, "b": 0.3}, {"at_most": 0.2}),
     ("0.1", {"at_most": 0.5}),
     (True, {"at_most": 5}),
@@ -37,12 +37,12 @@ FAILS = [
 
 
 @pytest.mark.parametrize(("value", "expected"), PASSES)
-def test_what_is_as_expected_passes(value, expected):
+def test_an_expected_value_passes(value, expected):
     assert judge(Reading(value), expected).passed
 
 
 @pytest.mark.parametrize(("value", "expected"), FAILS)
-def test_what_is_not_as_expected_fails(value, expected):
+def test_an_unexpected_value_fails(value, expected):
     assert not judge(Reading(value), expected).passed
 
 
@@ -56,7 +56,7 @@ def test_nan_and_infinity_never_pass(value, expected):
 
 
 @pytest.mark.parametrize("expected", [{"at_most": 1e300}, {"at_least": -1e300}, {"near_predicted": {"abs": 1e300}}])
-def test_nan_passes_no_bound_however_wide(expected):
+def test_nan_passes_not_even_a_very_wide_bound(expected):
     assert not judge(Reading({"a": math.nan}, details={"predicted": {"a": 0.0}}), expected).passed
 
 
@@ -65,13 +65,13 @@ def test_a_comparison_of_nothing_never_passes(expected):
     assert not judge(Reading({}), expected).passed
 
 
-def test_each_place_is_held_against_its_own_prediction():
+def test_each_place_is_compared_with_its_own_prediction():
     reading = Reading({"block 0": 0.80, "block 1": 0.95}, details={"predicted": {"block 0": 0.80, "block 1": 0.84}})
     assert judge(reading, {"near_predicted": {"rel": 0.05}}).where == ["block 1"]
     assert judge(reading, {"near_predicted": {"rel": 0.2}}).passed
 
 
-def test_a_prediction_that_is_missing_is_no_pass():
+def test_a_missing_prediction_never_passes():
     reading = Reading({"block 0": 0.80, "block 1": 0.95}, details={"predicted": {"block 0": 0.80}})
     assert not judge(reading, {"near_predicted": {"rel": 9.0}}).passed
 

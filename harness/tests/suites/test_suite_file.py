@@ -1,8 +1,9 @@
-"""A suite that does not say what its author meant is refused with file, line and the nearest right word."""
+"""An invalid suite file is an error with file, line and the nearest valid word."""
 
 import pytest
 
 from harness.core.errors import SuiteError
+from harness.measures.registered import measures
 from harness.suites.suite_file import read_suite
 
 GOOD = """\
@@ -23,7 +24,7 @@ source = "here"
 def read(tmp_path, text):
     path = tmp_path / "small.toml"
     path.write_text(text)
-    return read_suite(path)
+    return read_suite(path, measures())
 
 
 def refused(tmp_path, text):
@@ -32,7 +33,7 @@ def refused(tmp_path, text):
     return str(caught.value).removeprefix(f"{tmp_path}/")
 
 
-def test_a_check_has_its_suite_its_parameters_and_its_place(tmp_path):
+def test_a_check_has_its_suite_its_parameters_and_its_line(tmp_path):
     (check,) = read(tmp_path, GOOD).checks
     assert (check.suite, check.id, check.line) == ("small", "count", 5)
     assert check.parameters == {"size": "debug"}
@@ -43,7 +44,7 @@ def test_a_matrix_gives_one_check_for_each_cell_named_by_what_varies(tmp_path):
     assert [check.id for check in read(tmp_path, text).checks] == ["count,tied=true", "count,tied=false"]
 
 
-def test_a_case_brings_its_own_expectation(tmp_path):
+def test_a_case_has_its_own_expectation(tmp_path):
     text = GOOD.replace(
         "expect = { equals = 1 }",
         "cases = [{ parameters = { tied = true }, expect = { equals = 1 } },\n"
@@ -53,7 +54,7 @@ def test_a_case_brings_its_own_expectation(tmp_path):
 
 
 def test_no_name_of_a_shipped_check_has_a_bracket(shipped):
-    """pytest takes what stands before `[` for the test's name, and then reruns everything under --lf."""
+    """pytest takes the text before `[` as the name of the test, and then reruns everything under --lf."""
     assert not [name for name in shipped if "[" in name]
 
 
@@ -86,31 +87,31 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_an_error_with_file_and_line(tmp_path, mistake):
-    before, after, told = MISTAKES[mistake]
+    before, after, message = MISTAKES[mistake]
     assert before in GOOD
-    assert refused(tmp_path, GOOD.replace(before, after)).startswith(told)
+    assert refused(tmp_path, GOOD.replace(before, after)).startswith(message)
 
 
 def test_two_checks_of_one_name_are_refused(tmp_path):
-    assert "'count' is there already, in line 5" in refused(tmp_path, GOOD + GOOD[GOOD.index("[[check]]") :])
+    assert "a second check 'count'; the first is in line 5" in refused(tmp_path, GOOD + GOOD[GOOD.index("[[check]]") :])
 
 
 def test_a_suite_of_no_checks_is_refused(tmp_path):
-    assert "a suite of no checks" in refused(tmp_path, GOOD[: GOOD.index("[[check]]")])
+    assert "a suite without checks" in refused(tmp_path, GOOD[: GOOD.index("[[check]]")])
 
 
-def test_a_byte_order_mark_is_no_mistake_and_other_bytes_are_named(tmp_path):
+def test_a_byte_order_mark_is_accepted_and_other_bytes_are_an_error(tmp_path):
     path = tmp_path / "small.toml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
-    assert read_suite(path).name == "small"
+    assert read_suite(path, measures()).name == "small"
     path.write_bytes(GOOD.encode() + b"\xff")
     with pytest.raises(SuiteError, match="not UTF-8"):
-        read_suite(path)
+        read_suite(path, measures())
 
 
-def test_a_suite_named_like_a_marker_of_pytest_is_refused(tmp_path):
+def test_a_suite_with_the_name_of_a_pytest_marker_is_refused(tmp_path):
     """A suite called `skip` once skipped itself, without a record."""
     path = tmp_path / "skip.toml"
     path.write_text(GOOD)
     with pytest.raises(SuiteError, match="rename the file"):
-        read_suite(path)
+        read_suite(path, measures())

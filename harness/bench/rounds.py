@@ -1,0 +1,144 @@
+"""Rounds of timing: one block of every arm in random order, until the intervals are narrow or the time is spent."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+from harness.bench.result import ComparisonResult
+from harness.bench.statistics import FEWEST_ROUNDS, FEWEST_WARM, busy_rounds, median, paired_ratio, warmed_up
+from harness.bench.timing import (
+    LONG_CALL_SECONDS,
+    Block,
+    Clock,
+    Timer,
+    calls_per_block,
+    ceiling_block,
+    ceiling_rate,
+    warm_up,
+)
+from harness.bench.work import ARM_ERRORS, Verification, Work
+
+# The rounds after which the intervals are checked. Few checks, and of the interval's width alone, keep the rate of
+# false alarms down; stopping on significance does not.
+INTERVAL_CHECKS = (12, 24, 48, 96)
+TARGET_HALF_WIDTH = 0.01
+# At least eight short rounds are made: the trimmed mean leaves out one at either end. Of four it leaves out none.
+SHORT_ROUND_SECONDS, FEWEST_SHORT_ROUNDS = 2.0, 8
+# A long round in which the machine was plainly busy is repeated: of four, none can be left out.
+MOST_REPEATED_ROUNDS = 2
+# A call takes up to about four times as long under the profiler: a call above this is long by itself.
+LONG_WITNESSED_SECONDS = 4 * LONG_CALL_SECONDS
+
+
+def time_in_rounds(
+    result: ComparisonResult,
+    works: dict[str, Work],
+    ceilings: Mapping[str, Work],
+    *,
+    rng: random.Random,
+    seconds: float,
+    clock: Clock,
+    timer: Timer,
+    cpu_clock: Clock | None,
+) -> None:
+    """Fill in the block minima of each arm in `works` and each ceiling, in about `seconds`.
+
+    At least FEWEST_ROUNDS are made even if they take longer, and FEWEST_SHORT_ROUNDS of short ones. An arm that raises
+    is rejected in `result`, and removed from `works` if it did so while it was warmed up.
+    """
+    started = clock()
+    warm = _warm_up_arms(result, works, clock, timer)
+    if not warm:
+        return
+    calls = result.calls_per_block = calls_per_block([min(series, default=math.inf) for series in warm.values()])
+    blocks = {name: Block(work, calls, clock, timer, cpu_clock) for name, work in works.items()}
+    ceiling_blocks = {name: ceiling_block(work, calls, clock, timer) for name, work in ceilings.items()}
+    result.seconds = {name: block.best for name, block in blocks.items()}
+    round_seconds: list[float] = []
+    for rounds in range(1, INTERVAL_CHECKS[-1] + 1):
+        round_started = clock()
+        _run_round(result, blocks, ceiling_blocks, rng)
+        round_seconds.append(clock() - round_started)
+        if rounds in INTERVAL_CHECKS and _all_narrow(result):
+            result.stopped = "interval"
+            break
+        short = median(round_seconds) <= SHORT_ROUND_SECONDS
+        fewest = FEWEST_SHORT_ROUNDS if short else FEWEST_ROUNDS + _repeated_rounds(result)
+        if rounds >= fewest and clock() + max(round_seconds) > started + seconds:
+            result.stopped = "budget"
+            break
+    else:
+        result.stopped = "rounds"
+    result.timing_seconds = clock() - started
+    for name, block in ceiling_blocks.items():
+        result.ceilings[name] = {"seconds": block.best, **ceiling_rate(ceilings[name], block.best)}
+    for name, block in blocks.items():
+        _record_warm_up(result, name, warm[name], block)
+
+
+def _warm_up_arms(
+    result: ComparisonResult, works: dict[str, Work], clock: Clock, timer: Timer
+) -> dict[str, list[float]]:
+    """Return the times of each arm's calls until they settled. Removes an arm that raises from `works`.
+
+    The lists are empty if every arm is long: each was called already to be verified and to be witnessed. That is
+    all or none, because an arm that was called once more than its control would start warmer.
+    """
+    witnessed = {name: result.witnessed_seconds.get(name, 0.0) for name in works}
+    if min(witnessed.values()) > LONG_WITNESSED_SECONDS:
+        return {name: [] for name in works}
+    warm: dict[str, list[float]] = {}
+    for name, work in list(works.items()):
+        try:
+            warm[name] = warm_up(work, clock, timer, witnessed_seconds=witnessed[name])
+        except ARM_ERRORS as error:
+            del works[name]
+            result.reject(name, Verification.from_error(error, "while it was warmed up"))
+    return warm
+
+
+def _run_round(
+    result: ComparisonResult, blocks: dict[str, Block], ceiling_blocks: dict[str, Block], rng: random.Random
+) -> None:
+    """Run one block of every arm and every ceiling, in random order."""
+    every = {**blocks, **{f"ceiling {name}": block for name, block in ceiling_blocks.items()}}
+    for name in rng.sample(list(every), len(every)):
+        try:
+            every[name].run()
+        except ARM_ERRORS as error:
+            if name not in blocks:
+                raise
+            del blocks[name]
+            result.reject(name, Verification.from_error(error, "while it was timed"))
+
+
+def _record_warm_up(result: ComparisonResult, name: str, warming: Sequence[float], block: Block) -> None:
+    """Record whether the times had settled before they counted, and how many cores were busy.
+
+    None if there were only a few long calls, which show nothing. Block minima show nothing either: they move with the
+    machine.
+    """
+    figures = result.figures.setdefault(name, {})
+    reached = warmed_up(warming) is not None if len(warming) >= FEWEST_WARM else None
+    figures["warm"] = {"reached": reached, "calls": len(warming)}
+    if reached is False:
+        result.notes.append(f"{name} was not warm: its times still fell after {len(warming)} calls of warming up")
+    if block.cores is not None:
+        figures.setdefault("witness", {})["busy_threads"] = round(block.cores, 2)
+
+
+def _repeated_rounds(result: ComparisonResult) -> int:
+    """Return how many rounds to repeat: those in which the machine was plainly busy, at most MOST_REPEATED_ROUNDS."""
+    return min(MOST_REPEATED_ROUNDS, max((busy_rounds(pairs) for pairs in result.paired_rounds()), default=0))
+
+
+def _all_narrow(result: ComparisonResult) -> bool:
+    """Return True if the interval of every ratio is narrow enough to stop."""
+    ratios = [paired_ratio(*zip(*rounds, strict=True)) for rounds in result.paired_rounds()]
+    # Among many runs the ones whose interval is narrow by chance would stop first, and their intervals would cover the
+    # true ratio less often. So an early stop takes a narrower interval.
+    return all(
+        ratio.half_width <= TARGET_HALF_WIDTH * min(1, math.sqrt(ratio.rounds / INTERVAL_CHECKS[2])) for ratio in ratios
+    )

@@ -1,0 +1,125 @@
+"""Recorders of what a subject does: the modules it creates, the tensors it computes, the tokens it draws."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.diagnosis.source_lines import SourceLine, Stack, user_line, user_stack
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the subject: its name in PyTorch, a copy of its result in float64, and the line that called it.
+
+    `dtype`: the result's own. `made`: for a layer of PyTorch's (`nn.GELU()`), the line that created the layer.
+    `stack`: the user's lines on the stack, innermost first, each with the id of its `self`.
+    """
+
+    operation: str
+    tensor: Tensor
+    dtype: torch.dtype
+    line: SourceLine | None
+    made: SourceLine | None = None
+    stack: Stack = ()
+
+    def line_in(self, owner: nn.Module | None) -> SourceLine | None:
+        """Return the line within a method of `owner` on the stack; the innermost line if there is none."""
+        return next((line for line, own in self.stack if owner is not None and own == id(owner)), self.line)
+
+
+class ModuleCreationSites:
+    """Record the line of the user's source that creates each module, inside the block."""
+
+    def __init__(self) -> None:
+        self.lines: weakref.WeakKeyDictionary[nn.Module, SourceLine] = weakref.WeakKeyDictionary()
+
+    def __enter__(self) -> ModuleCreationSites:
+        self._original = original = nn.Module.__init__
+
+        def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            original(module, *args, **kwargs)
+            # Its own __init__ calls this one: the line that creates it is the first outside.
+            made = [line for line, owner in user_stack() if owner != id(module)]
+            if made:
+                self.lines[module] = made[0]
+
+        nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        nn.Module.__init__ = self._original  # type: ignore[method-assign]
+
+
+class OperationRecorder(TorchDispatchMode):
+    """Record a copy of every floating-point tensor that an operation computes, inside the block."""
+
+    def __init__(self, sites: ModuleCreationSites | None = None) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._sites = sites or ModuleCreationSites()
+        self._modules: list[nn.Module] = []
+
+    def __enter__(self) -> OperationRecorder:
+        self._hooks = (
+            register_module_forward_pre_hook(lambda module, args: self._modules.append(module)),
+            register_module_forward_hook(lambda module, args, out: self._leave(module), always_call=True),
+        )
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def _leave(self, module: nn.Module) -> None:
+        if module in self._modules:
+            del self._modules[self._modules.index(module) :]
+
+    def _made(self) -> SourceLine | None:
+        module = self._modules[-1] if self._modules else None
+        if module is None or not type(module).__module__.startswith("torch."):
+            return None
+        return self._sites.lines.get(module)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = function(*args, **(kwargs or {}))
+        line = made = None
+        stack: Stack = ()
+        for tensor in answer if isinstance(answer, tuple | list) else (answer,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.is_meta:
+                if line is None:
+                    stack, made = user_stack(), self._made()
+                    line = stack[0][0] if stack else user_line()
+                copy = tensor.detach().to(torch.float64, copy=True)  # a later operation may write into it
+                self.steps.append(Step(function.overloadpacket.__name__, copy, tensor.dtype, line, made, stack))
+        return answer
+
+
+class DrawRecorder(TorchFunctionMode):
+    """Record the probabilities that reach `torch.multinomial`, and the first line that calls it, inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probabilities: list[Tensor] = []  # (N, V) each, float64, normalised
+        self.taken: list[Tensor] = []  # (N) each: the probability of what was drawn
+        self.line: SourceLine | None = None
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if function not in (torch.multinomial, torch.Tensor.multinomial):
+            return function(*args, **given)
+        weights = (args[0] if args else given["input"]).detach().double()
+        weights = (weights / weights.sum(-1, keepdim=True)).reshape(-1, weights.shape[-1])
+        self.probabilities.append(weights)
+        self.line = self.line or user_line()
+        drawn: Tensor = function(*args, **given)
+        self.taken.append(weights.gather(1, drawn.reshape(len(weights), -1)[:, :1])[:, 0])
+        return drawn

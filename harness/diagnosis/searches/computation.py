@@ -1,0 +1,140 @@
+"""The search through forward pass, loss and backward pass, in eval mode and in training mode."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.sizes import SIZES
+from harness.diagnosis.finding import Finding
+from harness.diagnosis.observation import Observation, observe
+from harness.diagnosis.recorders import ModuleCreationSites
+from harness.diagnosis.searches import backward, forward, loss, precision
+from harness.diagnosis.searches.dropout import LENGTH, is_attention
+from harness.diagnosis.source_lines import location
+from harness.oracle.probe_weights import Weights, state
+from harness.oracle.tokens import batch
+from harness.subjects.build import build_with_weights
+from harness.subjects.model import Model
+from harness.subjects.protocols import Subject
+
+SIZE = "debug"
+# The weights, and whether in training mode, without dropout. With the extreme weights the scores are so sharp that a
+# mask shows which is not minus infinity.
+RUNS: tuple[tuple[Weights, bool], ...] = (("probe", False), ("extreme", False), ("probe", True))
+# The fault's id -> the id of the same fault in training mode only.
+IN_TRAINING = {
+    "mask-missing": "mask-only-in-evaluation",
+    "residual-detached": "residual-detached-in-training",
+    "loss-label-smoothing-left-on": "loss-label-smoothing-in-training",
+}
+
+
+def search(subject: Subject) -> list[Finding]:
+    """Return the findings of the first run that has any."""
+    changing = _changing(subject)
+    if changing is not None:
+        return [changing]
+    for weights, training in RUNS:
+        findings = _run(subject, weights, training=training)
+        if findings:
+            return [_in_training_only(finding) for finding in findings] if training else findings
+    return precision.overflow(subject)
+
+
+def built(subject: Subject, weights: Weights, *, training: bool) -> tuple[Model, ModuleCreationSites]:
+    """Return the subject in float64 with these weights, and the lines that created its modules."""
+    options: dict[str, Any] = {"dropout": 0.0} if training else {}
+    with ModuleCreationSites() as sites:
+        model = build_with_weights(subject, SIZES[SIZE], state(SIZE, weights), "float64", **options)
+    model.module.train(training)
+    return model, sites
+
+
+def published_weights(model: Model, weights: Weights) -> dict[str, Tensor]:
+    """Return the published weights in float64; those that the subject has no parameter for have no effect.
+
+    Missing parameters are reported by another search.
+    """
+    given = {name: tensor.double() for name, tensor in state(SIZE, weights).items()}
+    for row in model.weights.missing:
+        neutral = 1.0 if "ln_" in row.published and row.published.endswith("weight") else 0.0
+        given[row.published] = given[row.published].clone()
+        row.part_of(given[row.published]).fill_(neutral)
+    return given
+
+
+def _run(subject: Subject, weights: Weights, *, training: bool) -> list[Finding]:
+    """Search the forward pass over the whole context; if it is matched, the loss; if that is right, the gradients."""
+    size = SIZES[SIZE]
+    ids, targets = batch(size, "random", rows=2, length=size.context)
+    model, sites = built(subject, weights, training=training)
+    given = published_weights(model, weights)
+    observed, low = precision.without_downcasts(model, ids, sites, observe(model, ids, sites), given, size)
+    # With downcasts undone, the values that hooks read are not those observed.
+    own_values = {} if low else _residual_stream(model, ids)
+    result = forward.search(observed, ids, given, size, own_values, _blocks(model))
+    findings = [*low, *result.findings]
+    if low or not result.complete or result.forced or weights == "extreme":
+        return findings
+    wrong_loss = loss.search(model, given, size, result.changes, sites)
+    if wrong_loss:
+        return findings + wrong_loss
+    return findings + backward.search(model, ids, targets, given, size, result.changes, sites)
+
+
+def _in_training_only(finding: Finding) -> Finding:
+    cause = f"in training mode only: {finding.cause}"
+    fault = IN_TRAINING.get(finding.fault, finding.fault)
+    return dataclasses.replace(finding, fault=fault, cause=cause, alike=(*finding.alike, finding.fault))
+
+
+def _residual_stream(model: Model, ids: Tensor) -> dict[str, Tensor]:
+    """Return the residual stream (B, T, C), `embedding` and after each block `h.N`; {} if hooks cannot read it."""
+    try:
+        with torch.no_grad(), model.block_outputs() as outputs:
+            model.logits(ids)
+    except Exception:
+        return {}
+    return {name.replace("block ", "h."): tensor.detach().double() for name, tensor in outputs.items()}
+
+
+def _blocks(model: Model) -> dict[int, nn.Module]:
+    """Return the modules that are blocks, by layer."""
+    found = {}
+    for layer in range(model.size.layers):
+        with contextlib.suppress(Exception):
+            found[layer] = model.component(f"transformer.h.{layer}")
+    return found
+
+
+def _changing(subject: Subject) -> Finding | None:
+    """Return the finding for two forward passes in eval mode that differ; None if they do not."""
+    model, sites = built(subject, "probe", training=False)
+    ids, _ = batch(SIZES[SIZE], "random", rows=2, length=LENGTH)
+    with torch.random.fork_rng():
+        first, second = observe(model, ids, sites), observe(model, ids, sites)
+    if _equal(first.logits, second.logits):
+        return None
+    number = _first_step_that_differs(first, second)
+    line = first.line(number)
+    difference = float((first.logits - second.logits).abs().max())
+    evidence = f"two forward passes in eval mode differ by {difference:.1e} in the logits"
+    if number is None or "drop" not in first.steps[number].operation + (line.text if line else ""):
+        return Finding("block", "", "the same input gives other logits the second time", evidence, *location(line))
+    attention = is_attention(tuple(first.steps[number].tensor.shape))
+    fault = "attn-dropout-active-in-eval" if attention else "dropout-active-in-eval"
+    return Finding("dropout", fault, "dropout is active in eval mode", evidence, *location(line))
+
+
+def _first_step_that_differs(first: Observation, second: Observation) -> int | None:
+    pairs = enumerate(zip(first.steps, second.steps, strict=False))
+    return next((number for number, (a, b) in pairs if not _equal(a.tensor, b.tensor)), None)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())

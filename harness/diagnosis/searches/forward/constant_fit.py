@@ -1,0 +1,136 @@
+"""Relations fitted to a value that no variant gives: a constant, or where it differs from GPT-2's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.oracle.formula import EPSILON, At
+
+FITS = 1e-9  # relative; a fitted constant leaves this much, a wrong relation leaves far more
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A relation that holds: the fault's id ("" if the relation is no named fault), and one sentence about it."""
+
+    fault: str
+    says: str
+
+
+def epsilon(name: str, at: At, x: Tensor, found: Iterable[Tensor]) -> Fit | None:
+    """Return the epsilon with which a norm of `x` (B, T, C) gives one of the values found."""
+    gain, bias = at[f"{name}.weight"], at[f"{name}.bias"]
+    centred, variance = x - x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0)
+    for value in found:
+        normed = (value - bias) / gain
+        estimates = (centred / normed).pow(2) - variance
+        fitted = float(estimates.median())
+        if not fitted > 0 or not math.isfinite(fitted):
+            continue
+        again = centred / (variance + fitted).sqrt() * gain + bias
+        if _close(value, again):
+            fault = "ln-eps-too-large" if fitted > 10 * EPSILON * (1 + 1e-6) else "ln-eps-wrong"
+            return Fit(fault, f"{name}'s epsilon is {fitted:.4g}, not 1e-5")
+    return None
+
+
+def factor(name: str, expected: Tensor, found: Iterable[Tensor]) -> Fit | None:
+    """Return the constant by which one of the values found is a multiple of the expected one."""
+    size = float((expected * expected).sum())
+    for value in found:
+        constant = float((value * expected).sum()) / max(size, 1e-300)
+        if abs(constant) > 1e-6 and abs(constant - 1) > FITS and _close(value, constant * expected):
+            return Fit("", f"{name} is GPT-2's times {constant:.6g}")
+    return None
+
+
+def scaled(expected: Tensor, found: Iterable[Tensor], right: float) -> Fit | None:
+    """Return the factor on the scores, for subjects whose scaled scores are among the values found.
+
+    `right` is GPT-2's factor, 1/sqrt(head size).
+    """
+    for value in found:
+        constant = float((value * expected).sum()) / max(float((expected * expected).sum()), 1e-300)
+        if abs(constant) > 1e-6 and _close(value, constant * expected):
+            return _score_factor(constant * right, right)
+    return None
+
+
+def scale(attend: Callable[[float], Tensor], found: list[Tensor], right: float) -> Fit | None:
+    """Return the factor on the scores with which attention gives one of the values found.
+
+    `attend(factor)` is attention's output (B, H, T, D). The factor is searched from e^-5 to e^5 times `right`, on a
+    grid of e^(1/8), and then refined by golden-section search.
+    """
+
+    def distance(exponent: float) -> float:
+        mixed = attend(math.exp(exponent))
+        return min(float((value - mixed).abs().max()) for value in found)
+
+    if not found:
+        return None
+    grid = [math.log(right) + step / 8 for step in range(-40, 41)]
+    middle = min(grid, key=distance)
+    low, high = middle - 1 / 8, middle + 1 / 8
+    golden = (math.sqrt(5) - 1) / 2
+    for _ in range(60):  # 0.618^60 of 1/4 is less than 1e-12
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, b) if distance(a) < distance(b) else (a, high)
+    best = (low + high) / 2
+    if distance(best) > 1e-6 * max(float(value.abs().max()) for value in found):
+        return None
+    return _score_factor(math.exp(best), right)
+
+
+def _score_factor(factor: float, right: float) -> Fit:
+    return Fit("scale-wrong", f"the scores are multiplied by {factor:.5g}, not by {right:.5g} = 1/sqrt(head size)")
+
+
+def offset(name: str, expected: Tensor, found: Iterable[Tensor]) -> Fit | None:
+    """Return the relation if one of the values found differs by one constant for each channel."""
+    for value in found:
+        difference = (value - expected).flatten(0, -2)
+        if not bool(torch.isfinite(difference).all()):
+            continue
+        if _close(value, expected + difference.mean(0)):
+            return Fit("", f"{name} is GPT-2's plus one constant for each channel, as a bias would be")
+    return None
+
+
+def where_it_differs(expected: Tensor, found: Iterable[Tensor]) -> str:
+    """Return in which rows, positions or channels of (B, T, C) the nearest value found differs; "" if everywhere."""
+    best, share = None, 0.2
+    for value in found:
+        equal = (value - expected).abs() <= FITS * expected.abs().max()
+        if share < float(equal.double().mean()) < 1:
+            best, share = ~equal, float(equal.double().mean())
+    if best is None:
+        return ""
+    parts = []
+    for axis, word in ((0, "batch rows"), (1, "positions"), (2, "channels")):
+        others = tuple(other for other in range(best.ndim) if other != axis)
+        wrong = best.any(dim=others).nonzero().flatten().tolist()
+        if len(wrong) < best.shape[axis]:
+            parts.append(f"{word} {_ranges(wrong)}")
+    return f"it differs only at {', '.join(parts)}" if parts else ""
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return the numbers as ranges: [0, 1, 2, 5] -> "0 to 2, 5"; after four ranges "..."."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    words = [f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in ranges[:4]]
+    return ", ".join(words) + (" ..." if len(ranges) > 4 else "")
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= FITS * max(float(expected.abs().max()), 1e-300))

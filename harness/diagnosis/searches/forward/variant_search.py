@@ -1,0 +1,211 @@
+"""The search among the listed variants for those that reproduce more of the subject's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.diagnosis.searches.forward.alignment import Alignment, Taps, is_in_block
+from harness.oracle.formula import Formula, Replacement, place
+from harness.oracle.variants import Variant, in_parts, variants
+
+Candidate = tuple[Variant, int | None]  # a variant and the layer in which to try it; None: in every layer
+
+
+@dataclass(frozen=True)
+class Match:
+    """The variants that match the subject equally well, the likeliest first, and the first one as a replacement."""
+
+    variants: tuple[Variant, ...]
+    change: Replacement
+
+
+class VariantSearch:
+    """Tries variants in the formula, on top of the `changes` found so far (a list that its owner extends)."""
+
+    def __init__(self, alignment: Alignment, changes: list[Replacement]) -> None:
+        self.alignment, self.changes = alignment, changes
+        self.anchors = alignment.anchors
+
+    def best(self, taps: Taps, reached: int, layer: int | None, previous: tuple[Variant, ...]) -> Match | None:
+        """Return the variants that take the subject furthest; failing that, those that match most of its steps.
+
+        `previous`: the variants that matched last. They are tried first, because what is wrong in one layer is often
+        wrong in all.
+        """
+        passed = self.alignment.last_right_step(taps, reached)
+        here = self._candidates(variants(), layer, reached)
+        groups = (
+            self._candidates(previous, layer, reached),
+            here,
+            # A value may be right and be changed before it is read.
+            self._in_the_layer_before(layer, reached),
+        )
+        for candidates in groups:
+            if (match := self._furthest(candidates, taps, reached, layer, passed)) is not None:
+                return match
+        if (match := self._most_steps(taps, layer, passed, here)) is not None:
+            return match
+        return self._furthest(self._in_parts(here), taps, reached, layer, passed)
+
+    def _candidates(self, tried: Iterable[Variant], layer: int | None, reached: int) -> list[Candidate]:
+        return [
+            (variant, layer if is_in_block(variant.operation) else None)
+            for variant in tried
+            if self._concerns(variant.operation, layer, reached)
+        ]
+
+    def _concerns(self, operation: str, layer: int | None, reached: int) -> bool:
+        """Return True if the operation lies between the last anchor reached and the next, and is not replaced yet."""
+        anchor = self.anchors[reached]
+        if any(change.operation == operation and change.layer in (None, layer) for change in self.changes):
+            return False
+        if operation.startswith("embedding"):
+            return anchor == "embedding" or reached <= 1
+        if operation == "blocks":
+            return True
+        if operation == "ln_f":
+            return anchor in ("ln_f", "head")
+        if operation == "head":
+            return anchor == "head"
+        if layer is None:
+            return False
+        return anchor.endswith("residual.attn") or not operation.startswith(("ln_1", "attn"))
+
+    def _in_the_layer_before(self, layer: int | None, reached: int) -> list[Candidate]:
+        before: int | None = None
+        if self.anchors[reached].endswith("residual.attn"):
+            before = layer - 1 if layer else None
+        elif layer is None and reached > 1:
+            before = self.alignment.size.layers - 1
+        if before is None:
+            return []
+        return [(variant, before) for variant in variants() if variant.operation in ("residual.mlp", "block")]
+
+    def _in_parts(self, whole: Iterable[Candidate]) -> Iterator[Candidate]:
+        """Yield the variants restricted to some of the values, for when none matches all of them."""
+        for variant, layer in whole:
+            for part in in_parts(variant, heads=self.alignment.size.heads):
+                yield part, layer
+
+    def _furthest(
+        self, candidates: Iterable[Candidate], taps: Taps, reached: int, layer: int | None, passed: int
+    ) -> Match | None:
+        """Return the candidates with which the subject passes the most further anchors; None if none passes one."""
+        found: list[tuple[int, Variant, Replacement]] = []
+        for variant, at in candidates:
+            change = Replacement(variant.operation, variant.function, at)
+            progress = self._progress(
+                self._taps_with(taps, change, at, whole=at is None or at != layer), change, reached, passed
+            )
+            if progress > 0:
+                found.append((progress, variant, change))
+        if not found:
+            return None
+        best = self._furthest_in_the_whole(found, reached, passed)
+        return Match(tuple(variant for variant, _ in best), best[0][1])
+
+    def _furthest_in_the_whole(
+        self, found: list[tuple[int, Variant, Replacement]], reached: int, passed: int
+    ) -> list[tuple[Variant, Replacement]]:
+        """Return those that take the subject furthest in their layer and, among several faults, in the whole model.
+
+        A value can match by chance, as the MLP's output for the block's input does where the MLP comes first. In the
+        whole model, in this layer or in all of them, only the true variant takes the subject to the end.
+        """
+        most = max(progress for progress, *_ in found)
+        best = [(variant, change) for progress, variant, change in found if progress == most]
+        if len({variant.fault for variant, _ in best}) < 2:
+            return best
+        whole = []
+        for _, change in best:
+            in_every_layer = Replacement(change.operation, change.function)
+            whole.append(
+                max(
+                    self._progress(self._taps_with({}, tried, None), tried, reached, passed)
+                    for tried in (change, in_every_layer)
+                )
+            )
+        return [pair for pair, progress in zip(best, whole, strict=True) if progress == max(whole)]
+
+    def _most_steps(self, taps: Taps, layer: int | None, passed: int, candidates: list[Candidate]) -> Match | None:
+        """Return the candidate that matches most steps within the block, for two mistakes before the next anchor.
+
+        No single variant reaches the anchor then. The candidate must match its own operation and at least one that
+        follows, because a single value may match by chance.
+        """
+        if layer is None:
+            return None
+        known = self.alignment.steps_matched(taps, layer, passed)
+        best: Match | None = None
+        most = 1
+        for variant, at in candidates:
+            if at != layer or variant.operation == "block":
+                continue
+            change = Replacement(variant.operation, variant.function, at)
+            with_it = self._taps_with(taps, change, at)
+            own = self.alignment.step_of(with_it, place(variant.operation, at)) if with_it else None
+            if own is None or own <= passed or own in known:
+                continue
+            new = self.alignment.steps_matched(with_it, layer, passed) - known
+            if own in new and len(new) > most:
+                best, most = Match((variant,), change), len(new)
+        return best
+
+    def _taps_with(self, taps: Taps, change: Replacement, layer: int | None, *, whole: bool = False) -> Taps:
+        """Return the formula's values with the change, of its block alone or of the whole model; {} if it fails."""
+        formula = Formula(self.alignment.size, self.alignment.weights, [change, *self.changes])
+        try:
+            if layer is None or whole:
+                formula(self.alignment.ids)
+            else:
+                formula.do("block", layer, taps["embedding"] if layer == 0 else taps[f"h.{layer - 1}"])
+        except (RuntimeError, IndexError, KeyError):
+            return {}  # the variant is not defined for these sizes
+        return formula.taps
+
+    def _progress(self, taps: Taps, change: Replacement, reached: int, passed: int) -> int:
+        """Return how many more anchors the subject passes with the change.
+
+        Each anchor must have a value that no earlier place has: a change that leaves something out puts an old value
+        at a new place, and then only the anchors after it can decide.
+        """
+        further, whole, stale, agrees = 0, "model" in taps, False, False
+        value: Any = None
+        for number in range(reached, len(self.anchors)):
+            name = self.anchors[number]
+            if name not in taps and not whole:
+                if further or not stale:
+                    break
+                taps, whole = self.alignment.taps([change, *self.changes]), True
+            if name not in taps:
+                continue
+            same, value = taps[name] is value, taps[name]  # a block's value is that of its last sum: one tensor
+            if name == "head":
+                agrees, stale = self.alignment.logits_agree(taps[name]), False
+            elif not same:
+                step = self.alignment.observed.find(taps[name], after=passed)
+                seen_before = step is None and self.alignment.observed.find(taps[name]) is not None
+                stale = seen_before or (step is not None and _is_stale(taps, name))
+                agrees = step is not None and not stale
+                passed = step if step is not None and agrees else passed
+            if agrees:
+                further = number - reached + 1
+        return further
+
+
+def _is_stale(taps: Taps, name: str) -> bool:
+    """Return True if an earlier place has the same value."""
+    value, names = taps[name], list(taps)
+    earlier = names[: names.index(name)]
+    if name.count(".") == 1 and earlier and taps[earlier[-1]] is value:
+        earlier.pop()  # a block's value is that of its last operation
+    return any(
+        isinstance(other := taps[place], Tensor)
+        and (other is value or (other.shape == value.shape and torch.equal(other, value)))
+        for place in earlier
+    )

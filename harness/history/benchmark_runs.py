@@ -1,0 +1,129 @@
+"""Benchmark runs, found by their names on the command line and read from their record files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.bench.statistics import FEWEST_ROUNDS, Estimate, trimmed_mean
+from harness.core.errors import HarnessError
+from harness.core.record_files import Row, comparison_label, read
+
+
+class ArmKey(NamedTuple):
+    """The fields that two times must share to be times of the same work."""
+
+    size: str
+    comparison: str
+    metric: str
+    axis: str
+    point: int | None
+    arm: str
+
+    @property
+    def label(self) -> str:
+        """`attention forward, tokens=512: flash`."""
+        return f"{comparison_label(self.comparison, self.metric, self.axis, self.point)}: {self.arm}"
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm in one run: its row, and the row of its comparison."""
+
+    arm: Row
+    comparison: Row
+
+    def log_ratio_to(self, other: str) -> Estimate | None:
+        """Return the log-ratio of its time to that of another arm or ceiling, over the rounds of both.
+
+        None if either has no time, or too few rounds in common.
+        """
+        return paired_log_ratio(self.arm["seconds"], _timed(self.comparison).get(other))
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """One record file of a benchmark run."""
+
+    path: Path
+    header: Row
+    arms: Mapping[ArmKey, ArmResult]
+
+
+def find_runs(spec: str, records: Path) -> list[Path]:
+    """Return the record files that `spec` names, each once.
+
+    `spec` is one or more names with commas between. A name is a file, a folder of files, `latest`, `latest~1`, or the
+    beginning of a run's time (`20261122T17`), which may match several runs in the folder `records`. Raises HarnessError
+    for a name that matches none.
+    """
+    found = [path for name in spec.split(",") for path in _find(name.strip(), records)]
+    return list(dict.fromkeys(found))
+
+
+def _find(name: str, records: Path) -> list[Path]:
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    folder = path if path.is_dir() else records
+    known = sorted(folder.glob("bench-*.jsonl"), key=age)
+    if path.is_dir() and known:
+        return known
+    word, _, back = name.partition("~")
+    if word == "latest" and (back or "0").isdigit() and int(back or 0) < len(known):
+        return [known[-1 - int(back or 0)]]
+    stamp = name.removeprefix("bench-")
+    matching = [path for path in known if stamp and path.stem.removeprefix("bench-").startswith(stamp)]
+    if not matching:
+        newest = ", ".join(path.stem for path in known[-3:]) or "none; `pytest benchmarks/` writes them"
+        raise HarnessError(f"'{name}' is neither a file nor a run in {folder}; the newest runs there: {newest}")
+    return matching
+
+
+def age(path: Path) -> tuple[str, int]:
+    """Return the key that sorts record files by time: the time stamp in the name, then the number after it."""
+    _, stamp, number = [*path.stem.split("-"), "0"][:3]
+    return stamp, int(number) if number.isdigit() else 0
+
+
+def read_run(path: Path) -> BenchmarkRun:
+    """Read one run, complete or not. Raises HarnessError if the file is not the record of a benchmark run."""
+    rows = read(path)
+    if rows[0].get("run") != "bench":
+        raise HarnessError(f"{path}: records of a run of kind {rows[0].get('run')!r}, expected 'bench'")
+    return run_from_rows(path, rows)
+
+
+def run_from_rows(path: Path, rows: Sequence[Row]) -> BenchmarkRun:
+    """Return the run that `rows`, a header first, are the record of."""
+    arms = {}
+    for row in rows:
+        for arm in row["arms"] if row.get("kind") == "comparison" else ():
+            point = (str(row.get("size")), row["comparison"], row["metric"], row.get("axis") or "", row["point"])
+            arms[ArmKey(*point, arm["arm"])] = ArmResult(arm, row)
+    return BenchmarkRun(path, rows[0], arms)
+
+
+def ceiling_seconds(comparison: Row) -> dict[str, list[float]]:
+    """Return the seconds of each round of a comparison's ceilings, by name."""
+    return {ceiling["name"]: ceiling["seconds"] for ceiling in comparison.get("ceilings") or ()}
+
+
+def common_ceilings(comparisons: Sequence[Row]) -> list[str]:
+    """Return the names of the ceilings that all the comparisons have, in the order of the first."""
+    first = ceiling_seconds(comparisons[0])
+    return [name for name in first if all(name in ceiling_seconds(row) for row in comparisons)]
+
+
+def _timed(comparison: Row) -> dict[str, list[float]]:
+    return {arm["arm"]: arm["seconds"] for arm in comparison["arms"]} | ceiling_seconds(comparison)
+
+
+def paired_log_ratio(seconds: Sequence[float] | None, others: Sequence[float] | None) -> Estimate | None:
+    """Return the trimmed mean of log(seconds / others) over rounds; None without enough rounds that both have."""
+    if not seconds or not others or len(seconds) != len(others) or len(seconds) < FEWEST_ROUNDS:
+        return None
+    return Estimate(*trimmed_mean([math.log(a / b) for a, b in zip(seconds, others, strict=True)]))

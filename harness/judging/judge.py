@@ -1,0 +1,28 @@
+"""The interface of a judge: it runs checks on one subject and diagnoses it, in this process or in another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from harness.core.limits import Limits
+from harness.core.record_files import Row
+from harness.oracle.deviations import Deviation
+from harness.suites.check import Check
+from harness.suites.record import Record
+
+
+class Judge(Protocol):
+    """Runs checks on one subject."""
+
+    def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
+        """Return the record of one check. With deviations, the subject is compared with GPT-2 that has them."""
+        ...
+
+    def diagnose(self, rows: Sequence[Row]) -> Row:
+        """Return the diagnosis of the subject as a row, given its records as rows."""
+        ...
+
+    def close(self) -> None:
+        """Release the subject."""
+        ...

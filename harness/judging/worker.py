@@ -1,0 +1,90 @@
+"""The process of an isolated subject: reads questions as JSON lines from one pipe and answers on another.
+
+Started by `harness.judging.isolated` as `python -m harness.judging.worker READ_FD WRITE_FD DUMP_FD`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.core.error_text import describe_error
+from harness.core.errors import SubjectError
+from harness.core.limits import Limits
+from harness.core.process_exit import ExitGuard
+from harness.core.record_files import decode, encode
+from harness.core.resources import Resources
+from harness.judging.in_process import InProcessJudge
+from harness.measures.registered import measures
+from harness.oracle.deviations import Deviation
+from harness.suites.check import Check
+from harness.suites.record import Record
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer questions until the process that asks them ends; then end too, whatever the subject is doing."""
+    read_from, write_to, dump = map(int, arguments)
+    for descriptor in (read_from, write_to, dump):
+        os.set_inheritable(descriptor, False)  # a child process of the subject must not keep them open
+    faulthandler.enable(dump, all_threads=False)
+    faulthandler.register(signal.SIGUSR1, dump, all_threads=False)
+    ExitGuard().install()
+    questions: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_questions, args=(read_from, questions), daemon=True).start()
+    answers = os.fdopen(write_to, "w", encoding="utf-8")
+    worker = _Worker()
+    while True:
+        answer = worker.answer(questions.get())
+        answers.write(json.dumps(encode(answer)) + "\n")
+        answers.flush()
+
+
+def _read_questions(descriptor: int, questions: queue.SimpleQueue[dict[str, Any]]) -> None:
+    with os.fdopen(descriptor, encoding="utf-8") as lines:
+        for line in lines:
+            questions.put(decode(json.loads(line)))
+    os.killpg(0, signal.SIGKILL)  # the pipe is closed: the process that asks has ended
+
+
+class _Worker:
+    """Keeps the subject between two questions."""
+
+    judge: InProcessJudge
+
+    def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer, ready for JSON."""
+        if question["do"] == "start":
+            return self._start(question)
+        if question["do"] == "diagnose":
+            return self.judge.diagnose(question["rows"])
+        check = Check(**{**question["check"], "varying": tuple(question["check"]["varying"])})
+        deviations = [Deviation(**{**each, "checks": tuple(each["checks"])}) for each in question["deviations"]]
+        try:
+            return self.judge.judge(check, Limits(**question["limits"]), deviations).as_row()
+        except KeyboardInterrupt as raised:  # the subject raised it: this process is in no terminal's foreground
+            return Record(check, self.judge.subject.name, "error", describe_error(raised), 0.0).as_row()
+
+    def _start(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        sys.path[:] = question["path"]
+        Resources.configure(**question["resources"])
+        limits, echo, own = Limits(**question["limits"]), question["echo"], question["own"]
+        try:
+            self.judge = InProcessJudge(question["spec"], limits=limits, echo=echo, own=own)
+        except SubjectError as error:
+            return {"error": str(error)}
+        # Imported now, so that it does not count as the first check's time.
+        measures()
+        importlib.import_module("transformers.models.gpt2.modeling_gpt2")
+        return {}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Measures of generation: greedy tokens, sampled tokens and the key-value cache, each against its definition."""

@@ -1,0 +1,1 @@
+"""Variants of attention: projections, heads, scores, mask, softmax."""

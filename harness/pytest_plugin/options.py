@@ -1,0 +1,83 @@
+"""The options of the command line, and what they say: which subjects, with which declared deviations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.core.limits import MEMORY_SHARE, SECONDS
+
+if TYPE_CHECKING:
+    from harness.oracle.deviations import Deviation
+
+# A name, not an import: the harness knows no particular GPT, but a run without --subject judges the reference.
+DEFAULT_SUBJECT = "gpt:GPT"
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the options that the suites and the benchmarks share."""
+    group = parser.getgroup("gpt-harness", "judging a GPT (gpt-harness)")
+    group.addoption(
+        "--subject",
+        metavar="FILE.py:NAME",
+        action="append",
+        help=f"the GPT to judge: FILE.py:NAME or package.module:NAME (default: {DEFAULT_SUBJECT}, the reference); "
+        "given several times, they are judged side by side",
+    )
+    group.addoption(
+        "--text",
+        metavar="NAME|FILE",
+        help="where real tokens are taken from: tinyshakespeare (default) or a UTF-8 file of yours",
+    )
+    group.addoption(
+        "--pretrained",
+        metavar="NAME|DIR",
+        help="the released GPT-2 weights: a directory, or a name in the local cache or on the hub (default: gpt2)",
+    )
+    group.addoption(
+        "--reports",
+        metavar="DIR",
+        help="where records, tables, plots and the page go (default: reports/ in the rootdir)",
+    )
+    group.addoption(
+        "--deviations",
+        metavar="FILE.toml",
+        help="where the subject differs on purpose (default: my_gpt.deviations.toml beside my_gpt.py)",
+    )
+    group.addoption(
+        "--isolate",
+        action="store_true",
+        help="run the subject in a process of its own, which may exit, crash, hang or grow without ending the run",
+    )
+    group.addoption(
+        "--time-limit",
+        metavar="SECONDS",
+        type=float,
+        default=SECONDS,
+        help="for one check; 0 is none (default: %(default)g)",
+    )
+    group.addoption(
+        "--memory-limit",
+        metavar="GIB",
+        type=float,
+        help=f"for an isolated subject's process (default: {MEMORY_SHARE:g} of the machine's memory)",
+    )
+    group.addoption("--full-failures", action="store_true", help="tell every failure in full, not the first few")
+    group.addoption("--no-diagnosis", action="store_true", help="do not look for the cause of what failed")
+
+
+def subject_names(config: pytest.Config) -> list[str]:
+    """Return the subjects that the user named, or the reference. An empty name (`--subject "$UNSET"`) is kept as it is."""
+    named = config.getoption("--subject")
+    return [DEFAULT_SUBJECT] if named is None else list(dict.fromkeys(map(str, named)))
+
+
+def deviations_of(config: pytest.Config, name: str) -> tuple[Deviation, ...]:
+    """Return what a subject declares, from --deviations or from the file beside it. Raises DeviationError."""
+    from harness.oracle.deviations import beside, read  # imports torch, which other projects' runs must not pay for
+
+    named = config.getoption("--deviations")
+    path = Path(named) if named else beside(name)
+    return read(path) if path else ()

@@ -1,0 +1,58 @@
+"""Write the records of a run to disk as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.core.record_files import RecordWriter, Row
+from harness.pytest_plugin.options import subject_names
+
+ATTEMPTS = 100  # runs that may start in the same second
+
+
+class RunWriter:
+    """Appends rows to a run's record file and collects them for the summary; `footer` goes into the file's last line."""
+
+    def __init__(self, recorder: RecordWriter, rows: list[Row]) -> None:
+        self.recorder = recorder
+        self.footer: dict[str, Any] = {}
+        self._rows = rows
+
+    def write(self, row: Row) -> None:
+        """Append one row. It is on disk when this returns."""
+        self.recorder.write(row)
+        self._rows.append(row)
+
+
+def open_record_file(config: pytest.Config, folder: Any, run: str, started: str) -> RecordWriter:
+    """Create the record file of a run and write its header.
+
+    Args:
+        config: of the run.
+        folder: the folder of the reports.
+        run: "verify" or "bench".
+        started: the time in UTC, as ISO 8601.
+
+    Raises:
+        OSError: if the file cannot be created.
+    """
+    from harness.core.environment import environment  # imports torch
+
+    header = {
+        "run": run,
+        "started": started,
+        "subject": {"name": ", ".join(subject_names(config))},
+        "subjects": subject_names(config),
+        "arguments": list(config.invocation_params.args),
+        "environment": environment(config.rootpath),
+    }
+    stamp = started.replace(":", "").replace("-", "")
+    for attempt in range(ATTEMPTS):
+        name = f"{run}-{stamp}" + (f"-{attempt}" if attempt else "")
+        try:
+            return RecordWriter(folder / "records" / f"{name}.jsonl", header)
+        except FileExistsError:
+            continue  # another run started in the same second
+    raise FileExistsError(f"{folder}/records has {ATTEMPTS} runs of {stamp}")

@@ -1,0 +1,49 @@
+"""The section on expected metrics: exponents and counts that were measured, beside what theory says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.core.record_files import Row
+from harness.report.formatting import number, plain, plural, two_decimals
+from harness.report.json_values import as_float
+from harness.report.markdown import LONGEST_TABLE, collapsed, escape, link_to_all_rows, table
+from harness.report.run_records import RunRecords
+
+ANCHOR = "expected-and-measured"
+VERDICTS = {"pass": "pass", "fail": "fail", "differs": "differs", "unresolved": "inconclusive"}  # record to page
+OPEN = 12  # rows of a table that is not collapsed
+
+
+def summary(run: RunRecords) -> Iterator[str]:
+    """Yield the tally of the verdicts on expected metrics, for the head of the page."""
+    verdicts = [str(row.get("verdict")) for row in run.expected_metrics]
+    if verdicts:
+        tally = [f"{verdicts.count(each)} {text}" for each, text in VERDICTS.items() if each in verdicts]
+        yield f"Expected and measured: {', '.join(tally)} ([all of them](#{ANCHOR}))."
+
+
+def section(run: RunRecords) -> Iterator[str]:
+    """Yield a table of the metrics, each with its interval and its expected value."""
+    rows = [cells(row) for row in run.expected_metrics]
+    if rows:
+        yield from (f'<a id="{ANCHOR}"></a>', "", "### Expected and measured", "")
+        shown = table(["comparison", "arm", "metric", "measured", "expected", "verdict"], rows[:LONGEST_TABLE])
+        yield from collapsed(plural(len(rows), "metric") or "", shown) if len(rows) > OPEN else shown
+        yield from link_to_all_rows(len(rows), "held")
+
+
+def cells(row: Row) -> list[str]:
+    """Return a metric as a row of the table."""
+    found, low, high = (as_float(row.get(key)) for key in ("found", "low", "high"))
+    text = two_decimals if "exponent" in str(row.get("what")) else number
+    interval = "" if low is None or high is None else f" [{text(low)}, {text(high)}]"
+    where = plain(f"{row.get('comparison')} {row.get('metric') or ''}", 60)
+    recorded = plain(row.get("verdict"), 20)
+    verdict = escape(VERDICTS.get(recorded, recorded))
+    return [
+        *(escape(text, 80) for text in (where, row.get("arm") or "", row.get("what"))),
+        f"{'' if found is None else text(found)}{interval}",
+        escape(number(row.get("expected")), 80),
+        f"**{verdict}**" if recorded == "fail" else verdict,
+    ]

@@ -1,0 +1,138 @@
+"""The report on disk: one page, its tables as CSV and its plots as PNG and SVG."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from harness.core import record_files
+from harness.core.errors import HarnessError
+from harness.core.record_files import Row
+from harness.report.csv_tables import tables
+from harness.report.page import page, plots
+from harness.report.run_records import RunRecords
+
+PAGE = "index.md"
+KINDS = ("verify", "bench")
+
+
+def write(folder: Path, verify: list[Row] | None, bench: list[Row] | None) -> list[Path]:
+    """Write the report of a verification run, a benchmark run or both into `folder`; return its files, page first.
+
+    Files that the previous page in `folder` linked to, and the new one does not, are removed.
+    """
+    verify_run, bench_run = (RunRecords.of(records) if records else None for records in (verify, bench))
+    before, path = linked_files(folder), folder / PAGE
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")  # replaced in one step, so that no reader sees half a page
+    fresh.write_text(page(verify, bench), encoding="utf-8", errors="replace")
+    fresh.replace(path)
+    written = [
+        *write_tables(folder / "tables", verify_run, bench_run),
+        *write_plots(folder / "plots", verify_run, bench_run),
+    ]
+    for stale in before - set(written):
+        stale.unlink(missing_ok=True)
+    return [path, *written]
+
+
+def write_tables(folder: Path, verify: RunRecords | None, bench: RunRecords | None) -> Iterator[Path]:
+    """Write one CSV for each table that has rows, and yield the paths."""
+    import pandas  # slow to import
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (columns, rows) in tables(verify, bench).items():
+        path = folder / f"{name}.csv"
+        cells = [[spell_nan(row.get(column)) for column in columns] for row in rows]
+        pandas.DataFrame(cells, columns=columns, dtype=object).to_csv(path, index=False, errors="replace")
+        yield path
+
+
+def spell_nan(value: object) -> object:
+    """Return NaN as a word: an empty cell would say that nothing was measured."""
+    return "nan" if isinstance(value, float) and math.isnan(value) else value
+
+
+def write_plots(folder: Path, verify: RunRecords | None, bench: RunRecords | None) -> Iterator[Path]:
+    """Write every plot that has data as PNG and SVG, and yield the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for plot in plots(verify, bench):
+        yield from plot.save(folder)
+
+
+def linked_files(folder: Path) -> set[Path]:
+    """Return the tables and plots that the page in `folder` links to: the files of an earlier report."""
+    path = folder / PAGE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return {folder / link for link in re.findall(r"\]\(((?:tables|plots)/[\w-]+\.(?:csv|png|svg))\)", text)}
+
+
+def write_latest(folder: Path, records: Path | None = None, *, of: Iterable[Path] = ()) -> list[Path]:
+    """Write the report of the newest run in `records` (default: `folder`/records) into `folder`.
+
+    The report also shows the newest run of the other kind that has the same subject.
+
+    Args:
+        folder: where the report is written.
+        records: where the record files are.
+        of: the record files of the run, used in place of the newest ones: another run may have ended meanwhile.
+
+    Raises:
+        HarnessError: if there are no records.
+    """
+    records = records or folder / "records"
+    paths = sorted((path for kind in KINDS for path in records.glob(f"{kind}-*.jsonl")), key=age, reverse=True)
+    own = list(of) or paths[:1]
+    same_subject = [path for path in paths if own and subject_of(path) == subject_of(own[0])]
+    newest = [path for kind in KINDS if (path := latest(own, kind) or latest(same_subject, kind)) is not None]
+    if not newest:
+        raise HarnessError(
+            f"no records in {records}: looked for verify-*.jsonl and bench-*.jsonl; "
+            "`pytest verifications/` or `pytest benchmarks/` writes them"
+        )
+    return write_from(folder, newest)
+
+
+def write_from(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Write the report of these record files, at most one of each kind, into `folder`.
+
+    Raises:
+        HarnessError: if a file does not exist, is of another kind, or if two are of the same kind.
+    """
+    runs: dict[str, tuple[Path, list[Row]]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise HarnessError(f"{path}: no such file; expected the records of a run (*.jsonl)")
+        rows = record_files.read(path)
+        kind = str(rows[0].get("run"))
+        if kind not in KINDS:
+            raise HarnessError(f"{path}:1: records of a run of kind {kind!r}; expected one of {', '.join(KINDS)}")
+        if kind in runs:
+            raise HarnessError(f"{path} and {runs[kind][0]} are both of kind '{kind}'; a report shows one run of each")
+        runs[kind] = (path, rows)
+    verify, bench = (runs[kind][1] if kind in runs else None for kind in KINDS)
+    return write(folder, verify, bench)
+
+
+def latest(paths: list[Path], kind: str) -> Path | None:
+    """Return the newest record file of a kind, by the time in its name; None if there is none."""
+    return max((path for path in paths if path.name.startswith(f"{kind}-")), key=age, default=None)
+
+
+def subject_of(path: Path) -> str:
+    """Return the subject of a record file, read from its header alone; an empty string if that is unreadable."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            return str(json.loads(file.readline())["subject"]["name"])
+        except (ValueError, KeyError, TypeError):
+            return ""
+
+
+def age(path: Path) -> tuple[str, int]:
+    """Return the sort key of a record file: the time in its name, then the number behind it."""
+    _, stamp, again = [*path.stem.split("-"), "0"][:3]
+    return stamp, int(again) if again.isdigit() else 0

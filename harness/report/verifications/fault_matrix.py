@@ -1,0 +1,112 @@
+"""The report of the kill matrix, a pure function of its records: a page, a table and a heat map."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.core.record_files import Row
+from harness.report.markdown import escape, prose, table
+from harness.report.verifications.fault_heat_map import heat_map
+from harness.report.verifications.fault_tally import (
+    LEAST_LOCALISED,
+    LEAST_NAMED,
+    RED,
+    Tally,
+    first_finding,
+    in_order,
+    share,
+    tally,
+)
+
+PAGE = "faults.md"
+
+
+def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
+    """Write the page, the table and the heat map into `folder`; return their paths, the page first."""
+    for name in ("tables", "plots"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    path = folder / PAGE
+    path.write_text(page(rows), encoding="utf-8")
+    return [path, _write_table(folder / "tables" / "faults.csv", rows), *heat_map(rows).save(folder / "plots")]
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Return the page in Markdown."""
+    found = tally(rows)
+    lines = ["# Known faults", ""]
+    lines += [
+        "Each fault is put into a correct GPT-2 (`harness/faults/specimen.py`). Every check of the debug size then "
+        "judges it, and it is diagnosed, as a user's file is. A check that fails kills the fault.",
+        "",
+        *table(["", "found", "required"], _requirements(found)),
+        "![the kill matrix](plots/faults.png)",
+        "",
+        "One column for each fault, one row for each check, from coarse to fine. Dark: the first check to kill it. "
+        "Every cell is in [faults.csv](tables/faults.csv).",
+        "",
+    ]
+    if found.missed:
+        lines += ["## Missed requirements", "", *(f"- {escape(text)}" for text in found.missed), ""]
+    lines += ["## Checks", ""]
+    lines += table(
+        ["check", "kills", "first to kill", "why it is kept"],
+        [
+            [f"`{check.name}`", str(len(check.kills)), str(len(check.first)), escape(check.keep_reason)]
+            for check in found.checks
+        ],
+        right=["kills", "first to kill"],
+    )
+    lines += ["## Faults", ""]
+    lines += table(
+        ["fault", "what it changes", "killed by", "located at", "named"],
+        [_fault_cells(row) for row in found.faults],
+        right=["killed by"],
+    )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _requirements(found: Tally) -> list[list[str]]:
+    """Return a row for each requirement: its name, what was found, what is required."""
+    total, controls = len(found.faults), len(found.controls)
+    quiet = sum(not row["killed"] for row in found.controls)
+    return [
+        ["killed", share(found.count("killed"), total), "all"],
+        ["localised", share(found.count("localised"), total), f"{LEAST_LOCALISED:.0%}"],
+        ["cause named", share(found.count("named"), total), f"{LEAST_NAMED:.0%}"],
+        ["equivalent programs without an alarm", share(quiet, controls), "all"],
+    ]
+
+
+def _fault_cells(row: Row) -> list[str]:
+    """Return a fault as a row of the table; a cross marks a wrong location or cause."""
+    first = first_finding(row)
+    return [
+        f"`{row['id']}`",
+        prose(row["what"]),
+        str(sum(check["verdict"] in RED for check in row["checks"])),
+        escape(first.get("where", "")) + ("" if row["localised"] else " ✗"),
+        escape(first.get("fault", "")) + ("" if row["named"] else " ✗"),
+    ]
+
+
+def _write_table(path: Path, rows: Sequence[Row]) -> Path:
+    """Write the verdicts: one row for each fault, one column for each case of each check."""
+    judged = in_order(rows)
+    checks = list(dict.fromkeys(f"{check['suite']}::{check['id']}" for row in judged for check in row["checks"]))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["id", "family", "control", "where", "killed", "localised", "named", "found_where", "found_fault",
+             "source", *checks]
+        )  # fmt: skip
+        for row in judged:
+            verdicts = {f"{check['suite']}::{check['id']}": check["verdict"] for check in row["checks"]}
+            first = first_finding(row)
+            writer.writerow(
+                [row["id"], row["family"], row["control"], " ".join(row["where"]), row["killed"], row["localised"],
+                 row["named"], first.get("where", ""), first.get("fault", ""), row["source"],
+                 *(verdicts.get(check, "") for check in checks)]
+            )  # fmt: skip
+    return path

@@ -1,0 +1,121 @@
+"""The subject made of any GPT class, factory or module."""
+
+from __future__ import annotations
+
+import contextlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.core.errors import MissingAbility
+from harness.core.sizes import SIZES, Size
+from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.weights.discovery import discover
+from harness.subjects.adapters.weights.name_map import read_names
+from harness.subjects.adapters.weights.transfer import at_size
+from harness.subjects.forward_call import call
+from harness.subjects.model import Model
+from harness.subjects.weight_map import WeightMap
+
+SMALL = SIZES["debug"]
+# Options under which a subject may have other parameters: each combination has its own weight map.
+SHAPING = ("attention", "tied", "bias")
+BuildOptions = tuple[tuple[str, Any], ...]
+
+
+class AdaptedSubject:
+    """A GPT class, factory or module as a subject, built and called in its own style."""
+
+    def __init__(
+        self,
+        name: str,
+        target: Any,
+        constructor: Constructor,
+        kind: type = nn.Module,
+        module: ModuleType | None = None,
+    ) -> None:
+        self.name = name
+        self.target = target
+        self.constructor = constructor
+        self.kind = kind
+        self.module = module
+        self._maps: dict[tuple[Size, BuildOptions], WeightMap | None] = {}
+
+    def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
+        """Return a new model in eval mode; see `Subject.build`."""
+        torch.manual_seed(seed)
+        shaping = tuple(sorted((key, value) for key, value in options.items() if key in SHAPING))
+        if self.constructor.takes("seed"):
+            options["seed"] = seed
+        if device == "meta" or not self.constructor.takes("device"):
+            # A device context is a function mode: it costs a tenth of the time, and the default needs none.
+            with (
+                contextlib.nullcontext() if torch.get_default_device() == torch.device(device) else torch.device(device)
+            ):
+                module = self.constructor.build(size, **options)
+        else:
+            module = self.constructor.build(size, device=device, **options)
+        self._refuse_another_size(module, size)
+        return self.model_of(module.eval().to(getattr(torch, dtype)), size, shaping)
+
+    def model_of(self, module: nn.Module, size: Size, shaping: BuildOptions = ()) -> Model:
+        """Return the Model of a module that is already built. `shaping` are the SHAPING options it was built with."""
+        named = read_names(module, size)
+        if not named.unmapped_parameters and not named.undecided and not named.missing(size):
+            return Model(module, size, call, WeightMap(named.rows))
+        found = self._map(module, size, shaping)
+        if found is None or not _is_useful(found, module, size):
+            return Model(module, size, call, None, found.gaps if found is not None else "nothing was found")
+        return Model(module, size, call, found)
+
+    def weight_map(self, shaping: BuildOptions = ()) -> WeightMap | None:
+        """Return the map found at the debug size; None if the subject cannot be built at that size."""
+        if (SMALL, shaping) not in self._maps:
+            self._maps[SMALL, shaping] = self._discover(SMALL, shaping)
+        return self._maps[SMALL, shaping]
+
+    def _map(self, module: nn.Module, size: Size, shaping: BuildOptions) -> WeightMap | None:
+        """Return the map for `module`: found once at the debug size, which is cheap, and transferred to `size`."""
+        small = self.weight_map(shaping)
+        if small is not None:
+            return small if size == SMALL else at_size(small, SMALL, size, module)
+        if (size, shaping) not in self._maps:  # the subject has only this size
+            self._maps[size, shaping] = self._discover(size, shaping)
+        return self._maps[size, shaping]
+
+    def _discover(self, size: Size, shaping: BuildOptions) -> WeightMap | None:
+        """Return the map found on a float64 model of its own; None if it cannot be built."""
+        try:
+            with torch.random.fork_rng(), torch.device("cpu"), torch.enable_grad():
+                module = self.constructor.build(size, **dict(shaping)).eval().double()
+                self._refuse_another_size(module, size)
+                return discover(module, size, call)
+        except Exception:
+            return None  # building fails in every check, with its own error
+
+    def _refuse_another_size(self, module: nn.Module, size: Size) -> None:
+        if not self.constructor.words and not _has_size(module, size):
+            raise MissingAbility(f"{self.name} is built at a fixed size, which is not {size.name}")
+
+
+def _has_size(module: nn.Module, size: Size) -> bool:
+    """Return True if a module that takes no sizes has these: both embeddings have the expected shapes."""
+    shapes = {tuple(n for n in parameter.shape if n != 1) for parameter in module.parameters()}
+    return {(size.vocab_size, size.width), (size.context, size.width)} <= shapes
+
+
+def _is_useful(found: WeightMap, module: nn.Module, size: Size) -> bool:
+    """Return True if a comparison by this map is meaningful.
+
+    It is not if a matrix or a gain of GPT-2 is missing while one of the subject is unmapped, or if more than four
+    matrices are missing.
+    """
+    matrices = [row for row in found.missing if row.published.endswith("weight") and ".ln_" not in row.published]
+    own = dict(module.named_parameters())
+    unmapped = [own[name].numel() for name in found.unmapped_parameters]
+    norms = {row.published for row in found.missing if ".ln_" in row.published and row.published.endswith("weight")}
+    vectors = [numel for numel in unmapped if numel <= 4 * size.width]
+    unexplained = len(vectors) < len(unmapped)
+    return bool(found.rows) and not (matrices and (unexplained or len(matrices) > 4)) and not (norms and vectors)

@@ -1,0 +1,52 @@
+"""A config for subjects without a config class: it answers to every name that a setting may have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.subjects.adapters.construction.setting_names import (
+    QUANTITIES,
+    WIDTH_OR_FEED_FORWARD_WIDTH,
+    normalised,
+)
+
+UNKNOWN = "which the harness does not know"  # in the message of an unknown setting
+
+
+class BuildSettings(dict[str, Any]):
+    """A config that supports cfg["n_embd"], cfg.n_embd and cfg.get("n_embd"), and records the names that are read."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__["_read"] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.__dict__["_read"].add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a setting or the default, as a dict does, and record the name."""
+        self.__dict__["_read"].add(name)
+        return super().get(name, default)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the config has no '{name}', {UNKNOWN}", name=name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def corrected(self) -> dict[str, Any] | None:
+        """Return the settings with 'hidden_size' as the model's width, if nothing else was read as that.
+
+        None if they were right. `hidden_size` is first given as the feed-forward layer's width.
+        """
+        read = self.__dict__["_read"]
+        if len(read) == 0 or any(QUANTITIES.get(normalised(name)) == "width" for name in read):
+            return None
+        wrong = dict.fromkeys(read & set(WIDTH_OR_FEED_FORWARD_WIDTH), self["n_embd"])
+        return {**self, **wrong} if wrong else None

@@ -1,0 +1,74 @@
+"""The config class of a subject: find it, list its settings, make an instance."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from harness.subjects.adapters.construction.prototype import filled
+from harness.subjects.adapters.construction.setting_names import SIZES, names_sizes, quantity_of
+
+
+def config_classes(parameter: inspect.Parameter, target: Any, modules: list[ModuleType]) -> list[Callable[..., Any]]:
+    """Return the class that the parameter is annotated with; else the classes in `modules` that name sizes."""
+    stated = [_annotation(parameter, modules), getattr(target, "config_class", None)]
+    beside = [value for m in modules for value in vars(m).values()]
+    same_module = [c for c in beside if getattr(c, "__module__", "") == getattr(target, "__module__", None)]
+    for candidates in (stated, same_module, beside):
+        found = [c for c in candidates if _is_config_class(c)]
+        if found:
+            return list(dict.fromkeys(found))
+    return []
+
+
+def settings_of(config_class: Any) -> dict[str, inspect.Parameter]:
+    """Return the settings of a config class, with default and annotation: its parameters, else its attributes."""
+    try:
+        parameters = inspect.signature(config_class).parameters
+    except (TypeError, ValueError):
+        parameters = types.MappingProxyType({})
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    if any(quantity_of(name, named) in SIZES for name in named):
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # minGPT's: keywords become attributes
+            for name in ("n_layer", "n_head", "n_embd"):
+                named.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY))
+        return named
+    return {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+        for c in reversed(getattr(config_class, "__mro__", ())[:-1])
+        for name, value in vars(c).items()
+        if not name.startswith("_") and not callable(value) and not isinstance(value, property | classmethod)
+    }
+
+
+def make_config(config_class: Any, arguments: Mapping[str, Any]) -> Any:
+    """Return a config of that class. If the class takes no arguments, set its attributes afterwards."""
+    keywords = {name: arguments[name] for name in settings_of(config_class) if name in arguments}
+    try:
+        return config_class(**keywords)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error) and "takes no arguments" not in str(error):
+            raise
+        return filled(config_class(), arguments)
+
+
+def _annotation(parameter: inspect.Parameter, modules: list[ModuleType]) -> Any:
+    """Return the class in the annotation, looked up by name where the annotation is a string."""
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        name = annotation.strip("'\"").split("|")[0].strip()
+        return next((vars(m)[name] for m in modules if name in vars(m)), annotation)
+    return annotation
+
+
+def _is_config_class(candidate: Any) -> bool:
+    return (
+        inspect.isclass(candidate)
+        and not issubclass(candidate, nn.Module | Mapping)
+        and names_sizes(settings_of(candidate))
+    )

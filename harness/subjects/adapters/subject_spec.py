@@ -1,0 +1,92 @@
+"""The subject that a spec on the command line names."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.core.errors import SubjectError
+from harness.core.shipped_packages import shipped_package
+from harness.subjects.adapters.abilities import ABILITIES
+from harness.subjects.adapters.adapted_subject import SMALL, AdaptedSubject
+from harness.subjects.adapters.checkpoint_directory import checkpoint_target
+from harness.subjects.adapters.construction.constructor import Constructor, constructor
+from harness.subjects.adapters.locate import locate, locate_module
+from harness.subjects.protocols import Subject
+
+
+def adapt(spec: str, *, own: bool = True) -> Subject:
+    """Return the subject that `FILE.py:NAME`, `package.module:NAME` or `hf:DIRECTORY` names.
+
+    An object that satisfies the Subject protocol itself (an adapter) is returned unchanged. With `own=False` the name
+    means the shipped package, even if the current folder has a module of the same name. Raises SubjectError with a
+    message of one line.
+    """
+    if not own:
+        with shipped_package(spec.split(":")[0].split(".")[0]):
+            return _subject(spec, *locate_module(spec))
+    if spec.startswith("hf:"):
+        return _subject(spec, *checkpoint_target(Path(spec.removeprefix("hf:"))))
+    return _subject(spec, *locate(spec))
+
+
+def _subject(spec: str, target: Any, module: ModuleType) -> Subject:
+    if inspect.isclass(target) and not issubclass(target, nn.Module) and hasattr(target, "build"):
+        target = _adapter(spec, target)
+    if not isinstance(target, nn.Module) and isinstance(target, Subject):
+        return target
+    return _adapted(spec, target, constructor(target, module), module)
+
+
+def _adapter(spec: str, target: type) -> Any:
+    """Return an instance of an adapter class. Raises SubjectError for what it lacks, before the first check."""
+    try:
+        made = target()
+    except TypeError as error:
+        raise SubjectError(
+            f"{spec} has a build method, so it is an adapter, but {target.__name__}() cannot be called: {error}"
+        ) from error
+    if not isinstance(getattr(made, "name", None), str):
+        raise SubjectError(
+            f'{spec} has a build method, so it is an adapter, but no name; expected a class attribute name = "..."'
+        )
+    parameters = inspect.signature(made.build).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        lacking = [word for word in ("seed", "dtype", "device") if word not in parameters]
+        if lacking:
+            raise SubjectError(
+                f"{spec}.build({', '.join(parameters)}) takes no '{lacking[0]}'; expected "
+                "build(self, size, *, seed=0, dtype='float32', device='cpu', **options)"
+            )
+    return made
+
+
+def _adapted(spec: str, target: Any, constructor: Constructor, module: ModuleType | None = None) -> Subject:
+    """Return a subject with only the abilities that the target has, so that isinstance(subject, Protocol) is right."""
+    kind = target if inspect.isclass(target) else type(target)
+    if not issubclass(kind, nn.Module):
+        kind = _class_built_by(target, constructor) or kind
+    abilities = [ability for ability in ABILITIES if ability.found_in(kind, constructor, module)]
+    made: AdaptedSubject = type("AdaptedSubject", (*abilities, AdaptedSubject), {})(
+        spec, target, constructor, kind, module
+    )
+    return made
+
+
+def _class_built_by(target: Any, constructor: Constructor) -> type | None:
+    """Return the class that a factory builds, by its annotation or by building a small model; None if unknown."""
+    annotation = inspect.get_annotations(target).get("return") if inspect.isfunction(target) else None
+    if inspect.isclass(annotation) and issubclass(annotation, nn.Module) and annotation is not nn.Module:
+        return annotation
+    if not constructor.words:
+        return None  # the factory has one size, which may be a large one
+    try:
+        with torch.random.fork_rng():
+            return type(constructor.build(SMALL))
+    except Exception:
+        return None  # each check that builds the model reports the error

@@ -1,0 +1,77 @@
+"""The weight map that the names and shapes of a model's parameters give, without running the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from harness.core.sizes import Size
+from harness.subjects.adapters.weights.names import parse_name
+from harness.subjects.adapters.weights.parameter_rows import row_by_name
+from harness.subjects.weight_map import MappedWeight, WeightMap, published_shapes
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """The rows that names give, the own parameters without a row, and the rows that the names leave undecided."""
+
+    rows: tuple[MappedWeight, ...]
+    unmapped_parameters: tuple[str, ...]
+    undecided: frozenset[str]  # own names: a square matrix of unknown orientation, a fused one of unknown order
+
+    def missing(self, size: Size) -> tuple[MappedWeight, ...]:
+        """Return the published parameters, or parts of them, that have no row."""
+        return missing_rows(self.rows, size)
+
+
+def map_by_names(module: nn.Module, size: Size) -> WeightMap:
+    """Return the weight map of `module`. Raises ValueError naming the parameters without a partner on either side."""
+    named = read_names(module, size)
+    found = WeightMap(named.rows, named.missing(size), named.unmapped_parameters)
+    if found.gaps:
+        raise ValueError(found.gaps)
+    return found
+
+
+def read_names(module: nn.Module, size: Size) -> NameMap:
+    """Return what the names and shapes of the parameters give."""
+    shapes = published_shapes(size)
+    rows: dict[tuple[str, tuple[int, int] | None], MappedWeight] = {}
+    unmapped_parameters, undecided = [], set()
+    parsed_names = {name: parse_name(name, size) for name, _ in module.named_parameters()}
+    numbers = sorted({p.layer for p in parsed_names.values() if p is not None and p.layer is not None})
+    for name, parameter in module.named_parameters():
+        parsed = parsed_names[name]
+        if parsed is not None and parsed.layer is not None and len(numbers) == size.layers:
+            # Layers need not be numbered from zero.
+            parsed = replace(parsed, layer=numbers.index(parsed.layer))
+        row, settled = (
+            (None, False) if parsed is None else row_by_name(name, parsed, tuple(parameter.shape), size, shapes, module)
+        )
+        if row is None or (row.published, row.part) in rows:
+            unmapped_parameters.append(name)
+            continue
+        rows[row.published, row.part] = row
+        if not settled:
+            undecided.add(name)
+    return NameMap(tuple(rows.values()), tuple(unmapped_parameters), frozenset(undecided))
+
+
+def missing_rows(rows: tuple[MappedWeight, ...], size: Size) -> tuple[MappedWeight, ...]:
+    """Return the published parameters, or parts of them, that have no row, as rows without an own name."""
+    missing = []
+    for name, shape in published_shapes(size).items():
+        mapped = [row for row in rows if row.published == name]
+        if not mapped:
+            missing.append(MappedWeight(name, ""))
+            continue
+        axis = mapped[0].axis
+        position = 0
+        for start, stop in sorted(row.part or (0, shape[axis]) for row in mapped):
+            if start > position:
+                missing.append(MappedWeight(name, "", part=(position, start), axis=axis))
+            position = max(position, stop)
+        if position < shape[axis]:
+            missing.append(MappedWeight(name, "", part=(position, shape[axis]), axis=axis))
+    return tuple(missing)

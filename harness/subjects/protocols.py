@@ -1,0 +1,113 @@
+"""The protocols of a subject: one for each ability that a measure may require."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from harness.core.sizes import Size
+from harness.subjects.model import Model
+
+# The first line of each docstring is printed when a check is skipped: "... has no ability 'Generates': Continues ...".
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """Can be built at a size: the one ability that every subject has."""
+
+    name: str
+
+    def __hash__(self) -> int:
+        """Return any hash: measurements of a subject are cached under it for the checks that follow."""
+        ...
+
+    def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
+        """Return a new model in eval mode.
+
+        `options` are attention, init, tied, dropout and bias, where the subject has them. Raises MissingAbility for a
+        size or an option that the subject does not have.
+        """
+        ...
+
+
+@runtime_checkable
+class ChoosesAttention(Subject, Protocol):
+    """Offers several implementations of attention, as `build(..., attention=NAME)`."""
+
+    attentions: tuple[str, ...]
+
+
+@runtime_checkable
+class ChoosesInit(Subject, Protocol):
+    """Offers several initialisation recipes, as `build(..., init=NAME)`."""
+
+    recipes: tuple[str, ...]
+
+
+@runtime_checkable
+class Unties(Subject, Protocol):
+    """Can be built with an untied head, as `build(..., tied=False)`."""
+
+    unties: bool
+
+
+@runtime_checkable
+class Generates(Subject, Protocol):
+    """Continues a prompt."""
+
+    def generate(
+        self,
+        model: Model,
+        ids: Tensor,
+        new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        use_cache: bool | None = None,
+    ) -> Tensor:
+        """Return `ids` (B, T) int64 with the new tokens appended, (B, T + new_tokens).
+
+        Temperature 0 is greedy. With `use_cache=None` the subject decides.
+        """
+        ...
+
+
+@runtime_checkable
+class Caches(Subject, Protocol):
+    """Decodes step by step with a key/value cache."""
+
+    def new_cache(self, model: Model, batch_size: int) -> Any:
+        """Return an empty cache for `batch_size` sequences of up to the model's context."""
+        ...
+
+    def step(self, model: Model, ids: Tensor, cache: Any) -> Tensor:
+        """Append `ids` (B, T) to the cache and return the logits (B, T, V) of those positions."""
+        ...
+
+
+@runtime_checkable
+class ChoosesCache(Caches, Protocol):
+    """Offers several kinds of cache: "growing" concatenates keys and values at each step."""
+
+    caches: tuple[str, ...]
+
+    def new_cache(self, model: Model, batch_size: int, *, kind: str | None = None) -> Any:
+        """Return an empty cache of that kind. With `kind=None` the subject decides."""
+        ...
+
+
+@runtime_checkable
+class Checkpoints(Subject, Protocol):
+    """Reads and writes a Hugging Face GPT-2 directory (config.json, model.safetensors)."""
+
+    def load_checkpoint(self, directory: Path) -> Model:
+        """Return the model stored in the directory."""
+        ...
+
+    def save_checkpoint(self, model: Model, directory: Path) -> None:
+        """Write `model` so that Hugging Face's GPT2LMHeadModel can read it."""
+        ...

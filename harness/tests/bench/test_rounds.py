@@ -1,0 +1,210 @@
+"""The rounds of timing on a simulated machine: the order of the arms, the blocks, warming up, and when rounds end."""
+
+import itertools
+
+import pytest
+
+from harness.bench.comparison import Arm
+from harness.bench.rounds import INTERVAL_CHECKS
+from harness.bench.work import Verification, WitnessedCall, Work
+from harness.tests.bench.simulated_machine import Machine, comparison
+
+
+def test_the_arms_take_turns_block_by_block_in_random_order():
+    machine = Machine(noise=0.5)
+    result = machine.measure(comparison(machine.arm("control", 0.01), machine.arm("b", 0.01)))
+    blocks = [entry.removeprefix("prepare ") for entry in machine.log if entry.startswith("prepare")]
+    rounds = len(result.seconds["b"])
+    turns = [tuple(blocks[i : i + 2]) for i in range(len(blocks) - 2 * rounds, len(blocks), 2)]
+    assert all(set(turn) == {"control", "b"} for turn in turns)
+    assert len(set(turns)) == 2, "both orders occur"
+
+
+def test_the_order_is_the_same_for_the_same_seed():
+    logs = []
+    for seed in (1, 1, 2):
+        machine = Machine(noise=0.5)
+        machine.measure(comparison(*(machine.arm(n, 0.01) for n in ("control", "b", "c", "d"))), seed=seed)
+        logs.append(machine.log)
+    assert logs[0] == logs[1] != logs[2]
+
+
+def test_a_block_takes_30_ms_of_the_fastest_arm_and_has_the_same_calls_for_all_arms():
+    machine = Machine()
+    result = machine.measure(comparison(machine.arm("control", 0.004), machine.arm("fast", 0.001)))
+    assert result.calls_per_block == 30
+    calls = machine.log.count("fast"), machine.log.count("control")
+    assert calls[0] == calls[1]
+
+
+def test_a_block_has_at_least_three_calls_and_one_if_a_call_is_long():
+    machine = Machine()
+    assert machine.measure(comparison(machine.arm("control", 0.2))).calls_per_block == 3
+    assert machine.measure(comparison(machine.arm("control", 0.3))).calls_per_block == 1
+
+
+def test_an_observation_is_the_best_call_of_its_block():
+    machine = Machine()
+    warm_up, block = [0.1] * 8, [0.3, 0.125, 0.2]
+    seconds = itertools.chain(warm_up, itertools.cycle(block))
+
+    def call():
+        machine.now += next(seconds)
+
+    control = Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+    result = machine.measure(comparison(control))
+    assert result.seconds["control"] == pytest.approx([0.125] * INTERVAL_CHECKS[0])
+
+
+def warming(machine, *, calls, slow):
+    """An arm whose first `calls` calls take `slow` times as long."""
+    count = itertools.count()
+
+    def call():
+        machine.now += 0.02 * (slow if next(count) < calls else 1.0)
+
+    return Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+
+
+def test_an_arm_is_called_until_its_times_have_settled():
+    machine = Machine()
+    result = machine.measure(comparison(warming(machine, calls=5, slow=3.0)))
+    assert result.figures["control"]["warm"]["calls"] > 5
+    assert result.seconds["control"] == pytest.approx([0.02] * INTERVAL_CHECKS[0])
+    assert not result.notes
+
+
+def test_an_arm_that_was_not_warm_when_its_times_counted_is_reported():
+    machine = Machine()
+    steps = itertools.count()
+
+    def call():
+        machine.now += 0.1 * 0.8 ** next(steps)
+
+    falling = Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+    result = machine.measure(comparison(falling))
+    assert result.figures["control"]["warm"]["reached"] is False
+    assert any("control was not warm" in note for note in result.notes)
+
+
+def test_a_few_long_calls_do_not_show_whether_an_arm_was_warm():
+    machine = Machine()
+    result = machine.measure(comparison(machine.arm("control", 5.0)), seconds=1.0)
+    assert result.figures["control"]["warm"]["reached"] is None
+
+
+def test_a_slow_arms_block_does_not_grow_with_a_fast_one():
+    machine = Machine()
+    result = machine.measure(comparison(machine.arm("control", 0.04), machine.arm("fast", 0.0001)))
+    assert result.calls_per_block == 6, "a quarter of a second of the slow one, not 300 calls of it"
+
+
+def test_preparing_is_not_timed():
+    machine = Machine()
+    result = machine.measure(comparison(machine.arm("control", 0.02, prepare_seconds=1.0)), seconds=10)
+    assert result.seconds["control"][0] == pytest.approx(0.02)
+
+
+def test_quiet_arms_stop_at_the_first_check_of_the_intervals():
+    machine = Machine()
+    result = machine.measure(comparison(machine.arm("control", 0.01), machine.arm("b", 0.02)))
+    assert (len(result.seconds["b"]), result.stopped) == (INTERVAL_CHECKS[0], "interval")
+
+
+def test_noisy_arms_continue_until_the_last_check_of_the_intervals():
+    machine = Machine(noise=3.0)
+    result = machine.measure(comparison(machine.arm("control", 0.2), machine.arm("b", 0.2)), seconds=1e6)
+    assert (len(result.seconds["b"]), result.stopped) == (INTERVAL_CHECKS[-1], "rounds")
+
+
+def test_the_budget_ends_the_rounds_even_if_a_difference_is_plain():
+    machine = Machine(noise=0.5)
+    result = machine.measure(comparison(machine.arm("control", 1.0), machine.arm("b", 9.0)), seconds=100)
+    assert result.stopped == "budget"
+    assert machine.now < 110
+
+
+def test_four_rounds_are_measured_with_any_budget():
+    machine = Machine()
+    result = machine.measure(comparison(machine.arm("control", 5.0), machine.arm("b", 5.0)), seconds=1.0)
+    assert (len(result.seconds["b"]), result.stopped) == (4, "budget")
+
+
+def test_eight_short_rounds_are_measured_with_any_budget():
+    machine = Machine()
+    result = machine.measure(comparison(machine.arm("control", 0.05), machine.arm("b", 0.05)), seconds=0.01)
+    assert (len(result.seconds["b"]), result.stopped) == (8, "budget")
+
+
+def test_one_stalled_round_does_not_make_the_others_long():
+    machine, calls = Machine(), itertools.count()
+
+    def call():
+        machine.now += 3.0 if next(calls) == 15 else 0.1
+
+    result = machine.measure(comparison(Arm("control", lambda: Work(call, lambda: 42, tokens=1))), seconds=0.01)
+    assert len(result.seconds["control"]) == 8
+    assert next(calls) > 15, "there was a stall"
+
+
+def seconds_under_profiler(seconds):
+    return lambda work: WitnessedCall(ledgers={}, seconds=seconds)
+
+
+def test_arms_that_are_all_long_are_not_called_again_to_warm_up():
+    """They were called to be verified and witnessed. If one arm is shorter, neither may start warmer than the other."""
+    for seconds, calls in ((3.0, 4), (0.5, 5), (0.0, 5)):
+        machine = Machine()
+        arms = machine.arm("control", 2.0), machine.arm("b", 2.0)
+        result = machine.measure(comparison(*arms), seconds=1.0, witness=seconds_under_profiler(seconds))
+        assert (machine.log.count("control"), result.calls_per_block) == (calls, 1)
+
+
+def test_one_slow_call_does_not_make_an_arm_long():
+    """A call is long if it was long under the profiler too: a stall in the first call does not make it long."""
+    machine, stalls = Machine(), iter([0.3])
+
+    def call():
+        machine.log.append("control")
+        machine.now += next(stalls, 0.02)
+
+    arm = Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
+    result = machine.measure(comparison(arm), witness=seconds_under_profiler(0.03))
+    assert result.figures["control"]["warm"]["calls"] >= 8
+    assert result.calls_per_block == 3
+
+
+@pytest.mark.parametrize(("busy", "rounds"), [((), 4), ((2,), 5), ((1, 2), 6), ((1, 2, 4), 6)], ids=str)
+def test_a_long_round_in_which_the_machine_was_busy_is_repeated_at_most_twice(busy, rounds):
+    machine = Machine()
+
+    def arm(name):
+        made = iter(range(100))
+
+        def call():
+            machine.now += 4.0 if next(made) in busy else 2.0
+
+        return Arm(name, lambda: Work(call=call, answer=lambda: 42, tokens=1))
+
+    result = machine.measure(comparison(arm("control"), arm("b")), seconds=1.0, witness=seconds_under_profiler(3.0))
+    assert len(result.seconds["control"]) == rounds
+    assert result.ratios["b"].ratio == pytest.approx(1)
+
+
+def test_the_number_of_busy_cores_is_recorded():
+    machine = Machine()
+    row = machine.measure(comparison(machine.arm("control", 0.04)), cpu_clock=lambda: 1.5 * machine.now).row()
+    assert row["arms"][0]["witness"]["busy_threads"] == pytest.approx(1.5)
+
+
+def test_building_and_verifying_do_not_use_up_the_time_of_timing():
+    machine = Machine(noise=3.0)
+    plain = machine.arm("control", 1.0)
+
+    def slow_to_verify(name, work):
+        machine.now += 1000
+        return Verification("pass", "")
+
+    result = machine.measure(comparison(plain, machine.arm("b", 1.0), verify=slow_to_verify), seconds=100)
+    assert len(result.seconds["b"]) > 8
+    assert result.timing_seconds < 110

@@ -1,0 +1,122 @@
+"""The files of a report, and which records it is made from."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from harness import cli
+from harness.core import record_files
+from harness.core.errors import HarnessError
+from harness.report import write, write_from, write_latest
+from harness.report.page import plots
+from harness.report.report_files import latest
+from harness.report.run_records import RunRecords
+from harness.tests.report.sample_benchmark import bench_rows, generation
+from harness.tests.report.sample_run import run
+from harness.tests.report.sample_verification import check, initialisation, verify_rows
+
+
+def test_no_plot_is_drawn_from_no_data(tmp_path):
+    files = write(tmp_path, run("verify", [check()]), None)
+    assert files == [tmp_path / "index.md", tmp_path / "tables" / "checks.csv"]
+    assert "![" not in files[0].read_text(encoding="utf-8")
+
+
+def test_a_report_written_twice_is_the_same_to_the_byte(tmp_path):
+    runs = run("verify", initialisation()), run("bench", generation())
+    first = {path.name: path.read_bytes() for path in write(tmp_path / "a", *runs)}
+    second = {path.name: path.read_bytes() for path in write(tmp_path / "b", *runs)}
+    assert first == second
+    assert {"index.md", "activations.csv", "activations.png", "activations.svg", "generation.png"} <= set(first)
+
+
+def test_every_link_on_the_page_leads_to_a_file_and_every_file_is_linked(tmp_path):
+    page_path, *files = write(tmp_path, run("verify", verify_rows()), run("bench", bench_rows()))
+    links = re.findall(r"\]\(((?:tables|plots)/[^)]+)\)", page_path.read_text(encoding="utf-8"))
+    assert {tmp_path / link for link in links} == set(files)
+
+
+def test_every_figure_names_its_machine_versions_and_subject():
+    for plot in plots(RunRecords.of(run("verify", verify_rows())), RunRecords.of(run("bench", bench_rows()))):
+        for part in ("Intel Xeon", "2 cores", "2 threads", "torch 2.13.0", "2026-11-22", "gpt:GPT", "commit d3ab9a4"):
+            assert part in plot.caption
+
+
+def test_files_of_an_earlier_report_go_and_files_of_the_user_stay(tmp_path):
+    write(tmp_path, run("verify", verify_rows()), None)
+    mine = tmp_path / "plots" / "mine.png"
+    mine.write_text("")
+    write(tmp_path, run("verify", [check()]), None)
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["mine.png"]
+
+
+def test_nothing_heavy_is_imported_before_a_figure_is_drawn():
+    heavy = "{'matplotlib', 'pandas', 'torch', 'numpy'} & set(sys.modules)"
+    line = f"import sys, harness.cli, harness.report; sys.exit(str({heavy} or ''))"
+    assert (
+        subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False).stderr.strip() == ""
+    )
+
+
+def save(folder, name, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text("".join(json.dumps(record_files.encode(row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_newest_records_are_by_the_time_in_the_name_and_then_by_the_number(tmp_path):
+    for stamp in ("20261121T100000Z", "20261122T153000Z", "20261122T153000Z-2", "20261122T153000Z-10"):
+        save(tmp_path, f"verify-{stamp}.jsonl", [])
+    paths = list(tmp_path.iterdir())
+    assert latest(paths, "verify").name == "verify-20261122T153000Z-10.jsonl"
+    assert latest(paths, "bench") is None
+
+
+def test_a_report_never_joins_the_verdict_on_one_subject_to_the_times_of_another(tmp_path):
+    records = tmp_path / "records"
+    save(records, "bench-20261121T100000Z.jsonl", run("bench", bench_rows()[:1], subject="theirs.py:GPT"))
+    save(records, "verify-20261122T100000Z.jsonl", run("verify", [check()], subject="mine.py:GPT"))
+    text = write_latest(tmp_path)[0].read_text(encoding="utf-8")
+    assert "Report on mine.py" in text
+    assert "Benchmarked" not in text
+
+
+def test_gpt_harness_report_makes_the_report_from_records_alone(tmp_path, capsys):
+    save(tmp_path / "records", "verify-20261122T153000Z.jsonl", run("verify", [check(value=float("nan"))]))
+    save(tmp_path / "records", "bench-20261122T160000Z.jsonl", run("bench", bench_rows()[:1]))
+    assert cli.main(["report", "--records", str(tmp_path / "records"), "--output", str(tmp_path / "out")]) == 0
+    assert str(tmp_path / "out" / "index.md") in capsys.readouterr().out
+    assert "The one check that was judged passes" in (tmp_path / "out" / "index.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "tables" / "precision.csv").exists()
+
+
+def test_gpt_harness_report_takes_files(tmp_path):
+    path = save(tmp_path, "any.jsonl", run("verify", [check()], footer=False))
+    assert cli.main(["report", str(path), "--output", str(tmp_path / "out")]) == 0
+    assert "Interrupted" in (tmp_path / "out" / "index.md").read_text(encoding="utf-8")
+
+
+def test_no_records_is_one_clear_line(tmp_path, capsys):
+    assert cli.main(["report", "--records", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert f"no records in {tmp_path}: looked for verify-*.jsonl and bench-*.jsonl" in message
+    assert "`pytest verifications/`" in message
+
+
+def test_two_runs_of_one_kind_a_missing_file_and_one_of_another_kind_are_named_errors(tmp_path):
+    one, two = (save(tmp_path, f"{name}.jsonl", run("verify", [check()])) for name in "ab")
+    with pytest.raises(HarnessError, match="are both of kind 'verify'"):
+        write_from(tmp_path, [one, two])
+    with pytest.raises(HarnessError, match="no such file"):
+        write_from(tmp_path, [tmp_path / "none.jsonl"])
+    with pytest.raises(HarnessError, match="kind 'train'; expected one of verify, bench"):
+        write_from(tmp_path, [save(tmp_path, "c.jsonl", run("train", []))])
+
+
+def test_a_session_writes_its_report_beside_its_records(tmp_path):
+    save(tmp_path / "records", "verify-20261122T153000Z.jsonl", run("verify", [check()]))
+    assert write_latest(tmp_path)[0] == tmp_path / "index.md"
