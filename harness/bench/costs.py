@@ -375,8 +375,8 @@ def model_flops(size: Size, *, tokens: int, causal: bool = False) -> float:
     """Return the FLOPs of training on one token by the convention of papers, for the utilisation (MFU).
 
     6·(N - T·C) + 12·L·C·T: 855 MFLOP for GPT-2 124M at T = 1024. N includes biases and norms, and attention counts
-    every pair (PaLM, Chowdhery et al. 2022, appendix B; nanoGPT's estimate_mfu). `causal` counts the T(T+1)/2 pairs that
-    are not masked.
+    every pair (PaLM, Chowdhery et al. 2022, appendix B; nanoGPT's estimate_mfu). `causal` counts the T(T+1)/2 pairs
+    that are not masked.
     """
     keys = (tokens + 1) / 2 if causal else tokens
     return 6 * streamed_weights(size) + 12 * size.layers * size.width * keys

@@ -28,8 +28,8 @@ FOUND_AT_LEAST = 0.90
 # GPT-2's attention in float32, at a length at which twenty calls take about three milliseconds on one thread. That is
 # less than the time slice of a scheduler, so that some calls run undisturbed on a busy machine.
 HEADS, HEAD_WIDTH, TOKENS = 12, 64, 64
-# The peak memory by closed form at 1024 tokens. Naive: two (H, T, T) and an output. Flash: an output, a logarithm a row,
-# and one tile a thread (FlashAttentionKernel.cpp), with one thread here.
+# The peak memory by closed form at 1024 tokens. Naive: two (H, T, T) and an output. Flash: an output, a logarithm a
+# row, and one tile a thread (FlashAttentionKernel.cpp), with one thread here.
 KNOWN_TOKENS = 1024
 KNOWN_MIB = {"naive": 99.00, "flash": 3.61}
 BYTES_WITHIN = 0.01

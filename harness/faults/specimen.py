@@ -1,6 +1,6 @@
-"""A complete GPT-2 in one file, plainly written and right: each operation on a line of its own, for faults to change.
+"""The specimen: a complete, correct GPT-2 in one file, each operation on its own line, so that faults can change it.
 
-It knows nothing of the harness or of `gpt`, as a user's file would not. `catalogue.toml` changes its text.
+It imports neither the harness nor `gpt`, as a user's file would not. `catalogue.toml` changes its text.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 @dataclass
 class Config:
-    """How big, and the few ways in which a GPT-2 may differ."""
+    """The sizes of a GPT-2 and its options."""
 
     vocab_size: int = 50257
     block_size: int = 1024
@@ -30,7 +30,7 @@ class Config:
 
 
 class Cache:
-    """Keys and values of the tokens so far, (B, H, T, D) for each layer."""
+    """The keys and values of the tokens so far, (B, H, T, D) for each layer."""
 
     def __init__(self, config, batch_size, like):
         shape = (batch_size, config.n_head, 0, config.n_embd // config.n_head)
@@ -39,18 +39,18 @@ class Cache:
 
     @property
     def length(self):
-        """How many tokens it holds."""
+        """The number of tokens in the cache."""
         return self.keys[0].size(2)
 
     def append(self, layer, k, v):
-        """Add those of the new tokens; all of the layer's come back."""
+        """Append keys and values of new tokens to a layer's, and return all of them."""
         self.keys[layer] = torch.cat([self.keys[layer], k], dim=2)
         self.values[layer] = torch.cat([self.values[layer], v], dim=2)
         return self.keys[layer], self.values[layer]
 
 
 class LayerNorm(nn.Module):
-    """To mean 0 and variance 1 over the channels, then a gain and a bias."""
+    """Normalise to mean 0 and variance 1 over the channels, then apply gain and bias."""
 
     def __init__(self, config):
         super().__init__()
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         v = v.view(B, T, self.n_head, self.head_width).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        S = k.size(2)  # keys: those of the past and the new ones
+        S = k.size(2)  # cached keys and new ones
         scores = q @ k.transpose(-2, -1)  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
         scores = scores / math.sqrt(self.head_width)
         visible = self.mask[S - T : S, :S]
@@ -106,7 +106,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four times as wide, GELU, and back."""
+    """Two linear layers, four times as wide between them, with a GELU."""
 
     def __init__(self, config):
         super().__init__()
@@ -160,7 +160,7 @@ class GPT(nn.Module):
         self.initialise()
 
     def initialise(self):
-        """GPT-2's start: N(0, 0.02²), the projections into the residual stream smaller by sqrt(2L), biases 0."""
+        """Draw weights from N(0, 0.02²), residual projections smaller by sqrt(2L); set biases to 0."""
         std = 0.02
         residual_std = std / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
@@ -172,7 +172,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, idx, targets=None, *, cache=None, attention_mask=None):
-        """Logits (B, T, V) of ids (B, T), and the mean loss where there are targets; -100 is no target."""
+        """Return logits (B, T, V) of ids (B, T), and the mean loss if there are targets; -100 is ignored."""
         B, T = idx.shape
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:
@@ -192,11 +192,11 @@ class GPT(nn.Module):
         return logits, loss
 
     def new_cache(self, batch_size):
-        """An empty cache for so many sequences."""
+        """Return an empty cache for `batch_size` sequences."""
         return Cache(self.config, batch_size, like=self.wte.weight)
 
     def crop_block_size(self, block_size):
-        """A shorter context from here on."""
+        """Shorten the context."""
         self.config.block_size = block_size
         self.wpe.weight = nn.Parameter(self.wpe.weight[:block_size].detach().clone())
         for block in self.h:
@@ -204,7 +204,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, seed=None, use_cache=True):
-        """(B, T) -> (B, T + max_new_tokens). Temperature 0 takes the likeliest token."""
+        """Continue (B, T) to (B, T + max_new_tokens). Temperature 0 takes the likeliest token."""
         was_training = self.training
         self.eval()
         generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
@@ -213,7 +213,7 @@ class GPT(nn.Module):
             window = idx[:, -self.config.block_size :]
             if use_cache and idx.size(1) <= self.config.block_size:
                 logits, _ = self(idx[:, cache.length :], cache=cache)
-            else:  # beyond the context every position moves, and nothing that is cached holds
+            else:  # past the context every position changes: the cache is useless
                 logits, _ = self(window)
             last = logits[:, -1]
             if temperature == 0:
@@ -226,7 +226,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory):
-        """The model that a Hugging Face directory holds (config.json, model.safetensors)."""
+        """Load the model in a Hugging Face directory (config.json, model.safetensors)."""
         given = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
         config = read_config(given)
         tensors = load_file(Path(directory) / "model.safetensors")
@@ -267,7 +267,7 @@ class GPT(nn.Module):
 
 
 def sample(logits, temperature, top_k, top_p, generator):
-    """One token a row, drawn from the likeliest: (B, V) -> (B, 1)."""
+    """Draw one token a row, with top-k and top-p: (B, V) -> (B, 1)."""
     logits = logits / temperature
     if top_k is not None:
         k = min(top_k, logits.size(-1))
@@ -284,12 +284,12 @@ def sample(logits, temperature, top_k, top_p, generator):
 
 
 def is_conv1d(name):
-    """Whether the published checkpoint keeps this weight as (in, out), where nn.Linear has (out, in)."""
+    """Return True for weights that the published checkpoint stores as (in, out), and nn.Linear as (out, in)."""
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
 def read_config(given):
-    """Hugging Face's config.json as a Config; what this model does not do is refused."""
+    """Return Hugging Face's config.json as a Config; raise ValueError for options that this model does not have."""
     wanted = {
         "model_type": ["gpt2"],
         "activation_function": ["gelu_new", "gelu_pytorch_tanh"],
@@ -313,7 +313,7 @@ def read_config(given):
 
 
 def write_config(config):
-    """A Config as Hugging Face's config.json has it."""
+    """Return a Config as Hugging Face's config.json."""
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],

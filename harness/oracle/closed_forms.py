@@ -116,7 +116,7 @@ def _attended(own: float, shared: float, *, length: int, seed: int) -> tuple[flo
 
 
 def _gelu_moments(own: float, shared: float) -> tuple[float, float]:
-    """Return E[gelu(x)²] and E[gelu(x) gelu(y)] for x, y ~ N(0, own) with covariance `shared`, by a grid of the normal."""
+    """Return E[gelu(x)²] and E[gelu(x) gelu(y)] for x, y ~ N(0, own) with covariance `shared`, on a grid."""
     z = torch.linspace(-6, 6, 241, dtype=torch.float64)
     p = torch.exp(-(z**2) / 2)
     p /= p.sum()

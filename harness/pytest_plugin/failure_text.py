@@ -1,4 +1,4 @@
-"""How a failed check is written in the terminal."""
+"""The text of a failed check in the terminal."""
 
 from __future__ import annotations
 

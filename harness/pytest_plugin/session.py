@@ -1,4 +1,4 @@
-"""What one run produces: records as they come, the terminal summary, the diagnosis and the report at the end."""
+"""One run's plugin: records as they come, the terminal summary, the diagnosis and the report at the end."""
 
 from __future__ import annotations
 

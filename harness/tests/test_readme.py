@@ -72,7 +72,7 @@ def _verdicts_in_readme():
 
 
 def _numbers(line):
-    """How many of each verdict a line shows; the time differs from run to run."""
+    """Count each verdict that a line shows; the time differs from run to run."""
     return Counter({word: int(number) for number, word in re.findall(r"(\d+) (pass|fail|error|skip)", line)})
 
 

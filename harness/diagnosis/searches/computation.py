@@ -27,7 +27,7 @@ SIZE = "debug"
 # mask shows which is not minus infinity.
 RUNS: tuple[tuple[Weights, bool], ...] = (("probe", False), ("extreme", False), ("probe", True))
 # The fault's id -> the id of the same fault in training mode only.
-IN_TRAINING = {
+TRAINING_FAULTS = {
     "mask-missing": "mask-only-in-evaluation",
     "residual-detached": "residual-detached-in-training",
     "loss-label-smoothing-left-on": "loss-label-smoothing-in-training",
@@ -89,7 +89,7 @@ def _run(subject: Subject, weights: Weights, *, training: bool) -> list[Finding]
 
 def _in_training_only(finding: Finding) -> Finding:
     cause = f"in training mode only: {finding.cause}"
-    fault = IN_TRAINING.get(finding.fault, finding.fault)
+    fault = TRAINING_FAULTS.get(finding.fault, finding.fault)
     return dataclasses.replace(finding, fault=fault, cause=cause, alike=(*finding.alike, finding.fault))
 
 

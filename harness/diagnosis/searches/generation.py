@@ -236,10 +236,10 @@ def _matches(run: RecordedGeneration, distribution: Distribution) -> bool:
             return False  # the variant is not defined for this setting
         if found.shape == expected.shape and torch.allclose(found, expected, atol=SAME, rtol=0):
             continue
-        if distribution is not sampling.definition or not _same_in_order(found, expected):
+        if distribution is not sampling.definition:
             return False
         of_appended = expected.gather(1, run.tokens[step][:, None])[:, 0]
-        if not torch.allclose(of_appended, run.taken[step], atol=SAME, rtol=0):
+        if not _same_in_order(found, expected) or not torch.allclose(of_appended, run.taken[step], atol=SAME, rtol=0):
             return False
     return True
 

@@ -1,20 +1,15 @@
-"""`pytest benchmarks/`: its rows are the measured times, its options do as they say, nothing measured is lost."""
+"""`pytest benchmarks/`: its rows are the measured times, its options work, and no measurement is lost."""
 
-import dataclasses
 import json
-import math
-import random
 from pathlib import Path
 
 import pytest
 
 from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
-from benchmarks.run import Run
 from benchmarks.show import peaks
 from harness.bench.arms import work_kinds
-from harness.bench.statistics import paired_ratio
 
-work_kinds()  # now: pytester forgets what is imported while it runs, and what registers itself must do so once
+work_kinds()  # here: pytester removes modules that are imported while it runs, but arms must be registered once
 ROOT = Path(__file__).parents[3]
 MIB = 2**20
 
@@ -27,7 +22,7 @@ def test_ledgers_that_disagree_are_shown_side_by_side():
 
 
 class FakeBenchmark:
-    """Does with a target what pytest-benchmark's pedantic mode does."""
+    """Calls a target as pytest-benchmark's pedantic mode does."""
 
     def __init__(self):
         self.rounds, self.extra_info, self.has_error = [], {}, False
@@ -40,7 +35,7 @@ class FakeBenchmark:
             self.rounds.append(CLOCK() - start)
 
 
-def test_a_replayed_round_lasts_exactly_what_was_measured():
+def test_a_replayed_round_lasts_exactly_as_long_as_measured():
     seconds = [0.1, 0.2, 0.3, 1e-7, 1e3]
     benchmark = FakeBenchmark()
     replay(benchmark, seconds, {"tokens_per_second": 3.0})
@@ -48,19 +43,19 @@ def test_a_replayed_round_lasts_exactly_what_was_measured():
     assert benchmark.extra_info == {"tokens_per_second": 3.0}
 
 
-def test_a_refused_arm_leaves_no_round():
+def test_a_rejected_arm_leaves_no_round():
     benchmark = FakeBenchmark()
     with pytest.raises(UnverifiedError, match="wrong"):
         refuse(benchmark, "wrong")
     assert benchmark.rounds == []
 
 
-# The whole, at the debug size.
+# Whole runs at the debug size.
 
 
 @pytest.fixture
 def run_benchmarks(pytester):
-    """`pytest benchmarks/...` at the debug size, inside this process; gives the exit status and what was printed."""
+    """Return a function that runs `pytest benchmarks/...` at the debug size, and returns the status and the output."""
 
     def run(*arguments):
         arguments = [str(ROOT / word) if str(word).startswith("benchmarks/") else word for word in arguments]
@@ -104,7 +99,7 @@ def test_rows_are_the_recorded_block_minima_and_can_be_saved_and_compared(run_be
         assert row["extra_info"]["verified"] == arm["verified"]["message"]
     assert len(list((pytester.path / "storage").rglob("*.json"))) == 1
 
-    # The second run asks for one arm: its control and, for want of another A/A pair, its twin are measured with it.
+    # The second run selects one arm: its control is measured too, and its twin, because there is no other A/A pair.
     status, output = run_benchmarks(
         *("benchmarks/", "-k", "precision-decode-bf16 and not autocast", "--benchmark-compare")
     )
@@ -119,7 +114,7 @@ WRONG = '''
 from gpt import GPT, GPTConfig
 
 class Wrong(GPT):
-    """Looped attention answers too much, bf16 is computed in float32, and the cache is never used."""
+    """Looped attention is 10% too large, bf16 is computed in float32, and the cache is never used."""
 
     def __init__(self, config: GPTConfig, *, seed=None, device=None):
         super().__init__(config, seed=seed, device=device)
@@ -145,7 +140,7 @@ def test_wrong_arms_turn_red_and_have_no_time_anywhere(run_benchmarks, pytester)
     assert status == 1, output
     found = comparisons(pytester.path)
     for comparison, metric, arm, why in (
-        ("attention", "layer", "looped", "is rounding"),
+        ("attention", "layer", "looped", "so rounding allows"),
         ("precision", "decode", "bf16", "float32"),
         ("generation", "generate", "cached", "does not do what its name says"),
     ):
@@ -166,7 +161,7 @@ def test_under_xdist_every_arm_is_skipped_with_the_reason(run_benchmarks, pytest
     assert not records(pytester.path)
 
 
-def test_with_benchmarking_switched_off_nothing_is_measured(run_benchmarks, pytester):
+def test_with_benchmarking_disabled_nothing_is_measured(run_benchmarks, pytester):
     status, output = run_benchmarks("benchmarks/", "-k", "generation", "--benchmark-disable", "-rs")
     assert status == 0, output
     assert "--benchmark-disable" in output
@@ -213,19 +208,19 @@ class Once(GPT):
 """
 
 
-def test_the_run_after_an_interrupted_one_goes_on_with_what_was_measured(run_benchmarks, pytester):
+def test_an_interrupted_run_resumes(run_benchmarks, pytester):
     subject = pytester.makepyfile(mine=ONCE)
-    asked = ("benchmarks/", "--subject", f"{subject}:Once", "-k", "(attention-layer and not 1024) or generate")
-    run_benchmarks(*asked)
+    arguments = ("benchmarks/", "--subject", f"{subject}:Once", "-k", "(attention-layer and not 1024) or generate")
+    run_benchmarks(*arguments)
     before = comparisons(pytester.path)["attention", "layer"]
     (pytester.path / "go").write_text("")
-    status, output = run_benchmarks(*asked)
+    status, output = run_benchmarks(*arguments)
     assert status == 0, output
     assert "from the interrupted run" in output
     rows = [row for row in records(pytester.path) if row.get("comparison") == "attention"]
     assert [row["arms"] for row in rows] == [before["arms"]] * 2
-    status, output = run_benchmarks(*asked)
-    assert "from the interrupted run" not in output, "a complete run is not gone on with"
+    status, output = run_benchmarks(*arguments)
+    assert "from the interrupted run" not in output, "a complete run is not resumed"
 
 
 def test_a_subject_without_an_ability_is_a_skip_that_names_it(run_benchmarks, pytester):
@@ -245,7 +240,7 @@ def test_a_subject_without_an_ability_is_a_skip_that_names_it(run_benchmarks, py
     assert "has no ability 'Generates'" in output
 
 
-def test_ctrl_c_while_the_report_is_written_says_how_to_have_it(run_benchmarks, pytester, monkeypatch):
+def test_ctrl_c_while_the_report_is_written_names_the_command_that_writes_it(run_benchmarks, pytester, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -257,7 +252,7 @@ def test_ctrl_c_while_the_report_is_written_says_how_to_have_it(run_benchmarks, 
     assert records(pytester.path)[-1]["kind"] == "footer"
 
 
-def test_words_that_select_nothing_have_a_near_one_named(run_benchmarks):
+def test_a_word_that_selects_nothing_gets_a_suggestion(run_benchmarks):
     status, output = run_benchmarks("benchmarks/", "-k", "flush")
     assert status == pytest.ExitCode.NO_TESTS_COLLECTED
     assert "-k 'flush' selects no arm; did you mean 'flash'? --collect-only lists all of them" in output
@@ -276,64 +271,3 @@ def test_a_wrong_option_is_one_clear_line(run_benchmarks, option, message):
     assert status == pytest.ExitCode.USAGE_ERROR
     assert message in output
     assert "Traceback" not in output
-
-
-# What a run makes of its identical arms.
-
-
-def made(place, *, effect=1.0, pairs=20, seed=0):
-    """A run of comparisons whose arms lie in memory as they happen to, a sigma of `place` apart, for all rounds."""
-    rng, rows = random.Random(seed), {}
-    for number in range(pairs):
-        times = {}
-        for arm, factor in (("control", 1.0), ("other", effect), ("control-again", 1.0)):
-            lies = factor * math.exp(rng.gauss(0, place / math.sqrt(2)))
-            times[arm] = [lies * math.exp(rng.gauss(0, 0.01)) for _ in range(8)]
-        ratios = [
-            {"arm": arm, "against": "control", **dataclasses.asdict(paired_ratio(times[arm], times["control"]))}
-            for arm in ("other", "control-again")
-        ]
-        arms = [{"arm": arm, "seconds": seconds} for arm, seconds in times.items()]
-        rows[f"c{number}", None] = {
-            "comparison": f"c{number}", "metric": "forward", "axis": None, "point": None,
-            "arms": arms, "ratios": ratios,
-        }  # fmt: skip
-    return Run(config=None, declared={}, rows=rows)
-
-
-def standing(run):
-    adjusted = {(row["comparison"], row["arm"]): row["adjusted"] for row in run.adjusted()}
-    return sum(value <= 0.05 for (_, arm), value in adjusted.items() if arm == "other")
-
-
-def test_what_identical_arms_scatter_by_is_allowed_for_in_every_verdict():
-    alarms = made(0.06).false_alarms()
-    assert alarms["by_their_rounds"] > 0.3 * alarms["pairs"], "by their own rounds alone they would all be different"
-    assert alarms["flagged"] <= 0.1 * alarms["pairs"]
-    assert alarms["evidence"]
-    assert alarms["scatter"] == pytest.approx(0.06, rel=0.4)
-    assert standing(made(0.06)) == 0
-    assert standing(made(0.06, effect=2.0)) == 20, "what is far beyond the scatter stands"
-
-
-def test_on_a_quiet_machine_nothing_is_lost_to_it():
-    alarms = made(0.005).false_alarms()
-    assert (alarms["by_their_rounds"], alarms["flagged"], alarms["scatter"]) == (0, 0, None)
-    assert standing(made(0.005, effect=1.06)) == 20
-
-
-def test_a_run_of_one_comparison_on_a_quiet_machine_finds_what_many_would_find():
-    assert standing(made(0.005, effect=1.1, pairs=1)) == 1
-
-
-def test_a_pair_that_differs_while_the_others_agree_is_a_false_alarm():
-    run = made(0.005)
-    row = run.rows["c3", None]
-    row["arms"][2]["seconds"] = [1.2 * seconds for seconds in row["arms"][2]["seconds"]]
-    assert run.false_alarms()["flagged"] == 1
-
-
-def test_the_last_lines_of_a_run_say_what_was_allowed_for():
-    output = [line for line, _ in made(0.06, effect=1.08).summary()]
-    assert any("beyond the noise of their rounds they scatter by" in line for line in output)
-    assert any("differences do not stand when all ratios of the run are judged together" in line for line in output)

@@ -1,4 +1,4 @@
-"""The ceilings and the roof over an arm: which one bounds it, how near it comes, and what cannot be."""
+"""The ceilings and the roofline: which ceiling bounds an arm, and the fraction of it that the arm reaches."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ ROUNDS = 6
 GEMM = Ceiling("gemm float32 square", "compute", 100, (1.0,) * ROUNDS, "float32")
 READ = Ceiling("read", "bandwidth", 10, (1.0,) * ROUNDS)
 LAUNCH = Ceiling("launch", "launch", 2, (1.0,) * ROUNDS)
-ROOF = Roofline((GEMM, READ, LAUNCH))
+ROOFLINE = Roofline((GEMM, READ, LAUNCH))
 
 
 @pytest.mark.parametrize(
@@ -31,21 +31,21 @@ ROOF = Roofline((GEMM, READ, LAUNCH))
     ],
 )
 def test_the_slowest_part_of_a_cost_bounds_it(cost, operations, name, seconds):
-    bound = ROOF.bound(cost, dtype="float32", operations=operations)
+    bound = ROOFLINE.bound(cost, dtype="float32", operations=operations)
     assert (bound.ceiling.name, bound.seconds) == (name, seconds)
 
 
 def test_a_fraction_is_the_least_time_over_the_time():
-    found = ROOF.fraction(Cost(1000, 50), [12.5] * ROUNDS, dtype="float32")
+    found = ROOFLINE.fraction(Cost(1000, 50), [12.5] * ROUNDS, dtype="float32")
     assert (found.value, found.name, found.regime) == (pytest.approx(0.8), "gemm float32 square", "compute")
     assert not found.impossible
 
 
-def test_a_machine_that_is_slow_in_some_rounds_moves_no_fraction():
-    """Ceiling and arm are paired: both saw the same machine."""
+def test_a_machine_that_is_slow_in_some_rounds_does_not_change_the_fraction():
+    """The ceiling and the arm are paired by round: both ran on the same machine."""
     speed = [1, 3, 1, 2, 5, 1]
-    roof = Roofline((Ceiling("gemm", "compute", 100, tuple(1.0 * s for s in speed), "float32"), READ))
-    found = roof.fraction(Cost(1000, 1), [20.0 * s for s in speed], dtype="float32")
+    roofline = Roofline((Ceiling("gemm", "compute", 100, tuple(1.0 * s for s in speed), "float32"), READ))
+    found = roofline.fraction(Cost(1000, 1), [20.0 * s for s in speed], dtype="float32")
     assert found.value == found.low == found.high == pytest.approx(0.5)
 
 
@@ -57,12 +57,12 @@ def test_noise_of_the_ceiling_widens_the_interval():
     assert found.low < 0.48 < found.value < 0.52 < found.high
 
 
-def test_what_beats_its_ceiling_is_impossible():
-    assert ROOF.fraction(Cost(1000, 50), [9.0] * ROUNDS, dtype="float32").impossible
+def test_an_arm_above_its_ceiling_is_impossible():
+    assert ROOFLINE.fraction(Cost(1000, 50), [9.0] * ROUNDS, dtype="float32").impossible
 
 
-def test_what_may_be_at_its_ceiling_is_not_impossible():
-    found = ROOF.fraction(Cost(1000, 50), [9.0, 11.0, 9.5, 10.0, 9.0, 10.0], dtype="float32")
+def test_an_arm_whose_interval_includes_its_ceiling_is_not_impossible():
+    found = ROOFLINE.fraction(Cost(1000, 50), [9.0, 11.0, 9.5, 10.0, 9.0, 10.0], dtype="float32")
     assert found.value > 1 > found.low
     assert not found.impossible
 
@@ -70,31 +70,31 @@ def test_what_may_be_at_its_ceiling_is_not_impossible():
 def test_the_best_shape_is_the_ceiling():
     faster = Ceiling("gemm float32 c_fc", "compute", 500, (2.0,) * ROUNDS, "float32")  # longer, and 250 FLOP/s
     sixteen = Ceiling("gemm bfloat16 c_fc", "compute", 900, (1.0,) * ROUNDS, "bfloat16")
-    roof = Roofline((GEMM, faster, sixteen))
-    assert roof.best("compute", dtype="float32") == faster
-    assert roof.bound(Cost(1000, 0), dtype="float32").seconds == 4
-    found = roof.fraction(Cost(1000, 0), [8.0] * ROUNDS, dtype="float32")
+    roofline = Roofline((GEMM, faster, sixteen))
+    assert roofline.best("compute", dtype="float32") == faster
+    assert roofline.bound(Cost(1000, 0), dtype="float32").seconds == 4
+    found = roofline.fraction(Cost(1000, 0), [8.0] * ROUNDS, dtype="float32")
     assert (found.name, found.value) == ("gemm float32 c_fc", pytest.approx(0.5))
 
 
 def test_without_one_of_its_ceilings_a_cost_has_no_bound():
-    """The missing one could be the one that bounds it."""
-    assert ROOF.bound(Cost(1000, 50), dtype="bfloat16") is None
-    assert ROOF.fraction(Cost(1000, 50), [1.0] * ROUNDS, dtype="bfloat16") is None
+    """The missing ceiling could be the bound."""
+    assert ROOFLINE.bound(Cost(1000, 50), dtype="bfloat16") is None
+    assert ROOFLINE.fraction(Cost(1000, 50), [1.0] * ROUNDS, dtype="bfloat16") is None
     assert Roofline((GEMM, READ)).bound(Cost(1000, 50), dtype="float32", operations=3) is None
-    assert ROOF.bound(Cost(0, 0), dtype="float32") is None
+    assert ROOFLINE.bound(Cost(0, 0), dtype="float32") is None
 
 
 def test_rounds_that_do_not_pair_are_refused():
     with pytest.raises(ValueError, match="round by round"):
-        ROOF.fraction(Cost(1000, 50), [10.0] * (ROUNDS + 1), dtype="float32")
+        ROOFLINE.fraction(Cost(1000, 50), [10.0] * (ROUNDS + 1), dtype="float32")
 
 
-# What is measured
+# The works of the ceilings
 
 
 @pytest.mark.parametrize("name", ["c_fc", "mlp.c_proj", "head", "square"])
-def test_a_product_says_how_much_it_computes(name):
+def test_a_product_computes_the_flops_that_it_states(name):
     m, n, k = gemm_shapes(SMALL, tokens=16, side=8)[name]
     work = gemm("cpu", "float32", m=m, n=n, k=k)
     with FlopCounterMode(display=False) as counter:
@@ -128,14 +128,14 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_launch_is_as_many_operations_as_it_says():
+def test_a_launch_has_as_many_operations_as_it_states():
     work = launch("cpu")
     with Operations() as seen:
         work.call()
     assert seen.count == work.operations == ceilings.LAUNCHES
 
 
-def test_a_yardstick_knows_which_of_its_amounts_it_bounds():
+def test_a_ceiling_is_measured_by_the_amount_of_its_regime():
     work = Work(call=dict, answer=dict, tokens=0, flops=8, moved_bytes=6, operations=4)
     found = {
         one.name: one.measured(work, [2.0, 2.0]) for one in ceiling_specs("cpu", SMALL, dtypes=("float32", "bfloat16"))
@@ -147,7 +147,7 @@ def test_a_yardstick_knows_which_of_its_amounts_it_bounds():
     assert len(found) == 2 * 4 + 3
 
 
-# What is not there
+# Absent devices and emulated dtypes
 
 
 def test_sixteen_bits_that_are_emulated_are_no_ceiling(monkeypatch, tmp_path):
@@ -163,7 +163,7 @@ def test_sixteen_bits_that_are_emulated_are_no_ceiling(monkeypatch, tmp_path):
         gemm("cpu", "float16", m=2, n=2, k=2)
 
 
-def test_a_processor_that_tells_nothing_is_measured(monkeypatch, tmp_path):
+def test_a_processor_without_readable_flags_is_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(ceilings, "CPUINFO", tmp_path / "nothing")
     gemm("cpu", "bfloat16", m=2, n=2, k=2)
 
@@ -175,9 +175,9 @@ def test_a_device_that_is_absent_is_named(build, monkeypatch):
         build("cuda")
 
 
-def test_a_buffer_is_beyond_the_largest_cache_within_reason(monkeypatch, tmp_path):
+def test_a_buffer_is_larger_than_the_largest_cache_up_to_a_limit(monkeypatch, tmp_path):
     monkeypatch.setattr(ceilings, "CPU_CACHES", tmp_path)
-    assert ceilings.streaming_bytes("cpu") == 256 * ceilings.MIB  # none is told: 64 MiB, four times
+    assert ceilings.streaming_bytes("cpu") == 256 * ceilings.MIB  # not reported: 64 MiB, four times
     for index, size in enumerate(["48K", "2048K", "32M"]):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(size + "\n", encoding="utf-8")

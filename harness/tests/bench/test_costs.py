@@ -1,4 +1,4 @@
-"""The closed forms of work, held against published figures and against PyTorch's own count of FLOPs."""
+"""The closed forms of costs, compared with published figures and with PyTorch's count of FLOPs."""
 
 import math
 from functools import partial
@@ -73,7 +73,7 @@ def reference(attention, size=SMALL):
 
 
 def counted(call):
-    """The FLOPs of the matrix products that PyTorch sees."""
+    """Return the FLOPs of the matrix products that PyTorch counts."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
@@ -83,7 +83,7 @@ def ids(batch=B, tokens=T, size=SMALL, device="cpu"):
     return torch.zeros(batch, tokens, dtype=torch.long, device=device)
 
 
-# The figures that are published, or derived elsewhere
+# Published figures, and figures derived elsewhere
 
 
 def test_the_figures_of_gpt2_are_the_known_ones():
@@ -102,12 +102,12 @@ def test_a_step_of_decoding_takes_247_megaflop_and_36864_a_position(context):
 
 @pytest.mark.parametrize(("element_bytes", "megabytes"), [(4, 494.6), (2, 247.3)])
 def test_a_step_of_decoding_reads_the_weights_once_and_each_sequences_cache(element_bytes, megabytes):
-    kept = cache_bytes(PUBLISHED, tokens=100, element_bytes=element_bytes)
+    cached = cache_bytes(PUBLISHED, tokens=100, element_bytes=element_bytes)
     cost = decode_step(PUBLISHED, batch=8, context=100, element_bytes=element_bytes)
-    assert (cost.moved_bytes - 8 * kept) / 1e6 == pytest.approx(megabytes, abs=0.05)
+    assert (cost.moved_bytes - 8 * cached) / 1e6 == pytest.approx(megabytes, abs=0.05)
 
 
-def test_a_prompt_takes_what_causality_leaves():
+def test_a_prompt_computes_the_pairs_that_causality_leaves():
     whole = prefill(PUBLISHED, batch=1, tokens=1024, last_only=False)
     assert whole.flops == 2 * 123_532_032 * 1024 + 36_864 * 1024 * 1025 / 2
 
@@ -136,7 +136,7 @@ def test_scores_that_fit_in_the_cache_do_not_move():
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_a_pass_reads_every_parameter_but_the_positions(size):
+def test_a_pass_reads_every_parameter_except_the_positions(size):
     assert streamed_weights(size) == parameter_count(size) - size.context * size.width
 
 
@@ -150,7 +150,7 @@ def test_the_convention_of_papers_is_near_the_products_that_naive_attention_comp
     assert flash == pytest.approx(causal + recomputed, rel=1e-3)
 
 
-# PyTorch's count, where it is right
+# PyTorch's count, for the operations that it counts correctly
 
 
 @pytest.mark.parametrize("last_only", [False, True])
@@ -234,7 +234,7 @@ def test_attention_with_its_projections_is_what_pytorch_counts():
 
 
 def test_pytorch_sees_no_attention_in_sdpa_on_a_cpu():
-    """Why the work is a closed form: its counter leaves these products out, at T = 1024 more than a tenth."""
+    """Why costs are closed forms: the counter omits these products, more than a tenth at T = 1024."""
     model = huggingface(attention="sdpa")
     inside = attention("naive", heads=SMALL.heads, head_width=SMALL.head_width, tokens=T, batch=B).flops
     every = forward(SMALL, batch=B, tokens=T, attention="naive").flops
@@ -247,7 +247,7 @@ def test_pytorch_sees_no_attention_in_sdpa_on_a_cpu():
 
 
 class Passes(TorchDispatchMode):
-    """Counts the arrays of `length` elements that each operation reads and writes; a view does neither."""
+    """Counts the arrays of `length` elements that operations read and write; a view does neither."""
 
     def __init__(self, length):
         super().__init__()
@@ -295,8 +295,8 @@ def test_a_pass_reads_its_weights_and_its_past_and_writes_its_logits_and_its_cac
     assert first.moved_bytes == streamed_weights(SMALL) + T * C + B * T * V
     later = forward(SMALL, batch=B, tokens=T, past=8, element_bytes=1)
     assert later.moved_bytes - first.moved_bytes == cache_bytes(SMALL, tokens=8, batch=B, element_bytes=1)
-    kept = prefill(SMALL, batch=B, tokens=T, element_bytes=1, last_only=False)
-    assert kept.moved_bytes - first.moved_bytes == cache_bytes(SMALL, tokens=T, batch=B, element_bytes=1)
+    with_cache = prefill(SMALL, batch=B, tokens=T, element_bytes=1, last_only=False)
+    assert with_cache.moved_bytes - first.moved_bytes == cache_bytes(SMALL, tokens=T, batch=B, element_bytes=1)
 
 
 def test_a_backward_pass_reads_the_weights_and_writes_their_gradients():

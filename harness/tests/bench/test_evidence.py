@@ -65,4 +65,6 @@ def test_a_pair_that_differs_while_the_others_agree_is_a_false_alarm():
 def test_the_last_lines_of_a_run_report_the_spread_and_the_lost_differences():
     lines = [line for line, _ in simulated_run(0.06, effect=1.08).summary()]
     assert any("(one sigma) beyond the noise of their rounds" in line for line in lines)
-    assert any("differences are not significant when all ratios of the run are judged together" in line for line in lines)
+    assert any(
+        "differences are not significant when all ratios of the run are judged together" in line for line in lines
+    )

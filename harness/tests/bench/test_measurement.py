@@ -191,8 +191,7 @@ def test_memory_and_witness_are_measured_before_timing_and_the_witness_again_aft
 
 
 def test_an_arm_that_caches_its_answers_is_rejected():
-    """A decoding step that looked up its earlier answers was right, computed in float32 when it was witnessed first, and
-    was 24 times faster."""
+    """A decoding step looked up earlier answers. It was right, computed when it was witnessed, and 24 times faster."""
     machine, seen = Machine(), iter([{"products": {"float32": 1.0}}, {"products": {}}])
     result = machine.measure(
         comparison(machine.arm("control", 0.01)), witness=lambda work: WitnessedCall({}, next(seen))

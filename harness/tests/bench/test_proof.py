@@ -1,4 +1,4 @@
-"""`gpt-harness proof`, once for real and small, and what it says and keeps."""
+"""`gpt-harness proof`: one small real run, its output and its record."""
 
 import argparse
 
@@ -18,7 +18,7 @@ def run(folder, *arguments):
 
 
 @pytest.fixture(autouse=True)
-def _threads_are_put_back():
+def _restore_threads():
     import torch
 
     threads = torch.get_num_threads()
@@ -26,9 +26,9 @@ def _threads_are_put_back():
     torch.set_num_threads(threads)
 
 
-def test_a_run_records_every_comparison_and_weighs_what_is_known(tmp_path, capsys):
+def test_a_run_records_every_comparison_and_checks_the_known_memory(tmp_path, capsys):
     code = run(tmp_path, "--runs", "1", "--seconds", "0.3")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     (path,) = (tmp_path / "records").glob("proof-*.jsonl")
     header, naive, flash, identical, changed, footer = read(path)
     assert header["change"] == 0.05
@@ -36,10 +36,10 @@ def test_a_run_records_every_comparison_and_weighs_what_is_known(tmp_path, capsy
     assert (identical["true"], changed["true"]) == (1.0, 1.05)
     assert len(changed["seconds"]) == 2
     assert footer["passed"] == (code == 0)
-    assert "1 comparisons of each kind do not show it" in told
+    assert "1 comparisons of each kind do not show it" in output
 
 
-def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_keeps_its_record(tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -57,18 +57,18 @@ def test_five_percent_false_alarms_and_nine_in_ten_found_are_the_limits(flagged,
     assert proof._good({"identical": proof.Tally(*flagged), "changed": proof.Tally(*found)}) is good
 
 
-def test_few_runs_are_said_to_show_little_and_many_are_not():
+def test_the_output_says_that_few_runs_show_little_but_many_do_not():
     few = {"identical": proof.Tally(0, 20), "changed": proof.Tally(20, 20)}
     many = {"identical": proof.Tally(2, 200), "changed": proof.Tally(200, 200)}
     assert "do not show it" in proof._conclusion(few, change=0.05, middle=1.05)
     assert proof._conclusion(many, change=0.05, middle=1.05) == (
-        "identical arms told apart: 2 of 200 (1%; 95% interval 0% to 4%); at most 5% is right\n"
-        "5.0% more work found slower: 200 of 200 (100%; 95% interval 98% to 100%), by 5.0% in the middle; "
-        "at least 90% is right"
+        "identical arms called different: 2 of 200 (1%; 95% interval 0% to 4%); expected at most 5%\n"
+        "5.0% more work found slower: 200 of 200 (100%; 95% interval 98% to 100%), by 5.0% (median); "
+        "expected at least 90%"
     )
 
 
 @pytest.mark.parametrize("arguments", [("--runs", "0"), ("--change", "0"), ("--threads", "0")])
-def test_what_cannot_be_proved_is_refused(tmp_path, arguments):
+def test_options_out_of_range_are_an_error(tmp_path, arguments):
     with pytest.raises(HarnessError, match="expected --runs"):
         run(tmp_path, *arguments)

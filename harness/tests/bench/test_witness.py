@@ -1,4 +1,4 @@
-"""The witness, on calls that are known to do, or not to do, what an arm's name says."""
+"""The witness, on calls that do and do not run what an arm's name says."""
 
 import dataclasses
 import math
@@ -61,7 +61,7 @@ def seen(call) -> Witness:
 
 
 @pytest.mark.parametrize("call", [formula, head_by_head, einsum, transposed], ids=lambda call: call.__name__)
-def test_attention_by_its_formula_is_seen_and_so_is_its_score_matrix(call):
+def test_attention_by_its_formula_is_seen_with_its_score_matrix(call):
     found = seen(call)
     assert list(found.attention) == ["formula"]
     assert found.scores in ((B * H, T, T), (1, T, T))
@@ -82,25 +82,25 @@ def test_sdpa_by_its_formula_is_not_flash():
     assert list(found.attention) == ["math"]
     assert found.scores == (B * H, T, T)
     assert found.flops == {"float32": SCORES_AND_SUM_FLOPS}
-    told = violated_claim(found, claims={"attention": "flash"})
-    assert told == "claims flash attention, but it ran as math (aten::_scaled_dot_product_attention_math)"
+    violation = violated_claim(found, claims={"attention": "flash"})
+    assert violation == "claims flash attention, but it ran as math (aten::_scaled_dot_product_attention_math)"
 
 
-def test_an_arm_that_runs_the_formula_is_refused_as_flash_and_the_other_way_round():
-    told = violated_claim(seen(formula), claims={"attention": "flash"})
-    assert told == "claims flash attention, but it ran as formula (aten::bmm, softmax, aten::bmm)"
-    told = violated_claim(seen(flash), claims={"attention": "formula"})
-    assert told is not None
-    assert "ran as flash (aten::_scaled_dot_product_flash_attention_for_cpu)" in told
+def test_the_formula_violates_the_claim_of_flash_and_flash_that_of_the_formula():
+    violation = violated_claim(seen(formula), claims={"attention": "flash"})
+    assert violation == "claims flash attention, but it ran as formula (aten::bmm, softmax, aten::bmm)"
+    violation = violated_claim(seen(flash), claims={"attention": "formula"})
+    assert violation is not None
+    assert "ran as flash (aten::_scaled_dot_product_flash_attention_for_cpu)" in violation
 
 
-def test_one_layer_that_falls_back_is_enough_to_be_refused():
+def test_one_layer_that_falls_back_violates_the_claim():
     found = seen(lambda: (flash(), formula()))
     assert list(found.attention) == ["flash", "formula"]
     assert violated_claim(found, claims={"attention": "flash"}) is not None
 
 
-def test_a_score_matrix_is_refused_where_none_is_claimed():
+def test_a_score_matrix_violates_the_claim_of_none():
     claims = {"quadratic": False}
     assert violated_claim(seen(formula), claims=claims) == f"claims no score matrix, but wrote one of {H} x {T} x {T}"
     assert "wrote none" in str(violated_claim(seen(flash), claims={"quadratic": True}))
@@ -119,14 +119,17 @@ def test_the_row_of_scores_of_one_new_token_is_no_score_matrix():
 
 
 def test_two_products_without_a_softmax_between_are_no_attention():
-    """A mixture of experts multiplies in batches, too."""
+    """A mixture of experts has batched products too."""
     found = seen(lambda: F.gelu(q[0] @ k[0].mT) @ v[0])
     assert not found.attention
-    assert violated_claim(found, claims={"attention": "formula"}) == "claims formula attention, but no attention could be seen"
+    assert (
+        violated_claim(found, claims={"attention": "formula"})
+        == "claims formula attention, but no attention could be seen"
+    )
     assert "could be seen" in str(violated_claim(found, claims={"quadratic": False}))
 
 
-def test_a_product_is_counted_once_whatever_called_it():
+def test_a_product_is_counted_once_with_any_caller():
     found = seen(lambda: linear(q[0]))  # linear calls addmm
     assert found.flops == {"float32": 2 * H * T * D * 4 * D}
     assert found.operations == 2  # q[0] is one of them
@@ -139,7 +142,7 @@ def test_a_step_of_training_costs_three_times_its_forward_pass():
     assert found.flops == {"float32": 3 * 2 * T * D * 4 * D}
 
 
-def test_what_flash_attention_costs_on_the_way_back_is_counted():
+def test_the_backward_pass_of_flash_attention_is_counted():
     leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
     found = witness(lambda: F.scaled_dot_product_attention(*leaves, is_causal=True).sum().backward())
     assert list(found.attention) == ["flash"]
@@ -150,8 +153,8 @@ def test_what_flash_attention_costs_on_the_way_back_is_counted():
 def test_autocast_is_bfloat16_and_its_absence_is_not(call):
     claims = {"dtype": "bfloat16"}
     assert violated_claim(seen(in_bfloat16(call)), claims=claims) is None
-    told = violated_claim(seen(call), claims=claims)
-    assert told == "claims bfloat16, but its matrix products ran in float32 (100%)"
+    violation = violated_claim(seen(call), claims=claims)
+    assert violation == "claims bfloat16, but its matrix products ran in float32 (100%)"
 
 
 def test_weights_of_two_bytes_that_are_multiplied_in_four_are_not_bfloat16():
@@ -159,12 +162,12 @@ def test_weights_of_two_bytes_that_are_multiplied_in_four_are_not_bfloat16():
     assert violated_claim(seen(lambda: F.linear(q, weight.float())), claims={"dtype": "bfloat16"}) is not None
 
 
-def test_what_could_not_be_seen_is_no_pass():
+def test_a_claim_about_products_that_were_not_seen_is_violated():
     nothing = seen(lambda: q + k)
     assert violated_claim(nothing, claims={"dtype": "float32"}) == "claims float32, but no matrix product could be seen"
     little = seen(formula)
-    told = violated_claim(little, claims={"dtype": "float32"}, flops=4 * SCORES_AND_SUM_FLOPS)
-    assert told == "claims float32, but only 25% of its matrix products could be seen"
+    violation = violated_claim(little, claims={"dtype": "float32"}, flops=4 * SCORES_AND_SUM_FLOPS)
+    assert violation == "claims float32, but only 25% of its matrix products could be seen"
     assert violated_claim(little, claims={"dtype": "float32"}, flops=SCORES_AND_SUM_FLOPS) is None
 
 
@@ -172,16 +175,18 @@ needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Induc
 
 
 @needs_a_compiler
-def test_a_formula_that_the_compiler_makes_flash_attention_of_is_refused():
-    """Inductor knows this formula and puts SDPA in its place: naive against flash would be flash against flash.
+def test_a_formula_that_the_compiler_replaces_by_flash_attention_violates_the_claim():
+    """Inductor replaces this formula by SDPA: naive against flash would be flash against flash.
 
-    The first call compiles; what is witnessed must be the call, not the compilation.
+    The first call compiles; the witness must be of the call, not of the compilation.
     """
     found = seen(torch.compile(lambda: formula()))
     assert found.graphs == 1
     assert "ran as flash" in str(violated_claim(found, claims={"attention": "formula"}))
     assert violated_claim(found, claims={"attention": "flash", "compiled": True}) is None
-    assert violated_claim(found, claims={"compiled": False}) == "claims not to be compiled, but called 1 compiled graphs"
+    assert (
+        violated_claim(found, claims={"compiled": False}) == "claims not to be compiled, but called 1 compiled graphs"
+    )
 
 
 @needs_a_compiler
@@ -200,24 +205,24 @@ def test_a_formula_that_stays_a_formula_is_seen_inside_compiled_code():
     assert violated_claim(found, claims=claims) is None
 
 
-def test_a_compiled_arm_that_runs_eagerly_is_refused():
+def test_a_compiled_arm_that_runs_eagerly_violates_the_claim():
     with torch.compiler.set_stance("force_eager"):
         found = seen(torch.compile(formula))
     assert violated_claim(found, claims={"compiled": True}) == "claims to be compiled, but no compiled graph ran"
 
 
-def test_an_arm_whose_products_run_outside_its_compiled_graphs_is_refused():
+def test_products_outside_the_compiled_graphs_violate_the_claim():
     found = dataclasses.replace(seen(formula), graphs=1, flops_in_graphs=SCORES_AND_SUM_FLOPS // 4)
-    told = violated_claim(found, claims={"compiled": True})
-    assert told == "claims to be compiled, but 75% of its matrix products ran outside the compiled graphs"
+    violation = violated_claim(found, claims={"compiled": True})
+    assert violation == "claims to be compiled, but 75% of its matrix products ran outside the compiled graphs"
 
 
-def test_a_claim_that_nobody_can_witness_is_a_mistake():
+def test_an_unknown_claim_is_an_error():
     with pytest.raises(HarnessError, match="atention"):
         violated_claim(seen(flash), claims={"atention": "flash"})
 
 
-def test_the_trace_that_names_the_kernels_weighs_them_too():
+def test_the_trace_that_names_the_kernels_has_their_memory_too():
     found = seen(formula)
     assert found.peak_bytes == found.ledgers["profiler"]
     assert found.largest_bytes == B * H * T * T * 4
@@ -239,7 +244,7 @@ def host(name, *, at, lasts, sizes=(), dtype="c10::BFloat16"):
 
 
 def test_on_cuda_the_kernels_that_were_launched_are_named():
-    """A trace by hand, as CUDA gives it: the launches on the host, the kernels and the memory on the device."""
+    """A trace as CUDA gives it, written by hand: launches on the host, kernels and memory on the device."""
     sizes = [(B, H, T, D)] * 3
     kernel = {"cat": "kernel", "ts": 2, "tid": 7}
     account = {"Device Type": 1, "Bytes": 512, "Total Allocated": 512}
@@ -261,7 +266,7 @@ def test_on_cuda_the_kernels_that_were_launched_are_named():
     assert found.flops == {"bfloat16": SCORES_AND_SUM_FLOPS}
 
 
-def test_what_autograd_and_the_arm_call_is_an_operation_and_their_own_spans_are_none():
+def test_operators_that_autograd_calls_are_operations_and_its_own_spans_are_not():
     products = [host("aten::mm", at=at, lasts=2, sizes=[(T, D), (D, T)]) for at in (1, 4)]
     backward = host("autograd::engine::evaluate_function: AddmmBackward0", at=0, lasts=7)
     found = examine(Trace([backward, *products], {}))
@@ -284,6 +289,6 @@ def test_packed_weights_are_multiplied_at_their_own_size(name, sizes):
     assert found.flops == {"bfloat16": 2 * T * D * 4 * D}
 
 
-def test_a_call_that_sleeps_keeps_no_core_busy_and_one_that_computes_keeps_some():
+def test_a_call_that_sleeps_has_no_busy_core_and_one_that_computes_has_some():
     assert busy_threads(lambda: time.sleep(0.02)) < 0.5
     assert busy_threads(lambda: sum(range(300_000))) > 0.05

@@ -70,7 +70,7 @@ def test_a_text_that_is_not_in_the_specimen_is_an_error_with_its_line(tmp_path):
         ('\n[[fault]]\nid = "a"\nwhatt = "b"\n', ":2: unknown key 'whatt' of a fault; did you mean 'what'"),
         ('[[fault]]\nid = "a"\n', ":1: a fault needs a "),
         ("[[fault]\n", "not TOML"),
-        ('[[named]]\nid = "a"\nwhat = "b"\n\n[[named]]\nid = "a"\nwhat = "b"\n', ":5: 'a' is there already"),
+        ('[[named]]\nid = "a"\nwhat = "b"\n\n[[named]]\nid = "a"\nwhat = "b"\n', ":5: the id 'a' is used twice"),
     ],
 )
 def test_a_mistake_in_the_catalogue_is_an_error_with_file_and_line(tmp_path, text, message):

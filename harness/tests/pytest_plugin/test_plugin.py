@@ -87,8 +87,8 @@ def test_the_command_that_a_failure_names_runs_that_check_alone(project):
 
 def test_a_skip_names_what_is_missing(project):
     result = project.runpytest("-rs", "-k", "lacking")
-    told = "gpt:GPT has no attention 'spiral'; it has looped, naive, flash"
-    result.stdout.fnmatch_lines([f"SKIPPED*verifications/small.toml:2?: {told}", told, "    small/lacking"])
+    message = "gpt:GPT has no attention 'spiral'; it has looped, naive, flash"
+    result.stdout.fnmatch_lines([f"SKIPPED*verifications/small.toml:2?: {message}", message, "    small/lacking"])
 
 
 @pytest.mark.parametrize(
@@ -167,13 +167,13 @@ def test_the_report_is_of_this_run_whatever_lies_beside_it(project):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "told"),
+    ("option", "value", "message"),
     [
         ("--text", "no_such.txt", "*--text no_such.txt*"),
         ("--pretrained", "/no/such/folder", "*pretrained weights '/no/such/folder'*"),
     ],
 )
-def test_a_resource_that_the_user_named_and_that_is_not_there_is_an_error_not_a_skip(project, option, value, told):
+def test_a_missing_resource_that_the_user_named_is_an_error_not_a_skip(project, option, value, message):
     lines = SUITE.split("[[check]]")
     uses = "tokens = 'text'" if option == "--text" else "weights = 'pretrained'"
     check = lines[1].replace('"right"', '"uses"').replace("parameter_count", "parity")
@@ -183,7 +183,7 @@ def test_a_resource_that_the_user_named_and_that_is_not_there_is_an_error_not_a_
     (project.path / "verifications" / "small.toml").write_text(lines[0] + "[[check]]" + check)
     result = project.runpytest(option, value)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([told])
+    result.stdout.fnmatch_lines([message])
 
 
 def test_an_empty_subject_is_not_the_reference(project):
@@ -223,7 +223,7 @@ def test_toml_that_is_no_suite_is_left_alone(pytester):
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
 @pytest.mark.parametrize(
-    ("subject", "told"),
+    ("subject", "message"),
     [
         ("missing.py:GPT", "missing.py is not a file*expected FILE.py:NAME*"),
         ("mine.py:GTP", "mine.py has no 'GTP'; did you mean 'GPT'?"),
@@ -235,7 +235,7 @@ def test_toml_that_is_no_suite_is_left_alone(pytester):
         ("mine.py:NUMBER", "3 is neither a class, nor a function, nor a torch.nn.Module"),
     ],
 )
-def test_a_subject_that_cannot_be_had_is_one_line_and_exit_4(project, subject, told, workers):
+def test_a_subject_that_cannot_be_imported_is_one_line_and_exit_4(project, subject, message, workers):
     project.makepyfile(
         mine="class GPT: pass\nNUMBER = 3",
         broken="raise ImportError('no such kernel')",
@@ -244,7 +244,7 @@ def test_a_subject_that_cannot_be_had_is_one_line_and_exit_4(project, subject, t
     (project.path / "syntax.py").write_text("def (")
     result = project.runpytest("--subject", subject, *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: --subject {subject}: {told}"])
+    result.stderr.fnmatch_lines([f"ERROR: --subject {subject}: {message}"])
     result.stderr.no_fnmatch_line("*Traceback*")
 
 

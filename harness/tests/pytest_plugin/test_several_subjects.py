@@ -1,4 +1,4 @@
-"""Several subjects in one run: every check on each, told side by side."""
+"""Several subjects in one run: every check on each, shown side by side."""
 
 import pytest
 
