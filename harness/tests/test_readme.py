@@ -30,7 +30,9 @@ def test_the_diagnosis_in_the_readme_is_the_one_that_its_gpt_gets(tmp_path, monk
 def test_the_verdicts_in_the_readme_are_those_of_the_suites(shipped):
     """The README once showed a suite too few, and 159 passed where 171 did."""
     shown = {line.split()[0]: _numbers(line) for line in _verdicts_in_readme()}
-    assert {suite: sum(counts.values()) for suite, counts in shown.items()} == Counter(c.suite for c in shipped.values())
+    assert {suite: sum(counts.values()) for suite, counts in shown.items()} == Counter(
+        c.suite for c in shipped.values()
+    )
     total = Counter(re.search(r"=+ (\d+) passed, (\d+) skipped in", README).groups())
     assert total == Counter(str(sum(counts[word] for counts in shown.values())) for word in ("pass", "skip"))
 

@@ -55,7 +55,10 @@ BROKEN = {
         {"report/a.py": "from harness.oracle.tokens import batch"},
         "report may not import oracle",
     ),
-    "a harness that knows the reference": ({"oracle/a.py": "def f():\n    from gpt import GPT"}, "oracle.a imports gpt"),
+    "a harness that knows the reference": (
+        {"oracle/a.py": "def f():\n    from gpt import GPT"},
+        "oracle.a imports gpt",
+    ),
     "a reference that knows the harness": ({"../gpt/a.py": "import harness.core"}, "gpt.a imports harness"),
 }
 
@@ -76,7 +79,9 @@ def test_what_breaks_the_order_is_found(tmp_path, files, message):
 
 
 def test_a_file_has_at_most_400_lines():
-    long = [path for path in sources("gpt", "harness", "benchmarks") if len(path.read_text().splitlines()) > LONGEST_FILE]
+    long = [
+        path for path in sources("gpt", "harness", "benchmarks") if len(path.read_text().splitlines()) > LONGEST_FILE
+    ]
     assert long == []
 
 

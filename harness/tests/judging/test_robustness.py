@@ -408,7 +408,9 @@ def test_every_failure_in_full_is_an_option(project, monkeypatch, surroundings):
     )
     message = "  subject   mine.py:GPT"
     few = project.runpytest("--subject", "mine.py:GPT", "--no-diagnosis").stdout.str().count(message)
-    every = project.runpytest("--subject", "mine.py:GPT", "--no-diagnosis", "--full-failures").stdout.str().count(message)
+    every = (
+        project.runpytest("--subject", "mine.py:GPT", "--no-diagnosis", "--full-failures").stdout.str().count(message)
+    )
     assert (few, every) == (1, 3)
 
 
