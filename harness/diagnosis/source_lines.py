@@ -80,4 +80,5 @@ def _is_users(name: str) -> bool:
 
 def _is_harness(name: str) -> bool:
     # The specimen of the faults and the models in the tests are subjects, although they are in the harness's folder.
-    return name.startswith(_HARNESS) and f"{os.sep}tests{os.sep}" not in name and f"{os.sep}faults{os.sep}" not in name
+    is_subject = f"{os.sep}tests{os.sep}" in name or name.endswith(f"{os.sep}faults{os.sep}specimen.py")
+    return name.startswith(_HARNESS) and not is_subject

@@ -69,7 +69,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def subject_names(config: pytest.Config) -> list[str]:
-    """Return the subjects that the user named, or the reference. An empty name (`--subject "$UNSET"`) is kept as it is."""
+    """Return the subjects that the user named, or the reference. An empty name (`--subject "$UNSET"`) is kept."""
     named = config.getoption("--subject")
     return [DEFAULT_SUBJECT] if named is None else list(dict.fromkeys(map(str, named)))
 

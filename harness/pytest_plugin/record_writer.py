@@ -13,7 +13,7 @@ ATTEMPTS = 100  # runs that may start in the same second
 
 
 class RunWriter:
-    """Appends rows to a run's record file and collects them for the summary; `footer` goes into the file's last line."""
+    """Appends rows to a run's record file and collects them for the summary. `footer` goes into its last line."""
 
     def __init__(self, recorder: RecordWriter, rows: list[Row]) -> None:
         self.recorder = recorder

@@ -212,7 +212,7 @@ class Session:
             )
 
     def _fold(self, terminal: pytest.TerminalReporter) -> dict[str, list[Any]]:
-        """Leave pytest the first failures of different checks to print. Return all of them, to be restored afterwards."""
+        """Leave pytest the first failures of different checks to print. Return all of them, to restore afterwards."""
         if self.config.getoption("--full-failures") or terminal.verbosity > 0:
             return {}
         failed = terminal.stats.get("failed", [])

@@ -1,4 +1,4 @@
-"""Which checks exist: those of the suites that ran, of the suites beside them, and of a check in which a worker died."""
+"""The checks that exist in the suites of a run, and the record of one in which a worker of xdist died."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the rooms, and what breaks it: every import statement is read, in functions and under TYPE_CHECKING too."""
+"""The order of the rooms. Every import statement counts, in functions and under TYPE_CHECKING too."""
 
 import ast
 from collections.abc import Iterator, Mapping

@@ -87,7 +87,7 @@ def test_a_file_has_at_most_400_lines():
 
 def test_the_core_of_judging_knows_neither_pytest_nor_toml():
     files = [ROOT / "harness/judging/run_check.py"]
-    files += [path for path in sources(*(f"harness/{room}" for room in ("subjects", "measures", "oracle")))]
+    files += sources("harness/subjects", "harness/measures", "harness/oracle")
     readers = {"deviations.py"}  # reads the user's declarations
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
