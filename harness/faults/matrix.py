@@ -22,7 +22,7 @@ from harness.diagnosis import diagnose
 from harness.faults.catalogue import SPECIMEN, Fault
 from harness.faults.coverage import check_key, lines_reached
 from harness.judging.run_check import run
-from harness.measures.registered import measures
+from harness.measures.all_measures import measures
 from harness.oracle import model_cache
 from harness.subjects.adapters import adapt
 from harness.subjects.protocols import Subject

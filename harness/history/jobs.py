@@ -54,7 +54,7 @@ class WorkerSettings:
 
 def list_jobs(size: Size, *, quick: bool = False) -> list[Job]:
     """Return every arm of the shipped comparisons that runs the subject, at every point."""
-    from harness.bench.arms.registered import arm_specs
+    from harness.bench.arms.all_arms import arm_specs
 
     return [
         Job(declared.suite, declared.name, declared.axis and declared.axis.replace("_", " "), point, arm)

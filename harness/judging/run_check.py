@@ -14,7 +14,7 @@ from harness.core.errors import HarnessError, Missing
 from harness.core.global_state import isolated_global_state
 from harness.core.limits import Limits, TooLong, alarm
 from harness.core.process_exit import subject_at_work
-from harness.measures.registered import measures
+from harness.measures.all_measures import measures
 from harness.subjects.protocols import Subject
 from harness.suites.check import Check
 from harness.suites.expectations import judge

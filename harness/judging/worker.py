@@ -23,7 +23,7 @@ from harness.core.process_exit import ExitGuard
 from harness.core.record_files import decode, encode
 from harness.core.resources import Resources
 from harness.judging.in_process import InProcessJudge
-from harness.measures.registered import measures
+from harness.measures.all_measures import measures
 from harness.oracle.deviations import Deviation
 from harness.suites.check import Check
 from harness.suites.record import Record

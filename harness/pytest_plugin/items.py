@@ -28,7 +28,7 @@ class SuiteFile(pytest.File):
     def collect(self) -> Iterator[CheckItem]:
         """Return an item for each check and subject, with the check's matrix and cases expanded."""
         # Imported here: they load torch, which the runs of other projects do not need.
-        from harness.measures.registered import measures
+        from harness.measures.all_measures import measures
         from harness.suites.suite_file import read_suite
 
         try:

@@ -9,7 +9,7 @@ import pytest
 from harness.core.errors import SuiteError
 from harness.core.record_files import Row
 from harness.core.shipped_packages import SUITES
-from harness.measures.registered import measures
+from harness.measures.all_measures import measures
 from harness.pytest_plugin.options import subject_names
 from harness.suites.record import Record
 from harness.suites.suite_file import read_suite

@@ -36,7 +36,7 @@ class Measure:
         return {name for name, p in self.parameters.items() if p.default is inspect.Parameter.empty}
 
 
-# Filled by the modules of harness.measures as they are imported; `harness.measures.registered` imports them all.
+# Filled by the modules of harness.measures as they are imported; `harness.measures.all_measures` imports them all.
 REGISTRY: dict[str, Measure] = {}
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2LMHeadModel  # noqa: F401
 
 import gpt  # noqa: F401
-from harness.measures.registered import measures
+from harness.measures.all_measures import measures
 from harness.suites.suite_file import read_suite
 
 pytest_plugins = ["pytester"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.bench.arms.all_arms import arm_specs, work_kinds
 from harness.bench.arms.declared_comparison import DeclaredComparison
-from harness.bench.arms.registered import arm_specs, work_kinds
 from harness.core.errors import SuiteError, did_you_mean
 
 HEAD_KEYS = {"title", "about"}

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.bench.arms.all_arms import arm_specs, work_kinds
 from harness.bench.arms.model_pool import ModelPool
-from harness.bench.arms.registered import arm_specs, work_kinds
 from harness.bench.arms.registry import ArmSpec, Verifier, WorkKind
-from harness.bench.arms.work.decoding import VERIFIED_STEPS
+from harness.bench.arms.workloads.decoding import VERIFIED_STEPS
 from harness.bench.comparison import TWIN_SUFFIX, Arm, Comparison
 from harness.bench.work import Verification, Work
 from harness.core.sizes import Size

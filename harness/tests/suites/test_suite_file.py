@@ -3,7 +3,7 @@
 import pytest
 
 from harness.core.errors import SuiteError
-from harness.measures.registered import measures
+from harness.measures.all_measures import measures
 from harness.suites.suite_file import read_suite
 
 GOOD = """\

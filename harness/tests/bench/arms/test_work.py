@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from harness.bench.arms import ModelPool, arm_specs, work_kinds, work_of
-from harness.bench.arms.work import training
-from harness.bench.arms.work.decoding import tensor_bytes
-from harness.bench.arms.work.generation import cached_positions, uncached_positions
-from harness.bench.arms.work.training import adamw, with_allocated_state
+from harness.bench.arms.workloads import training
+from harness.bench.arms.workloads.decoding import tensor_bytes
+from harness.bench.arms.workloads.generation import cached_positions, uncached_positions
+from harness.bench.arms.workloads.training import adamw, with_allocated_state
 from harness.bench.memory import peak_bytes
 from harness.bench.peers import HuggingFace
 from harness.bench.witness import violated_claim, witness

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from harness.bench.arms.arm_table import ARMS
 from harness.bench.arms.model_pool import ModelPool
-from harness.bench.arms.named import ARMS
 from harness.bench.arms.registry import WORK_KINDS, ArmSpec, WorkKind
-from harness.bench.arms.work import attention, decoding, forward, generation, startup, training
+from harness.bench.arms.workloads import attention, decoding, forward, generation, startup, training
 from harness.bench.work import Work
 
 assert all((attention, decoding, forward, generation, startup, training))  # imported for what they register

@@ -12,8 +12,8 @@ from harness.bench.arms.error_bounds import float32_bound
 from harness.bench.arms.model_pool import ModelPool, autocast
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.verifiers import oracle_verifier
-from harness.bench.arms.work.compilation import as_cuda_graph, first_call_figures
-from harness.bench.arms.work.cost_terms import attention_cost_kind, element_bytes
+from harness.bench.arms.workloads.compilation import as_cuda_graph, first_call_figures
+from harness.bench.arms.workloads.cost_terms import attention_cost_kind, element_bytes
 from harness.bench.ceilings import last_level_cache_bytes
 from harness.bench.work import Work
 from harness.subjects.model import Model

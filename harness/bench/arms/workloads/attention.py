@@ -17,8 +17,8 @@ from harness.bench.arms.error_bounds import attention_bound, float32_bound
 from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.verifiers import TensorVerifier, coarse_dtypes
-from harness.bench.arms.work.compilation import first_call_figures
-from harness.bench.arms.work.cost_terms import attention_cost_kind, element_bytes
+from harness.bench.arms.workloads.compilation import first_call_figures
+from harness.bench.arms.workloads.cost_terms import attention_cost_kind, element_bytes
 from harness.bench.ceilings import last_level_cache_bytes
 from harness.bench.memory import peak_bytes_in_child
 from harness.bench.work import Work
@@ -100,7 +100,7 @@ def attention(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int) -> Work:
 @functools.cache
 def _cached_peak_bytes(**arguments: Any) -> int:
     """Return the peak memory of the call in a child process; a call that two comparisons share takes one child."""
-    return peak_bytes_in_child("harness.bench.arms.work.attention:attention_call", **arguments)
+    return peak_bytes_in_child("harness.bench.arms.workloads.attention:attention_call", **arguments)
 
 
 def attention_call(

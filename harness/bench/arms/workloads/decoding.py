@@ -13,7 +13,7 @@ from harness.bench.arms.error_bounds import float32_bound
 from harness.bench.arms.model_pool import ModelPool, autocast
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.verifiers import oracle_verifier
-from harness.bench.arms.work.cost_terms import element_bytes
+from harness.bench.arms.workloads.cost_terms import element_bytes
 from harness.bench.work import Work
 from harness.core.errors import MissingAbility
 from harness.subjects.model import Model

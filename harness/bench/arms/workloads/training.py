@@ -16,8 +16,8 @@ from harness.bench.arms.error_bounds import training_bound
 from harness.bench.arms.model_pool import ModelPool, autocast, round_parameters
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.verifiers import oracle_verifier
-from harness.bench.arms.work.compilation import first_call_figures
-from harness.bench.arms.work.cost_terms import attention_cost_kind, element_bytes
+from harness.bench.arms.workloads.compilation import first_call_figures
+from harness.bench.arms.workloads.cost_terms import attention_cost_kind, element_bytes
 from harness.bench.ceilings import last_level_cache_bytes
 from harness.bench.work import Work
 from harness.subjects.model import Model
