@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harness.core.sizes import Size
 from harness.oracle.deviations import oracle_override
 from harness.oracle.probe_weights import State
-from harness.subjects.adapters.weights.name_map import map_by_names
+from harness.subjects.adapters.weight_discovery.name_map import map_by_names
 from harness.subjects.model import Model
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Every kind of work and every arm by name. Importing a module of `work` registers the kinds of work in it."""
+"""Every kind of work and every arm by name. Importing a module of `workloads` registers the kinds of work in it."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from torch import nn
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES, Size
 from harness.subjects.adapters.construction.constructor import Constructor
-from harness.subjects.adapters.weights.discovery import discover
-from harness.subjects.adapters.weights.map_at_other_sizes import at_size
-from harness.subjects.adapters.weights.name_map import read_names
+from harness.subjects.adapters.weight_discovery.discovery import discover
+from harness.subjects.adapters.weight_discovery.map_at_other_sizes import at_size
+from harness.subjects.adapters.weight_discovery.name_map import read_names
 from harness.subjects.forward_call import call
 from harness.subjects.model import Model
 from harness.subjects.weight_map import WeightMap

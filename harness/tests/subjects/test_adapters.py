@@ -11,7 +11,7 @@ from harness.judging.run_check import run
 from harness.oracle.probe_weights import state
 from harness.subjects.adapters import adapt
 from harness.subjects.adapters.construction.constructor import constructor
-from harness.subjects.adapters.weights.name_map import map_by_names
+from harness.subjects.adapters.weight_discovery.name_map import map_by_names
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_hooks import arranged
 from harness.subjects.protocols import Caches, Checkpoints, ChoosesAttention, Generates, Subject
@@ -70,7 +70,7 @@ class Wrapper:
 
     def build(self, size, *, seed=0, dtype="float32", device="cpu", **options):
         from harness.subjects.forward_call import call
-        from harness.subjects.adapters.weights.name_map import map_by_names
+        from harness.subjects.adapters.weight_discovery.name_map import map_by_names
         from harness.subjects.model import Model
 
         module = factory()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights import unmatched_parameters
-from harness.subjects.adapters.weights.name_map import NameMap, missing_rows, read_names
-from harness.subjects.adapters.weights.projection_columns import Calling
-from harness.subjects.adapters.weights.traced_rows import traced_rows
+from harness.subjects.adapters.weight_discovery import unmatched_parameters
+from harness.subjects.adapters.weight_discovery.name_map import NameMap, missing_rows, read_names
+from harness.subjects.adapters.weight_discovery.projection_columns import Calling
+from harness.subjects.adapters.weight_discovery.traced_rows import traced_rows
 from harness.subjects.weight_map import MappedWeight, WeightMap, family
 
 

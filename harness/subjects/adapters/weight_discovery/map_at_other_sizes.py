@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights.name_map import missing_rows
-from harness.subjects.adapters.weights.parameter_rows import table_row
+from harness.subjects.adapters.weight_discovery.name_map import missing_rows
+from harness.subjects.adapters.weight_discovery.parameter_rows import table_row
 from harness.subjects.weight_map import Layout, MappedWeight, WeightMap, family, published_shapes
 
 

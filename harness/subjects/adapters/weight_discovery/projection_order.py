@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights.names import spelled_order
-from harness.subjects.adapters.weights.projection_columns import Column
+from harness.subjects.adapters.weight_discovery.names import spelled_order
+from harness.subjects.adapters.weight_discovery.projection_columns import Column
 
 
 def spelled_columns(name: str, width: int, size: Size) -> list[Column]:

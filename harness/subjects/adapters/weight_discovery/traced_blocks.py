@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights.labelled_parameters import LabelledParameters
-from harness.subjects.adapters.weights.tracing import Use
-from harness.subjects.adapters.weights.unmatched_parameters import numbered
+from harness.subjects.adapters.weight_discovery.labelled_parameters import LabelledParameters
+from harness.subjects.adapters.weight_discovery.tracing import Use
+from harness.subjects.adapters.weight_discovery.unmatched_parameters import numbered
 
 
 @dataclass

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights.names import parse_name
-from harness.subjects.adapters.weights.parameter_rows import row_by_name
+from harness.subjects.adapters.weight_discovery.names import parse_name
+from harness.subjects.adapters.weight_discovery.parameter_rows import row_by_name
 from harness.subjects.weight_map import MappedWeight, WeightMap, published_shapes
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights.name_map import missing_rows
-from harness.subjects.adapters.weights.names import stem_and_leaf
-from harness.subjects.adapters.weights.parameter_rows import is_out_in, row_of_missing
+from harness.subjects.adapters.weight_discovery.name_map import missing_rows
+from harness.subjects.adapters.weight_discovery.names import stem_and_leaf
+from harness.subjects.adapters.weight_discovery.parameter_rows import is_out_in, row_of_missing
 from harness.subjects.weight_map import MappedWeight, published_shapes
 
 Rows = tuple[MappedWeight, ...]

@@ -8,7 +8,7 @@ import re
 from torch import nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights.names import PUBLISHED_ORDER, ParsedName
+from harness.subjects.adapters.weight_discovery.names import PUBLISHED_ORDER, ParsedName
 from harness.subjects.weight_map import Layout, MappedWeight, published_shapes
 
 

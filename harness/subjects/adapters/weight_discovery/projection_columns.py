@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights.labelled_parameters import LabelledParameters
-from harness.subjects.adapters.weights.traced_blocks import TracedBlock
-from harness.subjects.adapters.weights.tracing import Tracing, Use
+from harness.subjects.adapters.weight_discovery.labelled_parameters import LabelledParameters
+from harness.subjects.adapters.weight_discovery.traced_blocks import TracedBlock
+from harness.subjects.adapters.weight_discovery.tracing import Tracing, Use
 
 Calling = Callable[[nn.Module, Tensor, Tensor | None], Any]
 PERTURBATION = 0.1

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights import traced_vectors
-from harness.subjects.adapters.weights.entry_layout import with_layout
-from harness.subjects.adapters.weights.labelled_parameters import LabelledParameters
-from harness.subjects.adapters.weights.parameter_rows import order_is_known, table_row
-from harness.subjects.adapters.weights.projection_columns import Calling, Column, projection_columns
-from harness.subjects.adapters.weights.projection_order import column_groups, layout_note, spelled_columns
-from harness.subjects.adapters.weights.traced_blocks import TracedBlock, own_name, traced_blocks
-from harness.subjects.adapters.weights.tracing import Tracing, Use
+from harness.subjects.adapters.weight_discovery import traced_vectors
+from harness.subjects.adapters.weight_discovery.entry_layout import with_layout
+from harness.subjects.adapters.weight_discovery.labelled_parameters import LabelledParameters
+from harness.subjects.adapters.weight_discovery.parameter_rows import order_is_known, table_row
+from harness.subjects.adapters.weight_discovery.projection_columns import Calling, Column, projection_columns
+from harness.subjects.adapters.weight_discovery.projection_order import column_groups, layout_note, spelled_columns
+from harness.subjects.adapters.weight_discovery.traced_blocks import TracedBlock, own_name, traced_blocks
+from harness.subjects.adapters.weight_discovery.tracing import Tracing, Use
 from harness.subjects.weight_map import MappedWeight, published_shapes
 
 

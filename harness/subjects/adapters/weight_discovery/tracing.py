@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weights.labelled_parameters import LabelledParameters
+from harness.subjects.adapters.weight_discovery.labelled_parameters import LabelledParameters
 
 # Operations that move numbers without changing them.
 MOVES = frozenset(
