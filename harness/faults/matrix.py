@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,11 +154,20 @@ def _start_worker(suites: Path) -> None:
     # Only workers need it, and it takes seconds: imported before the freeze.
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401 - imported for the freeze alone
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _checks[:] = debug_checks(suites)
     gc.collect()
     gc.freeze()
     model_cache.frozen = True
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it ends, even if it was killed: nobody reads the results then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _lines_reached() -> dict[str, frozenset[int]]:

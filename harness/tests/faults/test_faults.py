@@ -3,6 +3,10 @@
 import ast
 import json
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +159,36 @@ def test_the_matrix_meets_its_requirements(tmp_path, pytestconfig, capsys):
     rows = [json.loads(line) for line in records.read_text().splitlines()]
     assert len([row for row in rows if row["kind"] == "fault"]) == len(ids or ALL)
     assert (tmp_path / "plots" / "faults.png").is_file()
+
+
+def test_workers_end_with_a_command_that_is_killed(tmp_path):
+    """They once ran on for minutes, each on a core of its own."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", "faults", "--processes", "1", "--output", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def children():
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(command.pid)], capture_output=True, text=True)
+        return [int(pid) for pid in listed.stdout.split()]
+
+    try:
+        assert wait_until(lambda: len(children()) >= 2), "multiprocessing's tracker and a worker"
+        workers = children()
+    finally:
+        command.kill()
+        command.wait()
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def wait_until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def test_ctrl_c_keeps_the_faults_that_are_done(tmp_path, monkeypatch, capsys):
