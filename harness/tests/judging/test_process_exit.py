@@ -1,0 +1,66 @@
+"""A subject that ends the process costs one check, and a run that ends early is not green."""
+
+import pytest
+
+from harness.core.record_files import read as records_of
+from harness.tests.judging.naughty import AT, FORWARD, subject
+
+
+def rows_of(project):
+    (path,) = sorted((project.path / "reports" / "records").glob("verify-*.jsonl"))
+    return [row for row in records_of(path) if row["kind"] == "record"]
+
+
+@pytest.mark.parametrize("option", [[], ["-n", "1"], ["--isolate"]], ids=" ".join)
+@pytest.mark.parametrize("line", ["os._exit(0)", "os._exit(7)", "os.execvp('true', ['true'])"])
+def test_a_subject_that_ends_its_process_costs_one_check(project, line, option):
+    """`os._exit(0)` in a forward pass once ended the run with status 0 and no verdict: green in CI."""
+    subject(project.path, FORWARD, line)
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "-k", "counted or logits", *option)
+    assert [row["verdict"] for row in rows_of(project)] == ["pass", "error"]
+    result.stdout.fnmatch_lines([f"*naughty.py:{AT} in forward*", "=* 1 failed, 1 passed*"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert (project.path / "reports" / "index.md").exists()
+
+
+@pytest.mark.parametrize("option", [[], ["-n", "1"], ["--isolate"]], ids=" ".join)
+def test_a_subject_whose_library_ends_the_process_loses_nothing_that_was_measured(project, option):
+    """Alone in the run's own process there is nobody left to write a report; the records are there."""
+    subject(project.path, FORWARD, "ctypes.CDLL(None)._exit(7)")
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "-k", "counted or logits", *option)
+    rows = rows_of(project)
+    assert (rows[0]["check"], rows[0]["verdict"]) == ("counted", "pass")
+    if option:
+        assert [row["verdict"] for row in rows] == ["pass", "error"]
+        result.stdout.fnmatch_lines(["=* 1 failed, 1 passed*"])
+        assert (project.path / "reports" / "index.md").exists()
+
+
+@pytest.mark.parametrize("option", [[], ["-n", "1"], ["--isolate"]], ids=" ".join)
+def test_a_subject_that_ends_the_process_at_import_is_an_error_in_one_line(project, option):
+    (project.path / "gone.py").write_text("import os\nos._exit(0)\n")
+    result = project.runpytest_subprocess("--subject", "gone.py:GPT", *option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --subject gone.py:GPT: *gone.py:2*"])
+
+
+def test_a_run_that_a_thread_of_the_subject_ends_is_not_green(project):
+    line = "t = threading.Thread(target=os._exit, args=(0,)); t.start(); t.join()"
+    subject(project.path, FORWARD, f"import threading; {line}")
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stderr.fnmatch_lines(["gpt-harness: os._exit(0) at * the run had not finished"])
+
+
+def test_an_exit_handler_of_the_subject_does_not_hide_that_the_run_failed(project):
+    subject(project.path, FORWARD, "raise ValueError('no')")
+    with (project.path / "naughty.py").open("a") as file:
+        file.write("\nimport atexit\natexit.register(lambda: os._exit(0))\n")
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_process_that_a_subject_forks_may_exit_as_it_likes(project):
+    line = "child = os.fork()\nif child == 0: os._exit(0)\nassert os.waitpid(child, 0)[1] == 0"
+    subject(project.path, FORWARD, line)
+    project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-diagnosis").assert_outcomes(passed=5)
