@@ -77,7 +77,7 @@ class ExitGuard:
             if os.getpid() == self._process:
                 if _blocks and threading.current_thread() is threading.main_thread():
                     raise ProcessExit(f"os.{name}({first!r}) would have ended the process that judges it")
-                if name == "_exit" and first == 0 and self.status:
+                if name == "_exit" and isinstance(first, int) and first % 256 == 0 and self.status:  # the low byte
                     self._explain(sys._getframe(1))
                     return original(self.status)
             return original(*arguments, **keywords)

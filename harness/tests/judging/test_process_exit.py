@@ -44,8 +44,9 @@ def test_a_subject_that_ends_the_process_at_import_is_an_error_in_one_line(proje
     result.stderr.fnmatch_lines(["ERROR: --subject gone.py:GPT: *gone.py:2*"])
 
 
-def test_a_run_that_a_thread_of_the_subject_ends_is_not_green(project):
-    line = "t = threading.Thread(target=os._exit, args=(0,)); t.start(); t.join()"
+@pytest.mark.parametrize("status", [0, 256])  # the exit status of a process is the low byte
+def test_a_run_that_a_thread_of_the_subject_ends_is_not_green(project, status):
+    line = f"t = threading.Thread(target=os._exit, args=({status},)); t.start(); t.join()"
     subject(project.path, FORWARD, f"import threading; {line}")
     result = project.runpytest_subprocess("--subject", "naughty.py:GPT")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
