@@ -21,15 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A user's mistake (HarnessError, or OSError for a file) is printed as one line on stderr, and the exit status is 2.
     """
     options = parser().parse_args(arguments)
-    guard = ExitGuard()  # `inspect` imports the subject, which may call os._exit(0)
+    guard = ExitGuard()  # a subject that is inspected may call os._exit(0)
     guard.install()
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
     except (HarnessError, OSError) as error:
         print(f"gpt-harness {options.command}: {error}", file=sys.stderr)
-        return 2
-    finally:
-        guard.remove()
+        status = 2
+    guard.finish(status)
+    if status == 0:
+        guard.remove()  # otherwise it stays, for exit handlers that a subject registered
+    return status
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,21 +27,28 @@ _blocks = 0  # the number of open `subject_at_work` blocks
 
 @contextlib.contextmanager
 def subject_at_work() -> Iterator[None]:
-    """Mark the code inside the block as the subject's: an installed ExitGuard then raises ProcessExit."""
+    """Mark the code inside the block as the subject's: an installed ExitGuard then raises ProcessExit.
+
+    A process that the subject forked inside the block is killed where it would leave it: it would go on to judge the
+    next checks, and answer in place of the process that it was forked from.
+    """
     global _blocks
     _blocks += 1
+    process = os.getpid()
     try:
         yield
     finally:
         _blocks -= 1
+        if os.getpid() != process:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class ExitGuard:
     """Replace os._exit, os.execv and os.execve in this process, from `install` to `remove`.
 
     - In the main thread, inside `subject_at_work`, a call raises ProcessExit, which becomes the check's verdict.
-    - Elsewhere (another thread, an exit handler) os._exit(0) ends the process with `status` instead of 0, so that a
-      run that ends early is not reported as a success. The status is UNFINISHED until `finish` sets it.
+    - Elsewhere (another thread, an exit handler) os._exit(0) and os.exec* end the process with `status`, so that a run
+      that ends early is not reported as a success. The status is UNFINISHED until `finish` sets it.
     - In a child process forked from this one, a call has its usual effect.
 
     A C library that ends the process is not detected; `--isolate` survives that.
@@ -49,6 +58,7 @@ class ExitGuard:
         self.status = UNFINISHED
         self._process = os.getpid()
         self._stderr: int | None = None
+        self._exit = os._exit
         self._originals: list[tuple[Any, str, Callable[..., Any]]] = []
 
     def install(self) -> None:
@@ -77,19 +87,29 @@ class ExitGuard:
             if os.getpid() == self._process:
                 if _blocks and threading.current_thread() is threading.main_thread():
                     raise ProcessExit(f"os.{name}({first!r}) would have ended the process that judges it")
-                if name == "_exit" and isinstance(first, int) and first % 256 == 0 and self.status:  # the low byte
-                    self._explain(sys._getframe(1))
-                    return original(self.status)
+                if self.status and (name != "_exit" or _is_success(first)):
+                    self._explain(f"os.{name}({first!r})")
+                    return self._exit(self.status)
             return original(*arguments, **keywords)
 
         return guarded
 
-    def _explain(self, caller: Any) -> None:
+    def _explain(self, call: str) -> None:
+        caller = sys._getframe(1).f_back  # None for an exit handler, which the interpreter calls
+        at = f" at {caller.f_code.co_filename}:{caller.f_lineno}" if caller else ""
         text = (
-            f"\ngpt-harness: os._exit(0) at {caller.f_code.co_filename}:{caller.f_lineno} ended this process; "
+            f"\ngpt-harness: {call}{at} ended this process; "
             f"it exits with status {self.status}, since the run "
             f"{'had not finished' if self.status == UNFINISHED else 'failed'}\n"
         )
         if self._stderr is not None:
             with contextlib.suppress(OSError):
                 os.write(self._stderr, text.encode("utf-8", "replace"))
+
+
+def _is_success(status: Any) -> bool:
+    """Return True if os._exit(status) would end with status 0: the system keeps the low byte."""
+    try:
+        return operator.index(status) % 256 == 0
+    except TypeError:
+        return False  # os._exit raises

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import Missing, SubjectError
+from harness.core.process_exit import subject_at_work
 from harness.core.sizes import SIZES, Size
 from harness.oracle import noise_verdict
 from harness.oracle.hugging_face import oracle
@@ -110,7 +111,7 @@ def inspect_subject(spec: str) -> Inspection:
     }
     for name, step in named.items():
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), subject_at_work():
                 step()
         except KeyboardInterrupt:
             raise

@@ -95,9 +95,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
-    """Give the guard the exit status, once every other plugin has set it."""
+    """Fail a run that ended before every check was judged, and give the guard the exit status once it is final."""
+    if session.exitstatus == pytest.ExitCode.OK and (unjudged := _unjudged(session)):
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+        session.config.stash[SESSION].trouble.append(f"the run ended before {unjudged} of its checks were judged")
     yield
     session.config.stash[_exit_guard].finish(int(session.exitstatus))
+
+
+def _unjudged(session: pytest.Session) -> int:
+    """Return the number of checks that were to run and did not: a subject's signal handler may call pytest.exit."""
+    config = session.config
+    if hasattr(config, "workerinput") or config.getoption("collectonly") or config.getoption("setuponly", False):
+        return 0
+    return sum(isinstance(item, CheckItem) and item.record is None for item in session.items)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:

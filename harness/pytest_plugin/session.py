@@ -105,7 +105,7 @@ class Session:
         from harness.core.environment import peak_memory_bytes
         from harness.report import write_latest
 
-        complete = exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+        complete = session.exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         if complete:
             self._diagnose()
             self._check_declarations(session)

@@ -1,9 +1,11 @@
 """A subject that ends the process costs one check, and a run that ends early is not green."""
 
+import sys
+
 import pytest
 
 from harness.core.record_files import read as records_of
-from harness.tests.judging.naughty import AT, FORWARD, subject
+from harness.tests.judging.naughty import ANSWER, AT, FORWARD, subject
 
 
 def rows_of(project):
@@ -50,14 +52,56 @@ def test_a_run_that_a_thread_of_the_subject_ends_is_not_green(project, status):
     subject(project.path, FORWARD, f"import threading; {line}")
     result = project.runpytest_subprocess("--subject", "naughty.py:GPT")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
-    result.stderr.fnmatch_lines(["gpt-harness: os._exit(0) at * the run had not finished"])
+    result.stderr.fnmatch_lines([f"gpt-harness: os._exit({status}) at * the run had not finished"])
 
 
-def test_an_exit_handler_of_the_subject_does_not_hide_that_the_run_failed(project):
+def test_a_run_that_a_thread_replaces_by_another_program_is_not_green(project):
+    line = "t = threading.Thread(target=os.execv, args=('/bin/true', ['true'])); t.start(); t.join()"
+    subject(project.path, FORWARD, f"import threading; {line}")
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+
+
+HANDLERS = ["lambda: os._exit(0)", "os._exit, 0", "os._exit, numpy.int64(0)", "os.execv, '/bin/true', ['true']"]
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_an_exit_handler_of_the_subject_does_not_hide_that_the_run_failed(project, handler):
     subject(project.path, FORWARD, "raise ValueError('no')")
     with (project.path / "naughty.py").open("a") as file:
-        file.write("\nimport atexit\natexit.register(lambda: os._exit(0))\n")
+        file.write(f"\nimport atexit\natexit.register({handler})\n")
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-diagnosis")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stderr.fnmatch_lines(["gpt-harness: os.* the run failed"])
+    result.stderr.no_fnmatch_line("*Traceback*")
+
+
+def test_a_run_that_ends_between_two_checks_is_not_green(project):
+    """As by a signal handler of the subject's that calls pytest.exit."""
+    project.makeconftest("import pytest\ndef pytest_runtest_teardown(): pytest.exit('bye', returncode=0)")
+    subject(project.path, FORWARD, "pass")
     result = project.runpytest_subprocess("--subject", "naughty.py:GPT")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+
+
+@pytest.mark.parametrize("line", ["os.execv('/bin/true', ['true'])", "os._exit(0)"])
+def test_inspect_says_that_a_subject_would_have_ended_it(project, line):
+    subject(project.path, FORWARD, line)
+    result = project.run(sys.executable, "-m", "harness.cli", "inspect", "naughty.py:GPT")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*would have ended the process*"])
+
+
+@pytest.mark.parametrize("option", [[], ["--isolate"]], ids=" ".join)
+def test_a_process_that_a_subject_forks_does_not_judge(project, monkeypatch, option):
+    """Isolated, it once answered beside its parent: every answer was taken for the next question's."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # with more threads the child hangs in OpenMP
+    line = "if not KEPT: KEPT.append(os.fork())\nif targets is not None: logits.mul_(1.01)"
+    subject(project.path, ANSWER, line)
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-diagnosis", *option)
+    plain = [row["verdict"] for row in rows_of(project)]
+    assert len(plain) == 5
+    assert "fail" in plain
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
