@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from harness.core.record_files import read as records_of
-from harness.tests.judging.naughty import ANSWER, AT, FORWARD, subject
+from harness.tests.judging.naughty import AT, FORWARD, subject
 
 
 def rows_of(project):
@@ -96,12 +96,15 @@ def test_inspect_says_that_a_subject_would_have_ended_it(project, line):
 def test_a_process_that_a_subject_forks_does_not_judge(project, monkeypatch, option):
     """Isolated, it once answered beside its parent: every answer was taken for the next question's."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # with more threads the child hangs in OpenMP
-    line = "if not KEPT: KEPT.append(os.fork())\nif targets is not None: logits.mul_(1.01)"
-    subject(project.path, ANSWER, line)
+    doubled_gradients = "None if loss is None else 2 * loss - loss.detach()"  # seen by the last check alone
+    line = (
+        "if not KEPT: KEPT.append(os.fork())\n"
+        "logits, loss = super().forward(idx, targets, **options)\n"
+        f"return logits, {doubled_gradients}"
+    )
+    subject(project.path, FORWARD, line)
     result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-diagnosis", *option)
-    plain = [row["verdict"] for row in rows_of(project)]
-    assert len(plain) == 5
-    assert "fail" in plain
+    assert [row["verdict"] for row in rows_of(project)] == ["pass", "pass", "pass", "pass", "fail"]
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
