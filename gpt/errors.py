@@ -1,5 +1,16 @@
 """The errors that `gpt` raises for a user's mistakes."""
 
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown word: the nearest known word, or else all known words."""
+    import difflib  # here to save start-up time
+
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+
 
 class GPTError(Exception):
     """The base of all errors of `gpt`, so that one `except` can catch them all."""
@@ -47,3 +58,71 @@ class DataUnavailable(DataError, FileNotFoundError):  # noqa: N818 - the name sa
 
 class TextError(DataError, ValueError):
     """A text that cannot be used as a corpus."""
+
+
+class TextTooShort(TextError):  # noqa: N818 - the name says what is wrong
+    """A text, or a part of one, that has fewer tokens than a window with its targets."""
+
+
+class UnknownCharacter(TokenError):  # noqa: N818 - the name says what is wrong
+    """A character that the vocabulary of a run has no token for."""
+
+
+class TokenFileError(DataError):
+    """A token file that cannot be read or written, or that is of another vocabulary or version."""
+
+
+class TokenFileCorrupt(TokenFileError, DataCorrupt):  # noqa: N818 - the name says what is wrong
+    """A token file that was cut off or changed: its size or its checksum is not the one in its header."""
+
+
+class LoaderError(GPTError, ValueError):
+    """Arguments of a loader that describe no batches, or a saved position of another loader."""
+
+
+class RunError(GPTError):
+    """A run that cannot start, continue or write its files where the command says."""
+
+
+class RunExists(RunError, FileExistsError):  # noqa: N818 - the name says what is wrong
+    """A folder for a new run that has a run already."""
+
+
+class OtherRankFailed(RunError):  # noqa: N818 - the name says what is wrong
+    """Rank 0 could not go on, and says why: the other ranks stop with it."""
+
+
+class DoesNotFit(RunError):  # noqa: N818 - the name says what is wrong
+    """A run that needs more memory than the device has; the message says what would fit."""
+
+
+class PackageMissing(RunError, ImportError):  # noqa: N818 - the name says what is wrong
+    """A package that an option of a run needs and that is not installed."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint of a run that cannot be read, used or written."""
+
+
+class CheckpointMissing(CheckpointError, FileNotFoundError):  # noqa: N818 - the name says what is wrong
+    """A run without a checkpoint, or a checkpoint without one of its files."""
+
+
+class CheckpointCorrupt(CheckpointError):  # noqa: N818 - the name says what is wrong
+    """A checkpoint that was cut off or changed after it was written."""
+
+
+class CheckpointTooNew(CheckpointError):  # noqa: N818 - the name says what is wrong
+    """A checkpoint in a format that a newer version of this program wrote."""
+
+
+class CheckpointMismatch(CheckpointError, ConfigError):  # noqa: N818 - the name says what is wrong
+    """A checkpoint of another configuration, another text or another number of ranks."""
+
+
+class CheckpointNotSaved(CheckpointError, OSError):  # noqa: N818 - the name says what is wrong
+    """A checkpoint that could not be written, for instance on a full disk; the ones before it are unchanged."""
+
+
+class NonFinite(GPTError, ArithmeticError):  # noqa: N818 - the name says what is wrong
+    """A loss or a gradient of a training step that is NaN or infinite."""

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from gpt import DataCorrupt, DataUnavailable, TextError, data
+from gpt.data import __main__ as command
+from gpt.data import published
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3000
 
@@ -22,7 +24,7 @@ def empty_cache(tmp_path, monkeypatch):
     for name in ("GPT_HARNESS_DATA", "TIKTOKEN_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "_failed", {})
+    monkeypatch.setattr(published, "_failed", {})
     return tmp_path / "cache" / "gpt-harness"
 
 
@@ -47,10 +49,10 @@ def server(empty_cache, monkeypatch):
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    source = data.Source(
+    source = published.Source(
         "text.txt", f"http://127.0.0.1:{web.server_port}/input.txt", hashlib.sha256(TEXT).hexdigest(), len(TEXT)
     )
-    monkeypatch.setitem(data.TEXTS, "tinyshakespeare", source)
+    monkeypatch.setitem(published.TEXTS, "tinyshakespeare", source)
     yield Handler
     web.shutdown()
     web.server_close()
@@ -83,7 +85,7 @@ def test_a_text_is_downloaded_once_and_then_found_in_the_cache(empty_cache, serv
 def test_a_bad_download_is_rejected_leaves_nothing_and_is_not_tried_again(
     empty_cache, server, monkeypatch, damage, error, message
 ):
-    monkeypatch.setattr(data, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(published, "TIMEOUT_SECONDS", 0.2)
     for name, value in damage.items():
         setattr(server, name, value)
     for _ in range(2):
@@ -97,8 +99,8 @@ def test_without_a_network_the_message_has_the_searched_folders_and_the_command(
     empty_cache, server, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("GPT_HARNESS_DATA", str(tmp_path / "mine"))
-    source = replace(data.TEXTS["tinyshakespeare"], url="http://127.0.0.1:9/input.txt")  # nothing listens there
-    monkeypatch.setitem(data.TEXTS, "tinyshakespeare", source)
+    source = replace(published.TEXTS["tinyshakespeare"], url="http://127.0.0.1:9/input.txt")  # nothing listens there
+    monkeypatch.setitem(published.TEXTS, "tinyshakespeare", source)
     with pytest.raises(DataUnavailable) as caught:
         data.load_text()
     message = str(caught.value)
@@ -135,19 +137,19 @@ def test_a_changed_file_is_rejected_by_name_and_by_both_checksums(empty_cache, s
 def test_the_vocabulary_is_searched_for_in_tiktokens_cache_first(empty_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("GPT_HARNESS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
-    found = data.places(data.VOCABULARY)
+    found = published.places(published.VOCABULARY)
     assert found == [tmp_path / "tiktoken", tmp_path / "data" / "tiktoken", empty_cache / "tiktoken"]
 
 
 def test_a_changed_vocabulary_is_rejected_and_not_deleted(empty_cache, monkeypatch, tmp_path):
     """tiktoken would remove it and download another, without a timeout."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    for source in data.VOCABULARY:
+    for source in published.VOCABULARY:
         (tmp_path / source.file).write_text("{}")
     data.tokenizer.cache_clear()
     with pytest.raises(DataCorrupt, match=r"has the sha256"):
         data.tokenizer()
-    assert all((tmp_path / source.file).exists() for source in data.VOCABULARY)
+    assert all((tmp_path / source.file).exists() for source in published.VOCABULARY)
 
 
 def test_the_vocabulary_is_the_one_in_tiktoken():
@@ -157,15 +159,17 @@ def test_the_vocabulary_is_the_one_in_tiktoken():
     from tiktoken_ext import openai_public
 
     source = inspect.getsource(openai_public.gpt2)
-    for file in data.VOCABULARY:
+    for file in published.VOCABULARY:
         assert f'"{file.url}"' in source
         assert f'"{file.sha256}"' in source
         assert file.file == hashlib.sha1(file.url.encode()).hexdigest()
 
 
 def test_one_command_fetches_every_file_or_names_it(empty_cache, server, monkeypatch, capsys):
-    monkeypatch.setattr(data, "VOCABULARY", (replace(data.VOCABULARY[0], url="http://127.0.0.1:9/vocab.bpe"),))
-    assert data.main() == 1
+    monkeypatch.setattr(
+        published, "VOCABULARY", (replace(published.VOCABULARY[0], url="http://127.0.0.1:9/vocab.bpe"),)
+    )
+    assert command.main() == 1
     output = capsys.readouterr()
     assert f"input.txt: {empty_cache / 'text.txt'}" in output.out
     assert "vocab.bpe" in output.err
@@ -205,8 +209,8 @@ def test_a_missing_text_is_a_named_error(tmp_path):
 @pytest.fixture
 def vocabulary():
     data.tokenizer.cache_clear()
-    folders = data.places(data.VOCABULARY)
-    if not any((folder / source.file).is_file() for folder in folders for source in data.VOCABULARY):
+    folders = published.places(published.VOCABULARY)
+    if not any((folder / source.file).is_file() for folder in folders for source in published.VOCABULARY):
         pytest.skip("GPT-2's vocabulary is not on this machine; `python -m gpt.data` fetches it")
 
 
@@ -229,7 +233,9 @@ def test_the_tokenizer_leaves_the_environment_unchanged(vocabulary, monkeypatch)
 
 
 def test_tinyshakespeare_has_338_025_tokens(vocabulary):
-    if not any((folder / "tinyshakespeare.txt").is_file() for folder in data.places((data.TEXTS["tinyshakespeare"],))):
+    if not any(
+        (folder / "tinyshakespeare.txt").is_file() for folder in published.places((published.TEXTS["tinyshakespeare"],))
+    ):
         pytest.skip("TinyShakespeare is not on this machine; `python -m gpt.data` fetches it")
     assert len(data.tokens()) == 338_025
 

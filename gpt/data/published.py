@@ -1,4 +1,4 @@
-"""Text and GPT-2's tokenizer, from the user's folders or downloaded once; `python -m gpt.data` fetches both."""
+"""Published files: where they are searched for, how they are downloaded once, and their checksums."""
 
 import hashlib
 import os
@@ -6,20 +6,11 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from gpt.errors import DataCorrupt, DataError, DataUnavailable, TextError
-
-if TYPE_CHECKING:
-    import tiktoken
+from gpt.errors import DataCorrupt, DataError, DataUnavailable
 
 TIMEOUT_SECONDS = 5.0
 """The longest time that a download may take to connect, and then between two reads."""
@@ -62,83 +53,6 @@ VOCABULARY = (
     _bpe("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", 456_318),
     _bpe("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", 1_042_301),
 )
-
-
-def tokens(name_or_path: str | os.PathLike[str] = "tinyshakespeare") -> Tensor:
-    """Return the GPT-2 tokens of a text, (N) of int64.
-
-    Raises the errors of `load_text` and `tokenizer`.
-    """
-    text = load_text(name_or_path)
-    # Ordinary: "<|endoftext|>" inside a text is text, not the special token.
-    return torch.tensor(tokenizer().encode_ordinary(text), dtype=torch.int64)
-
-
-def windows(tokens: Tensor, *, batch: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return random windows of a text and their next tokens: inputs and targets, (batch, length) each.
-
-    Raises `TextError` when the text is shorter than a window with its targets.
-    """
-    if len(tokens) <= length:
-        raise TextError(
-            f"the text has {len(tokens)} tokens, and a window of {length} with its targets needs {length + 1}; "
-            "give a longer text or a shorter window"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(tokens) - length, (batch, 1), generator=generator)  # (batch, 1)
-    positions = starts + torch.arange(length)  # (batch, 1) + (length) -> (batch, length)
-    return tokens[positions], tokens[positions + 1]
-
-
-def load_text(name_or_path: str | os.PathLike[str] = "tinyshakespeare") -> str:
-    """Return a text: a published one by its name, or any file in UTF-8.
-
-    Raises `DataUnavailable` when there is no such file, `DataCorrupt` when a published text does not match its
-    checksum, `TextError` when the text is empty or not UTF-8.
-    """
-    source = TEXTS.get(str(name_or_path))
-    path = locate((source,)) / source.file if source else Path(name_or_path).expanduser()
-    try:
-        raw = path.read_bytes()  # not read_text, which would change the line ends
-    except OSError as error:
-        raise DataUnavailable(
-            f"{path}: cannot be read ({error.strerror}); expected a file, or one of {', '.join(TEXTS)}"
-        ) from error
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path}: the byte {raw[error.start]:#04x} at offset {error.start} is not UTF-8 ({error.reason}); "
-            "convert the file, for instance with iconv -f latin1 -t utf-8"
-        ) from error
-    if not text:
-        raise TextError(f"{path}: is empty; expected a text")
-    return text
-
-
-@lru_cache(maxsize=1)
-def tokenizer() -> "tiktoken.Encoding":
-    """Return GPT-2's byte-pair encoding, by tiktoken.
-
-    Raises `DataUnavailable` or `DataCorrupt` when its two files cannot be found or do not match their checksums.
-    """
-    import tiktoken  # here to save start-up time: the model needs no tokenizer
-
-    with _environment("TIKTOKEN_CACHE_DIR", str(locate(VOCABULARY))):
-        return tiktoken.get_encoding("gpt2")
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 # ---------------------------------------------------------------------------- finding files
@@ -253,22 +167,3 @@ def _progress(source: Source, done: int) -> None:
     if sys.stderr.isatty():
         end = "\n" if done == source.size else ""
         print(f"\r{source.name}: {done:,} of {source.size:,} bytes", end=end, file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    """Fetch every file that is not on this machine and print the path of each; return 1 if any is missing, else 0."""
-    problems = 0
-    for sources in ((TEXTS["tinyshakespeare"],), VOCABULARY):
-        try:
-            folder = locate(sources)
-        except DataError as error:
-            problems += 1
-            print(error, file=sys.stderr)
-        else:
-            for source in sources:
-                print(f"{source.name}: {folder / source.file}")
-    return min(problems, 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
