@@ -1,24 +1,39 @@
 """The reference GPT-2, written to be read and to be compared with."""
 
-from gpt.attention import CausalSelfAttention, Head, LoopedSelfAttention
-from gpt.cache import KVCache
-from gpt.config import PRESETS, GPTConfig
-from gpt.errors import (
-    CacheError,
-    ConfigError,
-    ContextError,
-    DataCorrupt,
-    DataError,
-    DataUnavailable,
-    GenerationError,
-    GPTError,
-    TextError,
-    TokenError,
-    WeightsError,
-    WeightsUnavailable,
-)
-from gpt.model import GPT
-from gpt.network import Block, FeedForward
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt.attention import CausalSelfAttention, Head, LoopedSelfAttention
+    from gpt.cache import KVCache
+    from gpt.config import PRESETS, GPTConfig
+    from gpt.errors import (
+        CacheError,
+        ConfigError,
+        ContextError,
+        DataCorrupt,
+        DataError,
+        DataUnavailable,
+        GenerationError,
+        GPTError,
+        TextError,
+        TokenError,
+        WeightsError,
+        WeightsUnavailable,
+    )
+    from gpt.model import GPT
+    from gpt.network import Block, FeedForward
+else:
+
+    def __getattr__(name: str) -> object:
+        # At the first use: torch takes seconds to import, and `python -m gpt.train --help` does not need it.
+        if name in __all__:
+            for module in ("errors", "config", "attention", "cache", "network", "model"):
+                found = getattr(import_module(f"gpt.{module}"), name, None)
+                if found is not None:
+                    return found
+        raise AttributeError(f"module 'gpt' has no attribute '{name}'")
+
 
 __all__ = [
     "GPT",

@@ -36,7 +36,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
+            check_type(field.name, getattr(self, field.name), field.type)
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not positive; give at least 1")
@@ -48,8 +48,8 @@ class GPTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is outside [0, 1); it is the share of values dropped")
-        _check_choice("attention", self.attention, ATTENTIONS)
-        _check_choice("init", self.init, INITS)
+        check_choice("attention", self.attention, ATTENTIONS)
+        check_choice("init", self.init, INITS)
 
     @property
     def head_size(self) -> int:
@@ -57,7 +57,8 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
-def _check_type(name: str, value: object, expected: object) -> None:
+def check_type(name: str, value: object, expected: object) -> None:
+    """Raise `ConfigError` unless `value` has the type `expected`: int, float, bool or str."""
     # A bool is an int in Python, and an int is a valid float: the two cases that isinstance alone gets wrong.
     if expected is float:
         right = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -70,7 +71,8 @@ def _check_type(name: str, value: object, expected: object) -> None:
         raise ConfigError(f"{name}={value!r} is of type {type(value).__name__}; expected {kind}")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
 

@@ -84,7 +84,7 @@ class RunError(GPTError):
     """A run that cannot start, continue or write its files where the command says."""
 
 
-class RunExists(RunError, FileExistsError):  # noqa: N818 - the name says what is wrong
+class RunExists(RunError, ConfigError, FileExistsError):  # noqa: N818 - the name says what is wrong
     """A folder for a new run that has a run already."""
 
 
