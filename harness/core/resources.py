@@ -1,4 +1,4 @@
-"""Resources that a check needs besides the subject and that may be missing: real text and pretrained weights."""
+"""Resources that a check needs besides the subject and that may be missing: text, pretrained weights, records."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ if TYPE_CHECKING:
 
 # A name, not an import: the harness does not depend on gpt, and another package can provide the text and tokenizer.
 TEXT_SOURCE = "gpt.data:tokens"
+TOKENIZER_SOURCE = "gpt.data:tokenizer"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The names of the text and of the pretrained weights of this run."""
+    """The names of the text and of the pretrained weights of this run, and the folder of the records of other runs."""
 
     text: str = "tinyshakespeare"
     pretrained: str = "gpt2"
+    records: str = "reports/records"
     current: ClassVar[Resources]
 
     @classmethod
-    def configure(cls, *, text: str | None = None, pretrained: str | None = None) -> None:
+    def configure(cls, *, text: str | None = None, pretrained: str | None = None, records: str | None = None) -> None:
         """Set the names for this process; None leaves the default."""
-        cls.current = cls(cls.text if text is None else text, cls.pretrained if pretrained is None else pretrained)
+        given = {"text": text, "pretrained": pretrained, "records": records}
+        cls.current = cls(**{name: value for name, value in given.items() if value is not None})
 
 
 Resources.current = Resources()
@@ -42,6 +45,18 @@ def text_tokens() -> Tensor:
     user named and that cannot be read.
     """
     return _text_tokens(Resources.current.text)
+
+
+@functools.cache
+def gpt2_tokens(text: str) -> tuple[int, ...]:
+    """Return the GPT-2 tokens of a short text. Raises `MissingResource` without the vocabulary."""
+    module, function = TOKENIZER_SOURCE.split(":")
+    try:
+        with shipped_package(module.split(".")[0]):
+            found: list[int] = getattr(importlib.import_module(module), function)().encode_ordinary(text)
+    except Exception as error:
+        raise MissingResource(f"GPT-2's vocabulary: {error}") from error
+    return tuple(found)
 
 
 def pretrained_directory() -> Path:

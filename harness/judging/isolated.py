@@ -83,14 +83,13 @@ class IsolatedJudge:
     def _ready(self) -> WorkerProcess:
         if self._worker is None:
             self._worker = WorkerProcess(echo=self.echo)
-            resources = Resources.current
             question = {
                 "do": "start",
                 "spec": self.spec,
                 "limits": dataclasses.asdict(self.limits),
                 "echo": self.echo,
                 "own": self.own,
-                "resources": {"text": resources.text, "pretrained": resources.pretrained},
+                "resources": dataclasses.asdict(Resources.current),
                 "path": sys.path,
             }
             extra = START if self.limits.seconds is not None else 0.0

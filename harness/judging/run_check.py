@@ -17,14 +17,16 @@ from harness.core.process_exit import subject_at_work
 from harness.measures.all_measures import measures
 from harness.subjects.protocols import Subject
 from harness.suites.check import Check
+from harness.suites.claim import find
 from harness.suites.expectations import judge
 from harness.suites.measure_registry import Measure, Reading
 from harness.suites.record import Record, Verdict
+from harness.training.protocols import Trains
 
 LONGEST_TRACEBACK = 4000  # characters, from its end
 
 
-def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: bool = False) -> Record:
+def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None, echo: bool = False) -> Record:
     """Judge the subject by the check. Anything that the subject raises becomes a verdict; only Ctrl-C is raised.
 
     The check is an error if it takes longer than `limits.seconds`. What the subject prints is captured, unless `echo`.
@@ -58,7 +60,7 @@ def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: b
             contextlib.nullcontext() if echo else captured_output(output),
             alarm(limits.seconds),
         ):
-            reading = measure.function(subject, **check.parameters)
+            reading = _read(check, measure, subject)
     except Missing as missing:
         return record("skip", str(missing))
     except HarnessError as mistake:
@@ -70,6 +72,13 @@ def run(check: Check, subject: Subject, *, limits: Limits | None = None, echo: b
     except BaseException as raised:  # SystemExit, pytest's own Skipped, or any class that the subject defines
         return error(describe_error(raised), raised)
     return _judged(check, measure, reading, record)
+
+
+def _read(check: Check, measure: Measure, subject: Subject | Trains) -> Reading:
+    """Return the measure's reading; of a claim, the finding on it."""
+    if check.claim is None:
+        return measure.function(subject, **check.parameters)
+    return find(check.claim, check.parameters, lambda parameters: measure.function(subject, **parameters))
 
 
 def _judged(check: Check, measure: Measure, reading: Reading, record: Callable[..., Record]) -> Record:

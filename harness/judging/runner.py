@@ -74,6 +74,9 @@ class Runner:
         computed = [each for each in self.deviations if each.what]
         if not computed:
             return record
+        if check.claim is not None and record.verdict == "fail":
+            # A claim is about GPT-2, and the subject declares that it is another model.
+            return replace(record, declared="; ".join(f"{each.says}: {each.reason}" for each in computed))
         again = self.judge.judge(check, self.limits, computed)
         if again.verdict != "pass":
             # The difference that remains beyond what is declared is what the user needs to see.

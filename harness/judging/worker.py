@@ -65,7 +65,7 @@ class _Worker:
             return self._start(question)
         if question["do"] == "diagnose":
             return self.judge.diagnose(question["rows"])
-        check = Check(**{**question["check"], "varying": tuple(question["check"]["varying"])})
+        check = Check.from_fields(question["check"])
         deviations = [Deviation(**{**each, "checks": tuple(each["checks"])}) for each in question["deviations"]]
         try:
             return self.judge.judge(check, Limits(**question["limits"]), deviations).as_row()

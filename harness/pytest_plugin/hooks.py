@@ -16,8 +16,8 @@ from harness.core.process_exit import ExitGuard
 from harness.core.record_files import encode
 from harness.core.resources import Resources
 from harness.pytest_plugin.items import CheckItem, SuiteFile
-from harness.pytest_plugin.options import add_options, deviations_of, subject_names
-from harness.pytest_plugin.runners import close_runners, runner_of
+from harness.pytest_plugin.options import add_options, deviations_of, reports_folder, subject_names, trainer_names
+from harness.pytest_plugin.runners import close_runners, runner_of, trainer_runner_of
 from harness.pytest_plugin.session import SESSION, Session
 
 SUITE_FOLDER = "verifications"
@@ -40,7 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if any(SUITE_FOLDER in Path(argument.split("::")[0]).parts for argument in config.args):
         _let_threads_sleep()
-    Resources.configure(text=config.getoption("--text"), pretrained=config.getoption("--pretrained"))
+    Resources.configure(
+        text=config.getoption("--text"),
+        pretrained=config.getoption("--pretrained"),
+        records=str((reports_folder(config) / "records").absolute()),
+    )
     config.stash[_exit_guard] = ExitGuard()
     config.stash[_exit_guard].install()
     if not hasattr(config, "workerinput"):  # xdist's workers run checks; only the controlling process writes
@@ -75,7 +79,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     if config.getoption("collectonly") or hasattr(config, "workerinput"):
         return
-    if config.getoption("--memory-limit") is not None and not config.getoption("--isolate"):
+    own_process = config.getoption("--isolate") or config.getoption("--trainer")
+    if config.getoption("--memory-limit") is not None and not own_process:
         raise pytest.UsageError("--memory-limit limits the subject's own process: add --isolate")
     if config.getoption("--deviations") and len(subject_names(config)) > 1:
         raise pytest.UsageError(
@@ -91,6 +96,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 runner_of(config, name)
             except HarnessError as error:
                 raise pytest.UsageError(f"--subject {name}: {error}") from None
+    for name in trainer_names(config) if config.getoption("--trainer") is not None else ():
+        try:
+            trainer_runner_of(config, name)
+        except HarnessError as error:
+            raise pytest.UsageError(f"--trainer {name}: {error}") from None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

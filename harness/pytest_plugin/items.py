@@ -11,8 +11,8 @@ import pytest
 
 from harness.core.errors import SuiteError
 from harness.pytest_plugin.failure_text import format_failure
-from harness.pytest_plugin.options import subject_names
-from harness.pytest_plugin.runners import runner_of
+from harness.pytest_plugin.options import subject_names, trainer_names
+from harness.pytest_plugin.runners import runner_of, trainer_runner_of
 
 if TYPE_CHECKING:
     from harness.suites.check import Check
@@ -30,29 +30,35 @@ class SuiteFile(pytest.File):
         # Imported here: they load torch, which the runs of other projects do not need.
         from harness.measures.all_measures import measures
         from harness.suites.suite_file import read_suite
+        from harness.training.protocols import needs_a_trainer
 
         try:
             suite = read_suite(self.path, measures())
         except SuiteError as error:
             raise self.CollectError(str(error)) from None
         self.config.addinivalue_line("markers", f"{suite.name}: {suite.title}")
-        subjects = subject_names(self.config)
-        for subject in subjects:
-            of = f"@{subject}" if len(subjects) > 1 else ""
-            for check in suite.checks:
-                yield CheckItem.from_parent(self, name=f"{check.id}{of}", check=check, subject=subject)
+        for trains, subjects in ((False, subject_names(self.config)), (True, trainer_names(self.config))):
+            checks = [c for c in suite.checks if needs_a_trainer(measures()[c.measure].needs) == trains]
+            for subject in subjects:
+                of = f"@{subject}" if len(subjects) > 1 else ""
+                for check in checks:
+                    name = f"{check.id}{of}"
+                    yield CheckItem.from_parent(self, name=name, check=check, subject=subject, trains=trains)
 
 
 class CheckItem(pytest.Item):
-    """One check of one subject as a test item."""
+    """One check of one subject as a test item; with `trains`, the subject is a training program."""
 
-    def __init__(self, *, check: Check, subject: str, **kwargs: Any) -> None:
+    def __init__(self, *, check: Check, subject: str, trains: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.check = check
         self.subject = subject
+        self.trains = trains
         self.record: Record | None = None
         parameters = check.parameters
         self.add_marker(check.suite)
+        if trains:  # its rehearsals are of a tiny model
+            self.add_marker("debug")
         if "size" in parameters:
             self.add_marker("debug" if parameters["size"].startswith("debug") else "full")
         if parameters.get("tokens") == "text":
@@ -62,7 +68,8 @@ class CheckItem(pytest.Item):
 
     def runtest(self) -> None:
         """Run the check. A skip, and a failure that is not declared, is raised, as pytest expects."""
-        self.record = runner_of(self.config, self.subject).run(self.check)
+        runner = (trainer_runner_of if self.trains else runner_of)(self.config, self.subject)
+        self.record = runner.run(self.check)
         if self.record.verdict == "skip":
             pytest.skip(self.record.message)
         if self.record.verdict != "pass" and not self.record.declared:
@@ -86,13 +93,14 @@ class CheckItem(pytest.Item):
     def rerun(self) -> str:
         """Return the command that runs this check again, alone."""
         words = ["pytest", f"{_relative(self.path, self.config)}::{self.check.id}"]
-        if self.config.getoption("--subject") is not None:
-            words += ["--subject", self.subject]
+        option = "--trainer" if self.trains else "--subject"
+        if self.config.getoption(option) is not None:
+            words += [option, self.subject]
         for option in MEANING:
             value = self.config.getoption(option)
             if value is not None:
                 words += [option, value]
-        if self.config.getoption("--isolate"):
+        if self.config.getoption("--isolate") and not self.trains:
             words.append("--isolate")
         return shlex.join(words)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # A name, not an import: the harness knows no particular GPT, but a run without --subject judges the reference.
 DEFAULT_SUBJECT = "gpt:GPT"
+DEFAULT_TRAINER = "gpt.train"
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -25,6 +26,13 @@ def add_options(parser: pytest.Parser) -> None:
         action="append",
         help=f"the GPT to judge: FILE.py:NAME or package.module:NAME (default: {DEFAULT_SUBJECT}, the reference); "
         "given several times, they are judged side by side",
+    )
+    group.addoption(
+        "--trainer",
+        metavar="PROGRAM",
+        action="append",
+        help='the training program to judge: train.py, "train.py --flags", package.module or package.module:function '
+        f"(default: {DEFAULT_TRAINER}, the reference, unless --subject is given); several are judged side by side",
     )
     group.addoption(
         "--text",
@@ -69,9 +77,32 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def subject_names(config: pytest.Config) -> list[str]:
-    """Return the subjects that the user named, or the reference. An empty name (`--subject "$UNSET"`) is kept."""
-    named = config.getoption("--subject")
-    return [DEFAULT_SUBJECT] if named is None else list(dict.fromkeys(map(str, named)))
+    """Return the GPTs that the user named; the reference if neither a GPT nor a training program is named.
+
+    An empty name (`--subject "$UNSET"`) is kept.
+    """
+    return _named(config, "--subject", DEFAULT_SUBJECT)
+
+
+def trainer_names(config: pytest.Config) -> list[str]:
+    """Return the training programs that the user named; the reference if neither one nor a GPT is named."""
+    return _named(config, "--trainer", DEFAULT_TRAINER)
+
+
+def _named(config: pytest.Config, option: str, default: str) -> list[str]:
+    if (named := config.getoption(option)) is not None:
+        return list(dict.fromkeys(map(str, named)))
+    neither = config.getoption("--subject") is None and config.getoption("--trainer") is None
+    return [default] if neither else []
+
+
+def reports_folder(config: pytest.Config) -> Path:
+    """Return the folder of the reports: --reports, or reports/ in the rootdir."""
+    if (named := config.getoption("--reports")) is not None:
+        return Path(named)
+    # Without a configuration file the rootdir depends on the arguments; the user is in the current folder.
+    home = config.rootpath if config.inipath else config.invocation_params.dir
+    return home / "reports"
 
 
 def deviations_of(config: pytest.Config, name: str) -> tuple[Deviation, ...]:

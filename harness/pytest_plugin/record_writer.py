@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.core.record_files import RecordWriter, Row
-from harness.pytest_plugin.options import subject_names
+from harness.pytest_plugin.options import subject_names, trainer_names
 
 ATTEMPTS = 100  # runs that may start in the same second
 
@@ -43,8 +43,9 @@ def open_record_file(config: pytest.Config, folder: Any, run: str, started: str)
     header = {
         "run": run,
         "started": started,
-        "subject": {"name": ", ".join(subject_names(config))},
+        "subject": {"name": ", ".join(subject_names(config) or trainer_names(config))},
         "subjects": subject_names(config),
+        "trainers": trainer_names(config),
         "arguments": list(config.invocation_params.args),
         "environment": environment(config.rootpath),
     }

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.core.errors import SubjectError
-from harness.pytest_plugin.options import deviations_of, subject_names
+from harness.pytest_plugin.options import DEFAULT_SUBJECT, deviations_of, subject_names
 
 if TYPE_CHECKING:
     from harness.judging.runner import Runner
+    from harness.judging.trainer_runner import TrainerRunner
     from harness.subjects.protocols import Subject
 
 _runners = pytest.StashKey[dict[str, "Runner"]]()
+_trainer_runners = pytest.StashKey[dict[str, "TrainerRunner"]]()
 
 
 def runner_of(config: pytest.Config, name: str) -> Runner:
@@ -34,11 +36,27 @@ def runner_of(config: pytest.Config, name: str) -> Runner:
     return runners[name]
 
 
+def trainer_runner_of(config: pytest.Config, name: str) -> TrainerRunner:
+    """Return the runner of one training program. Raises SubjectError if there is none of this name."""
+    runners = config.stash.setdefault(_trainer_runners, {})
+    if name not in runners:
+        from harness.judging.trainer_runner import TrainerRunner  # see above
+
+        runners[name] = TrainerRunner(
+            name,
+            seconds=config.getoption("--time-limit") or None,
+            memory_gib=config.getoption("--memory-limit"),
+            echo=config.getoption("capture") == "no",
+            own=config.getoption("--trainer") is not None,
+        )
+    return runners[name]
+
+
 def subject_of(config: pytest.Config) -> Subject:
     """Return the subject of a benchmark run. Raises SubjectError."""
     from harness.judging.in_process import InProcessJudge  # see above
 
-    names = subject_names(config)
+    names = subject_names(config) or [DEFAULT_SUBJECT]
     judge = runner_of(config, names[0]).judge
     if len(names) > 1 or not isinstance(judge, InProcessJudge):
         raise SubjectError("benchmarks take one --subject, without --isolate")
@@ -46,6 +64,8 @@ def subject_of(config: pytest.Config) -> Subject:
 
 
 def close_runners(config: pytest.Config) -> None:
-    """Release every subject, and end the processes of isolated ones."""
+    """Release every subject and training program, and end the processes of isolated ones."""
     for runner in config.stash.get(_runners, {}).values():
         runner.close()
+    for trainer_runner in config.stash.get(_trainer_runners, {}).values():
+        trainer_runner.close()

@@ -17,7 +17,7 @@ from harness.core.errors import HarnessError, SubjectError
 from harness.core.record_files import Row
 from harness.pytest_plugin import terminal_summary
 from harness.pytest_plugin.failure_text import FailureText
-from harness.pytest_plugin.options import deviations_of, subject_names
+from harness.pytest_plugin.options import deviations_of, reports_folder, subject_names, trainer_names
 from harness.pytest_plugin.record_writer import RunWriter, open_record_file
 from harness.pytest_plugin.runners import runner_of
 
@@ -48,12 +48,9 @@ class Session:
 
         The default folder is not checked: other projects load this plugin too, and may never write a report.
         """
-        named = self.config.getoption("--reports")
-        # Without a configuration file the rootdir depends on the arguments; the user is in the current folder.
-        home = self.config.rootpath if self.config.inipath else self.config.invocation_params.dir
-        if named is None:
-            return home / "reports"
-        folder = Path(named)
+        folder = reports_folder(self.config)
+        if self.config.getoption("--reports") is None:
+            return folder
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise pytest.UsageError(f"--reports {folder}: {existing} is not a folder that can be written")
@@ -147,6 +144,8 @@ class Session:
         hopeless = {row["subject"] for row in checks if {"because", "crashed"} & set(row["details"])}
         bad = [row["subject"] for row in checks if terminal_summary.is_bad(row) and row["subject"] not in hopeless]
         for subject in dict.fromkeys(bad):
+            if subject in trainer_names(self.config):  # the searches are for models
+                continue
             try:
                 found = runner_of(self.config, subject).diagnose([row for row in checks if row["subject"] == subject])
             except SubjectError as error:

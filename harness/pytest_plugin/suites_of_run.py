@@ -10,7 +10,7 @@ from harness.core.errors import SuiteError
 from harness.core.record_files import Row
 from harness.core.shipped_packages import SUITES
 from harness.measures.all_measures import measures
-from harness.pytest_plugin.options import subject_names
+from harness.pytest_plugin.options import subject_names, trainer_names
 from harness.suites.record import Record
 from harness.suites.suite_file import read_suite
 
@@ -39,7 +39,7 @@ def row_of_crash(nodeid: str, config: pytest.Config) -> Row | None:
         return None
     message = "the process died in this check (it exited, crashed, or was killed); --isolate says how and where"
     for check in checks:
-        for subject in subject_names(config):
+        for subject in (*subject_names(config), *trainer_names(config)):
             if item in (check.id, f"{check.id}@{subject}"):
                 return Record(check, subject, "error", message, 0.0, details={"crashed": True}).as_row(id=nodeid)
     return None

@@ -58,8 +58,10 @@ def summary(
     """
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     bad = [row for row in rows if is_bad(row)]
+    # A GPT and a training program are not compared: no check judges both.
+    compared = len({(row["suite"], row["id"], row["subject"]) for row in rows}) > len({check_name(row) for row in rows})
     yield SummaryLine("verdict by suite", "section")
-    yield from by_suite(rows) if len(subjects) == 1 else side_by_side(rows)
+    yield from side_by_side(rows) if compared else by_suite(rows)
     for subject in subjects:
         if subject in excepted:
             yield SummaryLine(_cut(f"{subject}: {excepted[subject]}"), "yellow")

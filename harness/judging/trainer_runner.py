@@ -1,0 +1,57 @@
+"""Run the checks of training programs on one of them. Its rehearsals run in processes of their own, under limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, machine_memory_gib
+from harness.core.shipped_packages import HOME
+from harness.judging.run_check import run
+from harness.suites.check import Check
+from harness.suites.record import Record
+from harness.training.program import SECONDS as REHEARSAL_SECONDS
+from harness.training.program import TrainingProgram
+
+
+class TrainerRunner:
+    """Runs checks on one training program. A failure that several checks come upon is told in full once.
+
+    Args:
+        name: the program, as `--trainer` names it.
+        seconds: the time limit of one check; None for no limit, of a rehearsal neither.
+        memory_gib: the memory limit of the program's process; None for MEMORY_SHARE of the machine's memory.
+        echo: show what measures print instead of capturing it.
+        own: look for the name in the user's folder. False for the reference that ships with the harness.
+
+    Raises:
+        SubjectError: in one line, if there is no such program.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        seconds: float | None = SECONDS,
+        memory_gib: float | None = None,
+        echo: bool = False,
+        own: bool = True,
+    ) -> None:
+        self.name, self.limits, self.echo = name, Limits(seconds), echo
+        of_rehearsal = None if seconds is None else min(seconds, REHEARSAL_SECONDS)
+        limits = Limits(of_rehearsal, memory_gib or MEMORY_SHARE * machine_memory_gib())
+        self.program = TrainingProgram(name, folder=None if own else HOME, limits=limits)
+        self._errors: dict[str, str] = {}  # message -> the first check that came upon it
+
+    def run(self, check: Check) -> Record:
+        """Return the record of one check."""
+        record = run(check, self.program, limits=self.limits, echo=self.echo)
+        if record.verdict == "error":
+            first = self._errors.setdefault(record.message, check.id)
+            if first != check.id:
+                because = f"{record.message} (see {first})"
+                record = replace(record, message=because, details={**record.details, "because": because})
+        return record
+
+    def close(self) -> None:
+        """Remove the recordings."""
+        self.program.close()

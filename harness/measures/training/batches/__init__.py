@@ -1,0 +1,1 @@
+"""Measures of the batches of a training program: targets, origin, coverage."""

@@ -1,0 +1,157 @@
+"""Measures of which part of a text a loader gives: each target once an epoch, or starts that are uniform."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from harness.core.errors import MissingAbility
+from harness.measures.training.batches.provenance import token_counts, training_part
+from harness.measures.training.batches.token_streams import Batches, Row
+from harness.suites.measure_registry import Reading, measure
+from harness.training.protocols import Trains
+
+# A loader draws at random if its coverage is that of random draws within so many standard deviations.
+SIGMAS, SIGMAS_ON_A_GRID = 4.0, 3.0
+LEAST_IN_BIN = 5  # expected starts in a bin of the chi-squared test (Cochran's rule)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A part of a run in which a loader that gives each target once gives all of them: an epoch.
+
+    Attributes:
+        rows: The training rows, in order.
+        counts: How often each target is given, (targets of the training part,).
+    """
+
+    rows: list[Row]
+    counts: torch.Tensor
+
+
+@measure
+def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
+    """Count the targets that an epoch leaves out or repeats, and the epochs in the shuffled order of another one.
+
+    An epoch is as many targets as the training part has. A loader that draws windows at random is skipped: its starts
+    are to be uniform. The order of the text, in every epoch, is a convention.
+    """
+    batches = Batches(program.record(rehearsal))
+    epochs = _epochs(batches)
+    if _draws_at_random(batches, epochs[0]):
+        raise MissingAbility(
+            f"{program.name} draws windows at random: a token comes again before all have come; "
+            "starts-are-uniform judges it"
+        )
+    found: dict[str, int] = {}
+    hints = []
+    for number, epoch in enumerate(epochs):
+        missing, repeated = (epoch.counts == 0).nonzero()[:, 0], (epoch.counts > 1).nonzero()[:, 0]
+        found[f"epoch {number}: targets left out"] = len(missing)
+        found[f"epoch {number}: targets given again"] = len(repeated)
+        if len(missing):
+            hints.append(_left_out(number, missing, len(epoch.counts)))
+    orders = [[_start(batches, row) for row in epoch.rows] for epoch in epochs]
+    shuffled = orders[0] != sorted(orders[0])
+    same = [n for n, order in enumerate(orders[1:], 1) if shuffled and order == orders[0]]
+    if len(orders) > 1:
+        found["epochs in the order of the first"] = len(same)
+        hints += [f"epoch {same[0]} has the shuffled order of epoch 0"] if same else []
+    return Reading(found, "", {"hint": "; ".join(hints)} if hints else {})
+
+
+def _left_out(epoch: int, missing: torch.Tensor, targets: int) -> str:
+    """Return which targets are left out: the tail, or one at each of several places."""
+    first, last = int(missing[0]), int(missing[-1])
+    if last == targets - 1 and last - first + 1 == len(missing):
+        return f"epoch {epoch} leaves out the tail of the training part: targets {first} to {last}"
+    return f"epoch {epoch} leaves out target {first}, the first of {len(missing)}"
+
+
+def _epochs(batches: Batches) -> list[Pass]:
+    """Return the complete epochs of a run. Raises MissingAbility if it has none, or if its rows are not in a stream."""
+    placed = [(place, row) for row in batches.training if (place := batches.place(row)) is not None]
+    if not placed or len(placed) < len(batches.training):
+        raise MissingAbility(
+            f"{len(placed)} of {len(batches.training)} training rows occur exactly once in the token streams; "
+            "expected all"
+        )
+    stream = Counter(place.stream for place, _ in placed).most_common(1)[0][0]
+    targets = training_part(batches, stream) - 1
+    epochs: list[Pass] = []
+    rows: list[Row] = []
+    given = 0
+    for _, row in placed:
+        rows.append(row)
+        given += len(row.targets)
+        if given >= targets:
+            epochs.append(Pass(rows, token_counts(batches, rows, stream, targets + 1)[1:]))
+            rows, given = [], 0
+    if not epochs:
+        raise MissingAbility(f"the run trained on {given} targets of the {targets} of the training part: no epoch")
+    return epochs
+
+
+def _draws_at_random(batches: Batches, epoch: Pass) -> bool:
+    """Return True if the share of targets that an epoch leaves out is that of windows drawn with replacement.
+
+    n windows leave out a target with probability (1 - 1/n)^n; the standard deviation is that of the share of empty
+    bins among n, which windows that overlap have about. Windows that start anywhere overlap in part: others are side
+    by side, and a loader that gives each of them twice is a mistake, so that less deviation is allowed.
+    """
+    n = len(epoch.rows)
+    starts = torch.tensor([_start(batches, row) for row in epoch.rows])
+    expected = (1 - 1 / n) ** n
+    sigma = math.sqrt(max(expected - 2 * expected**2, 0.0) / n)
+    left_out = float((epoch.counts == 0).double().mean())
+    anywhere = not on_a_grid(starts, max(len(row.ids) for row in epoch.rows))
+    return abs(left_out - expected) <= (SIGMAS if anywhere else SIGMAS_ON_A_GRID) * sigma
+
+
+def _start(batches: Batches, row: Row) -> int:
+    place = batches.place(row)
+    return place.position if place else -1
+
+
+@measure
+def start_uniformity(program: Trains, *, rehearsal: str = "starts") -> Reading:
+    """Return the p-value of a chi-squared test that training windows start anywhere in the training part.
+
+    A loader that gives each window once an epoch is skipped: `coverage_faults` judges it.
+    """
+    batches = Batches(program.record(rehearsal))
+    placed = [place for row in batches.training if (place := batches.place(row)) is not None]
+    if not placed:
+        raise MissingAbility(f"no training row of {program.name} was found once in a token stream")
+    stream = Counter(place.stream for place in placed).most_common(1)[0][0]
+    starts = torch.tensor([place.position for place in placed if place.stream == stream])
+    length = max(len(row.ids) for row in batches.training)
+    possible = training_part(batches, stream) - length
+    if on_a_grid(starts, length):
+        raise MissingAbility(f"{program.name} gives windows side by side, not at random: epoch-coverage judges it")
+    bins = min(len(starts) // LEAST_IN_BIN, 50)
+    if bins < 2:
+        raise MissingAbility(f"{len(starts)} windows are too few to tell their distribution")
+    counts = torch.histc(starts.double(), bins, 0, possible)
+    expected = len(starts) / bins
+    p = _chi_squared_tail(float(((counts - expected) ** 2 / expected).sum()), bins - 1)
+    last = int(starts.max())
+    hint = {"hint": f"{len(starts)} starts from {int(starts.min())} to {last}, of {possible} possible ones"}
+    return Reading(p, "probability", hint if p < 1e-3 else {})
+
+
+def on_a_grid(starts: torch.Tensor, length: int) -> bool:
+    """Return True if windows are side by side, up to a constant stride: few of the starts' gaps are free."""
+    ordered = starts.unique()
+    if len(ordered) < 3:
+        return True
+    gaps = ordered.diff()
+    return int(gaps.min()) >= length  # windows at random overlap
+
+
+def _chi_squared_tail(value: float, freedom: int) -> float:
+    """Return P(X >= value) of the chi-squared distribution: the regularised upper incomplete gamma function."""
+    return float(torch.special.gammaincc(torch.tensor(freedom / 2.0).double(), torch.tensor(value / 2.0).double()))

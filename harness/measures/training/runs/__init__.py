@@ -1,0 +1,1 @@
+"""Measures of whole runs of a training program: the loss, validation, logs, resuming, seeds, ranks."""

@@ -1,0 +1,84 @@
+"""Measures of what a program says about itself: the loss that it prints, its steps, and the tokens of a step."""
+
+from __future__ import annotations
+
+import math
+
+from harness.core.errors import MissingAbility
+from harness.measures.training.runs.printed_numbers import nearest_print
+from harness.suites.measure_registry import Reading, measure
+from harness.training.protocols import Trains
+from harness.training.recording import Forward
+
+
+@measure
+def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -> Reading:
+    """Return the distance of each step's printed loss from the mean over all the step's targets, in half digits.
+
+    Of a printed number with d digits after the point, half a digit is 0.5 * 10^-d. At each step the printed number
+    that is nearest to the mean is taken, from lines with the word "loss" if there are any.
+    """
+    recording = program.record(rehearsal)
+    found: dict[str, float] = {}
+    hint = ""
+    for step in recording.steps:
+        passes = [forward for forward in recording.forwards_of(step.number) if forward.counted]
+        if not passes:
+            continue
+        mean = _mean(passes)
+        near = nearest_print(recording, mean, after=passes[-1].order, words=("loss",))
+        if near is None:
+            continue
+        found[f"step {step.number}"] = near.half_digits
+        if near.half_digits > 1 and not hint:
+            hint = f"step {step.number}: printed {near.text}, {_what(near.value, near.half, passes)}; mean {mean:.6f}"
+    if not found:
+        raise MissingAbility(f"{program.name} prints no loss")
+    return Reading(found, "half digits", {"hint": hint} if hint else {})
+
+
+def _what(printed: float, half: float, passes: list[Forward]) -> str:
+    """Return what a printed loss is instead of the mean over all targets."""
+    last, K = passes[-1].total_loss / passes[-1].counted, len(passes)
+    average = math.fsum(forward.total_loss / forward.counted for forward in passes) / K
+    for sentence, value in (
+        ("the loss of the last micro-batch alone", last),
+        ("the last micro-batch's loss divided by their number", last / K),
+        ("the sum over the micro-batches", average * K),
+        ("the mean of the micro-batches' means, which have different numbers of targets", average),
+        ("the mean divided by the number of micro-batches", _mean(passes) / K),
+    ):
+        if abs(printed - value) <= half:
+            return f"which is {sentence}"
+    return "which is another number"
+
+
+def _mean(passes: list[Forward]) -> float:
+    return math.fsum(forward.total_loss for forward in passes) / sum(forward.counted for forward in passes)
+
+
+@measure
+def steps_and_tokens(program: Trains, *, rehearsal: str = "accumulate") -> Reading:
+    """Return the optimizer steps of a run, and the micro-batches and rows of its steps; predicted is what was declared.
+
+    Rows without any target are padding and count as rows. A number that the program was not told is left out.
+    """
+    recording = program.record(rehearsal)
+    told = recording.settings
+    found: dict[str, int] = {}
+    predicted: dict[str, int] = {}
+    if told.get("steps"):
+        found["optimizer steps"], predicted["optimizer steps"] = len(recording.steps), int(told["steps"])
+    for step in recording.steps:
+        passes = [forward for forward in recording.forwards_of(step.number) if forward.has_loss]
+        if told.get("accumulation"):
+            found[f"step {step.number}: micro-batches"] = len(passes)
+            predicted[f"step {step.number}: micro-batches"] = int(told["accumulation"])
+        if told.get("batch_size") and told.get("accumulation"):
+            found[f"step {step.number}: rows"] = sum(len(forward.ids) for forward in passes)
+            predicted[f"step {step.number}: rows"] = int(told["batch_size"]) * int(told["accumulation"])
+    if not found:
+        raise MissingAbility(f"{program.name} could be told neither its steps nor its batch size")
+    wrong = next((place for place, value in found.items() if value != predicted[place]), "")
+    hint = {"hint": f"{wrong}: {found[wrong]}, declared {predicted[wrong]}"} if wrong else {}
+    return Reading(found, "", {"predicted": predicted, **hint})

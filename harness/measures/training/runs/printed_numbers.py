@@ -1,0 +1,48 @@
+"""The numbers in what a program prints, and how far a number is from one of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from harness.training.recording import Printed, Recording
+
+NUMBER = re.compile(r"(?<![\w.])-?\d+\.(\d+)(?:e([+-]?\d+))?(?![\w.]*\w)")
+
+# The relative error of a mean that a program computes in float32: some units of 2^-24 (a number with all its digits).
+ROUNDING = 8 * 2.0**-24
+
+
+@dataclass(frozen=True)
+class PrintedNumber:
+    """A number in a printed line: its text and value, half a unit of its last digit, and how far another one is."""
+
+    text: str
+    value: float
+    half: float
+    half_digits: float
+
+
+def nearest_print(
+    recording: Recording, value: float, *, after: int, words: tuple[str, ...] = ()
+) -> PrintedNumber | None:
+    """Return the printed number that is nearest to a value, or None if none was printed in its time.
+
+    Its time is from the event `after` to the second optimizer step after it: a program may print what a step was when
+    the next one is done. With `words`, only lines with one of them are taken, if there are any.
+    """
+    until = [each.order for each in recording.steps if each.order > after]
+    end = until[1] if len(until) > 1 else float("inf")
+    lines = [line for line in recording.printed if after < line.order < end]
+    named = [line for line in lines if any(word in line.text.lower() for word in words)]
+    numbers = [number for line in named or lines for number in _numbers(line, value)]
+    return min(numbers, key=lambda number: abs(number.value - value), default=None)
+
+
+def _numbers(line: Printed, value: float) -> Iterator[PrintedNumber]:
+    for match in NUMBER.finditer(line.text):
+        half = 0.5 * 10.0 ** (int(match.group(2) or 0) - len(match.group(1)))
+        number = float(match.group(0))
+        distance = max(0.0, abs(number - value) - ROUNDING * abs(value))
+        yield PrintedNumber(match.group(0), number, half, distance / half)

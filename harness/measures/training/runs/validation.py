@@ -1,0 +1,114 @@
+"""Measures of validation: that it is pure, is on the same windows each time, and prints the loss that it computed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from harness.core.errors import MissingAbility
+from harness.measures.training.runs.printed_numbers import nearest_print
+from harness.suites.measure_registry import Reading, Scalar, measure
+from harness.training.protocols import Trains
+from harness.training.recording import Forward, Recording
+
+
+@measure
+def impure_passes(program: Trains, *, rehearsal: str = "validate-often") -> Reading:
+    """Count the passes in the wrong mode: validation with gradients or in training mode, training in eval mode.
+
+    A pass with gradients that no backward pass follows is validation.
+    """
+    recording = program.record(rehearsal)
+    evaluations = evaluations_of(recording)
+    with_gradients = _without_backward(recording)
+    if not evaluations and not with_gradients:
+        raise MissingAbility(f"{program.name} did not validate in the rehearsal '{rehearsal}'")
+    idle = {forward.order for forward in with_gradients}
+    validation = [forward for passes in evaluations.values() for forward in passes] + with_gradients
+    training = [forward for forward in recording.forwards("train") if forward.order not in idle and forward.has_loss]
+    found = {
+        "validation passes with gradients": with_gradients,
+        "validation passes not in eval mode": [forward for forward in validation if forward.mode != "eval"],
+        "training passes not in training mode": [forward for forward in training if forward.mode != "train"],
+    }
+    first = next((f"{what}: {passes[0].line or passes[0].mode}" for what, passes in found.items() if passes), "")
+    return Reading({what: len(v) for what, v in found.items()}, "passes", {"hint": first} if first else {})
+
+
+def evaluations_of(recording: Recording) -> dict[int, list[Forward]]:
+    """Return the validation passes by the number of optimizer steps before them."""
+    found: dict[int, list[Forward]] = defaultdict(list)
+    for forward in recording.forwards("eval"):
+        if forward.has_loss:
+            found[forward.step].append(forward)
+    return dict(found)
+
+
+def _without_backward(recording: Recording) -> list[Forward]:
+    """Return the passes with gradients, at steps that have fewer backward passes than these, that none follows."""
+    idle = []
+    for step in recording.steps:
+        passes = [forward for forward in recording.forwards_of(step.number) if forward.has_loss]
+        backwards = recording.backwards_of(step.number)
+        if 1 < len(backwards) < len(passes) or (len(backwards) == 1 and len(passes) > 1 and not _joint(recording)):
+            orders = sorted(backward.order for backward in backwards)
+            for one, following in zip(passes, [*passes[1:], None], strict=True):
+                until = following.order if following else float("inf")
+                if not any(one.order < order < until for order in orders):
+                    idle.append(one)
+    return idle
+
+
+def _joint(recording: Recording) -> bool:
+    """Return True if every step has several passes and one backward pass: a loss that is summed over micro-batches."""
+    steps = recording.steps
+    return all(len(recording.forwards_of(s.number)) > 1 == len(recording.backwards_of(s.number)) for s in steps)
+
+
+@measure
+def changes_of_the_validation_set(program: Trains, *, rehearsal: str = "validate-often") -> Reading:
+    """Return "the same" or "other windows" for each validation after the first, by the windows that it is on."""
+    evaluations = evaluations_of(program.record(rehearsal))
+    if len(evaluations) < 2:
+        raise MissingAbility(f"{program.name} validated {len(evaluations)} times in the rehearsal '{rehearsal}'")
+    (first_step, first), *rest = evaluations.items()
+    found: dict[str, Scalar] = {}
+    for step, passes in rest:
+        same = _windows(passes) == _windows(first)
+        found[f"validation before step {step}"] = "the same" if same else "other windows"
+    hint = {"hint": f"the first validation, before step {first_step}, is on {len(_windows(first))} windows"}
+    return Reading(found, "", hint)
+
+
+def _windows(passes: list[Forward]) -> list[tuple[int, ...]]:
+    return sorted(tuple(row) for forward in passes for row in forward.ids.tolist())
+
+
+@measure
+def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> Reading:
+    """Return the distance of each printed validation loss from the mean over all its targets, in half printed digits.
+
+    Of a printed number with d digits after the point, half a digit is 0.5 * 10^-d. At each validation the printed
+    number that is nearest to the mean is taken. A validation may be the second half of the passes, after an estimate of
+    the training loss on as many batches.
+    """
+    recording = program.record(rehearsal)
+    found: dict[str, float] = {}
+    hint = ""
+    for step, passes in evaluations_of(recording).items():
+        halves = [passes, passes[len(passes) // 2 :]] if len(passes) % 2 == 0 else [passes]
+        means = [sum(each.total_loss for each in part) / sum(each.counted for each in part) for part in halves]
+        words = ("val", "eval", "test")
+        nearest = [nearest_print(recording, mean, after=passes[-1].order, words=words) for mean in means]
+        printed = [number for number in nearest if number is not None]
+        if not printed:
+            continue
+        mean, near = means[0], min(printed, key=lambda number: number.half_digits)
+        found[f"validation before step {step}"] = near.half_digits
+        averages = [forward.total_loss / forward.counted for forward in passes if forward.counted]
+        average = sum(averages) / len(averages)
+        if near.half_digits > 1 and not hint:
+            why = "the mean of the batches' means" if abs(near.value - average) <= near.half else "another number"
+            hint = f"before step {step}: printed {near.text}, which is {why}; the mean over the targets is {mean:.6f}"
+    if not found:
+        raise MissingAbility(f"{program.name} prints no validation loss")
+    return Reading(found, "half digits", {"hint": hint} if hint else {})

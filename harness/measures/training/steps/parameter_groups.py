@@ -1,0 +1,124 @@
+"""Measures of the optimizer's groups: which parameters are in them, decay, and move, and with which settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+
+from harness.core.errors import MissingAbility
+from harness.measures.training.steps.update_rules import RULES, rule_of
+from harness.suites.measure_registry import Reading, Scalar, measure
+from harness.training.protocols import Trains
+from harness.training.recording import Recording, Step
+
+
+@measure
+def times_in_groups(program: Trains, *, rehearsal: str = "plain") -> Reading:
+    """Return how often each parameter of the model is in the optimizer's groups; a tied one counts under one name."""
+    recording = program.record(rehearsal)
+    times = Counter(name for group in _first_step(recording).groups for name in group.names)
+    own = {name: parameter for name, parameter in recording.parameters.items() if parameter.alias_of is None}
+    aliases = {name: parameter.alias_of for name, parameter in recording.parameters.items() if parameter.alias_of}
+    for name, first in aliases.items():
+        times[str(first)] += times.pop(name, 0)
+    missing = [name for name in own if not times[name]]
+    hint = {}
+    if missing:
+        frozen = [name for name in missing if not own[name].requires_grad]
+        hint["hint"] = f"{len(missing)} of {len(own)} parameters are in no group: {_some(missing)}" + (
+            f"; requires_grad is False for {_some(frozen)}" if frozen else ""
+        )
+    return Reading({name: times[name] for name in own} | _strangers(times, own), "times", hint)
+
+
+def _strangers(times: Mapping[str, int], own: Mapping[str, object]) -> dict[str, int]:
+    """Return 0 for each parameter in a group that is none of the model's: what the optimizer updates is not used."""
+    return {f"{name}, which is not in the model": 0 for name in times if name not in own and times[name]}
+
+
+@measure
+def steps_moved(program: Trains, *, rehearsal: str = "plain") -> Reading:
+    """Return the share of the steps with a learning rate above 0 in which each parameter changed."""
+    recording = program.record(rehearsal)
+    steps = [step for step in recording.steps if any(group.lr > 0 for group in step.groups)]
+    if not steps:
+        raise MissingAbility(f"{program.name} made no step with a learning rate above 0")
+    names = [name for name, parameter in recording.parameters.items() if parameter.alias_of is None]
+    moved = {name: sum(_moves(step, name) for step in steps) / len(steps) for name in names}
+    still = [name for name, share in moved.items() if share < 1]
+    hint = {"hint": f"{len(still)} of {len(names)} parameters stay as they are in a step: {_some(still)}"}
+    return Reading(moved, "of the steps", hint if still else {})
+
+
+def _moves(step: Step, name: str) -> bool:
+    """Return True if a step changes a parameter; one that is in no group is not recorded, and stays as it is."""
+    return name in step.before and not torch.equal(step.before[name], step.after[name])
+
+
+@measure
+def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
+    """Return the weight decay of each parameter; predicted is the declared one for matrices and 0 for vectors.
+
+    If the program was not told a decay, the largest of its groups is taken to be the declared one. The weight_decay of
+    Adam is no decay: it adds to the gradient (L2), and the moments scale it away (Loshchilov and Hutter 2019).
+    """
+    recording = program.record(rehearsal)
+    step = _first_step(recording)
+    own = {name: parameter for name, parameter in recording.parameters.items() if parameter.alias_of is None}
+    given = {name: group.weight_decay for group in step.groups for name in group.names if name in own}
+    declared = recording.settings.get("weight_decay")
+    decay = float(declared) if declared is not None else max(given.values(), default=0.0)
+    l2 = any(rule_of(step.optimizer, group) == RULES["Adam"] for group in step.groups)
+    found = dict.fromkeys(given, 0.0) if l2 else given
+    predicted = {name: decay if len(own[name].shape) >= 2 else 0.0 for name in found}
+    wrong = [name for name in found if found[name] != predicted[name]]
+    cause = "Adam adds its weight_decay to the gradient (L2); AdamW decays the weights" if l2 else ""
+    hint = {"hint": cause or _decay_cause(found, predicted, decay, wrong)} if wrong else {}
+    return Reading(found, "", {"predicted": predicted, **hint})
+
+
+def _decay_cause(found: dict[str, float], predicted: dict[str, float], decay: float, wrong: list[str]) -> str:
+    """Return what is wrong with the decay groups, as a sentence."""
+    if all(value == found[wrong[0]] for value in found.values()):
+        return f"every parameter has a decay of {found[wrong[0]]:g}, those of one dimension too"
+    if all(found[name] == (0.0 if predicted[name] else decay) for name in found):
+        return "the groups are swapped: vectors decay, and matrices do not"
+    return f"{_some(wrong)} has a decay of {found[wrong[0]]:g}, not {predicted[wrong[0]]:g}"
+
+
+@measure
+def optimizer_settings(program: Trains, *, rehearsal: str = "plain") -> Reading:
+    """Return beta1, beta2 and eps of each group; predicted is what the program was told, or else the usual range.
+
+    Where the program was told nothing, a beta1 above beta2 is predicted to be swapped, and eps to be at most 1e-6.
+    """
+    recording = program.record(rehearsal)
+    found: dict[str, Scalar] = {}
+    predicted: dict[str, float] = {}
+    for number, group in enumerate(_first_step(recording).groups):
+        values: dict[str, float] = {}
+        expected: dict[str, float] = {}
+        if group.betas is not None:
+            values |= {"beta1": group.betas[0], "beta2": group.betas[1]}
+            expected |= {"beta1": min(group.betas), "beta2": max(group.betas)}
+        if group.eps is not None:
+            values["eps"], expected["eps"] = group.eps, min(group.eps, 1e-6)
+        for word, value in values.items():
+            declared = recording.settings.get(word)
+            found[f"group {number}, {word}"] = value
+            predicted[f"group {number}, {word}"] = expected[word] if declared is None else float(declared)
+    if not found:
+        raise MissingAbility(f"the optimizer {_first_step(recording).optimizer} has neither betas nor eps")
+    return Reading(found, "", {"predicted": predicted})
+
+
+def _first_step(recording: Recording) -> Step:
+    if not recording.steps:
+        raise MissingAbility(f"{recording.program} made no optimizer step in the rehearsal '{recording.rehearsal}'")
+    return recording.steps[0]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

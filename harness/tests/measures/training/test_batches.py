@@ -1,0 +1,231 @@
+"""The measures of batches, on recordings made by hand: what is right passes, and each mistake is named."""
+
+import pytest
+import torch
+
+from harness.tests.measures.training.hand_made import T, passes, recording, stream, text
+
+TOKENS = text()
+SPLIT = 3600
+RANDOM = torch.randint(SPLIT - T, (400, 4), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def batches(starts=RANDOM, *, tokens=TOKENS, validation=(), streams=None, change=lambda ids, targets: (ids, targets)):
+    """Return a recording of training on windows that start there, and of one validation."""
+    training = passes(tokens, starts, change=change)
+    tested = passes(tokens, validation, phase="eval", first=len(starts) + 1)
+    return recording([*(streams or [stream(tokens)]), *training, *tested])
+
+
+def in_order(*, length=T, stride=T, epochs=2, shuffled=True, stop=SPLIT, rows=4):
+    """Return the starts of windows side by side, in a new order each epoch, as batches."""
+    starts = []
+    for epoch in range(epochs):
+        own = torch.arange(0, stop - 1, stride)
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(epoch * shuffled))
+        starts += own[order].tolist() if shuffled else own.tolist()
+    return [starts[i : i + rows] for i in range(0, len(starts), rows)]
+
+
+def cut(starts, stop=SPLIT):
+    """Return a `change` for windows that end with the training part: the targets beyond it are ignored."""
+    todo = iter(start for batch in starts for start in batch)
+
+    def change(ids, targets):
+        for row in range(len(ids)):
+            left = stop - 1 - next(todo)
+            targets[row, max(left, 0) :] = -100
+        return ids, targets
+
+    return change
+
+
+def epoch(**fields):
+    starts = in_order(**fields)
+    return batches(starts, change=cut(starts), validation=[list(range(SPLIT, 3900, T))])
+
+
+# targets
+
+
+def test_the_next_tokens_pass(judge):
+    record = judge("data::targets-are-the-next-tokens,rehearsal=plain", plain=batches(validation=[[SPLIT, 3700]]))
+    assert record.verdict == "pass", record.message
+    assert record.value["validation before step 0, batch 0"] == 0
+
+
+def ignore_token(ids, targets):
+    return ids, targets.masked_fill(targets == TOKENS[103], -100)
+
+
+def shift(by):
+    def change(ids, targets):
+        row = TOKENS.unfold(0, T, 1)
+        starts = [int((row == own).all(1).nonzero()[0]) for own in ids]
+        return ids, torch.stack([TOKENS[start + by : start + by + T] for start in starts])
+
+    return change
+
+
+MISALIGNED = {
+    "offset 0": (lambda ids, targets: (ids, ids.clone()), "the inputs themselves (offset 0)"),
+    "offset 2": (shift(2), "shifted twice (offset 2)"),
+    "offset -1": (shift(-1), "before their inputs (offset -1)"),
+    "rolled": (lambda ids, targets: (ids, ids.roll(-1, 1)), "torch.roll wraps around"),
+    "another row": (lambda ids, targets: (ids, targets.roll(1, 0)), "the targets of row 0 are those of row 3"),
+    "a real token is ignored": (ignore_token, f"ignores the targets that are token {TOKENS[103]}"),
+    "one wrong target": (
+        lambda ids, targets: (ids, targets.index_fill(1, torch.tensor([3]), 0)),
+        "position 3: target 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "cause"), MISALIGNED.values(), ids=MISALIGNED)
+def test_other_targets_fail_and_the_first_batch_and_the_cause_are_named(judge, change, cause):
+    starts = [[100 + i for i in range(0, 40, 10)], *RANDOM[:3]]
+    record = judge("data::targets-are-the-next-tokens,rehearsal=plain", plain=batches(starts, change=change))
+    assert record.verdict == "fail"
+    assert record.where[0] == "step 0, batch 0"
+    assert cause in record.details["hint"]
+
+
+def test_without_a_stream_the_row_itself_says_what_is_next(judge):
+    """A program whose token stream is not recognised is judged by its rows, except for their last targets."""
+    other = [stream(text(seed=9))]
+    check = "data::targets-are-the-next-tokens,rehearsal=plain"
+    assert judge(check, plain=batches(streams=other)).verdict == "pass"
+    copies = batches(streams=other, change=lambda ids, targets: (ids, ids.clone()))
+    assert "offset 0" in judge(check, plain=copies).details["hint"]
+
+
+# where rows come from
+
+
+def test_ids_that_wrap_in_a_small_type_are_named(judge):
+    tokens = text() + 250  # up to 289
+    wrapped = batches(tokens=tokens, change=lambda ids, targets: (ids % 256, targets % 256))
+    record = judge("data::rows-are-of-the-text", plain=wrapped)
+    assert record.verdict == "fail"
+    assert "modulo 256" in record.details["hint"]
+    assert judge("data::rows-are-of-the-text", plain=batches(tokens=tokens)).verdict == "pass"
+
+
+def test_a_program_whose_streams_were_not_seen_is_skipped(judge):
+    record = judge("data::rows-are-of-the-text", plain=recording(passes(TOKENS, RANDOM[:3])))
+    assert record.verdict == "skip"
+
+
+def test_parts_that_share_no_token_pass(judge):
+    record = judge("data::parts-share-no-token", epoch=epoch())
+    assert (record.verdict, record.value) == ("pass", {"tokens in both parts": 0})
+
+
+def test_a_training_part_that_is_one_token_too_long_is_found(judge):
+    starts = in_order(epochs=1)
+    leak = batches(starts, change=cut(starts, SPLIT + 1), validation=[list(range(SPLIT, 3900, T))])
+    record = judge("data::parts-share-no-token", epoch=leak)
+    assert record.value == {"tokens in both parts": 1}
+    assert f"token {SPLIT} " in record.details["hint"]
+
+
+def test_validation_on_the_training_part_is_found(judge):
+    record = judge("data::parts-share-no-token", epoch=batches(in_order(epochs=1), validation=[[0, 8], [80, 88]]))
+    assert record.verdict == "fail"
+    assert "the validation rows are in the training part" in record.details["hint"]
+
+
+def test_an_estimate_of_the_training_loss_is_no_leak(judge):
+    """NanoGPT evaluates as many batches of the training part as of the validation part."""
+    starts = in_order(epochs=1)
+    both = batches(starts, change=cut(starts), validation=[[0, 8], [80, 88], [SPLIT, 3700], [3800, 3900]])
+    assert judge("data::parts-share-no-token", epoch=both).verdict == "pass"
+    whole = batches(starts, change=cut(starts), validation=[[0, 8], [80, 88], [160, 240], [SPLIT, 3700]])
+    assert judge("data::parts-share-no-token", epoch=whole).verdict == "fail", "a validation on all of the text"
+
+
+def test_equal_rows_are_judged_by_their_probability(judge):
+    check = "data::rows-of-a-batch-differ,rehearsal=plain"
+    assert judge(check, plain=batches()).verdict == "pass"
+    short = RANDOM[:50]
+    once = [[*row[:3], row[0]] if number == 3 else row for number, row in enumerate(short)]
+    assert judge(check, plain=batches(once)).verdict == "pass", "sampling with replacement"
+    record = judge(check, plain=batches([[row[0]] * 4 for row in short]))
+    assert record.verdict == "fail"
+    assert "is in its batch 4 times" in record.details["hint"]
+
+
+def test_ranks_with_the_same_rows_are_found(judge):
+    check = "data::rows-of-a-batch-differ,rehearsal=two-ranks"
+    halves = [batches([row[:2] for row in RANDOM[:20]]), batches([row[2:] for row in RANDOM[:20]])]
+    assert judge(check, two_ranks=halves).verdict == "pass"
+    assert judge(check, two_ranks=[halves[0], halves[0]]).verdict == "fail"
+
+
+def test_a_batch_that_comes_again_is_named(judge):
+    assert judge("data::batches-differ", plain=batches(RANDOM[:6])).verdict == "pass"
+    record = judge("data::batches-differ", plain=batches([*RANDOM[:3], RANDOM[1]]))
+    assert record.where == ("step 3",)
+    assert record.details["hint"] == "step 3 has the batch of step 1"
+
+
+# coverage
+
+
+@pytest.mark.parametrize("fields", [{}, {"shuffled": False}, {"rows": 7}], ids=["shuffled", "in order", "ragged"])
+def test_a_loader_that_gives_every_target_once_passes(judge, fields):
+    record = judge("data::epoch-coverage", epoch=epoch(**fields))
+    assert record.verdict == "pass", record.message
+
+
+def test_a_stride_that_is_one_too_long_leaves_out_targets(judge):
+    starts = in_order(stride=T + 1)
+    record = judge("data::epoch-coverage", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]]))
+    assert record.where[0] == "epoch 0: targets left out"
+    assert "leaves out target" in record.details["hint"]
+
+
+def test_a_dropped_tail_is_named(judge):
+    starts = in_order(stop=SPLIT - 40, epochs=3)
+    record = judge("data::epoch-coverage", epoch=batches(starts, validation=[[SPLIT, 3700]]))
+    assert record.verdict == "fail"
+    assert "leaves out" in record.details["hint"]
+
+
+def test_workers_that_repeat_one_another_are_found(judge):
+    starts = [[start for start in row for _ in range(2)] for row in in_order(epochs=1)]
+    record = judge("data::epoch-coverage", epoch=batches(starts, validation=[[SPLIT, 3700]]))
+    assert record.value["epoch 0: targets given again"] > 1000
+
+
+def test_the_same_shuffled_order_each_epoch_is_found(judge):
+    one = in_order(epochs=1)
+    starts = one + one
+    record = judge("data::epoch-coverage", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]]))
+    assert record.where == ("epochs in the order of the first",)
+    assert record.details["hint"] == "epoch 1 has the shuffled order of epoch 0"
+
+
+def test_random_windows_are_judged_by_their_starts_and_not_by_epochs(judge):
+    record = judge("data::epoch-coverage", epoch=batches(validation=[[SPLIT, 3700]]))
+    assert record.verdict == "skip"
+    assert "at random" in record.message
+    assert judge("data::starts-are-uniform", starts=batches(validation=[[SPLIT, 3700]])).verdict == "pass"
+    record = judge("data::starts-are-uniform", starts=epoch())
+    assert (record.verdict, "side by side" in record.message) == ("skip", True)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9], ids=str)
+def test_a_loader_that_never_reaches_the_end_of_the_text_is_found(judge, share):
+    starts = [[int(start * share) for start in row] for row in RANDOM]
+    record = judge("data::starts-are-uniform", starts=batches(starts, validation=[[SPLIT, 3700]]))
+    assert record.verdict == "fail"
+    assert "possible ones" in record.details["hint"]
+
+
+def test_a_stream_that_is_a_part_of_another_is_no_stream_of_its_own(judge):
+    """A program reads a file and cuts it: a row that was found twice would not be judged."""
+    streams = [stream(TOKENS[:SPLIT]), stream(TOKENS), stream(TOKENS[SPLIT:])]
+    starts = in_order()
+    cuts = batches(starts, change=cut(starts), streams=streams, validation=[list(range(SPLIT, 3900, T))])
+    assert judge("data::epoch-coverage", epoch=cuts).verdict == "pass"

@@ -1,0 +1,85 @@
+"""Training programs in a run: which checks are collected for which subject, and how they are judged and told."""
+
+import pytest
+
+from harness.core.record_files import read
+from harness.tests.training.tiny import script
+
+SUITES = {
+    "small": ("count", "parameter_count", '{ size = "debug" }', "{ equals = 96_576 }"),
+    "training": ("groups", "times_in_groups", "{}", "{ equals = 1 }"),
+}
+
+
+def suite(name, measure, parameters, expect):
+    return (
+        f'[suite]\ntitle = "S"\nabout = "A"\n[[check]]\nname = "{name}"\nmeasure = "{measure}"\n'
+        f'parameters = {parameters}\nexpect = {expect}\nwhy = "so"\nsource = "this test"\n'
+    )
+
+
+@pytest.fixture
+def project(pytester, monkeypatch):
+    """A folder with a suite for GPTs, one for training programs, and a right and a wrong training program."""
+    folder = pytester.mkdir("verifications")
+    for name, check in SUITES.items():
+        (folder / f"{name}.toml").write_text(suite(*check))
+    pytester.makepyfile(
+        train=script(),
+        half=script(replaced=[("AdamW(model.parameters()", "AdamW(model.hidden.parameters()")]),
+        mine="from gpt import GPT, GPTConfig",
+    )
+    return pytester
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["small.toml::count", "training.toml::groups"]),
+        (["--subject", "mine.py:GPT"], ["small.toml::count"]),
+        (["--trainer", "train.py"], ["training.toml::groups"]),
+        (["--subject", "mine.py:GPT", "--trainer", "train.py"], ["small.toml::count", "training.toml::groups"]),
+        (
+            ["--trainer", "train.py", "--trainer", "half.py"],
+            ["training.toml::groups@train.py", "training.toml::groups@half.py"],
+        ),
+        (["-m", "debug"], ["small.toml::count", "training.toml::groups"]),
+    ],
+    ids=" ".join,
+)
+def test_checks_are_collected_for_the_subjects_that_are_named(project, arguments, expected):
+    result = project.runpytest("--collect-only", "-q", *arguments)
+    assert [line.removeprefix("verifications/") for line in result.outlines if "::" in line] == expected
+
+
+def test_a_training_program_is_judged_recorded_and_told_without_a_diagnosis_of_models(project):
+    result = project.runpytest("--trainer", "half.py", "--trainer", "train.py --flag")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*again     pytest verifications/training.toml::groups --trainer half.py"])
+    result.stdout.no_fnmatch_line("*== diagnosis*")
+    (path,) = (project.path / "reports" / "records").glob("verify-*.jsonl")
+    rows = [row for row in read(path) if row["kind"] == "record"]
+    assert [(row["subject"], row["verdict"]) for row in rows] == [("half.py", "fail"), ("train.py --flag", "pass")]
+    assert not [row for row in read(path) if row["kind"] == "diagnosis"]
+
+
+def test_a_gpt_and_a_training_program_are_not_put_side_by_side(project):
+    result = project.runpytest("--subject", "mine.py:GPT", "--trainer", "train.py")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["small *1 pass*", "training *1 pass*"])
+    assert "## Side by side" not in (project.path / "reports" / "index.md").read_text()
+
+
+def test_a_training_program_that_does_not_exist_is_a_usage_error_of_one_line(project):
+    result = project.runpytest("--trainer", "none.py")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --trainer none.py: none.py: no such file in *; give the path of a script"])
+
+
+def test_a_program_that_fails_is_told_in_full_once(project):
+    (project.path / "verifications" / "twice.toml").write_text(suite("again", *SUITES["training"][1:]))
+    (project.path / "train.py").write_text("raise RuntimeError('out of data')")
+    result = project.runpytest("--trainer", "train.py", "--full-failures")
+    result.assert_outcomes(failed=2)
+    told = "train.py fails in the rehearsal 'plain': RuntimeError: out of data at train.py:1 in <module>"
+    result.stdout.fnmatch_lines([f"{told}*", f"{told}* (see groups)"])

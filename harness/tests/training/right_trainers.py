@@ -1,0 +1,121 @@
+"""Other right training programs: changes of the specimen that follow other conventions; no check may turn red."""
+
+from harness.tests.training.specimen_changes import ADAMW, CLIP, LOSS, SET_RATE, WARMUP, ZERO_GRAD, Trainer
+
+RIGHT_TRAINERS = (
+    Trainer(
+        "warm-up-from-zero-then-linear",
+        "k/w, so that the learning rate is 0 at step 0, then a line to the minimum.",
+        "Hugging Face's get_linear_schedule_with_warmup",
+        (
+            (WARMUP, "return learning_rate * it / warmup_iters"),
+            ("0.5 * (1 + math.cos(math.pi * ratio))", "(1 - ratio)"),
+        ),
+        rehearsals=("plain", "past-horizon", "accumulate"),
+    ),
+    Trainer(
+        "warm-up-stable-decay",
+        "The peak until the last three steps, then a line.",
+        "MiniCPM (Hu et al. 2024)",
+        (
+            (
+                "ratio = (it - warmup_iters) / (decay_iters - warmup_iters)",
+                "ratio = max(0, it - (decay_iters - 3)) / 3",
+            ),
+            ("0.5 * (1 + math.cos(math.pi * ratio))", "(1 - ratio)"),
+        ),
+        rehearsals=("past-horizon",),
+    ),
+    Trainer(
+        "in-the-order-of-the-text",
+        "Windows side by side, in the same order in every epoch.",
+        "karpathy/build-nanogpt",
+        (
+            (
+                "return torch.randperm(len(train_starts), generator=generator).tolist()",
+                "return list(range(len(train_starts)))",
+            ),
+        ),
+        rehearsals=("epoch", "accumulate"),
+    ),
+    Trainer(
+        "random-in-every-rehearsal",
+        "Windows that start anywhere, drawn with replacement.",
+        "karpathy/nanoGPT",
+        (('if sampling == "random":', "if True:"),),
+        rehearsals=("epoch", "starts"),
+    ),
+    Trainer(
+        "sgd-with-momentum",
+        "SGD with Nesterov's momentum and L2 decay.",
+        "torch.optim.SGD",
+        ((ADAMW, "optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)"),),
+        rehearsals=("plain",),
+    ),
+    Trainer(
+        "clip-by-hand",
+        "The global norm by hand, without the 1e-6 of PyTorch.",
+        "folklore",
+        (
+            (
+                CLIP,
+                """grads = [p.grad for p in model.parameters()]
+    norm = torch.sqrt(sum((g * g).sum() for g in grads))
+    if norm > grad_clip:
+        for g in grads:
+            g.mul_(grad_clip / norm)""",
+            ),
+        ),
+        rehearsals=("plain", "accumulate"),
+    ),
+    Trainer(
+        "mean-loss-over-equal-batches",
+        "F.cross_entropy's own mean, divided by the number of micro-batches.",
+        "karpathy/nanoGPT",
+        ((LOSS, "loss = F.cross_entropy(model(x).view(-1, vocab_size), y.view(-1)) / gradient_accumulation_steps"),),
+        rehearsals=("plain", "other-seed", "again"),
+    ),
+    Trainer(
+        "autocast-over-float32-masters",
+        "Products in bfloat16, weights and moments in float32.",
+        "torch.autocast",
+        (
+            (
+                LOSS,
+                """with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        loss = sum_of_losses(logits.float(), y) / count""",
+            ),
+        ),
+        rehearsals=("plain",),
+    ),
+    Trainer(
+        "estimates-of-both-losses",
+        "The loss of as many batches of the training part as of the validation part is estimated, without a trace.",
+        "karpathy/nanoGPT, estimate_loss",
+        (
+            (
+                "    for batch in batches[: eval_iters or None]:\n        x, y = windows(val_data, batch)\n",
+                """    both = [(p, b) for p in (train_data, val_data) for b in batches[: eval_iters or None]]
+    for part, batch in both:
+        x, y = windows(part, batch)
+        if part is train_data:
+            sum_of_losses(model(x), y)
+            continue
+""",
+            ),
+        ),
+        rehearsals=("epoch", "validate-often", "validate-never"),
+    ),
+    Trainer(
+        "zero-grad-first-and-fused",
+        "zero_grad at the beginning of a step, and the fused kernel of AdamW.",
+        "torch.optim.AdamW",
+        (
+            (ZERO_GRAD, ""),
+            (SET_RATE, "    optimizer.zero_grad()\n" + SET_RATE),
+            (ADAMW, ADAMW.replace("betas=", "fused=True, betas=")),
+        ),
+        rehearsals=("plain", "accumulate"),
+    ),
+)

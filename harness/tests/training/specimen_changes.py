@@ -1,0 +1,51 @@
+"""Changes of the text of `specimen_trainer.py`, which make other programs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SPECIMEN = Path(__file__).with_name("specimen_trainer.py")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One change of the specimen.
+
+    Attributes:
+        id: Its name; that of `FAULTS.md`'s catalogue where it is one of these.
+        what: What is wrong, as a sentence.
+        source: Who reported it.
+        change: Pairs of a text that the specimen has exactly once, and its replacement.
+        red: The checks that must turn red, by `suite::id`: all those that do on the rehearsals they need.
+        hint: What the hint of one of them must say.
+        rehearsals: Of a control: those whose checks must all pass.
+    """
+
+    id: str
+    what: str
+    source: str
+    change: tuple[tuple[str, str], ...]
+    red: tuple[str, ...] = ()
+    hint: str = ""
+    rehearsals: tuple[str, ...] = ()
+
+    def source_text(self) -> str:
+        """Return the specimen's text with the change. Raises AssertionError if a text to replace is not there once."""
+        text = SPECIMEN.read_text(encoding="utf-8")
+        for find, put in self.change:
+            assert text.count(find) == 1, f"{self.id}: {find!r} is {text.count(find)} times in the specimen"
+            text = text.replace(find, put)
+        return text
+
+
+# Lines of the specimen that several changes replace.
+CHUNK = "chunk = torch.from_numpy(part[start : start + block_size + 1].astype(np.int64))"
+LOSS = "loss = sum_of_losses(model(x), y) / count"
+CLIP = "norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)"
+ZERO_GRAD = "    optimizer.zero_grad(set_to_none=True)\n"
+ADAMW = "optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2))"
+GROUPS = "matrices = [p for p in model.parameters() if p.dim() >= 2]"
+SET_RATE = "    lr = get_lr(it)\n"
+WARMUP = "return learning_rate * (it + 1) / (warmup_iters + 1)"
+LAST_RATE = "    if it >= decay_iters:\n        return min_lr\n"

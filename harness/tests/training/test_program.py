@@ -1,0 +1,259 @@
+"""Training programs as subjects: found by name, told their settings by synonym, rehearsed in processes under limits."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.core.errors import MissingAbility, SubjectError
+from harness.core.limits import Limits
+from harness.tests.training.tiny import script
+from harness.training.child.program_source import ProgramSource, constants_of
+from harness.training.child.request import Request
+from harness.training.program import TrainingProgram, shared_processes
+from harness.training.protocols import Trains
+from harness.training.rehearsals import REHEARSALS, words
+from harness.training.settings import read_settings
+
+SPECIMEN = str(Path(__file__).with_name("specimen_trainer.py"))
+
+ARGPARSE = """\
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--max-steps", "-n", type=int, default=3)
+parser.add_argument("--lr", type=float, default=0.5)
+parser.add_argument("--order", choices=["shuffled", "sequential"])
+parser.add_argument("--compile", action="store_true")
+parser.add_argument("--seed", type=int, required=True)
+options = parser.parse_args()
+print(options)
+steps = options.max_steps
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Return a function that makes a program of a script's text, in its own folder."""
+    monkeypatch.chdir(tmp_path)
+    made = []
+
+    def of(text, arguments="", **options):
+        (tmp_path / "train.py").write_text(text)
+        made.append(TrainingProgram(f"train.py {arguments}", **options))
+        return made[-1]
+
+    yield of
+    for each in made:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def specimen():
+    """Return the specimen, whose rehearsals are shared by the tests."""
+    program = TrainingProgram(SPECIMEN)
+    yield program
+    program.close()
+
+
+# ---------------------------------------------------------------------------- names
+
+
+def test_a_program_is_a_script_a_module_or_a_function_with_arguments(program):
+    assert isinstance(program(script(), "--flag=1"), Trains)
+    assert ProgramSource.parse("a/train.py:main") == ProgramSource("a/train.py", "main")
+    assert ProgramSource.parse("package.train") == ProgramSource("package.train")
+    Path("package").mkdir()
+    Path("package/__init__.py").write_text("")
+    Path("package/train.py").write_text("def main():\n" + "".join(f"    {line}\n" for line in script().split("\n")))
+    recording = TrainingProgram("package.train:main").record("plain")
+    assert len(recording.steps) == 3
+    assert recording.steps[0].line.startswith("package/train.py:")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.py", r"none.py: no such file in .*; give the path of a script"),
+        ("no.such.module", r"no.such.module: no script, and no module in .*; give train.py, package.module or"),
+        ("", "the name of the training program is empty"),
+    ],
+)
+def test_a_program_that_does_not_exist_is_an_error_of_one_line(name, message):
+    with pytest.raises(SubjectError, match=message):
+        TrainingProgram(name)
+
+
+# ---------------------------------------------------------------------------- settings
+
+
+def test_settings_are_the_flags_of_the_programs_own_parser(program):
+    made = program(ARGPARSE + script(replaced=[("steps = 3\n", "")]), "--seed=5 --lr 0.25")
+    recording = made.record("plain")
+    assert "Namespace(max_steps=12, lr=0.25, order=None, compile=False, seed=5)" in recording.printed[0].text
+    assert recording.settings["steps"] == 12
+    assert recording.settings["seed"] == 5, "the user's own argument stays"
+    assert recording.settings["lr"] == 0.25
+    assert "min_lr" not in recording.settings
+    assert recording.defaults == {}, "all that it has was set or given"
+    assert len(recording.steps) == 12
+    other = made.record("epoch") if "text" in made.settings else made.settings.assign({"order": "epoch"})
+    assert other.arguments == ("--order=sequential",), "a choice is given by the program's own word"
+
+
+def test_settings_are_the_top_level_constants_of_a_script_replaced_in_memory(program):
+    made = program("max_iters = 2\nbatch_size: int = 4\n" + script(replaced=[("steps = 3", "steps = max_iters")]))
+    recording = made.record("plain")
+    assert len(recording.steps) == 12 == recording.settings["steps"]
+    lines = Path("train.py").read_text().splitlines()
+    assert recording.steps[0].line == f"train.py:{lines.index('    optimizer.step()') + 1}: optimizer.step()"
+    assert lines[0] == "max_iters = 2", "the file is not changed"
+
+
+def test_a_constant_that_is_assigned_twice_is_no_setting(tmp_path):
+    (tmp_path / "train.py").write_text("lr = 1.0\nB, T = 4, 8\nlr = 2.0\nseed = 3\nwarmup = seed + 1\n")
+    assert constants_of(tmp_path / "train.py") == {"seed": 3}
+
+
+def test_single_letters_are_settings_in_capitals_only():
+    found = read_settings([], {"B": 4, "T": 8, "t": 1, "b": 2, "Max_Steps": 5, "betas": 1}, [])
+    assert {word: constant.name for word, constant in found.constants.items()} == {
+        "batch_size": "B",
+        "block_size": "T",
+        "steps": "Max_Steps",
+    }
+
+
+def test_a_setting_that_is_missing_is_named_with_all_that_was_looked_for(program):
+    made = program(script())
+    with pytest.raises(MissingAbility, match=r"no setting for the seed \(seed, random_seed, .*'other-seed' needs"):
+        made.record("other-seed")
+    with pytest.raises(MissingAbility, match=r"did not call torch.distributed.init_process_group"):
+        made.record("two-ranks")
+
+
+# ---------------------------------------------------------------------------- limits and failures
+
+
+def test_a_program_that_fails_is_told_with_its_last_lines_and_is_not_run_again(program):
+    made = program(
+        script(before_step="open('ran.txt', 'a').write('x')\nprint('so far so good')\nraise OSError('full')")
+    )
+    for _ in range(2):
+        with pytest.raises(SubjectError) as caught:
+            made.record("plain")
+    assert str(caught.value).startswith("train.py fails in the rehearsal 'plain': OSError: full at train.py:")
+    assert str(caught.value).endswith("its last lines: so far so good")
+    assert Path("ran.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ("import sys; sys.exit('no data')", "exited with status no data"),
+        ("import os; os._exit(4)", "the process exited with status 4"),
+        ("import os; os.abort()", "the process ended with SIGABRT"),
+        ("import time; time.sleep(60)", "did not end within 1.5 s"),
+    ],
+)
+def test_a_program_that_ends_or_hangs_costs_its_rehearsal_only(program, ends, message):
+    with pytest.raises(SubjectError, match=message):
+        program(script(before_step=ends), limits=Limits(1.5, 8.0)).record("plain")
+
+
+def test_a_program_over_its_memory_is_killed(program):
+    made = program(script(before_step="import time; full = bytearray(10**9); time.sleep(60)"), limits=Limits(30.0, 0.9))
+    with pytest.raises(SubjectError, match=r"exceeded 0.9 GiB of memory"):
+        made.record("plain")
+
+
+def test_a_program_that_catches_everything_and_trains_on_is_stopped_all_the_same(program):
+    text = script(replaced=[("steps = 3", "budget = 30")]).replace(
+        "for step in range(steps):", "import itertools\nfor step in itertools.count():"
+    )
+    caught = text.replace("    optimizer.step()", "    try: optimizer.step()\n    except BaseException: pass")
+    with pytest.raises(SubjectError, match="did not end within 2 s"):
+        program(caught, limits=Limits(2.0, 8.0)).record("plain")
+    recording = program(text).record("plain")
+    assert (recording.ended, len(recording.steps)) == ("stopped", REHEARSALS["plain"].values["steps"])
+
+
+def test_a_program_finds_python_as_a_new_process_does(program):
+    """Random generators that a fork copies would make every unseeded run the same; flags of compile would leak."""
+    text = script(after_step="print(np.random.rand(), random.random(), torch.initial_seed())\nprint(f.__annotations__)")
+    text = "import random\nimport sys\ndef f(x: int): ...\nprint(__name__, sys.argv, sys.path[0])\n" + text
+    made = program(text)
+    one, other = made.record("plain").printed, made.record("again").printed
+    assert one[0].text == f"__main__ ['train.py'] {Path.cwd()}" == other[0].text
+    assert not set(one[1].text.split()[:2]) & set(other[1].text.split()[:2])
+    assert one[1].text.split()[2] == other[1].text.split()[2] == "0"
+    assert one[2].text == "{'x': <class 'int'>}"
+
+
+def test_the_server_has_one_thread_so_that_a_fork_of_it_is_safe(tmp_path):
+    processes = shared_processes()
+    processes.run([Request(task="options", folder=str(tmp_path), program="none.py")], Limits(10.0))
+    assert processes._server is not None
+    assert len(os.listdir(f"/proc/{processes._server.pid}/task")) == 1
+
+
+def test_what_a_program_has_started_ends_with_it(program):
+    start = "import subprocess, pathlib; pathlib.Path('pid').write_text(str(subprocess.Popen(['sleep', '60']).pid))"
+    program(script(before_step=f"if step == 0: {start}")).record("plain")
+    process = Path("/proc", Path("pid").read_text())
+    deadline = time.monotonic() + 5
+    while process.exists() and "Z" not in (process / "stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "still running"
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------------------- rehearsals
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(specimen):
+    plain, again, other = (specimen.record(name) for name in ("plain", "again", "other-seed"))
+    assert plain is specimen.record("plain"), "it is recorded once"
+    assert [step.hashes for step in plain.steps] == [step.hashes for step in again.steps]
+    assert plain.steps[0].hashes["before"] != other.steps[0].hashes["before"]
+
+
+def test_a_run_is_killed_after_a_checkpoint_and_resumed_from_it(specimen):
+    straight, killed, resumed = (specimen.record(name) for name in ("straight", "killed", "resumed"))
+    assert (killed.ended, killed.saves[-1].step, len(killed.steps)) == ("killed", 8, 10)
+    assert resumed.loads
+    assert [step.number for step in resumed.steps] == [8, 9, 10, 11]
+    assert [step.hashes for step in straight.steps[8:]] == [step.hashes for step in resumed.steps]
+
+
+def test_ranks_are_recorded_each_for_itself(specimen):
+    first, second = specimen.record_ranks("two-ranks")
+    assert [(each.rank, each.ranks) for each in (first, second)] == [(0, 2), (1, 2)]
+    assert first.steps[4].hashes["after"] == second.steps[4].hashes["after"]
+    assert first.forwards_of(0)[0].ids.tolist() != second.forwards_of(0)[0].ids.tolist()
+    mean = (first.steps[0].replayed["wpe.weight"] + second.steps[0].replayed["wpe.weight"]) / 2
+    assert float((first.steps[0].unclipped["wpe.weight"] - mean).norm() / mean.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("wrapper", ["torch.nn.parallel.DistributedDataParallel", "torch.compile"])
+def test_the_names_of_parameters_are_those_of_the_model_inside_its_wrappers(program, wrapper):
+    text = script(replaced=[("model = Model()", f"model = {wrapper}(Model())")])
+    joins = "import os\nimport torch.distributed\ntorch.distributed.init_process_group('gloo')\n"
+    text = joins + text.replace("randint(490, (2,))", "randint(490, (2,)).add(int(os.environ['RANK']))")
+    for recording in program(text).record_ranks("two-ranks"):
+        assert list(recording.parameters) == ["wte.weight", "hidden.weight", "hidden.bias", "head.weight"]
+        assert recording.ranks == 2
+        assert recording.steps[1].replayed
+
+
+def test_windows_of_the_words_occur_once():
+    text = words(4000)
+    assert len({text[i : i + 16] for i in range(4000 - 15)}) == 4000 - 15
+
+
+def test_every_setting_of_the_rehearsals_is_a_known_word():
+    from harness.training.setting_words import WORDS
+
+    used = {word for rehearsal in REHEARSALS.values() for word in (*rehearsal.values, *rehearsal.needs)}
+    assert used <= set(WORDS)
+    names = [name for word in WORDS.values() for name in word.names]
+    assert len(names) == len(set(names)), "a name that is two words"

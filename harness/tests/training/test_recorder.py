@@ -1,0 +1,277 @@
+"""The recorder: what it sees of a training script, and that it changes nothing."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from harness.tests.training.tiny import HEAD, record, script
+from harness.training.child import run as run_module
+from harness.training.child.passes import Passes
+from harness.training.child.recorder import Recorder
+from harness.training.child.request import Request
+from harness.training.child_processes import ENVIRONMENT
+from harness.training.recording import IGNORED, NotRecorded
+from harness.training.recording_files import RecordingWriter
+
+HAND_CLIP = """\
+norm = torch.sqrt(sum(p.grad.pow(2).sum() for p in model.parameters()))
+for p in model.parameters():
+    {clip}
+"""
+
+
+# ---------------------------------------------------------------------------- the run is not changed
+
+
+def test_a_recorded_and_an_unrecorded_run_end_in_the_same_bytes(tmp_path):
+    """All that a recorder could disturb is in it: dropout, three random generators, clipping and validation."""
+    text = script(
+        before_step="nn.utils.clip_grad_norm_(model.parameters(), 0.1)",
+        after_step="with torch.no_grad(): loss_of(*batch())\ntorch.save(model.state_dict(), 'weights.pt')\n"
+        "torch.save([np.random.rand(), random.random(), torch.rand(1)], 'drawn.pt')",
+        replaced=[("dropout = 0.0", "dropout = 0.3"), ("steps = 3", "steps = 6")],
+    ).replace("torch.manual_seed(0)", "import random\nrandom.seed(0)\nnp.random.seed(0)\ntorch.manual_seed(0)")
+    (tmp_path / "train.py").write_text(text)
+    subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, check=True, timeout=100
+    )
+    unrecorded = {name: (tmp_path / name).read_bytes() for name in ("weights.pt", "drawn.pt")}
+    for name in unrecorded:
+        (tmp_path / name).unlink()
+    recording = record(tmp_path, text)
+    assert len(recording.steps) == 6
+    assert recording.steps[5].replayed
+    for name, contents in unrecorded.items():
+        assert (tmp_path / name).read_bytes() == contents, name
+
+
+def test_everything_that_the_recorder_replaces_is_restored_after_it(tmp_path):
+    owners = (torch, torch.autograd, torch.nn.utils, torch.nn.utils.clip_grad, torch.distributed, np, Optimizer)
+    before = [dict(vars(owner)) for owner in owners] + [dict(vars(np.memmap)), sys.stdout, torch.get_rng_state()]
+    recorder = Recorder(Request(folder=str(tmp_path), program="none"), RecordingWriter(tmp_path))
+    with run_module.recording(recorder, Passes(recorder)):
+        assert np.fromfile is not before[5]["fromfile"]
+        model = torch.nn.Linear(2, 1)
+        model(torch.ones(2)).backward()
+        torch.optim.SGD(model.parameters()).step()
+    model(torch.ones(2)).backward()
+    torch.optim.SGD(model.parameters()).step()
+    after = [dict(vars(owner)) for owner in owners] + [dict(vars(np.memmap)), sys.stdout]
+    assert before[:-1] == after
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 3, "events after the end"
+
+
+def test_workers_and_other_threads_of_the_program_are_not_recorded(tmp_path):
+    """A worker that inherits the seams would write its own passes between those of the program."""
+    recording = record(
+        tmp_path,
+        script(
+            after_step="from threading import Thread\n"
+            "def beside():\n    loss_of(*batch())\n    torch.optim.SGD([nn.Parameter(torch.ones(1))]).step()\n"
+            "thread = Thread(target=beside)\nthread.start()\nthread.join()\n"
+            "if os.fork() == 0:\n    loss_of(*batch())\n    print('from the worker')\n    os._exit(0)\nos.wait()"
+        ).replace("import numpy as np", "import os\nimport numpy as np"),
+    )
+    assert [(forward.order, forward.step) for forward in recording.forwards()] == [
+        (event.order, number) for number, event in enumerate(recording.forwards("train"))
+    ]
+    assert len(recording.forwards()) == len(recording.steps) == 3
+    assert recording.printed == []
+
+
+# ---------------------------------------------------------------------------- passes
+
+
+def test_a_pass_has_its_ids_targets_and_loss_and_ignored_targets_are_marked(tmp_path):
+    recording = record(
+        tmp_path,
+        script(
+            replaced=[
+                (
+                    "return F.cross_entropy(model(x).view(-1, 11), y.reshape(-1))",
+                    "y = y.clone()\n    y[0, 2:] = 7\n    print(x.tolist())\n    "
+                    "loss = F.cross_entropy(model(x).view(-1, 11), y.reshape(-1), reduction='sum', ignore_index=7)\n"
+                    "    print(loss.item())\n    return loss",
+                )
+            ]
+        ),
+    )
+    printed = [line.text for line in recording.printed]
+    for number, forward in enumerate(recording.forwards("train")):
+        assert str(forward.ids.tolist()) == printed[2 * number]
+        assert forward.loss == float(printed[2 * number + 1]) == forward.total_loss
+        assert forward.reduction == "sum"
+        assert forward.targets[0, 2:].tolist() == [IGNORED, IGNORED]
+        assert forward.counted == int((forward.targets != IGNORED).sum()) <= 6
+        assert forward.used
+        assert ": loss = F.cross_entropy(model(x)" in forward.line
+
+
+def test_validation_is_told_from_training_and_shows_the_modules_flags(tmp_path):
+    recording = record(
+        tmp_path,
+        script(
+            after_step="with torch.no_grad():\n    model.eval()\n    loss_of(*batch())\n    model.hidden.train()\n"
+            "    loss_of(*batch())\n    model.train()"
+        ),
+    )
+    assert [(each.phase, each.mode, each.step, each.used) for each in recording.forwards()][:3] == [
+        ("train", "train", 0, True),
+        ("eval", "eval", 1, False),
+        ("eval", "mixed", 1, False),
+    ]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_pass_that_is_not_differentiated_is_not_used(tmp_path, first):
+    """An extra pass for the log must not count as a micro-batch, before the others or after them."""
+    extra = [("loss = loss_of", "logged = loss_of(*batch())\n        loss = loss_of")] if first else []
+    text = script(before_step="pass" if first else "logged = loss_of(*batch())", replaced=extra)
+    recording = record(tmp_path, text)
+    assert [each.used for each in recording.forwards_of(1)] == ([False, True] if first else [True, False])
+    for name, gradient in recording.steps[1].gradient.items():
+        torch.testing.assert_close(gradient.double(), recording.steps[1].replayed[name], rtol=1e-4, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------- steps
+
+
+def test_a_step_has_everything_before_and_after_it_under_the_models_names(tmp_path):
+    recording = record(tmp_path, script())
+    assert list(recording.parameters) == ["wte.weight", "hidden.weight", "hidden.bias", "head.weight"]
+    assert recording.parameters["head.weight"].alias_of == "wte.weight"
+    first, second, third = recording.steps
+    assert first.state_before == {}
+    assert set(second.before) == {"wte.weight", "hidden.weight", "hidden.bias"} == set(second.groups[0].names)
+    for name in second.before:
+        assert torch.equal(first.after[name], second.before[name])
+        assert not torch.equal(second.after[name], second.before[name])
+        assert torch.equal(second.state_after[name]["exp_avg"], third.state_before[name]["exp_avg"])
+        assert second.hashes["after"][name] == third.hashes["before"][name] != second.hashes["before"][name]
+    assert int(third.state_before["wte.weight"]["step"]) == 2
+    assert (first.groups[0].lr, first.groups[0].betas, first.optimizer) == (0.01, (0.9, 0.999), "AdamW")
+    assert first.line.endswith(": optimizer.step()")
+
+
+def test_the_replayed_gradient_is_that_of_the_mean_over_all_targets_with_the_same_dropout(tmp_path):
+    recording = record(
+        tmp_path, script(replaced=[("dropout = 0.0", "dropout = 0.3"), ("micro_batches = 1", "micro_batches = 3")])
+    )
+    for step in recording.steps:
+        for name, gradient in step.gradient.items():
+            assert step.replayed[name].dtype == torch.float64
+            torch.testing.assert_close(gradient.double(), step.replayed[name], rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(gradient, step.replayed32[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_that_cannot_be_called_again_has_no_replayed_gradient_and_says_why(tmp_path):
+    wears_out = "self.calls = getattr(self, 'calls', 0) + 1\n        assert self.calls < 4, 'worn out'\n        "
+    text = script(replaced=[("return self.head(", f"{wears_out}return self.head(")])
+    recording = record(tmp_path, text)
+    with pytest.raises(NotRecorded, match=r"AssertionError: worn out"):
+        recording.steps[0].replayed  # noqa: B018 - it raises
+
+
+def test_a_batch_that_no_longer_has_its_loss_has_no_replayed_gradient(tmp_path):
+    """Without this the gradient of something else would be taken for the right one."""
+    drifts = ("return self.head(", "self.calls = getattr(self, 'calls', 0) + 1\n        return self.calls * self.head(")
+    recording = record(tmp_path, script(replaced=[drifts]))
+    with pytest.raises(NotRecorded, match=r"a batch of step 0 has the loss .* when it is computed again, not"):
+        recording.steps[0].replayed  # noqa: B018 - it raises
+
+
+def test_a_long_rehearsal_records_neither_tensors_nor_hashes(tmp_path):
+    step = record(tmp_path, script(), detail="losses").steps[1]
+    assert step.hashes == {}
+    with pytest.raises(NotRecorded, match="the rehearsal records losses"):
+        step.before  # noqa: B018 - it raises
+
+
+# ---------------------------------------------------------------------------- clipping
+
+
+@pytest.mark.parametrize(
+    "clipping",
+    [
+        "nn.utils.clip_grad_norm_(model.parameters(), 0.1)",
+        "clip_grad_norm_(list(model.parameters()), max_norm=0.1)",
+        HAND_CLIP.format(clip="p.grad.mul_(0.1 / norm)"),
+        HAND_CLIP.format(clip="p.grad = p.grad * (0.1 / norm)"),
+        HAND_CLIP.format(clip="p.grad.data.copy_(p.grad * (0.1 / norm))"),
+        HAND_CLIP.format(clip="p.grad *= 0.1 / norm"),
+        "norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()\n"
+        "torch._foreach_mul_([p.grad for p in model.parameters()], 0.1 / norm.item())",
+    ],
+    ids=["torch", "imported", "in place", "assigned", "copied", "augmented", "foreach"],
+)
+def test_the_gradient_before_clipping_is_kept_however_it_is_clipped(tmp_path, clipping):
+    head = HEAD.replace("import torch\n", "import torch\nfrom torch.nn.utils import clip_grad_norm_\n")
+    recording = record(tmp_path, script(before_step=clipping, head=head))
+    for step in recording.steps:
+        norm = torch.cat([each.flatten() for each in step.gradient.values()]).norm()
+        assert norm == pytest.approx(0.1, rel=1e-4)
+        for name, gradient in step.unclipped.items():
+            torch.testing.assert_close(gradient.double(), step.replayed[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_division_before_the_norm_is_taken_belongs_to_the_gradient(tmp_path):
+    average = "for p in model.parameters(): p.grad /= 4\n"
+    clip = HAND_CLIP.format(clip="p.grad.mul_(0.01 / norm)")
+    step = record(tmp_path, script(before_step=average + clip)).steps[0]
+    for name, gradient in step.unclipped.items():
+        torch.testing.assert_close(gradient.double() * 4, step.replayed[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_call_of_torchs_clipping_is_recorded_with_its_limit_norm_and_parameters(tmp_path):
+    clips = "print(nn.utils.clip_grad_norm_(model.hidden.parameters(), 0.1).item())"
+    recording = record(tmp_path, script(before_step=clips))
+    (clip,) = recording.clips_of(2)
+    assert (clip.kind, clip.limit, clip.names) == ("norm", 0.1, ("hidden.weight", "hidden.bias"))
+    assert clip.norm == float(recording.printed[2].text)
+
+
+# ---------------------------------------------------------------------------- data, files, ends
+
+
+def test_token_streams_are_recorded_once_and_batches_are_not(tmp_path):
+    np.arange(300, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
+    maps = "ids = np.memmap('tokens.bin', dtype=np.uint16, mode='r')\ntorch.from_numpy(ids[:20].astype(np.int64))"
+    listed = ("data = torch.randint(11, (500,))", "data = torch.tensor([n % 11 for n in range(500)])")
+    recording = record(tmp_path, script(before_step=maps, replaced=[listed]))
+    made, mapped = recording.streams
+    assert (made.name, made.dtype, made.ids[:12].tolist()) == ("torch.tensor", "int64", [*range(11), 0])
+    assert (mapped.name, mapped.dtype, mapped.ids.tolist()) == ("tokens.bin", "uint16", list(range(300)))
+
+
+def test_saves_and_loads_have_the_keys_of_what_is_in_the_file(tmp_path):
+    saves = "torch.save({'model': model.hidden.state_dict(), 'step': step}, 'c.pt')\ntorch.load('c.pt')"
+    recording = record(tmp_path, script(after_step=saves))
+    assert [(save.step, save.path) for save in recording.saves] == [(1, "c.pt"), (2, "c.pt"), (3, "c.pt")]
+    assert recording.loads[0].keys == recording.saves[0].keys == ("model.weight", "model.bias", "step")
+
+
+def test_a_program_is_stopped_after_the_steps_that_are_needed(tmp_path):
+    recording = record(tmp_path, script(replaced=[("steps = 3", "steps = 10**9")]), stop_after=4)
+    assert (recording.ended, len(recording.steps)) == ("stopped", 4)
+    assert recording.steps[3].replayed
+
+
+def test_a_killed_program_leaves_what_it_had_done_and_a_resumed_one_continues_the_numbers(tmp_path):
+    killed = record(tmp_path, script(after_step="print('after', step)"), kill_after=2)
+    assert (killed.ended, [step.number for step in killed.steps]) == ("killed", [0, 1])
+    assert [line.text for line in killed.printed] == ["after 0"]
+    resumed = record(tmp_path, script(), first_step=2)
+    assert [step.number for step in resumed.steps] == [2, 3, 4]
+    assert [forward.step for forward in resumed.forwards()] == [2, 3, 4]
+
+
+def test_a_failure_is_told_with_the_users_line(tmp_path):
+    recording = record(tmp_path, script(before_step="if step == 1: raise ValueError('no more')"))
+    assert recording.ended == "failed"
+    assert recording.message.startswith("ValueError: no more at train.py:")
+    assert len(recording.steps) == 1

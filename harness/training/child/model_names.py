@@ -1,0 +1,102 @@
+"""The model that is trained, and the names of its parameters."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from harness.training.recording import Parameter
+
+WRAPPED = ("module", "_orig_mod")  # in DistributedDataParallel and in what torch.compile returns
+
+
+class ModelNames:
+    """Finds the model among the modules that were called, and names parameters as it does."""
+
+    def __init__(self) -> None:
+        self.model: nn.Module | None = None
+        self.parameters: dict[str, Parameter] = {}
+        self._called: dict[int, nn.Module] = {}
+        self._names: dict[int, str] = {}
+        self._unnamed: dict[int, Tensor] = {}  # kept, so that no other tensor gets their id
+
+    def called(self, module: nn.Module) -> None:
+        """Note a module that the program called."""
+        self._called[id(module)] = module
+
+    def find(self, parameters: Iterable[Tensor]) -> None:
+        """Choose the model, once: the called module that owns most of these parameters, without its wrappers."""
+        if self.model is not None:
+            return
+        wanted = {id(parameter): parameter.numel() for parameter in parameters}
+        model = _owner_of_most(list(self._called.values()), wanted)
+        if model is None or _owned(model, wanted) < sum(wanted.values()):
+            # A program that calls the parts of its model has no outermost module: look for one that contains them.
+            whole = _owner_of_most([each for each in gc.get_objects() if _is_module(each)], wanted)
+            if whole is not None and (model is None or _owned(whole, wanted) > _owned(model, wanted)):
+                model = whole
+        if model is None:
+            return
+        self.model = unwrapped(model)
+        first: dict[int, str] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            alias = first.get(id(parameter))
+            first.setdefault(id(parameter), name)
+            kind = str(parameter.dtype).removeprefix("torch.")
+            self.parameters[name] = Parameter(
+                shape=tuple(parameter.shape), dtype=kind, requires_grad=parameter.requires_grad, alias_of=alias
+            )
+        self._names = first
+
+    def name_of(self, parameter: Tensor) -> str:
+        """Return the first name of a parameter in the model; one that is not in it is numbered."""
+        key = id(parameter)
+        if key not in self._names:
+            self._unnamed[key] = parameter
+            self._names[key] = f"(not in the model) {len(self._unnamed)}: {tuple(parameter.shape)}"
+        return self._names[key]
+
+
+def _owner_of_most(modules: list[nn.Module], wanted: dict[int, int]) -> nn.Module | None:
+    """Return the module that owns most elements of the wanted parameters; of equals, the one with fewest modules."""
+    rated = [(_owned(module, wanted), -sum(1 for _ in module.modules()), module) for module in modules]
+    best = max(rated, key=lambda item: item[:2], default=None)
+    return best[2] if best and best[0] else None
+
+
+def _owned(module: nn.Module, wanted: dict[int, int]) -> int:
+    return sum(wanted.get(id(parameter), 0) for parameter in module.parameters())
+
+
+def _is_module(thing: object) -> bool:
+    try:
+        return isinstance(thing, nn.Module) and "_parameters" in vars(thing)
+    except (ReferenceError, TypeError):  # a dead weak proxy, or a lazy module's stand-in
+        return False
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the model inside wrappers that own the same parameters."""
+    for name in WRAPPED:
+        inner = module._modules.get(name)
+        if isinstance(inner, nn.Module) and set(map(id, inner.parameters())) == set(map(id, module.parameters())):
+            return unwrapped(inner)
+    return module
+
+
+def first_tensor(value: object, *, dims: int, depth: int = 2) -> Tensor | None:
+    """Return the first floating-point tensor with at least `dims` dimensions in a model's output."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() and value.dim() >= dims else None
+    if depth == 0 or value is None:
+        return None
+    if isinstance(value, dict):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    found = (first_tensor(part, dims=dims, depth=depth - 1) for part in parts)
+    return next((each for each in found if each is not None), None)

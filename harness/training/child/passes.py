@@ -1,0 +1,231 @@
+"""Forward passes, put together from what the seams see: the model's call, its token ids, and the loss."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.training.child.model_names import first_tensor
+from harness.training.child.recorder import Recorder, as_int64
+from harness.training.recording import IGNORED
+
+RECORDED = (
+    *("step", "phase", "ids", "targets", "loss", "reduction", "mode"),
+    *("autocast", "logits_dtype", "rng", "used", "line"),
+)  # the attributes of a pass that a Forward event has
+NEAR_THE_ROOT = 500  # nodes of the autograd graph between a loss and what is differentiated (scaling, sums)
+MOST_WAITING = 64  # passes with a loss and without a backward pass; each keeps its graph alive
+EMPTY = torch.empty(0, 0, dtype=torch.int64)
+
+
+@dataclass
+class Pass:
+    """A forward pass while it is being observed. It becomes a `Forward` event.
+
+    `root` is the outermost module that was called, with `arguments`; None if the program calls the parts one by one.
+    """
+
+    order: int
+    step: int
+    phase: str
+    mode: str
+    autocast: str | None
+    rng: str
+    rng_state: Tensor
+    line: str
+    root: nn.Module | None = None
+    arguments: tuple[Any, Mapping[str, Any]] = ((), {})
+    ids: Tensor = EMPTY
+    targets: Tensor = EMPTY
+    loss: float = math.nan
+    reduction: str = "mean"
+    logits_dtype: str = ""
+    used: bool = False
+    node: Any = None
+    """The loss in the autograd graph."""
+    has_loss: bool = False
+    loss_inside: bool = False
+    """The loss was computed inside the model's call."""
+    log_probabilities: bool = False
+    """The loss was computed from log probabilities, by `nll_loss`."""
+    written: bool = False
+
+    def row(self) -> dict[str, Any]:
+        """Return what a `Forward` event has."""
+        return {name: getattr(self, name) for name in RECORDED}
+
+
+class Passes:
+    """Observes forward passes, and keeps those that a replay needs."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.training: list[Pass] = []
+        """Passes with a backward pass, in order, for the replay."""
+        self._entry: Pass | None = None  # the call of the model that is being executed
+        self._depth = 0
+        self._open: Pass | None = None  # the last pass, which may get a loss yet
+        self._waiting: list[Pass] = []  # passes with a loss that a backward pass may use yet
+
+    # ------------------------------------------------------------------------ the model's call
+
+    def is_inner(self, module: nn.Module) -> bool:
+        """Return True for a part of the model in its call, which needs no more attention."""
+        return self._entry is not None and module is not self._entry.root
+
+    def enter(self, module: nn.Module) -> None:
+        """Note that a module is called."""
+        if self._entry is None:
+            if any(True for _ in module.parameters()):
+                self.recorder.names.called(module)
+                self._entry, self._depth = self._new(module), 1
+        elif module is self._entry.root:
+            self._depth += 1
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: object) -> None:
+        """Note that a module returns; `output` is None if it raised."""
+        entry = self._entry
+        if entry is None or module is not entry.root:
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            self._entry = None
+            entry.arguments = (_copied(tuple(args)), _copied(dict(kwargs)))
+            logits = first_tensor(output, dims=2)
+            if logits is not None and not entry.logits_dtype:
+                entry.logits_dtype = _name(logits.dtype)
+
+    def saw_ids(self, ids: Tensor) -> None:
+        """Note the indices of an embedding. Those of token ids are of two dimensions, and not all positions."""
+        if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+            return
+        entry = self._entry or self._new(None)
+        if entry.ids.numel() and not _are_positions(entry.ids):
+            return
+        if self._open is not entry:
+            self._close()
+            self._open = entry
+        entry.ids = as_int64(ids)
+
+    # ------------------------------------------------------------------------ the loss
+
+    def saw_loss(self, logits: Tensor, targets: Tensor, options: Mapping[str, Any], result: Tensor) -> None:
+        """Note a loss: it belongs to the last pass, unless that has one."""
+        entry = self._open
+        if entry is None or entry.has_loss or targets.is_floating_point():
+            return
+        ignored = options.get("ignore_index", IGNORED)
+        found = as_int64(targets)
+        found[found == ignored] = IGNORED
+        counted = found.reshape(-1) != IGNORED
+        rows = len(entry.ids)
+        entry.targets = found.reshape(rows, -1) if rows and found.numel() % rows == 0 else found.reshape(1, -1)
+        entry.reduction = options.get("reduction") or "mean"
+        values = result.detach().double().reshape(-1)
+        entry.loss = float(values.mean() if values.numel() == 1 else values[counted.to(values.device)].mean())
+        entry.logits_dtype = _name(logits.dtype)
+        entry.node, entry.has_loss = result.grad_fn, True
+        entry.loss_inside = self._entry is not None
+        entry.log_probabilities = bool(options.get("log_probabilities"))
+        if entry.phase == "train" and entry.node is not None:
+            self._waiting.append(entry)
+            self._write_waiting(self._waiting[:-MOST_WAITING])  # a validation without no_grad must not fill the memory
+
+    def differentiated(self, root: object) -> None:
+        """Note a backward pass from this tensor: it uses the losses that are in its graph."""
+        reached = _nodes_near(getattr(root, "grad_fn", None))
+        near = [entry for entry in self._waiting if any(entry.node is node for node in reached)]
+        used = near or list(self._waiting)
+        for entry in used:
+            entry.used = True
+            if self.recorder.request.replay and self.recorder.request.detail == "tensors":
+                self.training.append(entry)
+        self._write_waiting(used)
+
+    # ------------------------------------------------------------------------ writing
+
+    def flush(self) -> None:
+        """Write every pass that is complete: before a step, and at the end."""
+        self._close()
+        self._write_waiting(list(self._waiting))
+
+    def _close(self) -> None:
+        entry, self._open = self._open, None
+        if entry is not None and not any(entry is each for each in self._waiting):
+            self._write(entry)
+
+    def _write_waiting(self, entries: list[Pass]) -> None:
+        chosen = {id(entry) for entry in entries}
+        self._waiting = [entry for entry in self._waiting if id(entry) not in chosen]
+        for entry in entries:
+            self._write(entry)
+
+    def _write(self, entry: Pass) -> None:
+        if not entry.written:
+            entry.written, entry.node = True, None
+            self.recorder.event("Forward", order=entry.order, **entry.row())
+
+    def _new(self, root: nn.Module | None) -> Pass:
+        recorder = self.recorder
+        state = torch.get_rng_state()
+        return Pass(
+            order=recorder.next_order(),
+            step=recorder.step,
+            phase="train" if recorder.grad_enabled else "eval",
+            mode=_mode(root if root is not None else recorder.names.model),
+            autocast=_autocast(),
+            rng=recorder.rng(),
+            rng_state=state,
+            line=recorder.line(),
+            root=root,
+        )
+
+
+def _mode(module: nn.Module | None) -> str:
+    flags = {each.training for each in module.modules()} if module is not None else set()
+    return "mixed" if len(flags) > 1 else ("eval" if flags == {False} else "train")
+
+
+def _autocast() -> str | None:
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):
+            return _name(torch.get_autocast_dtype(device))
+    return None
+
+
+def _nodes_near(start: Any) -> list[Any]:
+    """Return the nodes of an autograd graph next to `start`, breadth first."""
+    found: dict[int, Any] = {}  # by id: they stay alive in here
+    queue = deque([start])
+    while queue and len(found) < NEAR_THE_ROOT:
+        node = queue.popleft()
+        if node is not None and id(node) not in found:
+            found[id(node)] = node
+            queue.extend(next_node for next_node, _ in node.next_functions)
+    return list(found.values())
+
+
+def _are_positions(ids: Tensor) -> bool:
+    """Return True for the same positions 0, 1, 2 ... in each row: not token ids, or of no use as such."""
+    return ids.numel() > 0 and bool((ids == torch.arange(ids.size(1))).all())
+
+
+def _copied(value: Any) -> Any:
+    """Return a call's arguments with copies of integer tensors, which a program may use again for the next batch."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if not value.is_floating_point() else value.detach()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
+    if type(value) is dict:
+        return {key: _copied(each) for key, each in value.items()}
+    return value
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,107 @@
+"""The recorder: what the seams share, and their installation. It observes a run and changes nothing in it.
+
+The seams are torch's global hooks, a `TorchFunctionMode` and replaced functions of torch, numpy and safetensors. They
+act in the main thread of the recorded process only: worker processes inherit them and see nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.training.child.model_names import ModelNames
+from harness.training.child.request import Request
+from harness.training.child.user_lines import user_line
+from harness.training.recording_files import RecordingWriter
+
+MOST_PRINTED = 20_000  # lines
+
+
+class StopRecording(BaseException):
+    """Raised in the program after the optimizer steps that are needed. Few programs catch a BaseException."""
+
+
+class Recorder:
+    """The state of a recording that the seams share.
+
+    Attributes:
+        step: The optimizer steps completed, from `request.first_step`.
+        ranks: The rank and the number of ranks, once the program has joined a process group.
+        grad_enabled: Whether gradients are recorded in the program, while `observing` turns them off.
+        names: The model and its parameters' names.
+    """
+
+    def __init__(self, request: Request, writer: RecordingWriter) -> None:
+        self.request, self.writer = request, writer
+        self.step = request.first_step
+        self.names = ModelNames()
+        self._order = 0
+        self._process = os.getpid()
+        self.grad_enabled = True
+        self.ranks: dict[str, int] = {}
+        self._busy = False
+        self._printed = 0
+
+    @property
+    def active(self) -> bool:
+        """Return True in the program's own code: not in a worker, another thread, or the recorder itself."""
+        return not self._busy and os.getpid() == self._process and threading.current_thread() is threading.main_thread()
+
+    @contextlib.contextmanager
+    def observing(self) -> Iterator[None]:
+        """Keep the recorder's own use of torch out of the recording, and out of autograd."""
+        self._busy, self.grad_enabled = True, torch.is_grad_enabled()
+        try:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                yield
+        finally:
+            self._busy = False
+
+    def next_order(self) -> int:
+        """Return the number of the next event."""
+        self._order += 1
+        return self._order - 1
+
+    def event(self, event: str, /, *, order: int | None = None, **row: Any) -> None:
+        """Write an event; its number is `order`, or the next one."""
+        self.writer.event(event, {"order": self.next_order() if order is None else order, **row})
+
+    def line(self) -> str:
+        """Return the user's line that is being executed."""
+        return user_line()
+
+    def rng(self) -> str:
+        """Return a hash of torch's global CPU generator. It is read, not advanced."""
+        return hashlib.blake2b(torch.get_rng_state().numpy().tobytes(), digest_size=8).hexdigest()
+
+    def printed(self, text: str) -> None:
+        """Write a line that the program printed."""
+        if self.active and self._printed < MOST_PRINTED:
+            self._printed += 1
+            self.event("Printed", step=self.step, text=text)
+
+    def write_parameters(self) -> None:
+        """Write the parameters of the model, once it is known."""
+        rows = {name: asdict(parameter) for name, parameter in self.names.parameters.items()}
+        self.writer.event("parameters", {"parameters": rows})
+
+    def completed(self, steps_here: int) -> None:
+        """End the run if these steps were the last ones that are needed. Raises `StopRecording`."""
+        if self.request.kill_after is not None and steps_here >= self.request.kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.request.stop_after is not None and steps_here >= self.request.stop_after:
+            raise StopRecording
+
+
+def as_int64(tensor: Tensor) -> Tensor:
+    """Return a copy of token ids or targets as int64 on the CPU."""
+    return tensor.detach().to("cpu", torch.int64, copy=True)

@@ -1,0 +1,163 @@
+"""The gradients of the recorded batches, computed again after the run: in the model's own precision and in float64."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from harness.subjects.float32_as_float64 import Float32AsFloat64
+from harness.training.child.model_names import first_tensor, unwrapped
+from harness.training.child.passes import Pass
+from harness.training.child.recorder import Recorder
+from harness.training.recording import IGNORED, Step
+from harness.training.recording_files import RecordingReader
+
+# Relative: a replayed loss that differs by more is that of another batch, or of another mask of dropout. CPUs draw the
+# same masks for float32 and float64.
+SAME_LOSS = {"float32": 1e-4, "float64": 1e-4}
+SAME_LOSS_OF_16_BITS = 0.01
+
+
+class CannotReplay(Exception):  # noqa: N818 - says what is missing
+    """The recorded passes cannot be computed again; the message says why."""
+
+
+def replay(recorder: Recorder, passes: Iterable[Pass], reader: RecordingReader) -> None:
+    """Write the gradients of each step's mean loss, or why there are none.
+
+    The run is over: the model itself is used, in both types one after the other, and not restored.
+    """
+    steps = [event for event in reader.events() if isinstance(event, Step) and "before" in event.tensors]
+    by_step: dict[int, list[Pass]] = {}
+    for each in passes:
+        by_step.setdefault(each.step, []).append(each)
+    model, found = recorder.names.model, dict[int, dict[str, Any]]()
+    if model is None:
+        _write(recorder, steps, found, "the program trains no torch.nn.Module")
+        return
+    try:
+        for part, dtype in (("replayed32", None), ("replayed", torch.float64)):
+            if dtype is not None:
+                model.to(dtype)
+            for step in steps:
+                gradients = _gradients(model, step, by_step.get(step.number, []), dtype)
+                found.setdefault(step.number, {})[part] = gradients
+    except CannotReplay as reason:
+        _write(recorder, steps, {}, str(reason))
+    except Exception as error:  # the program's own model fails outside of the program
+        _write(recorder, steps, {}, f"the model cannot be called again after the run ({type(error).__name__}: {error})")
+    else:
+        _write(recorder, steps, found, "")
+
+
+def _write(recorder: Recorder, steps: Iterable[Step], found: Mapping[int, Any], because: str) -> None:
+    for step in steps:
+        row = {"number": step.number, "tensors": found.get(step.number, {}), "because": because}
+        recorder.writer.event("replayed", row)
+
+
+def _gradients(model: nn.Module, step: Step, passes: list[Pass], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the gradient of the mean cross entropy over all targets of a step, by parameter."""
+    counts = [int((each.targets != IGNORED).sum()) for each in passes]
+    if not sum(counts):
+        raise CannotReplay(f"no loss with a backward pass was seen before step {step.number}")
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in step.before.items():
+            if name not in named:
+                raise CannotReplay(f"the optimizer updates {name}")
+            named[name].copy_(value)
+    wanted = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    total: dict[str, Tensor] = {}
+    for each, count in zip(passes, counts, strict=True):
+        if not count:
+            continue
+        loss = _loss_sum(each, dtype)
+        _check_loss(each, float(loss.detach()) / count)
+        parts = torch.autograd.grad(loss / sum(counts), list(wanted.values()), allow_unused=True)
+        for name, part in zip(wanted, parts, strict=True):
+            if part is not None:
+                total[name] = total[name] + part if name in total else part
+    return total
+
+
+def _check_loss(each: Pass, mean: float) -> None:
+    """Raise CannotReplay if a pass that is computed again has another loss."""
+    counted = int((each.targets != IGNORED).sum())
+    recorded = each.loss / counted if each.reduction == "sum" else each.loss
+    tolerance = SAME_LOSS_OF_16_BITS if each.autocast else SAME_LOSS.get(each.logits_dtype, SAME_LOSS_OF_16_BITS)
+    if not abs(mean - recorded) <= tolerance * max(abs(recorded), 1e-2):
+        raise CannotReplay(
+            f"a batch of step {each.step} has the loss {mean:.6g} when it is computed again, not {recorded:.6g}"
+        )
+
+
+def _loss_sum(each: Pass, dtype: torch.dtype | None) -> Tensor:
+    """Return the sum of the cross entropies of one pass, computed by the program's own model."""
+    if each.root is None:
+        raise CannotReplay("the program calls the parts of its model one by one")
+    root = unwrapped(each.root)  # ranks that replay do not talk to each other
+    for module in root.modules() if each.mode != "mixed" else ():
+        module.training = each.mode == "train"
+    torch.set_rng_state(each.rng_state)
+    args, kwargs = each.arguments
+    mode = _ReplayMode()
+    with _precision(each, dtype), mode, torch.enable_grad():
+        output = root(*args, **kwargs)
+    logits = mode.logits if each.loss_inside else first_tensor(output, dims=2)
+    if logits is None:
+        raise CannotReplay("the model returns no logits")
+    return _cross_entropy(each, logits, in_loss=each.loss_inside)
+
+
+def _cross_entropy(each: Pass, logits: Tensor, *, in_loss: bool) -> Tensor:
+    """Return the summed cross entropy of logits: as the loss function got them, or as the model returned them."""
+    targets = each.targets
+    if in_loss:
+        rows = logits.movedim(1, -1).reshape(-1, logits.size(1))  # (N, V), or (B, V, T): the loss's own convention
+    else:
+        rows = logits.reshape(-1, logits.size(-1))
+        if len(rows) != targets.numel() and logits.dim() == 3 and len(logits) == len(targets):
+            rows = logits[:, : targets.size(1)].reshape(-1, logits.size(-1))  # shifted: the last logits have no target
+    if len(rows) != targets.numel():
+        raise CannotReplay(f"the model returns {tuple(logits.shape)} logits for {targets.numel()} targets")
+    flat = targets.reshape(-1).to(rows.device)
+    kwargs: dict[str, Any] = {"ignore_index": IGNORED, "reduction": "sum"}
+    return (
+        F.nll_loss(rows, flat, **kwargs)
+        if each.log_probabilities and in_loss
+        else F.cross_entropy(rows, flat, **kwargs)
+    )
+
+
+@contextlib.contextmanager
+def _precision(each: Pass, dtype: torch.dtype | None) -> Iterator[None]:
+    """Compute as the pass did: in its autocast; or, for float64, without float32 anywhere."""
+    if dtype is not None:
+        with Float32AsFloat64():
+            yield
+    elif each.autocast is not None:
+        with torch.autocast("cpu", dtype=getattr(torch, each.autocast)):
+            yield
+    else:
+        yield
+
+
+class _ReplayMode(TorchFunctionMode):
+    """Catches the input of the loss inside the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits: Tensor | None = None
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if function in (F.cross_entropy, F.nll_loss) and self.logits is None:
+            self.logits = args[0] if args else options["input"]
+        return function(*args, **options)

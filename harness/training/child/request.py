@@ -1,0 +1,56 @@
+"""What a child process is to do: one training program, with its arguments, under the recorder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Detail = Literal["tensors", "hashes", "losses"]
+MOST_PARAMETERS = 2_000_000  # of a model whose tensors are recorded; larger ones have hashes
+MOST_BYTES = 512 * 2**20  # of tensors in a recording
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A run of a training program. Everything in it is JSON.
+
+    Attributes:
+        task: "record", or "options": find the command-line options of the program, and stop.
+        folder: Where the recording goes.
+        program: `train.py`, `pkg.module`, or one of them and `:function`.
+        arguments: The program's arguments.
+        cwd: The folder in which it runs.
+        environment: Variables that are set for it.
+        constants: Top-level constants of the script that are replaced in memory.
+        detail: "tensors" of each step, their "hashes", or "losses" only.
+        stop_after: Stop after this many optimizer steps; None runs to the program's own end.
+        kill_after: Kill the process (SIGKILL) after this many optimizer steps.
+        first_step: The number of the first step, when the program resumes.
+        replay: Compute the float64 gradients of the recorded batches after the run.
+    """
+
+    task: Literal["record", "options"] = "record"
+    folder: str
+    program: str
+    arguments: tuple[str, ...] = ()
+    cwd: str = "."
+    environment: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    detail: Detail = "tensors"
+    stop_after: int | None = None
+    kill_after: int | None = None
+    first_step: int = 0
+    replay: bool = True
+
+    def to_json(self) -> str:
+        """Return the request as one line."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Request:
+        """Return the request of a line."""
+        row = json.loads(line)
+        return cls(**{**row, "arguments": tuple(row["arguments"])})

@@ -1,0 +1,85 @@
+"""One run of a training program in this process, under the recorder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.core.error_text import describe_error
+from harness.training.child.checkpoint_seam import CheckpointSeam
+from harness.training.child.function_seam import FunctionSeam, ModuleSeam
+from harness.training.child.gradient_watch import GradientWatch
+from harness.training.child.optimizer_seam import OptimizerSeam
+from harness.training.child.options import find_options
+from harness.training.child.output_seam import OutputSeam
+from harness.training.child.passes import Passes
+from harness.training.child.patches import Patches
+from harness.training.child.program_source import ProgramSource, run_as_main
+from harness.training.child.recorder import Recorder, StopRecording
+from harness.training.child.replay import replay
+from harness.training.child.request import Request
+from harness.training.child.token_streams import TokenStreams
+from harness.training.recording_files import RecordingReader, RecordingWriter
+
+
+def run(request: Request) -> None:
+    """Run the program of a request, and record how it ends. Nothing that it raises leaves this function."""
+    os.environ.update(request.environment)
+    os.chdir(request.cwd)
+    writer = RecordingWriter(Path(request.folder))
+    recorder = Recorder(request, writer)
+    passes = Passes(recorder)
+    started = time.perf_counter()
+    ended, message = "finished", ""
+    try:
+        if request.task == "options":
+            with find_options(writer):
+                _run_program(request)
+        else:
+            with recording(recorder, passes):
+                _run_program(request)
+    except StopRecording:
+        ended = "stopped"
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            ended, message = "failed", f"exited with status {leaving.code}"
+    except BaseException as error:
+        ended, message = "failed", describe_error(error)
+    seconds = time.perf_counter() - started
+    writer.event("end", {"ended": ended, "message": message, "seconds": seconds, **recorder.ranks})
+    if request.replay and request.detail == "tensors":
+        replay(recorder, passes.training, RecordingReader(Path(request.folder)))
+    writer.close()
+
+
+def _run_program(request: Request) -> None:
+    run_as_main(ProgramSource.parse(request.program), request.arguments, request.constants)
+
+
+@contextlib.contextmanager
+def recording(recorder: Recorder, passes: Passes) -> Iterator[None]:
+    """Record what happens inside the block, and restore everything that was replaced for that."""
+    watch, streams, patches = GradientWatch(recorder, passes), TokenStreams(recorder), Patches()
+    optimizers, modules, output = (
+        OptimizerSeam(recorder, passes, watch),
+        ModuleSeam(recorder, passes),
+        OutputSeam(recorder),
+    )
+    functions = FunctionSeam(recorder, passes, watch, streams)
+    try:
+        for seam in (watch, streams, optimizers, CheckpointSeam(recorder)):
+            seam.install(patches)
+        modules.install()
+        output.install()
+        with functions:
+            yield
+    finally:
+        output.remove()
+        modules.remove()
+        optimizers.remove()
+        patches.restore()
+        with recorder.observing():
+            passes.flush()

@@ -1,0 +1,286 @@
+"""A training program as the subject of checks: found by its name, rehearsed under the recorder, each rehearsal once."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shlex
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import HarnessError, Missing, MissingAbility, SubjectError
+from harness.core.limits import MEMORY_SHARE, Limits, machine_memory_gib
+from harness.training.child.program_source import ProgramSource, constants_of
+from harness.training.child.request import Request
+from harness.training.child_processes import ChildProcesses, Outcome
+from harness.training.recording import Ended, Recording, Save
+from harness.training.recording_files import RecordingReader
+from harness.training.rehearsals import REHEARSALS, Rehearsal
+from harness.training.setting_words import describe
+from harness.training.settings import Assignment, Settings, read_settings
+
+SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longest takes
+SPARE_STEPS = 2  # times the steps that were asked for: a program that makes more of them is stopped
+LAST_LINES = 4  # of what a failed program printed, in the message
+PRINTED = "printed.txt"
+
+
+class TrainingProgram:
+    """A training program. It is a subject with the ability `Trains`.
+
+    Args:
+        name: `train.py`, `"train.py --flags"`, `pkg.module` or `pkg.module:function`.
+        folder: Where it runs, and is looked for first; None for the current folder.
+        limits: Of one rehearsal.
+        processes: Where it runs; None for processes that all programs share.
+
+    Raises:
+        SubjectError: in one line, if there is no such program.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        folder: Path | None = None,
+        limits: Limits | None = None,
+        processes: ChildProcesses | None = None,
+    ) -> None:
+        self.name = name.strip()
+        words = shlex.split(name)
+        if not words:
+            raise SubjectError("the name of the training program is empty; give train.py or package.module")
+        self.source = ProgramSource.parse(words[0])
+        self.cwd = str((folder or Path()).resolve())
+        self.file = self.source.find(Path(self.cwd))
+        self.arguments = tuple(words[1:])
+        self.limits = limits or Limits(SECONDS, MEMORY_SHARE * machine_memory_gib())
+        self.processes = processes or shared_processes()
+        self._folder = tempfile.TemporaryDirectory(prefix="gpt-harness-training-")
+        self._recordings: dict[str, list[Recording] | HarnessError | Missing] = {}
+
+    # ------------------------------------------------------------------------ rehearsals
+
+    def record(self, rehearsal: str) -> Recording:
+        """See `Trains.record`."""
+        return self.record_ranks(rehearsal)[0]
+
+    def record_ranks(self, rehearsal: str) -> list[Recording]:
+        """See `Trains.record_ranks`."""
+        if rehearsal not in self._recordings:
+            try:
+                self._recordings[rehearsal] = self._record(REHEARSALS[rehearsal])
+            except (HarnessError, Missing) as error:
+                self._recordings[rehearsal] = error
+        found = self._recordings[rehearsal]
+        if isinstance(found, HarnessError | Missing):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """Remove the recordings."""
+        self._folder.cleanup()
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """Return what can be set: the program is run until it parses its arguments."""
+        folder = self._new_folder("options")
+        request = Request(
+            task="options", folder=str(folder), program=self._target, arguments=self.arguments, cwd=self.cwd
+        )
+        self.processes.run([request], self.limits)
+        options = RecordingReader(folder).one("options").get("options", [])
+        constants = constants_of(self.file) if self.source.function is None else {}
+        return read_settings(options, constants, self.arguments)
+
+    # ------------------------------------------------------------------------ one rehearsal
+
+    def _record(self, rehearsal: Rehearsal) -> list[Recording]:
+        missing = [word for word in rehearsal.needs if word not in self.settings]
+        if missing:
+            raise MissingAbility(
+                f"{self.name} has no setting for {'; nor for '.join(map(describe, missing))}, "
+                f"which the rehearsal '{rehearsal.name}' needs"
+            )
+        first_step = 0
+        if rehearsal.resumes is not None:
+            first_step = self._last_checkpoint(self.record(rehearsal.resumes)).step
+        failure: SubjectError | None = None
+        for attempt, values in enumerate(self._attempts(rehearsal)):
+            try:
+                return self._run(rehearsal, values, first_step, f"{rehearsal.name}-{attempt}")
+            except SubjectError as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+    def _attempts(self, rehearsal: Rehearsal) -> Iterator[dict[str, Any]]:
+        """Yield the settings of a rehearsal; to resume there are several ways, of which one works."""
+        out = self._path(f"out-{rehearsal.resumes or rehearsal.name}")
+        values = {**rehearsal.values, "text": str(self._text(rehearsal)), "out": str(out)}
+        flag, constant = self.settings.flags.get("resume"), self.settings.constants.get("resume")
+        if rehearsal.resumes is None:
+            yield values
+        elif (flag is None or not flag.takes_value) and (constant is None or not isinstance(constant.default, str)):
+            yield {**values, "resume": True}
+        else:
+            saved = str(Path(self.cwd, self._last_checkpoint(self.record(rehearsal.resumes)).path))
+            without_out = {word: value for word, value in values.items() if word != "out"}
+            by_folder = [{**without_out, "resume": str(out)}, {**values, "resume": str(out)}]
+            by_file = [{**values, "resume": saved}]
+            folder = flag is not None and any(part in (flag.metavar or "").lower() for part in ("dir", "fold"))
+            yield from [*by_folder, *by_file] if folder else [*by_file, *by_folder]
+
+    def _run(self, rehearsal: Rehearsal, values: Mapping[str, Any], first_step: int, name: str) -> list[Recording]:
+        told = self.settings.assign(values)
+        requests = [
+            Request(
+                folder=str(self._new_folder(f"{name}-{rank}")),
+                program=self._target,
+                arguments=(*told.arguments, *self.arguments),
+                cwd=self.cwd,
+                environment=environment,
+                constants=told.constants,
+                detail=rehearsal.detail,
+                stop_after=self._stop_after(rehearsal, told),
+                kill_after=rehearsal.kill_after,
+                first_step=first_step,
+            )
+            for rank, environment in enumerate(_ranks(rehearsal.ranks))
+        ]
+        started = time.monotonic()
+        outcomes = self.processes.run(requests, self.limits)
+        seconds = time.monotonic() - started
+        found = [
+            self._read(rehearsal, request, outcome, told, seconds)
+            for request, outcome in zip(requests, outcomes, strict=True)
+        ]
+        self._check(rehearsal, found)
+        return found
+
+    def _stop_after(self, rehearsal: Rehearsal, told: Assignment) -> int:
+        """Return after how many steps to stop: later than asked for, if the program can be asked to stop itself."""
+        steps: int = rehearsal.values["steps"]
+        return steps * SPARE_STEPS if "steps" in told.values else steps
+
+    def _read(
+        self, rehearsal: Rehearsal, request: Request, outcome: Outcome, told: Assignment, seconds: float
+    ) -> Recording:
+        reader = RecordingReader(Path(request.folder))
+        end = reader.one("end")
+        ended, message = _how_it_ended(end, outcome, request)
+        if ended == "failed":
+            message += _last_lines(Path(request.folder) / PRINTED)
+        return Recording(
+            program=self.name,
+            rehearsal=rehearsal.name,
+            argv=request.arguments,
+            seconds=end.get("seconds", seconds),
+            ended=ended,
+            message=message,
+            events=reader.events(),
+            parameters=reader.parameters(),
+            settings=told.values,
+            defaults={word: value for word, value in self.settings.defaults.items() if word not in told.values},
+            source=rehearsal.source if "text" in told.values else None,
+            text=rehearsal.make_text() if "text" in told.values else "",
+            rank=end.get("rank", 0),
+            ranks=end.get("ranks", 1),
+        )
+
+    def _check(self, rehearsal: Rehearsal, found: Sequence[Recording]) -> None:
+        """Raise SubjectError if the program failed, and MissingAbility if it cannot do what the rehearsal is for."""
+        failed = next((recording for recording in found if recording.ended == "failed"), None)
+        if failed is not None:
+            rank = f" on rank {found.index(failed)}" if len(found) > 1 else ""
+            raise SubjectError(f"{self.name} fails in the rehearsal '{rehearsal.name}'{rank}: {failed.message}")
+        if rehearsal.ranks > 1 and any(recording.ranks != rehearsal.ranks for recording in found):
+            raise MissingAbility(
+                f"{self.name} does not train on several ranks: started as torchrun starts it (RANK, WORLD_SIZE), "
+                "it did not call torch.distributed.init_process_group"
+            )
+        if rehearsal.kill_after is not None:
+            self._last_checkpoint(found[0])
+
+    def _last_checkpoint(self, recording: Recording) -> Save:
+        """Return the last checkpoint of a run. Raises MissingAbility if it has none after its first step."""
+        saves = [save for save in recording.saves if save.step > 0]
+        if not saves:
+            steps = len(recording.steps)
+            raise MissingAbility(
+                f"{self.name} saved nothing in {steps} steps (torch.save, safetensors), and cannot be resumed; "
+                f"looked for {describe('save_every')}"
+            )
+        return saves[-1]
+
+    # ------------------------------------------------------------------------ files
+
+    @property
+    def _target(self) -> str:
+        """Return the program as a child process in the same folder finds it."""
+        function = f":{self.source.function}" if self.source.function else ""
+        return f"{self.source.target}{function}"
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name) / name
+
+    def _new_folder(self, name: str) -> Path:
+        folder = self._path(name)
+        folder.mkdir()
+        return folder
+
+    def _text(self, rehearsal: Rehearsal) -> Path:
+        path = self._path(f"{rehearsal.text}-{rehearsal.length}.txt")
+        if not path.exists():
+            path.write_text(rehearsal.make_text(), encoding="utf-8", newline="\n")
+        return path
+
+
+@functools.cache
+def shared_processes() -> ChildProcesses:
+    """Return the processes that all programs of this process share; they end with it."""
+    processes = ChildProcesses()
+    atexit.register(processes.close)
+    return processes
+
+
+def _ranks(count: int) -> list[dict[str, str]]:
+    """Return the environment of each rank, as torchrun sets it; one process alone has none."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GROUP_RANK": "0",
+    }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _how_it_ended(end: Mapping[str, Any], outcome: Outcome, request: Request) -> tuple[Ended, str]:
+    if outcome.limit:
+        return "failed", outcome.limit
+    if end:
+        return end["ended"], end["message"]
+    if outcome.status == -signal.SIGKILL and request.kill_after is not None:
+        return "killed", ""
+    if outcome.status < 0:
+        killed = " (out of memory, or killed from outside)" if outcome.status == -signal.SIGKILL else ""
+        return "failed", f"the process ended with {signal.Signals(-outcome.status).name}{killed}"
+    return "failed", f"the process exited with status {outcome.status}"
+
+
+def _last_lines(printed: Path) -> str:
+    """Return the last lines that a program printed, for a message."""
+    lines = printed.read_text(encoding="utf-8", errors="replace").splitlines() if printed.exists() else []
+    last = [line.strip() for line in lines if line.strip()][-LAST_LINES:]
+    return f"; its last lines: {' | '.join(last)}" if last else ""

@@ -1,0 +1,327 @@
+"""A recording: what a training program did in one rehearsal, event by event.
+
+Recordings are data. The recorder writes them (`recorder.py`), `recording_files.py` stores and reads them, and measures
+are functions of them, so that a recording can be judged again without running anything. Tests may build them by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from torch import Tensor
+
+from harness.core.errors import Missing
+
+if TYPE_CHECKING:
+    from harness.training.markov import MarkovSource
+
+IGNORED = -100  # in `Forward.targets`: the position does not count, whatever number the program uses for that
+
+Phase = Literal["train", "eval"]
+Ended = Literal["finished", "stopped", "killed", "failed"]
+Tensors = Mapping[str, Tensor]
+"""Tensors by the name of their parameter."""
+States = Mapping[str, Tensors]
+"""An optimizer's state: `states[parameter]["exp_avg"]`."""
+
+
+class NotRecorded(Missing):
+    """The recording does not have this: the model was too large for it, or the program ended before; a skip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that the program did. Events are numbered in the order in which they happened."""
+
+    order: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward(Event):
+    """One forward pass of the model, with its loss if one was computed from it."""
+
+    step: int
+    """The optimizer steps completed before it."""
+    phase: Phase
+    """"train" if gradients were being recorded, else "eval"."""
+    ids: Tensor
+    """The token ids, int64 (B, T); empty, (0, 0), if no embedding was seen."""
+    targets: Tensor
+    """The targets of the loss, int64 (B, T), IGNORED where the loss ignores them; empty if no loss was seen."""
+    loss: float
+    """What the loss function returned, in nats; the mean of the counted targets for reduction "none"; NaN if unseen."""
+    reduction: str = "mean"
+    """The reduction of the loss: "mean", "sum" or "none"."""
+    mode: Literal["train", "eval", "mixed"] = "train"
+    """The training flags of the model's modules."""
+    autocast: str | None = None
+    """The type that autocast computes in, for instance "bfloat16"; None if it is off."""
+    logits_dtype: str = "float32"
+    rng: str = ""
+    """A hash of torch's global CPU generator before the pass."""
+    used: bool = False
+    """True if a backward pass differentiated its loss."""
+    line: str = ""
+    """The user's line that called the model or the loss, as `train.py:118: source`."""
+
+    @property
+    def counted(self) -> int:
+        """Return the number of targets that are not ignored."""
+        return int((self.targets != IGNORED).sum())
+
+    @property
+    def has_loss(self) -> bool:
+        """Return True if a loss was computed from this pass."""
+        return self.targets.numel() > 0
+
+    @property
+    def total_loss(self) -> float:
+        """Return the sum of the losses of the counted targets, in nats."""
+        return self.loss if self.reduction == "sum" else self.loss * self.counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backward(Event):
+    """One backward pass: the value that was differentiated, with all scaling in it."""
+
+    step: int
+    value: float
+    line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Event):
+    """One call of torch's clipping functions."""
+
+    step: int
+    kind: Literal["norm", "value"]
+    limit: float
+    norm: float
+    """The norm that the function returned, before clipping; NaN for clipping by value."""
+    names: tuple[str, ...]
+    """The parameters whose gradients were given to it; those without a gradient are among them."""
+    norm_type: float = 2.0
+    line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One parameter group at a step, with the names of its parameters."""
+
+    lr: float
+    betas: tuple[float, float] | None
+    eps: float | None
+    weight_decay: float
+    names: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """All other options of the group, as far as they are numbers, texts or truth values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Event):
+    """One optimizer step. Its tensors are read when they are asked for, and raise `NotRecorded` if they are not there.
+
+    `tensors` has the parts by name: "before", "after", "gradient", "unclipped", "state_before", "state_after",
+    "replayed" and "replayed32". `hashes` has a hash of each tensor of "before", "after", "gradient" and "unclipped",
+    and of each parameter's whole state ("state_after"). They are recorded at any size; a long rehearsal has none.
+    """
+
+    number: int
+    """The number of the step, from 0; a resumed run continues the numbers of the run that was killed."""
+    optimizer: str
+    """The class of the optimizer."""
+    groups: tuple[Group, ...]
+    line: str = ""
+    rng: str = ""
+    """A hash of torch's global CPU generator at the step."""
+    tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    hashes: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    unrecorded: str = ""
+    """Why tensors are not recorded."""
+
+    def _part(self, part: str) -> Mapping[str, Any]:
+        try:
+            return self.tensors[part]
+        except KeyError:
+            because = self.unrecorded or "the rehearsal records none"
+            raise NotRecorded(f"step {self.number}: its tensors '{part}' are not recorded: {because}") from None
+
+    @property
+    def before(self) -> Tensors:
+        """Return the parameters before the step."""
+        return self._part("before")
+
+    @property
+    def after(self) -> Tensors:
+        """Return the parameters after the step."""
+        return self._part("after")
+
+    @property
+    def gradient(self) -> Tensors:
+        """Return the gradients that the optimizer used; a parameter without one is left out."""
+        return self._part("gradient")
+
+    @property
+    def unclipped(self) -> Tensors:
+        """Return the gradients before clipping: after the last backward pass and the last sum over ranks.
+
+        They are equal to `gradient` where nothing changed them in between.
+        """
+        return self._part("unclipped")
+
+    @property
+    def state_before(self) -> States:
+        """Return the optimizer's tensors before the step, for instance `["wte.weight"]["exp_avg"]`; {} at first."""
+        return self._part("state_before")
+
+    @property
+    def state_after(self) -> States:
+        """Return the optimizer's tensors after the step."""
+        return self._part("state_after")
+
+    @property
+    def replayed(self) -> Tensors:
+        """Return the float64 gradients, at `before`, of the mean cross entropy over all the step's targets.
+
+        They are computed after the run, with a float64 copy of the program's own model, from the recorded batches.
+        """
+        return self._part("replayed")
+
+    @property
+    def replayed32(self) -> Tensors:
+        """Return the same gradients computed in the model's own precision; their error is the noise of that type."""
+        return self._part("replayed32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Save(Event):
+    """A file that the program saved: the path as given, and the keys of what was saved, nested ones joined by dots."""
+
+    step: int
+    path: str
+    keys: tuple[str, ...]
+    line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load(Event):
+    """A file that the program loaded, as `Save`."""
+
+    step: int
+    path: str
+    keys: tuple[str, ...]
+    line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream(Event):
+    """A stream of tokens that the program read or made."""
+
+    name: str
+    """Where it comes from: a file's name, or the function that made it."""
+    dtype: str
+    """The type that the program stores it in."""
+    ids: Tensor
+    """int64 (N,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed(Event):
+    """A line that the program printed."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A parameter of the model."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool = True
+    alias_of: str | None = None
+    """The first name of the same parameter, for instance of a head that is tied to the embedding."""
+
+
+AnyEvent = TypeVar("AnyEvent", bound=Event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What a training program did in one rehearsal."""
+
+    program: str
+    """The training program, as `--trainer` names it."""
+    rehearsal: str
+    argv: tuple[str, ...]
+    """The arguments that the program was given."""
+    seconds: float
+    """From the start of the program to its end."""
+    ended: Ended
+    """"finished" by itself, "stopped" after the steps that were needed, "killed" on purpose, or "failed"."""
+    message: str = ""
+    """What ended it, if it failed, and the last lines that it printed."""
+    events: tuple[Event, ...] = field(default=(), repr=False)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict, repr=False)
+    """The model's parameters by name, in the order of `named_parameters`; aliases are among them."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the rehearsal set, in the words of `setting_words.py` (lr, warmup, steps ...).
+
+    A word that the program could not be told is absent; the program's own default holds then.
+    """
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The program's own values of settings that the rehearsal left alone, as far as they are known."""
+    source: MarkovSource | None = None
+    """The source of the text, where it is a Markov source of known entropy."""
+    text: str = field(default="", repr=False)
+    """The text that the rehearsal gave to the program."""
+    rank: int = 0
+    ranks: int = 1
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """Return the optimizer steps in order."""
+        return list(self._of(Step))
+
+    @property
+    def saves(self) -> list[Save]:
+        """Return what was saved, in order."""
+        return list(self._of(Save))
+
+    @property
+    def loads(self) -> list[Load]:
+        """Return what was loaded, in order."""
+        return list(self._of(Load))
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Return the streams of tokens, in the order in which the program read or made them."""
+        return list(self._of(Stream))
+
+    @property
+    def printed(self) -> list[Printed]:
+        """Return the lines that the program printed."""
+        return list(self._of(Printed))
+
+    def forwards(self, phase: Phase | None = None) -> list[Forward]:
+        """Return the forward passes in order; of one phase, or of both."""
+        return [each for each in self._of(Forward) if phase in (None, each.phase)]
+
+    def forwards_of(self, step: int, phase: Phase = "train") -> list[Forward]:
+        """Return the forward passes between step `step - 1` and step `step`: for training, its micro-batches."""
+        return [each for each in self.forwards(phase) if each.step == step]
+
+    def backwards_of(self, step: int) -> list[Backward]:
+        """Return the backward passes whose gradients step `step` uses."""
+        return [each for each in self._of(Backward) if each.step == step]
+
+    def clips_of(self, step: int) -> list[Clip]:
+        """Return the calls of torch's clipping functions before step `step`."""
+        return [each for each in self._of(Clip) if each.step == step]
+
+    def _of(self, kind: type[AnyEvent]) -> Iterator[AnyEvent]:
+        return (each for each in self.events if isinstance(each, kind))

@@ -1,0 +1,187 @@
+"""The rehearsals: short runs of a training program, each of which shows something else. A table of data."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.training.child.request import Detail
+from harness.training.markov import MarkovSource, random_source
+
+NEVER = 10**9  # steps; 0 means never in some programs, and a division by zero in others
+SEED = 1337
+
+# What every rehearsal sets, if the program can be told: a model of some 30,000 parameters, and nothing at random but
+# weights and batches.
+SMALL: Mapping[str, Any] = {
+    "vocabulary": "bytes",
+    "order": "random",
+    "workers": 0,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 32,
+    "block_size": 16,
+    "dropout": 0.0,
+    "batch_size": 4,
+    "accumulation": 1,
+    "steps": 12,
+    "lr": 1e-3,
+    "min_lr": 1e-4,
+    "warmup": 3,
+    "weight_decay": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-8,
+    "clip": 0.5,  # below the norm of the first gradients, so that they are clipped
+    "precision": "float32",
+    "compile": False,
+    "device": "cpu",
+    "eval_every": 4,
+    "eval_batches": 4,
+    "sample_every": NEVER,
+    "sample_tokens": 4,  # a sample before the first step may not be avoidable
+    "save_every": NEVER,
+    "log_every": 1,
+    "seed": SEED,
+}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One short run.
+
+    Attributes:
+        name: Its name, as measures ask for it.
+        shows: What can be judged by it.
+        settings: What is set beyond SMALL, by word.
+        needs: The settings without which it shows nothing: the program must have them.
+        text: "words" (each window of 16 occurs once) or "markov".
+        length: The characters of the text.
+        detail: What is recorded of each step.
+        kill_after: Kill the process after this many optimizer steps.
+        resumes: The rehearsal whose last checkpoint this one resumes from.
+        ranks: The number of processes.
+    """
+
+    name: str
+    shows: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    text: Literal["words", "markov"] = "words"
+    length: int = 4000
+    detail: Detail = "tensors"
+    kill_after: int | None = None
+    resumes: str | None = None
+    ranks: int = 1
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return all settings. The schedule ends with the run, unless the rehearsal says otherwise."""
+        values = {**SMALL, **self.settings}
+        return {"horizon": values["steps"], **values}
+
+    @property
+    def source(self) -> MarkovSource | None:
+        """Return the source of the text, if it is a Markov source."""
+        return random_source() if self.text == "markov" else None
+
+    def make_text(self) -> str:
+        """Return the text."""
+        source = self.source
+        return words(self.length) if source is None else source.text(self.length, seed=SEED)
+
+
+# Dropout draws random numbers in each pass, so that a state that is not restored, or is shared, shows in the weights.
+_RESUME = {"steps": 12, "save_every": 4, "dropout": 0.1, "eval_every": 5}
+# The validation part is 25 windows, 7 batches of 4: the last one is short, so that a mean of their means shows.
+_VALIDATION = {"steps": 8, "dropout": 0.1, "eval_batches": 7}
+
+REHEARSALS: Mapping[str, Rehearsal] = {
+    rehearsal.name: rehearsal
+    for rehearsal in (
+        Rehearsal("plain", "batches, gradients, steps, groups, the schedule and validation"),
+        Rehearsal("again", "the same seed gives the same run", detail="hashes"),
+        Rehearsal("other-seed", "the seed matters", {"seed": SEED + 1}, ("seed",), detail="hashes"),
+        Rehearsal("straight", "a run that is never stopped", _RESUME, detail="hashes"),
+        Rehearsal(
+            "killed",
+            "a run that is killed with SIGKILL after a checkpoint",
+            _RESUME,
+            ("resume",),
+            detail="hashes",
+            kill_after=10,
+        ),
+        Rehearsal(
+            "resumed",
+            "that run, resumed from its last checkpoint",
+            _RESUME,
+            ("resume",),
+            detail="hashes",
+            resumes="killed",
+        ),
+        Rehearsal("validate-often", "validation", {**_VALIDATION, "eval_every": 2}, ("eval_every",), detail="hashes"),
+        Rehearsal(
+            "validate-never", "no validation", {**_VALIDATION, "eval_every": NEVER}, ("eval_every",), detail="hashes"
+        ),
+        Rehearsal("two-ranks", "two processes, as torchrun starts them", {"steps": 5}, ranks=2),
+        Rehearsal(
+            "overfit",
+            "one batch again and again: the loss falls to its floor",
+            {"steps": 200, "lr": 1e-2, "min_lr": 1e-3, "warmup": 10, "weight_decay": 0.0, "clip": 1.0}
+            | {"overfit_batches": 1, "eval_every": NEVER, "log_every": 50},
+            ("overfit_batches",),
+            detail="losses",
+        ),
+        Rehearsal(
+            "markov",
+            "a text of known entropy, in one pass: every batch is fresh",
+            {"order": "epoch", "steps": 150, "lr": 5e-3, "min_lr": 5e-4, "warmup": 10, "batch_size": 16, "clip": 1.0}
+            | {"eval_every": 50, "eval_batches": 16, "log_every": 50},
+            ("text",),
+            text="markov",
+            length=45_000,
+            detail="losses",
+        ),
+        Rehearsal(
+            "starts",
+            "where random windows start",
+            {"steps": 150, "eval_every": NEVER, "log_every": 50},
+            ("text",),
+            detail="losses",
+        ),
+        Rehearsal(
+            "epoch",
+            "windows side by side over a short text, for more than one epoch",
+            {"order": "epoch", "steps": 45, "eval_every": NEVER},
+            ("text",),
+            length=1500,
+            detail="losses",
+        ),
+        Rehearsal(
+            "accumulate",
+            "three micro-batches a step, one of them with fewer targets",
+            {"order": "epoch", "accumulation": 3, "steps": 5, "eval_every": NEVER},
+            ("accumulation",),
+            length=600,
+        ),
+        Rehearsal(
+            "past-horizon",
+            "the schedule after its end",
+            {"steps": 16, "horizon": 8, "eval_every": NEVER},
+            ("horizon",),
+            detail="hashes",
+        ),
+    )
+}
+
+
+def words(length: int) -> str:
+    """Return a text of random words of random letters: of its windows of 16 characters no two are equal."""
+    draw = random.Random(SEED)
+    text = ""
+    while len(text) < length:
+        text += "".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 7))) + draw.choice("  \n")
+    return text[:length]

@@ -1,0 +1,100 @@
+"""The words that people use for the settings of a training program, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Word:
+    """A setting: what it is, and its names, written with underscores; letter case counts for single letters only."""
+
+    what: str
+    names: tuple[str, ...]
+
+
+def _word(what: str, names: str) -> Word:
+    return Word(what, tuple(names.split()))
+
+
+WORDS: Mapping[str, Word] = {
+    "text": _word("the text", "text data_file text_file data_path text_path input_file input train_file corpus"),
+    "vocabulary": _word("the vocabulary", "vocabulary"),
+    "validation_fraction": _word("the share of validation", "validation_fraction val_fraction val_split val_ratio"),
+    "order": _word("the order of windows", "order sampling"),
+    "workers": _word("the loader's processes", "workers num_workers"),
+    "n_layer": _word("the number of layers", "n_layer n_layers num_layers layers depth num_hidden_layers"),
+    "n_head": _word("the number of heads", "n_head n_heads num_heads heads num_attention_heads"),
+    "n_embd": _word("the width", "n_embd d_model width emb_dim embed_dim hidden_size n_embed dim"),
+    "block_size": _word(
+        "the length of a window",
+        "block_size T seq_len seq_length sequence_length context_length context max_length max_seq_len context_size",
+    ),
+    "dropout": _word("dropout", "dropout drop_rate dropout_rate"),
+    "batch_size": _word(
+        "the windows of a micro-batch",
+        "batch_size B device_batch_size micro_batch_size per_device_train_batch_size train_batch_size",
+    ),
+    "accumulation": _word(
+        "the micro-batches of a step",
+        "accumulation gradient_accumulation_steps grad_accum_steps accumulation_steps accum_steps grad_accum "
+        "gradient_accumulation",
+    ),
+    "steps": _word(
+        "the number of steps",
+        "steps max_iters max_steps num_steps n_steps num_iterations iterations train_steps total_steps num_iters iters",
+    ),
+    "overfit_batches": _word("training on a few batches only", "overfit_batches overfit_single_batch overfit"),
+    "lr": _word("the learning rate", "lr learning_rate max_lr peak_lr"),
+    "min_lr": _word("the least learning rate", "min_lr min_learning_rate lr_min final_lr"),
+    "warmup": _word("the steps of warm-up", "warmup warmup_iters warmup_steps num_warmup_steps lr_warmup"),
+    "horizon": _word("the end of the schedule", "horizon lr_decay_iters decay_steps lr_decay_steps decay_iters"),
+    "schedule": _word("the schedule", "schedule lr_schedule lr_scheduler lr_scheduler_type"),
+    "weight_decay": _word("the weight decay", "weight_decay wd"),
+    "beta1": _word("beta1", "beta1 adam_beta1"),
+    "beta2": _word("beta2", "beta2 adam_beta2"),
+    "eps": _word("epsilon", "eps adam_eps adam_epsilon epsilon"),
+    "clip": _word("the limit of the gradient norm", "clip grad_clip max_grad_norm clip_grad gradient_clip max_norm"),
+    "precision": _word("the precision", "precision dtype"),
+    "compile": _word("torch.compile", "compile torch_compile use_compile"),
+    "device": _word("the device", "device"),
+    "eval_every": _word(
+        "the steps between validations", "eval_every eval_interval val_every eval_freq eval_steps val_interval"
+    ),
+    "eval_batches": _word(
+        "the batches of a validation", "eval_batches eval_iters val_batches val_max_batches eval_iter"
+    ),
+    "sample_every": _word("the steps between samples", "sample_every sample_interval generate_every sample_freq"),
+    "sample_tokens": _word("the tokens of a sample", "sample_tokens max_new_tokens sample_length"),
+    "save_every": _word(
+        "the steps between checkpoints",
+        "save_every checkpoint_interval checkpoint_every save_interval save_steps ckpt_interval save_freq ckpt_every",
+    ),
+    "out": _word("the folder of checkpoints", "out out_dir output_dir checkpoint_dir save_dir ckpt_dir run_dir"),
+    "resume": _word("resuming from a checkpoint", "resume resume_from resume_from_checkpoint resume_path init_from"),
+    "log_every": _word("the steps between log lines", "log_every log_interval print_every logging_steps"),
+    "seed": _word("the seed", "seed random_seed manual_seed rng_seed"),
+}
+
+# What a value is called, best first; a setting that lists its choices takes the first of these that is one.
+VALUES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "order": {"epoch": ("epoch", "sequential", "permutation"), "random": ("random",)},
+    "precision": {"float32": ("float32", "fp32", "32")},
+    "vocabulary": {"bytes": ("bytes", "byte", "characters", "char")},
+}
+# What a setting is called `resume` by another value than a truth value or a path.
+RESUME_VALUES: Mapping[str, str] = {"init_from": "resume"}  # nanoGPT
+
+
+def word_of(name: str) -> str | None:
+    """Return the word of a setting's name, or None if it is no known one."""
+    plain = name.strip("-").replace("-", "_").replace(".", "_")
+    if len(plain) > 1:
+        plain = plain.lower()
+    return next((word for word, known in WORDS.items() if plain in known.names), None)
+
+
+def describe(word: str) -> str:
+    """Return what a word means and its names, for a message that says what was looked for."""
+    return f"{WORDS[word].what} ({', '.join(WORDS[word].names)})"
