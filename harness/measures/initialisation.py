@@ -23,7 +23,7 @@ LESSON_STREAM_STD = 0.8  # the lessons feed N(0, 0.8²) directly into the blocks
 def weight_std(subject: Subject, *, size: str, recipe: Recipe = "gpt2", seed: int = 0) -> Reading:
     """Return the std of each family of matrices over the recipe's, in the layer with the largest deviation from 1."""
     ratios: dict[str, float] = {}
-    for name, tensor in _weights(_initialised(subject, size, recipe, seed)).items():
+    for name, tensor in _weights(initialised_model(subject, size, recipe, seed)).items():
         if tensor.ndim < 2:
             continue
         kind = family(name)
@@ -36,7 +36,7 @@ def weight_std(subject: Subject, *, size: str, recipe: Recipe = "gpt2", seed: in
 def start_of_vectors(subject: Subject, *, size: str) -> Reading:
     """Return the largest distance of each family of vectors from GPT-2's initial values: gains 1, biases 0."""
     distances: dict[str, float] = {}
-    for name, tensor in _weights(_initialised(subject, size, "gpt2", 0)).items():
+    for name, tensor in _weights(initialised_model(subject, size, "gpt2", 0)).items():
         if tensor.ndim == 1:
             start = 1.0 if family(name).startswith("ln_") and name.endswith("weight") else 0.0
             distances[family(name)] = max(distances.get(family(name), 0.0), float((tensor - start).abs().max()))
@@ -50,7 +50,7 @@ def weight_kurtosis(subject: Subject, *, size: str) -> Reading:
     Each matrix is standardised first, so that layers of different scale can be pooled.
     """
     drawn: dict[str, list[Tensor]] = {}
-    for name, tensor in _weights(_initialised(subject, size, "gpt2", 0)).items():
+    for name, tensor in _weights(initialised_model(subject, size, "gpt2", 0)).items():
         if tensor.ndim == 2:
             drawn.setdefault(family(name), []).append(_standardised(tensor))
     found = {kind: float(torch.cat(numbers).pow(4).mean()) - 3 for kind, numbers in drawn.items()}
@@ -61,7 +61,7 @@ def weight_kurtosis(subject: Subject, *, size: str) -> Reading:
 def mean_of_weights(subject: Subject, *, size: str) -> Reading:
     """Return the mean of each family of matrices, in standard errors of the mean, in the layer furthest from 0."""
     found: dict[str, float] = {}
-    for name, tensor in _weights(_initialised(subject, size, "gpt2", 0)).items():
+    for name, tensor in _weights(initialised_model(subject, size, "gpt2", 0)).items():
         if tensor.ndim == 2:
             errors = abs(float(tensor.mean())) / max(float(tensor.std()), 1e-300) * tensor.numel() ** 0.5
             found[family(name)] = max(found.get(family(name), 0.0), errors)
@@ -76,7 +76,7 @@ def starts_alike(subject: Subject, *, size: str) -> Reading:
     Independent weights have a correlation near 0. Heads are compared in the whole fused projection of queries, keys
     and values.
     """
-    started = _weights(_initialised(subject, size, "gpt2", 0))
+    started = _weights(initialised_model(subject, size, "gpt2", 0))
     layers: dict[str, list[Tensor]] = {}
     heads = 0
     for name, tensor in started.items():
@@ -95,7 +95,7 @@ def initial_loss(
     """Return the cross entropy with the subject's own initial weights, in nats."""
     ids, targets = batch(SIZES[size], tokens, rows=rows, length=length)
     with torch.no_grad():
-        loss = float(_initialised(subject, size, "gpt2", seed).loss(ids, targets))
+        loss = float(initialised_model(subject, size, "gpt2", seed).loss(ids, targets))
     return Reading(loss, "nats", {"closed form": closed_forms.initial_loss(SIZES[size]), "tokens": rows * length})
 
 
@@ -114,7 +114,7 @@ def activation_std(
 
     The stream starts from the embeddings of random tokens, or from the lessons' N(0, 0.8²) in their place.
     """
-    model = _initialised(subject, size, recipe, seed)
+    model = initialised_model(subject, size, recipe, seed)
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length, seed=seed)
     normal = stream == "normal"
     with torch.no_grad(), model.block_outputs() as outputs:
@@ -131,7 +131,7 @@ def activation_std(
     return Reading(found, "std", {"predicted": dict(zip(found, predicted, strict=True))})
 
 
-def _initialised(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
+def initialised_model(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
     """Build the subject with its own initial weights; only a recipe other than GPT-2's is passed as an option."""
     options: dict[str, Any] = {} if recipe == "gpt2" else {"init": recipe}
     return model_cache.cached((subject, size, recipe, seed), lambda: subject.build(SIZES[size], seed=seed, **options))

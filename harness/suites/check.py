@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core.record_files import Row
+from harness.suites.claim import Claim
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class Check:
     file: str = ""
     line: int = 0
     keep_reason: str = ""  # why the check is kept although coarser checks kill every fault that it kills
+    claim: Claim | None = None  # the claim of the lessons that it tests: its reading is then the finding
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Check:
+        """Return the check of its fields as JSON has them: the inverse of `dataclasses.asdict`."""
+        claim = fields.get("claim")
+        return cls(**{**fields, "varying": tuple(fields["varying"]), "claim": Claim(**claim) if claim else None})
 
     @classmethod
     def from_row(cls, row: Row) -> Check:

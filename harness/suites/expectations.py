@@ -48,6 +48,7 @@ def _number(found: Scalar) -> float:
 # Each compares one value. `near_predicted` is not among them: it compares every place with its own prediction.
 COMPARATORS: dict[str, Callable[[Scalar, Any], bool]] = {
     "equals": _equals,
+    "one_of": lambda found, expected: any(_equals(found, each) for each in expected),
     "at_most": lambda found, expected: _number(found) <= expected,
     "at_least": lambda found, expected: _number(found) >= expected,
     "between": lambda found, expected: expected[0] <= _number(found) <= expected[1],
@@ -58,6 +59,7 @@ COMPARATORS: dict[str, Callable[[Scalar, Any], bool]] = {
 # The value of an expectation, as a message gives it.
 DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
     "equals": lambda e: show(e),
+    "one_of": lambda e: f"one of: {', '.join(map(show, e))}",
     "at_most": lambda e: f"at most {show(e)}",
     "at_least": lambda e: f"at least {show(e)}",
     "between": lambda e: f"between {show(e[0])} and {show(e[1])}",
@@ -98,7 +100,7 @@ def judge(reading: Reading, expected: Mapping[str, Any], *, dtype: str | None = 
         value = value[dtype]
     if kind == "near_predicted":
         return _judge_predicted(reading, value)
-    wanted = DESCRIPTIONS[kind](value)
+    wanted = describe({kind: value})
     if not isinstance(reading.value, Mapping):
         return Judgement(COMPARATORS[kind](reading.value, value), show(reading.value, reading.unit), wanted)
     if not reading.value:
@@ -114,7 +116,7 @@ def judge(reading: Reading, expected: Mapping[str, Any], *, dtype: str | None = 
 def _judge_predicted(reading: Reading, tolerance: Mapping[str, float]) -> Judgement:
     """Compare each place with its own prediction, `details["predicted"]`, which the measure computes."""
     predicted = reading.details.get("predicted", {})
-    wanted = f"the prediction ± {_tolerance(tolerance)}"
+    wanted = describe({"near_predicted": tolerance})
     if not isinstance(reading.value, Mapping) or not reading.value or set(predicted) != set(reading.value):
         return Judgement(False, "no prediction for these places", wanted)
     failed = [p for p, found in reading.value.items() if not _close_to(found, {"value": predicted[p], **tolerance})]
@@ -125,6 +127,14 @@ def _judge_predicted(reading: Reading, tolerance: Mapping[str, float]) -> Judgem
     return Judgement(
         not failed, found + (f", and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""), wanted, failed
     )
+
+
+def describe(expected: Mapping[str, Any]) -> str:
+    """Return an expectation in words: `at most 0.5`, `10.98 ± 0.1`."""
+    ((kind, value),) = expected.items()
+    if kind == "near_predicted":
+        return f"the prediction ± {_tolerance(value)}"
+    return DESCRIPTIONS[kind](value)
 
 
 def show(value: Any, unit: str = "") -> str:
@@ -180,6 +190,10 @@ def _value_error(kind: str, value: Any) -> str | None:
         return "expected 'equal' or 'rounding'"
     if kind == "equals" and not isinstance(value, bool | int | float | str):
         return "expected a number, a string, true or false"
+    if kind == "one_of" and not (
+        isinstance(value, list) and value and all(isinstance(each, bool | int | float | str) for each in value)
+    ):
+        return "expected a list of numbers, strings, true or false"
     return None
 
 

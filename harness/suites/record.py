@@ -57,6 +57,7 @@ class Record:
             "rerun": rerun,
             "seconds": self.seconds,
             "details": self.details,
+            **({"claim": self.check.claim.as_row()} if self.check.claim is not None else {}),
         }
 
     @classmethod

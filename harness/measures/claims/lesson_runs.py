@@ -1,0 +1,237 @@
+"""Measures of claims about training runs: they read the records of `make lessons`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from harness.core.errors import MissingResource
+from harness.core.record_files import Row
+from harness.measures.claims.run_records import RecordedRun, newest_run
+from harness.subjects.protocols import Subject
+from harness.suites.measure_registry import Reading, Scalar, measure
+
+GPT2_VOCABULARY, SMALLEST_124M = 50257, 100_000_000
+NEAR = 0.25  # nats: a sample further than this from a loss does not show it
+SETTLING = 0.1  # of the steps: norms before are those of the start
+# The commonest words of English, by which a text of real words differs from one of letters.
+COMMON_WORDS = frozenset(
+    re.findall(
+        "[a-z]+",
+        """the and to of i a my in you is that not me it with be your his this for but he have as thou so him will what
+        thy all no do by we shall are if her on our thee or from at they she now was them who there when more an would
+        how then here had were their one up out go come let us good""",
+    )
+)
+
+
+@measure
+def exploded_runs(subject: Subject, *, lesson: str, arm: str) -> Reading:
+    """Return the share of an arm's runs whose loss exploded; the details have the steps at which."""
+    run, rows = _runs(subject, lesson, arm)
+    steps = [row.get("exploded_at") for row in rows]
+    return _reading(run, rows, sum(step is not None for step in steps) / len(steps), "of the runs", exploded=steps)
+
+
+@measure
+def explosion_step(subject: Subject, *, arm: str) -> Reading:
+    """Return the mean step at which the runs of an arm at GPT-2's size exploded, or "none of N runs" if none did."""
+    run, rows = _full_size_runs(subject, arm)
+    steps = [row["exploded_at"] for row in rows if row.get("exploded_at") is not None]
+    done = max(int(row.get("steps") or 0) for row in rows)
+    if not steps:
+        return _reading(run, rows, f"none of {len(rows)} runs in {done:,} steps", "")
+    return _reading(run, rows, fmean(steps), "steps", spread=_spread(steps, rows))
+
+
+@measure
+def last_loss(subject: Subject, *, arm: str, steps: int = 0) -> Reading:
+    """Return the loss at the end of an arm's runs at GPT-2's size, in nats, after at least `steps` steps."""
+    run, rows = _full_size_runs(subject, arm)
+    done = min(int(row.get("steps") or 0) for row in rows)
+    if done < steps:
+        found = _mean(rows, "last_loss")
+        raise MissingResource(f"a run of {steps:,} steps: `make lessons` did {done:,} of {arm} (loss {found:.2f})")
+    return _reading(run, rows, _mean(rows, "last_loss"), "nats", spread=_spread(_values(rows, "last_loss"), rows))
+
+
+@measure
+def loss_above(subject: Subject, *, lesson: str, arm: str, than: str, of: str = "last_loss") -> Reading:
+    """Return how much higher an arm's loss is than another arm's, in nats, a mean over seeds; infinite if it exploded.
+
+    `of`: "last_loss" of training, or "best_validation".
+    """
+    run, rows = _runs(subject, lesson, arm)
+    _, others = _runs(subject, lesson, than)
+    found = [math.inf if row.get("exploded_at") is not None else _number(row, of) for row in rows]
+    lower = _mean(others, of)
+    differences = [value - lower for value in found]
+    return _reading(run, rows, fmean(differences), "nats", spread=_spread(differences, rows), control=lower)
+
+
+@measure
+def warm_up(subject: Subject, *, lesson: str, arm: str) -> Reading:
+    """Return the share of the steps at which the learning rate reaches its highest value, and that value."""
+    run, rows = _runs(subject, lesson, arm)
+    row = rows[0]
+    rates = [(step, float(rate)) for step, _, rate, _ in _curve(row) if rate is not None]
+    highest = max(rate for _, rate in rates)
+    configured = row.get("settings", {}).get("warmup")
+    # A curve is thinned, so the step of its peak is known to a point of it; the configuration knows it exactly.
+    reached = configured if configured is not None else next(step for step, rate in rates if rate == highest) + 1
+    return _reading(run, [row], {"share": reached / int(row["steps"]), "peak": highest}, "")
+
+
+@measure
+def usual_norms(subject: Subject, *, lesson: str, arm: str) -> Reading:
+    """Return the 10th and the 90th percentile of the gradient norms, without the start and the injected spike."""
+    run, rows = _runs(subject, lesson, arm)
+    spiked = _spike(rows[0])[0]
+    norms = sorted(
+        float(norm)
+        for step, _, _, norm in _curve(rows[0])
+        if norm is not None and step != spiked and step >= SETTLING * int(rows[0]["steps"])
+    )
+    if len(norms) < 10:
+        raise MissingResource(f"norms of at least 10 steps: the run {rows[0].get('name')} has {len(norms)}")
+    found: dict[str, Scalar] = {"10th percentile": _quantile(norms, 0.1), "90th percentile": _quantile(norms, 0.9)}
+    return _reading(run, rows, found, "")
+
+
+@measure
+def spike(subject: Subject, *, lesson: str, arm: str) -> Reading:
+    """Return the norm of the injected spike before and after clipping, and the cosine between the two gradients."""
+    run, rows = _runs(subject, lesson, arm)
+    step, before, after, cosine = _spike(rows[0])
+    return _reading(run, rows, {"before": before, "after": after, "cosine": cosine}, "", step=step)
+
+
+@measure
+def validation_rise(subject: Subject, *, lesson: str) -> Reading:
+    """Return how far the last validation of the runs is above their lowest, in nats, a mean over the runs."""
+    run, rows = _runs(subject, lesson, "")
+    curves = [[float(loss) for _, loss in row.get("validation") or [] if loss is not None] for row in rows]
+    if not all(len(curve) > 1 for curve in curves):
+        raise MissingResource(f"at least two validations of the run {rows[0].get('name')}")
+    rises = [curve[-1] - min(curve) for curve in curves]
+    return _reading(run, rows, fmean(rises), "nats", spread=_spread(rises, rows))
+
+
+@measure
+def lost_share(subject: Subject, *, lesson: str, arm: str) -> Reading:
+    """Return the mean share of updates that an arm's steps lost: weights that a step left bitwise unchanged."""
+    run, rows = _runs(subject, lesson, arm)
+    shares = [float(share) for row in rows for _, share in row.get("lost_updates") or []]
+    if not shares:
+        raise MissingResource(f"lost updates: the run {rows[0].get('name')} did not measure them")
+    return _reading(
+        run, rows, fmean(shares), "of the updates", spread={"low": min(shares), "high": max(shares), "over": "steps"}
+    )
+
+
+@measure
+def start_above_uniform(subject: Subject, *, lesson: str) -> Reading:
+    """Return the loss of the first step minus the logarithm of the vocabulary, in nats, the mean over the runs."""
+    run, rows = _runs(subject, lesson, "")
+    above = [_number(row, "first_loss") - math.log(_number(row, "vocabulary_size")) for row in rows]
+    return _reading(run, rows, fmean(above), "nats", spread=_spread(above, rows))
+
+
+@measure
+def common_words_at_loss(subject: Subject, *, lesson: str, loss: float) -> Reading:
+    """Return the share of common English words among the words of the text that was sampled at about this loss.
+
+    A loss above 10 is that of the start. The details have the text. Raises MissingResource if no sample is near, or if
+    the run has another vocabulary than GPT-2's, whose losses have another scale.
+    """
+    run, rows = _runs(subject, lesson, "")
+    rows = [row for row in rows if row.get("vocabulary_size") == GPT2_VOCABULARY]
+    samples = [sample for row in rows for sample in row.get("samples") or [] if sample.get("loss") is not None]
+    if not samples:
+        raise MissingResource("text sampled in a run with GPT-2's vocabulary: `make lessons` has none")
+    nearest = min(samples, key=lambda sample: abs(float(sample["loss"]) - loss))
+    if abs(float(nearest["loss"]) - loss) > NEAR and loss < 10:
+        raise MissingResource(f"text sampled at a loss of {loss:g}: the nearest is at {float(nearest['loss']):.2f}")
+    words = re.findall(r"[a-z']+", str(nearest["text"]).lower())
+    share = sum(word in COMMON_WORDS for word in words) / max(1, len(words))
+    return _reading(
+        run, rows, share, "of the words", loss=nearest["loss"], step=nearest["step"], text=str(nearest["text"])[:160]
+    )
+
+
+def _runs(subject: Subject, lesson: str, arm: str) -> tuple[RecordedRun, list[Row]]:
+    """Return the newest lessons run, and its rows of one lesson and arm ("" for every arm)."""
+    run = newest_run("lessons", subject.name)
+    rows = [row for row in run.of_kind("run") if row.get("lesson") == lesson and arm in ("", row.get("arm"))]
+    if not rows:
+        raise MissingResource(f"`make lessons` has not done the run {lesson}{f'-{arm}' if arm else ''} yet")
+    return run, rows
+
+
+def _full_size_runs(subject: Subject, arm: str) -> tuple[RecordedRun, list[Row]]:
+    """Return the newest lessons run, and its rows of an arm at the lessons' own size: their losses have its scale."""
+    run = newest_run("lessons", subject.name)
+    named = [row for row in run.of_kind("run") if row.get("arm") == arm]
+    full: Callable[[Row], bool] = lambda row: (  # noqa: E731 - said once, used once
+        row.get("vocabulary_size") == GPT2_VOCABULARY and int(row.get("parameters") or 0) >= SMALLEST_124M
+    )
+    if rows := [row for row in named if full(row)]:
+        return run, rows
+    sizes = sorted({f"{int(row.get('parameters') or 0):,}" for row in named})
+    raise MissingResource(
+        f"a run of {arm} at GPT-2's size: on a GPU, `gpt-harness lessons --preset gpt2-124m --only {arm} --budget 8`"
+        + (f" (the newest lessons run has models of {', '.join(sizes)} parameters)" if sizes else "")
+    )
+
+
+def _reading(
+    run: RecordedRun, rows: Sequence[Row], value: Scalar | dict[str, Scalar], unit: str, **details: Any
+) -> Reading:
+    """Return a reading with the run that it was taken from, and how large its model was."""
+    about = {key: rows[0].get(key) for key in ("parameters", "vocabulary_size", "steps")}
+    return Reading(value, unit, {**details, "run": run.origin, "about": {**about, "runs": len(rows)}})
+
+
+def _spread(values: Sequence[float], rows: Sequence[Row]) -> dict[str, Any]:
+    return {"low": min(values), "high": max(values), "over": f"{len(rows)} runs"}
+
+
+def _number(row: Row, key: str) -> float:
+    value = row.get(key)
+    if not isinstance(value, int | float):
+        raise MissingResource(f"{key} of the run {row.get('name')}: its row has {value!r}")
+    return float(value)
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return [_number(row, key) for row in rows]
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return fmean(_values(rows, key))
+
+
+def _curve(row: Row) -> list[tuple[int, float | None, float | None, float | None]]:
+    """Return the points (step, loss, lr, norm) of a run. Raises MissingResource if there is none."""
+    points = [point for point in row.get("curve") or [] if len(point) == 4 and point[0] is not None]
+    curve = [(int(step), loss, rate, norm) for step, loss, rate, norm in points]
+    if not curve:
+        raise MissingResource(f"a curve of the run {row.get('name')}")
+    return curve
+
+
+def _spike(row: Row) -> tuple[int, float, float, float]:
+    """Return the step of the injected spike, or else of the largest norm, both norms and their cosine."""
+    points = [point for point in row.get("clipping") or [] if len(point) == 4 and None not in point]
+    if not points:
+        raise MissingResource(f"clipped steps in the run {row.get('name')}")
+    injected = row.get("settings", {}).get("inject_spike_at")
+    found = next((point for point in points if point[0] == injected), max(points, key=lambda point: float(point[1])))
+    return int(found[0]), float(found[1]), float(found[2]), float(found[3])
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

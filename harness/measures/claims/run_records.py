@@ -1,0 +1,77 @@
+"""The records of other runs, which claims about training and about time are judged by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.core.errors import MissingResource
+from harness.core.record_files import Row, read
+from harness.core.resources import Resources
+
+COMMANDS = {"lessons": "make lessons", "bench": "make bench"}
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run: the name of its record file, and its rows."""
+
+    file: str
+    rows: Sequence[Row]
+
+    @property
+    def header(self) -> Row:
+        """The first row: when and where the run was."""
+        return self.rows[0]
+
+    @property
+    def footer(self) -> Row:
+        """The last row, empty if the run died."""
+        return self.rows[-1] if self.rows[-1].get("kind") == "footer" else {}
+
+    def of_kind(self, kind: str) -> list[Row]:
+        """Return the rows of a kind."""
+        return [row for row in self.rows if row.get("kind") == kind]
+
+    @property
+    def machine(self) -> str:
+        """The processor of the run, and how many cores it had."""
+        environment = self.header.get("environment") or {}
+        processor = environment.get("gpu") or environment.get("cpu") or "an unknown processor"
+        return f"{processor}, {environment.get('cores', '?')} cores"
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a reading says about the run that it was taken from."""
+        return {"file": self.file, "machine": self.machine, "started": str(self.header.get("started", ""))}
+
+
+def newest_run(kind: str, subject: str) -> RecordedRun:
+    """Return the newest run of a kind, "lessons" or "bench", of this subject or of the program that trains it.
+
+    Raises MissingResource, with the command that makes one, if there is none.
+    """
+    folder = Path(Resources.current.records)
+    command = COMMANDS[kind]
+    paths = sorted(folder.glob(f"{kind}-*.jsonl"), key=_age, reverse=True)
+    for path in paths:
+        run = RecordedRun(path.name, read(path))
+        name = str((run.header.get("subject") or {}).get("name", ""))
+        if name == subject or (kind == "lessons" and _package(name) == _package(subject)):
+            return run
+    if paths:
+        raise MissingResource(f"`{command}` has not run for {subject}; the runs in {folder} are of other subjects")
+    raise MissingResource(f"`{command}` has not run")
+
+
+def _package(name: str) -> str:
+    """Return the package or file of a subject or trainer: `gpt` of `gpt:GPT` and of `gpt.train`."""
+    return re.split(r"[.:]", name)[0]
+
+
+def _age(path: Path) -> tuple[str, int]:
+    """Return the sort key of a record file: the time in its name, then the number behind it."""
+    _, stamp, again = [*path.stem.split("-"), "0"][:3]
+    return stamp, int(again) if again.isdigit() else 0

@@ -1,0 +1,1 @@
+"""The report of the claims ledger, from the records of a verification run alone."""
