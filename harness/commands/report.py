@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness.core.errors import HarnessError
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `gpt-harness report [FILE.jsonl ...] [--records DIR] [--output DIR]`."""
@@ -22,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     command.add_argument(
         "--records", type=Path, default=Path("reports/records"), metavar="DIR",
-        help="where to find the newest verify-*.jsonl and bench-*.jsonl (default: %(default)s)",
+        help="where to find the newest verify-*.jsonl, bench-*.jsonl and lessons-*.jsonl (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
         "--output",
@@ -35,13 +37,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the report and print the path of its page."""
+    """Write the reports and print the paths of their pages."""
     # The report imports pandas and matplotlib, which take a second that `gpt-harness --help` need not wait for.
     from harness.report import write_from, write_latest
+    from harness.report.lessons import report_files as lessons
+    from harness.report.report_files import KINDS
 
-    if options.files:
-        written = write_from(options.output, options.files)
-    else:
-        written = write_latest(options.output, options.records)
-    print(f"{written[0]} ({len(written) - 1} tables and plots beside it)")
+    files = [path for path in options.files if not path.name.startswith(f"{lessons.KIND}-")]
+    newest = lessons.newest_records(options.records)
+    runs = [path for path in options.files if path not in files] if options.files else [newest] if newest else []
+    if len(runs) > 1:
+        raise HarnessError(f"{runs[0]} and {runs[1]} are both of kind '{lessons.KIND}'; a report shows one run of each")
+    # The lessons' page first: the other page links to it.
+    reports = [lessons.write_from(options.output, path) for path in runs]
+    if files:
+        reports.append(write_from(options.output, files))
+    elif not options.files and (not runs or any(any(options.records.glob(f"{kind}-*.jsonl")) for kind in KINDS)):
+        reports.append(write_latest(options.output, options.records))
+    for written in reports:
+        print(f"{written[0]} ({len(written) - 1} tables and plots beside it)")
     return 0

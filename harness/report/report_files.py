@@ -12,12 +12,19 @@ from pathlib import Path
 from harness.core import record_files
 from harness.core.errors import HarnessError
 from harness.core.record_files import Row
+from harness.report.claims import report_files as claims
 from harness.report.csv_tables import tables
 from harness.report.page import page, plots
 from harness.report.run_records import RunRecords
 
 PAGE = "index.md"
 KINDS = ("verify", "bench")
+OTHER_PAGES = {
+    "lessons.md": "the lessons' training runs",
+    "claims.md": "the lessons' claims, derived and measured",
+    "faults.md": "known faults, and the checks that kill them",
+}
+OTHER_PAGES_TITLE = "## Other pages"
 
 
 def write(folder: Path, verify: list[Row] | None, bench: list[Row] | None) -> list[Path]:
@@ -31,13 +38,27 @@ def write(folder: Path, verify: list[Row] | None, bench: list[Row] | None) -> li
     fresh = path.with_suffix(f".{os.getpid()}.tmp")  # replaced in one step, so that no reader sees half a page
     fresh.write_text(page(verify, bench), encoding="utf-8", errors="replace")
     fresh.replace(path)
+    of_claims = claims.write(folder, verify_run) if verify_run else []
+    link_other_pages(folder)
     written = [
         *write_tables(folder / "tables", verify_run, bench_run),
         *write_plots(folder / "plots", verify_run, bench_run),
     ]
     for stale in before - set(written):
         stale.unlink(missing_ok=True)
-    return [path, *written]
+    return [path, *written, *of_claims]
+
+
+def link_other_pages(folder: Path) -> None:
+    """Have the page in `folder`, if there is one, end with links to the other pages that are beside it."""
+    path = folder / PAGE
+    found = [f"- [{name}]({name}): {what}" for name, what in OTHER_PAGES.items() if (folder / name).is_file()]
+    if not found or not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace").partition(f"\n{OTHER_PAGES_TITLE}\n")[0].rstrip()
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")
+    fresh.write_text("\n".join([text, "", OTHER_PAGES_TITLE, "", *found, ""]), encoding="utf-8", errors="replace")
+    fresh.replace(path)
 
 
 def write_tables(folder: Path, verify: RunRecords | None, bench: RunRecords | None) -> Iterator[Path]:

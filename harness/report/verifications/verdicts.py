@@ -66,10 +66,11 @@ def suites(run: RunRecords) -> Iterator[str]:
 def side_by_side(run: RunRecords) -> Iterator[str]:
     """Yield a table with a column for each subject: the suites, and every check that a subject fails.
 
-    A run with one subject has no such table.
+    A run has no such table if no check judges two subjects: a GPT and a training program are not compared.
     """
     subjects = list(dict.fromkeys(str(check.get("subject")) for check in run.checks))
-    if len(subjects) < 2:
+    judged = {(check.get("suite"), check.get("check"), check.get("subject")) for check in run.checks}
+    if len(judged) == len({(suite, name) for suite, name, _ in judged}):
         return
     cells: dict[str, dict[str, list[Row]]] = {}
     for check in run.checks:

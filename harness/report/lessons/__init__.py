@@ -1,0 +1,1 @@
+"""The report of the lessons' runs, from their records alone."""
