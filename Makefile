@@ -1,4 +1,5 @@
 # make verify: the main job.  make test: every test.  make bench: the comparisons.  make faults: the kill matrix.
+# make lessons: the lessons' training runs, half an hour on two cores.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -9,7 +10,7 @@ export GPT_HARNESS_DATA ?= $(abspath ../shared/data)
 export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/data/tiktoken)
 endif
 
-.PHONY: verify test bench faults report setup clean
+.PHONY: verify test bench faults lessons report setup clean
 
 verify: $(STAMP)
 	$(BIN)/pytest verifications/
@@ -21,10 +22,14 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy harness gpt benchmarks
+	$(BIN)/pytest verifications/
 	$(BIN)/pytest
 
 faults: $(STAMP)
 	$(BIN)/gpt-harness faults
+
+lessons: $(STAMP)
+	$(BIN)/gpt-harness lessons
 
 report: $(STAMP)
 	$(BIN)/gpt-harness report

@@ -39,8 +39,9 @@ SUITES_WITH_ALL_CASES = ("structure", "generation", "loading", "loss")
 # check stays in a suite if it kills a fault that no earlier check kills, or has a `keep_reason`.
 COARSE_TO_FINE = ("structure", "behaviour", "initialisation", "attention", "loss", "interface", "parity", "precision",
                   "generation", "loading")  # fmt: skip
-# Arms are several implementations of the same work; the specimen has one, and a fault is in all of its arms.
-SUITES_NOT_RUN = ("arms",)
+# Arms are several implementations of the same work; the specimen has one, and a fault is in all of its arms. Claims are
+# the lessons' figures: what they measure of a subject, the other suites judge more sharply.
+SUITES_NOT_RUN = ("arms", "claims")
 
 
 def debug_checks(folder: Path) -> list[Check]:
