@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# pytest-benchmark is off under xdist.
+SERIAL := harness/tests/bench/test_benchmarks.py
 
 # The text and GPT-2's vocabulary, where a copy is already at hand; otherwise they are downloaded.
 ifneq ($(wildcard ../shared/data),)
@@ -23,7 +25,8 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy harness gpt benchmarks
 	$(BIN)/pytest verifications/
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(SERIAL)
+	$(BIN)/pytest $(SERIAL)
 
 faults: $(STAMP)
 	$(BIN)/gpt-harness faults

@@ -130,7 +130,7 @@ REHEARSALS: Mapping[str, Rehearsal] = {
         Rehearsal(
             "overfit",
             "one batch again and again: the loss falls to its floor",
-            {"steps": 200, "lr": 1e-2, "min_lr": 1e-3, "warmup": 10, "weight_decay": 0.0, "clip": 1.0}
+            {"steps": 100, "lr": 1e-2, "min_lr": 1e-3, "warmup": 10, "weight_decay": 0.0, "clip": 1.0}
             | {"overfit_batches": 1, "eval_every": NEVER, "log_every": 50},
             ("overfit_batches",),
             detail="losses",

@@ -169,6 +169,24 @@ def test_the_replayed_gradient_is_that_of_the_mean_over_all_targets_with_the_sam
             torch.testing.assert_close(gradient, step.replayed32[name], rtol=1e-4, atol=1e-7)
 
 
+def test_a_part_that_is_computed_again_in_the_backward_pass_is_no_pass_of_its_own(tmp_path):
+    """Gradient checkpointing calls modules again, and leaves them by an exception once it has what it needs."""
+    again = "torch.utils.checkpoint.checkpoint(self.middle, self.wte(ids), use_reentrant=False)"
+    text = script(
+        replaced=[
+            ("self.head(torch.tanh(self.hidden(self.drop(self.wte(ids)))))", f"self.head({again})"),
+            (
+                "        self.head.weight =",
+                "        self.middle = nn.Sequential(self.hidden, nn.Tanh())\n        self.head.weight =",
+            ),
+            ("import torch\n", "import torch\nimport torch.utils.checkpoint\n"),
+        ]
+    )
+    recording = record(tmp_path, text)
+    assert [forward.step for forward in recording.forwards()] == [0, 1, 2]
+    assert recording.steps[2].replayed
+
+
 def test_a_model_that_cannot_be_called_again_has_no_replayed_gradient_and_says_why(tmp_path):
     wears_out = "self.calls = getattr(self, 'calls', 0) + 1\n        assert self.calls < 4, 'worn out'\n        "
     text = script(replaced=[("return self.head(", f"{wears_out}return self.head(")])

@@ -132,7 +132,8 @@ class ModuleSeam:
             with self.recorder.observing():
                 self.passes.enter(module)
 
-    def _leave(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, module: torch.nn.Module, args: Any, *rest: Any) -> None:
+        kwargs, output = ({}, *rest) if len(rest) == 1 else rest  # after an exception torch leaves the keywords out
         if not self.passes.is_inner(module) and self.recorder.active:
             with self.recorder.observing():
                 self.passes.leave(module, args, kwargs, output)

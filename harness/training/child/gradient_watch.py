@@ -107,7 +107,11 @@ class GradientWatch:
                 value = float(root) if isinstance(root, Tensor) and root.numel() == 1 else math.nan
                 self.passes.differentiated(root)
                 self.recorder.event("Backward", step=self.recorder.step, value=value, line=self.recorder.line())
-            original(tensors, *args, **options)
+            self.recorder.in_backward = True
+            try:
+                original(tensors, *args, **options)
+            finally:
+                self.recorder.in_backward = False
             self.after_backward()
 
         return backward

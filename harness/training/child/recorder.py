@@ -36,6 +36,7 @@ class Recorder:
     Attributes:
         step: The optimizer steps completed, from `request.first_step`.
         ranks: The rank and the number of ranks, once the program has joined a process group.
+        in_backward: Whether torch computes a backward pass.
         grad_enabled: Whether gradients are recorded in the program, while `observing` turns them off.
         names: The model and its parameters' names.
     """
@@ -48,13 +49,17 @@ class Recorder:
         self._process = os.getpid()
         self.grad_enabled = True
         self.ranks: dict[str, int] = {}
+        self.in_backward = False
         self._busy = False
         self._printed = 0
 
     @property
     def active(self) -> bool:
-        """Return True in the program's own code: not in a worker, another thread, or the recorder itself."""
-        return not self._busy and os.getpid() == self._process and threading.current_thread() is threading.main_thread()
+        """Return True in the program's own code: not in a worker, another thread, or the recorder itself.
+
+        It is False in a backward pass too, where checkpointed parts of the model are called again.
+        """
+        return not self._busy and not self.in_backward and os.getpid() == self._process and threading.current_thread() is threading.main_thread()
 
     @contextlib.contextmanager
     def observing(self) -> Iterator[None]:

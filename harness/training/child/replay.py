@@ -20,7 +20,7 @@ from harness.training.recording_files import RecordingReader
 
 # Relative: a replayed loss that differs by more is that of another batch, or of another mask of dropout. CPUs draw the
 # same masks for float32 and float64.
-SAME_LOSS = {"float32": 1e-4, "float64": 1e-4}
+SAME_LOSS = 1e-4
 SAME_LOSS_OF_16_BITS = 0.01
 
 
@@ -79,7 +79,7 @@ def _gradients(model: nn.Module, step: Step, passes: list[Pass], dtype: torch.dt
         if not count:
             continue
         loss = _loss_sum(each, dtype)
-        _check_loss(each, float(loss.detach()) / count)
+        _check_loss(each, float(loss.detach()) / count, _tolerance(each, step))
         parts = torch.autograd.grad(loss / sum(counts), list(wanted.values()), allow_unused=True)
         for name, part in zip(wanted, parts, strict=True):
             if part is not None:
@@ -87,11 +87,17 @@ def _gradients(model: nn.Module, step: Step, passes: list[Pass], dtype: torch.dt
     return total
 
 
-def _check_loss(each: Pass, mean: float) -> None:
+def _tolerance(each: Pass, step: Step) -> float:
+    """Return the relative difference that rounding explains between the losses of a pass and of its replay."""
+    kinds = {tensor.dtype for tensor in step.before.values()} | {getattr(torch, each.logits_dtype)}
+    sixteen_bits = each.autocast is not None or any(kind.itemsize < 4 for kind in kinds)
+    return SAME_LOSS_OF_16_BITS if sixteen_bits else SAME_LOSS
+
+
+def _check_loss(each: Pass, mean: float, tolerance: float) -> None:
     """Raise CannotReplay if a pass that is computed again has another loss."""
     counted = int((each.targets != IGNORED).sum())
     recorded = each.loss / counted if each.reduction == "sum" else each.loss
-    tolerance = SAME_LOSS_OF_16_BITS if each.autocast else SAME_LOSS.get(each.logits_dtype, SAME_LOSS_OF_16_BITS)
     if not abs(mean - recorded) <= tolerance * max(abs(recorded), 1e-2):
         raise CannotReplay(
             f"a batch of step {each.step} has the loss {mean:.6g} when it is computed again, not {recorded:.6g}"
