@@ -186,6 +186,7 @@ def test_a_run_that_was_stopped_by_a_signal_resumes_the_same(stopped, straight):
     assert resume(stopped) == 0
     assert same_weights(stopped, straight)
     assert losses(stopped) == losses(straight)
+    assert saved(stopped) == ["best", "step-00000006", "step-00000008"]
     for kind in ("validation", "sample"):  # nothing twice, nothing left out
         steps = [[event["step"] for event in events(out, kind)] for out in (stopped, straight)]
         assert steps[0] == steps[1]
