@@ -151,7 +151,7 @@ class Step(Event):
 
     @property
     def before(self) -> Tensors:
-        """Return the parameters before the step."""
+        """Return the parameters before the step: the optimizer's, and those of the model that no optimizer has."""
         return self._part("before")
 
     @property

@@ -148,7 +148,7 @@ REHEARSALS: Mapping[str, Rehearsal] = {
         Rehearsal(
             "starts",
             "where random windows start",
-            {"steps": 150, "eval_every": NEVER, "log_every": 50},
+            {"steps": 80, "eval_every": NEVER, "log_every": 50},
             ("text",),
             detail="losses",
         ),

@@ -73,7 +73,7 @@ RIGHT_TRAINERS = (
         "F.cross_entropy's own mean, divided by the number of micro-batches.",
         "karpathy/nanoGPT",
         ((LOSS, "loss = F.cross_entropy(model(x).view(-1, vocab_size), y.view(-1)) / gradient_accumulation_steps"),),
-        rehearsals=("plain", "other-seed", "again"),
+        rehearsals=("plain",),
     ),
     Trainer(
         "autocast-over-float32-masters",

@@ -158,6 +158,20 @@ def test_a_step_has_everything_before_and_after_it_under_the_models_names(tmp_pa
     assert first.line.endswith(": optimizer.step()")
 
 
+@pytest.mark.parametrize(
+    "clips", ["nn.utils.clip_grad_norm_(model.parameters(), 0.1)", HAND_CLIP.format(clip="p.grad.mul_(0.1 / norm)")]
+)
+def test_a_parameter_in_no_group_is_recorded_too(tmp_path, clips):
+    """Its gradient counts in the norm of clipping, and that it never moves is to be seen."""
+    forgets = ("AdamW(model.parameters()", "AdamW([model.hidden.weight, model.wte.weight]")
+    step = record(tmp_path, script(before_step=clips, replaced=[forgets])).steps[0]
+    assert step.groups[0].names == ("hidden.weight", "wte.weight")
+    assert torch.equal(step.before["hidden.bias"], step.after["hidden.bias"])
+    assert float(step.unclipped["hidden.bias"].norm()) > float(step.gradient["hidden.bias"].norm()) > 0
+    assert "hidden.bias" in step.replayed
+    assert "hidden.bias" not in step.state_after
+
+
 def test_the_replayed_gradient_is_that_of_the_mean_over_all_targets_with_the_same_dropout(tmp_path):
     recording = record(
         tmp_path, script(replaced=[("dropout = 0.0", "dropout = 0.3"), ("micro_batches = 1", "micro_batches = 3")])
@@ -171,19 +185,18 @@ def test_the_replayed_gradient_is_that_of_the_mean_over_all_targets_with_the_sam
 
 def test_a_part_that_is_computed_again_in_the_backward_pass_is_no_pass_of_its_own(tmp_path):
     """Gradient checkpointing calls modules again, and leaves them by an exception once it has what it needs."""
-    again = "torch.utils.checkpoint.checkpoint(self.middle, self.wte(ids), use_reentrant=False)"
+    again = "torch.utils.checkpoint.checkpoint(self.middle, ids, use_reentrant=False)"
     text = script(
         replaced=[
             ("self.head(torch.tanh(self.hidden(self.drop(self.wte(ids)))))", f"self.head({again})"),
-            (
-                "        self.head.weight =",
-                "        self.middle = nn.Sequential(self.hidden, nn.Tanh())\n        self.head.weight =",
-            ),
+            ("self.head.weight =", "self.middle = nn.Sequential(self.wte, self.hidden)\n        self.head.weight ="),
             ("import torch\n", "import torch\nimport torch.utils.checkpoint\n"),
+            ("loss.backward()", "torch.autograd.backward(loss)"),
         ]
     )
     recording = record(tmp_path, text)
     assert [forward.step for forward in recording.forwards()] == [0, 1, 2]
+    assert [backward.step for step in range(3) for backward in recording.backwards_of(step)] == [0, 1, 2]
     assert recording.steps[2].replayed
 
 
@@ -258,7 +271,10 @@ def test_a_call_of_torchs_clipping_is_recorded_with_its_limit_norm_and_parameter
 
 def test_token_streams_are_recorded_once_and_batches_are_not(tmp_path):
     np.arange(300, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
-    maps = "ids = np.memmap('tokens.bin', dtype=np.uint16, mode='r')\ntorch.from_numpy(ids[:20].astype(np.int64))"
+    maps = (
+        "ids = np.memmap('tokens.bin', dtype=np.uint16, mode='r')\nwhole = torch.from_numpy(ids.astype(np.int64))\n"
+        "torch.from_numpy(ids[:20].astype(np.int64))"
+    )
     listed = ("data = torch.randint(11, (500,))", "data = torch.tensor([n % 11 for n in range(500)])")
     recording = record(tmp_path, script(before_step=maps, replaced=[listed]))
     made, mapped = recording.streams

@@ -447,6 +447,14 @@ RUNS = (
         "The optimizer holds the parameters of another copy of the model, which stays as it is.",
         "folklore",
         (("first_iter = 0\n", "import copy\n\nmodel = copy.deepcopy(model)\nfirst_iter = 0\n"),),
+        (ONCE,),
+        "no module of the model owns",
+    ),
+    Trainer(
+        "clip-loss-not-grad",
+        "The loss is clipped in place of the gradient: above the limit there is no gradient.",
+        "karpathy.github.io/2019/04/25/recipe",
+        ((LOSS, f"{LOSS.replace('= ', '= (')}).clamp(max=2.0)"),),
         (OVERFIT,),
     ),
     Trainer(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from harness.training.recording import Parameter
 
+MOST_SEARCHES = 3  # for a model that is not found: a program may train tensors without a module
 WRAPPED = ("module", "_orig_mod")  # in DistributedDataParallel and in what torch.compile returns
 
 
@@ -18,6 +19,7 @@ class ModelNames:
     def __init__(self) -> None:
         self.model: nn.Module | None = None
         self.parameters: dict[str, Parameter] = {}
+        self._searches = 0
         self._called: dict[int, nn.Module] = {}
         self._names: dict[int, str] = {}
         self._unnamed: dict[int, Tensor] = {}  # kept, so that no other tensor gets their id
@@ -28,9 +30,10 @@ class ModelNames:
 
     def find(self, parameters: Iterable[Tensor]) -> None:
         """Choose the model, once: the called module that owns most of these parameters, without its wrappers."""
-        if self.model is not None:
-            return
         wanted = {id(parameter): parameter.numel() for parameter in parameters}
+        if self.model is not None or not wanted or self._searches == MOST_SEARCHES:
+            return
+        self._searches += 1
         model = _owner_of_most(list(self._called.values()), wanted)
         if model is None or _owned(model, wanted) < sum(wanted.values()):
             # A program that calls the parts of its model has no outermost module: look for one that contains them.
@@ -49,6 +52,10 @@ class ModelNames:
                 shape=tuple(parameter.shape), dtype=kind, requires_grad=parameter.requires_grad, alias_of=alias
             )
         self._names = first
+
+    def of_model(self) -> list[Tensor]:
+        """Return the model's parameters, each once."""
+        return list(self.model.parameters()) if self.model is not None else []
 
     def name_of(self, parameter: Tensor) -> str:
         """Return the first name of a parameter in the model; one that is not in it is numbered."""
@@ -71,10 +78,8 @@ def _owned(module: nn.Module, wanted: dict[int, int]) -> int:
 
 
 def _is_module(thing: object) -> bool:
-    try:
-        return isinstance(thing, nn.Module) and "_parameters" in vars(thing)
-    except (ReferenceError, TypeError):  # a dead weak proxy, or a lazy module's stand-in
-        return False
+    # By the type itself: isinstance would run code of objects that pretend to have another class.
+    return issubclass(type(thing), nn.Module) and "_parameters" in vars(thing)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from harness.training.child.patches import Patches
 from harness.training.child.recorder import StopRecording
+from harness.training.child.seams.patches import Patches
 from harness.training.recording_files import RecordingWriter
 
 

@@ -59,7 +59,12 @@ class Recorder:
 
         It is False in a backward pass too, where checkpointed parts of the model are called again.
         """
-        return not self._busy and not self.in_backward and os.getpid() == self._process and threading.current_thread() is threading.main_thread()
+        return (
+            not self._busy
+            and not self.in_backward
+            and os.getpid() == self._process
+            and threading.current_thread() is threading.main_thread()
+        )
 
     @contextlib.contextmanager
     def observing(self) -> Iterator[None]:

@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.core.error_text import describe_error
-from harness.training.child.checkpoint_seam import CheckpointSeam
-from harness.training.child.function_seam import FunctionSeam, ModuleSeam
-from harness.training.child.gradient_watch import GradientWatch
-from harness.training.child.optimizer_seam import OptimizerSeam
 from harness.training.child.options import find_options
-from harness.training.child.output_seam import OutputSeam
 from harness.training.child.passes import Passes
-from harness.training.child.patches import Patches
 from harness.training.child.program_source import ProgramSource, run_as_main
 from harness.training.child.recorder import Recorder, StopRecording
 from harness.training.child.replay import replay
 from harness.training.child.request import Request
-from harness.training.child.token_streams import TokenStreams
+from harness.training.child.seams.checkpoints import CheckpointSeam
+from harness.training.child.seams.functions import FunctionSeam, ModuleSeam
+from harness.training.child.seams.gradients import GradientWatch
+from harness.training.child.seams.optimizers import OptimizerSeam
+from harness.training.child.seams.output import OutputSeam
+from harness.training.child.seams.patches import Patches
+from harness.training.child.seams.token_streams import TokenStreams
 from harness.training.recording_files import RecordingReader, RecordingWriter
 
 

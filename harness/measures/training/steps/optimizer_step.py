@@ -94,11 +94,15 @@ def update_errors(program: Trains, *, rehearsal: str = "plain", steps: int = 10)
     found: dict[str, float] = {}
     hint = ""
     for step in recording.steps[:steps]:
-        errors = {update.name: (update.error(), update) for update in updates(step)}
-        name, (error, update) = max(errors.items(), key=lambda item: item[1][0])
+        errors = [(update.error(), update) for update in updates(step)]
+        if not errors:
+            continue
+        error, update = max(errors, key=lambda item: item[0])
         found[f"step {step.number}"] = error
         if not hint and error > ROUNDING:
-            hint = f"step {step.number}, {name}: {_cause(update)}"
+            hint = f"step {step.number}, {update.name}: {_cause(update)}"
+    if not found:
+        raise MissingAbility(f"no parameter in the optimizer of {program.name} has a gradient")
     return Reading(found, "of the rounding", {"hint": hint} if hint else {})
 
 

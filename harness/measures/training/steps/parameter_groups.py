@@ -11,7 +11,7 @@ from harness.core.errors import MissingAbility
 from harness.measures.training.steps.update_rules import RULES, rule_of
 from harness.suites.measure_registry import Reading, Scalar, measure
 from harness.training.protocols import Trains
-from harness.training.recording import Recording, Step
+from harness.training.recording import Parameter, Recording, Step
 
 
 @measure
@@ -19,18 +19,19 @@ def times_in_groups(program: Trains, *, rehearsal: str = "plain") -> Reading:
     """Return how often each parameter of the model is in the optimizer's groups; a tied one counts under one name."""
     recording = program.record(rehearsal)
     times = Counter(name for group in _first_step(recording).groups for name in group.names)
-    own = {name: parameter for name, parameter in recording.parameters.items() if parameter.alias_of is None}
+    own = _own(recording)
     aliases = {name: parameter.alias_of for name, parameter in recording.parameters.items() if parameter.alias_of}
     for name, first in aliases.items():
         times[str(first)] += times.pop(name, 0)
     missing = [name for name in own if not times[name]]
-    hint = {}
-    if missing:
+    strangers = _strangers(times, own)
+    hint = {"hint": "the optimizer has parameters that no module of the model owns"} if strangers else {}
+    if missing and not strangers:
         frozen = [name for name in missing if not own[name].requires_grad]
         hint["hint"] = f"{len(missing)} of {len(own)} parameters are in no group: {_some(missing)}" + (
             f"; requires_grad is False for {_some(frozen)}" if frozen else ""
         )
-    return Reading({name: times[name] for name in own} | _strangers(times, own), "times", hint)
+    return Reading({name: times[name] for name in own} | strangers, "times", hint)
 
 
 def _strangers(times: Mapping[str, int], own: Mapping[str, object]) -> dict[str, int]:
@@ -45,7 +46,9 @@ def steps_moved(program: Trains, *, rehearsal: str = "plain") -> Reading:
     steps = [step for step in recording.steps if any(group.lr > 0 for group in step.groups)]
     if not steps:
         raise MissingAbility(f"{program.name} made no step with a learning rate above 0")
-    names = [name for name, parameter in recording.parameters.items() if parameter.alias_of is None]
+    names = list(_own(recording))
+    if not names:
+        raise MissingAbility(f"no module that {program.name} called owns the parameters of its optimizer")
     moved = {name: sum(_moves(step, name) for step in steps) / len(steps) for name in names}
     still = [name for name, share in moved.items() if share < 1]
     hint = {"hint": f"{len(still)} of {len(names)} parameters stay as they are in a step: {_some(still)}"}
@@ -66,8 +69,10 @@ def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
     """
     recording = program.record(rehearsal)
     step = _first_step(recording)
-    own = {name: parameter for name, parameter in recording.parameters.items() if parameter.alias_of is None}
+    own = _own(recording)
     given = {name: group.weight_decay for group in step.groups for name in group.names if name in own}
+    if not given:
+        raise MissingAbility(f"no parameter of the model of {program.name} is in a group of the optimizer")
     declared = recording.settings.get("weight_decay")
     decay = float(declared) if declared is not None else max(given.values(), default=0.0)
     l2 = any(rule_of(step.optimizer, group) == RULES["Adam"] for group in step.groups)
@@ -112,6 +117,11 @@ def optimizer_settings(program: Trains, *, rehearsal: str = "plain") -> Reading:
     if not found:
         raise MissingAbility(f"the optimizer {_first_step(recording).optimizer} has neither betas nor eps")
     return Reading(found, "", {"predicted": predicted})
+
+
+def _own(recording: Recording) -> dict[str, Parameter]:
+    """Return the parameters of the model, a tied one under its first name."""
+    return {name: parameter for name, parameter in recording.parameters.items() if parameter.alias_of is None}
 
 
 def _first_step(recording: Recording) -> Step:

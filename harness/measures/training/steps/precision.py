@@ -46,11 +46,13 @@ def updates_lost_in_steps(program: Trains, *, rehearsal: str = "plain") -> Readi
     hint = ""
     for step in recording.steps:
         shares = {update.name: _share_lost(update) for update in updates(step)}
+        if not shares:
+            continue
         worst = max(shares, key=lambda name: shares[name])
         found[f"step {step.number}"] = shares[worst]
         hint = hint or (f"step {step.number}: {shares[worst]:.1%} of {worst}" if shares[worst] > 0 else "")
     if not found:
-        raise MissingAbility(f"{program.name} made no optimizer step")
+        raise MissingAbility(f"no parameter in the optimizer of {program.name} has a gradient")
     return Reading(found, "of the elements", {"hint": hint} if hint else {})
 
 

@@ -429,6 +429,19 @@ def test_another_decay_is_named(judge, decays, cause):
         assert cause in record.details["hint"]
 
 
+def test_the_weight_decay_of_adam_is_no_decay(judge):
+    record = judge("training::decay-by-parameter", plain=PlainAdam(settings={"weight_decay": 0.1}).run(1))
+    assert record.where == ("table",)
+    assert "L2" in record.details["hint"]
+
+
+def test_an_optimizer_of_another_copy_of_the_model_is_named(judge):
+    recording = replace(Trainer().run(1), parameters={"other": Parameter(shape=(4, 4), dtype="float32")})
+    record = judge("training::every-parameter-once", plain=recording)
+    assert "no module of the model owns" in record.details["hint"]
+    assert judge("training::decay-by-parameter", plain=recording).verdict == "skip"
+
+
 def test_swapped_betas_are_found_with_and_without_a_declaration(judge):
     class Swapped(Trainer):
         betas = (0.95, 0.9)

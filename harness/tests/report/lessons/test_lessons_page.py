@@ -65,6 +65,13 @@ def test_no_rate_is_said_to_explode_that_did_not():
     assert plots(lesson_rows(calm))[1].headline == "No constant rate up to 0.003 exploded at this size"
 
 
+def test_the_lowest_rate_that_explodes_is_named():
+    rates = {"constant-3e-1": 0.3, "constant-1e-1": 0.1, "constant-3e-2": 0.03}
+    rows = [row("schedule", "cosine", seed) for seed in (0, 1)]
+    rows += [row("schedule", arm, lr=lr, exploded_at=None if lr < 0.1 else 5) for arm, lr in rates.items()]
+    assert plots(lesson_rows(rows))[1].headline == "A constant rate explodes at 0.1, at step 5; at 0.03 it does not"
+
+
 def test_a_claimed_rate_that_explodes_is_said_to():
     rows = [row("schedule", "constant-6e-4", seed, exploded_at=None if seed else 40) for seed in (0, 1)]
     assert plots(lesson_rows(rows))[0].headline.endswith("constant-6e-4 exploded with 1 of 2 seeds")
