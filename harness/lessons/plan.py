@@ -64,6 +64,7 @@ def plan_preset(reports: Path, preset: str, only: Sequence[str], *, minutes: flo
 
 def _preset_folder(parent: Path, run: LessonRun, preset: Settings, minutes: float) -> RunFolder:
     """Return the folder of a preset's run, with the steps that it was started with, or else those that fit."""
+    run = replace(run, seconds=60 * minutes)
     identity = fingerprint(run, {**run.settings, "minutes": minutes, "preset": preset})
     before = RunFolder(parent, run, identity).state.settings
     if before is not None:

@@ -43,7 +43,7 @@ def run_row(run: LessonRun, log: TrainingLog, *, seconds: float, made: Mapping[s
         "lesson": run.lesson,
         "arm": run.arm,
         "seed": run.seed,
-        "settings": dict(run.settings),
+        "settings": settings_of(run, log),
         "text_characters": run.text_characters,
         "vocabulary_size": log.header.get("vocabulary_size"),
         "train_tokens": log.header.get("train_tokens"),
@@ -79,6 +79,12 @@ def run_row(run: LessonRun, log: TrainingLog, *, seconds: float, made: Mapping[s
         "ended": log.ended,
         "made": dict(made),
     }
+
+
+def settings_of(run: LessonRun, log: TrainingLog) -> dict[str, Any]:
+    """Return every setting as the trainer resolved it, those of its preset too, with the name of a text that is cut."""
+    text = run.settings.get("text", "tinyshakespeare")
+    return {**log.header.get("config", {}), **run.settings, "text": text}
 
 
 def exploded_at(log: TrainingLog) -> int | None:

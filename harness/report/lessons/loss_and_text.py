@@ -84,7 +84,9 @@ def headline(run: TrainingRun, chosen: Sequence[Sample]) -> str:
     if first is None or last is None:
         return "The loss over the run"
     uniform = f", where ln {words:,.0f} is {math.log(words):.2f}" if words and words > 1 else ""
-    return f"The loss starts at {first:.2f}{uniform}, and ends at {last:.2f} after {run.losses[-1][0]:,.0f} steps"
+    return (
+        f"The loss starts at {first:.2f}{uniform}, and ends at {last:.2f} after {run.number('steps') or 0:,.0f} steps"
+    )
 
 
 def parting_headline(run: TrainingRun) -> str:

@@ -100,4 +100,5 @@ def section(found: LessonRuns, drawn: Sequence[Plot]) -> Iterator[str]:
         cells = [mean_and_spread(last_losses(runs)), mean_and_spread(best)]
         cells += [percent(lost) if lost is not None else "", percent(fmean(ends)) if ends else ""]
         rows.append([escape(arm), *cells])
-    yield from table(["weights", *heads], rows, right=heads)
+    if rows:
+        yield from table(["weights", *heads], rows, right=heads)

@@ -92,7 +92,7 @@ def lesson_head(found: LessonRuns, lesson: str) -> Iterator[str]:
     if not found.arms(lesson):
         yield from (f"Not run yet: {code(f'{COMMAND} {lesson}')}.", "")
     definition = as_mapping(found.header.get("definitions")).get("exploded_at")
-    if definition and lesson == schedule.LESSON:
+    if definition and lesson == schedule.LESSON and found.arms(lesson):
         yield from (escape(definition), "")
 
 

@@ -220,4 +220,5 @@ def section(found: LessonRuns, drawn: Sequence[Plot]) -> Iterator[str]:
             ", ".join(exploded) or "no",
         ]
         rows.append([escape(arm), *cells])
-    yield from table(["arm", *numeric], rows, right=numeric)
+    if rows:
+        yield from table(["arm", *numeric], rows, right=numeric)

@@ -1,5 +1,6 @@
 """A log of the trainer becomes the row of a run."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -112,8 +113,10 @@ def test_steps_that_a_log_has_twice_count_once(tmp_path):
     assert log.header["parameters"] == 348_096
 
 
-def test_a_row_can_be_made_of_a_run_with_a_part_of_a_text(tmp_path):
-    row = run_row(
-        replace(RUN, text_characters=60000), read_training_log(write_log(tmp_path, [4.0])), seconds=1.0, made={}
-    )
+def test_the_settings_are_those_that_the_trainer_resolved_and_a_part_of_a_text_has_the_text_s_name(tmp_path):
+    path = write_log(tmp_path, [4.0])
+    config = {"n_layer": 12, "clip": 9.0, "text": "/somewhere/part.txt"}
+    path.write_text(json.dumps(header(config=config)) + "\n" + path.read_text())
+    row = run_row(replace(RUN, text_characters=60000), read_training_log(path), seconds=1.0, made={})
+    assert row["settings"] == {"steps": 30, "clip": 1.0, "n_layer": 12, "text": "tinyshakespeare"}
     assert row["text_characters"] == 60000

@@ -99,9 +99,11 @@ def plateau(program: Trains, *, rehearsal: str = "markov") -> Reading:
     """Return what the targets must be for the loss to settle where it does: "the next token" for a right program.
 
     Each alignment of the targets has an entropy of its own under the source; the nearest one is returned. The loss is
-    the mean of the last quarter of the steps.
+    the mean of the last quarter of the steps. A program that cannot be told a learning rate is skipped: at its own it
+    may be on its way still.
     """
     recording = program.record(rehearsal)
+    _require_rate(recording)
     loss = _settled(recording)
     levels = plateaus(_source(recording))
     nearest = min(levels, key=lambda name: abs(levels[name] - loss))
@@ -134,6 +136,14 @@ def _plateau_hint(recording: Recording) -> str:
     return f"the loss ends at {loss:.3f} nats, the source's entropy is {levels[NEXT]:.3f}: it predicts {nearest}"
 
 
+def _require_rate(recording: Recording) -> None:
+    """Raise MissingAbility if the program has learned at a rate of its own, which may need more steps."""
+    if "lr" not in recording.settings:
+        raise MissingAbility(
+            f"{recording.program} has no setting for the learning rate: the steps may be too few for it"
+        )
+
+
 def _source(recording: Recording) -> MarkovSource:
     if recording.source is None:
         raise MissingAbility(f"{recording.program} could not be given a text of known entropy")
@@ -151,9 +161,11 @@ def overfit_gap(program: Trains, *, rehearsal: str = "overfit") -> Reading:
     """Return how far the loss on one repeated batch is above its floor, in nats a target: at the lowest step and last.
 
     The floor is the entropy of the targets given their row up to there: where two rows begin alike and go on
-    differently, no model that sees only the past can know which one it is.
+    differently, no model that sees only the past can know which one it is. A program that cannot be told a learning
+    rate is skipped: at its own it may need more steps.
     """
     recording = program.record(rehearsal)
+    _require_rate(recording)
     losses: list[float] = []
     floor: float | None = None
     for step in recording.steps:

@@ -32,7 +32,7 @@ def predicted(loss_of, *, split=SPLIT, rows=8):
             fields = {"phase": phase, "step": step, "ids": ids, "targets": targets, "loss": loss, "mode": phase}
             found.append(Forward(order=len(found) + 1, **fields))
     shown = "".join(LETTERS[i] for i in MARKOV.tolist())
-    return recording([stream(MARKOV), *found], source=SOURCE, text=shown)
+    return recording([stream(MARKOV), *found], source=SOURCE, text=shown, settings={"lr": 5e-3})
 
 
 def test_a_program_that_knows_the_source_itself_saves_nothing(judge):
@@ -78,7 +78,7 @@ def test_a_program_without_a_text_of_known_entropy_is_skipped(judge):
 def repeated(losses, rows):
     """Return a recording of steps on one batch of these rows."""
     ids = torch.tensor(rows)[:, :-1]
-    trainer = Trainer()
+    trainer = Trainer(settings={"lr": 1e-2})
     trainer.batches = lambda: [(ids, torch.tensor(rows)[:, 1:])]
     made = trainer.run(len(losses))
     by_order = {f.order: loss for f, loss in zip(made.forwards("train"), losses, strict=True)}
@@ -103,7 +103,15 @@ def test_the_floor_of_one_batch_is_the_entropy_of_targets_that_begin_alike(judge
 
 
 def test_batches_that_differ_are_no_overfitting(judge):
-    assert judge("training::overfits-one-batch", overfit=Trainer().run(3)).verdict == "skip"
+    several = Trainer(settings={"lr": 1e-2}).run(3)
+    assert judge("training::overfits-one-batch", overfit=several).verdict == "skip"
+
+
+def test_a_program_that_chooses_its_own_learning_rate_may_need_more_steps(judge):
+    untold = replace(repeated([3.0, 2.9, 2.8], [[1, 2, 3, 4], [1, 2, 5, 6]]), settings={})
+    assert judge("training::overfits-one-batch", overfit=untold).verdict == "skip"
+    flat = replace(predicted(lambda phase, step, own: 2.0 * 8 * T), settings={})
+    assert judge("training::plateau-of-the-next-token", markov=flat).verdict == "skip"
 
 
 # the same run again

@@ -1,0 +1,145 @@
+"""The seam of torch's functions: a mode that sees embeddings, losses, token tensors and what changes gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules import module as modules
+from torch.overrides import TorchFunctionMode
+
+from harness.training.child.passes import Passes
+from harness.training.child.recorder import Recorder
+from harness.training.child.seams.gradients import GradientWatch
+from harness.training.child.seams.token_streams import TokenStreams
+
+CROSS_ENTROPY = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
+# Functions that may be part of the norm of a gradient. A product is one if it is a square.
+READS = (
+    *("norm", "vector_norm", "_foreach_norm", "pow", "__pow__", "_foreach_pow"),
+    *("square", "sum", "dot", "cat", "stack"),
+)
+PRODUCTS = ("mul", "__mul__")
+# Functions that change a gradient in its place.
+CHANGES = (
+    *("mul_", "div_", "__imul__", "__itruediv__", "clamp_", "clip_", "clamp_max_", "clamp_min_", "copy_"),
+    *("_foreach_mul_", "_foreach_div_", "_foreach_clamp_max_", "_foreach_clamp_min_", "_foreach_copy_"),
+)
+
+
+class FunctionSeam(TorchFunctionMode):
+    """Sees every call of torch's Python functions in the program's main thread, and passes it on unchanged."""
+
+    def __init__(self, recorder: Recorder, passes: Passes, watch: GradientWatch, streams: TokenStreams) -> None:
+        self.recorder, self.passes, self.watch, self.streams = recorder, passes, watch, streams
+        self._of_gradients: dict[Any, Callable[..., None]] = {
+            **_by_function(READS, self._reads),
+            **_by_function(PRODUCTS, self._multiplies),
+            **_by_function(CHANGES, self._changes),
+            vars(torch._C.TensorBase)["grad"].__set__: self._sets_gradient,
+        }
+        self._before: dict[Any, Callable[..., None]] = {
+            F.embedding: self._embedding,
+            torch.embedding: lambda args, options: self._embedding((args[1], args[0]), options),
+            Tensor.__getitem__: self._index,
+        }
+        self._after: dict[Any, Callable[..., None]] = {
+            F.cross_entropy: self._cross_entropy,
+            F.nll_loss: self._nll_loss,
+            torch.tensor: self._tensor,
+            torch.as_tensor: self._tensor,
+        }
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        before, after = self._before.get(function), self._after.get(function)
+        if before is None and self.watch.armed:
+            before = self._of_gradients.get(function)
+        if (before is None and after is None) or not self.recorder.active:
+            return function(*args, **options)
+        if before is not None:
+            with self.recorder.observing():
+                before(args, options)
+        result = function(*args, **options)
+        if after is not None:
+            with self.recorder.observing():
+                after(args, options, result)
+        return result
+
+    # ------------------------------------------------------------------------ forward passes
+
+    def _embedding(self, args: Any, options: Mapping[str, Any]) -> None:
+        ids = args[0] if args else options.get("input")
+        if isinstance(ids, Tensor):
+            self.passes.saw_ids(ids)
+
+    def _index(self, args: Any, options: Mapping[str, Any]) -> None:
+        table, index = args
+        if isinstance(index, Tensor) and isinstance(table, torch.nn.Parameter) and table.dim() == 2:
+            self.passes.saw_ids(index)
+
+    def _cross_entropy(self, args: Any, options: Mapping[str, Any], result: Tensor) -> None:
+        bound = {**dict(zip(CROSS_ENTROPY, args, strict=False)), **options}
+        self.passes.saw_loss(bound["input"], bound["target"], bound, result)
+
+    def _nll_loss(self, args: Any, options: Mapping[str, Any], result: Tensor) -> None:
+        bound = {**dict(zip(CROSS_ENTROPY, args, strict=False)), **options, "log_probabilities": True}
+        self.passes.saw_loss(bound["input"], bound["target"], bound, result)
+
+    def _tensor(self, args: Any, options: Mapping[str, Any], result: Tensor) -> None:
+        self.streams.saw(result, "torch.tensor")
+
+    # ------------------------------------------------------------------------ gradients
+
+    def _reads(self, args: Any, options: Mapping[str, Any]) -> None:
+        self.watch.read(args[0] if args else None)
+
+    def _multiplies(self, args: Any, options: Mapping[str, Any]) -> None:
+        if len(args) == 2 and args[0] is args[1]:
+            self.watch.read(args[0])
+
+    def _changes(self, args: Any, options: Mapping[str, Any]) -> None:
+        self.watch.changing(args[0] if args else None)
+
+    def _sets_gradient(self, args: Any, options: Mapping[str, Any]) -> None:
+        self.watch.changing(args[0].grad)
+
+
+class ModuleSeam:
+    """torch's global hooks of modules: they see the outermost call, which is that of the model."""
+
+    def __init__(self, recorder: Recorder, passes: Passes) -> None:
+        self.recorder, self.passes = recorder, passes
+        self._handles: list[Any] = []
+
+    def install(self) -> None:
+        """Register the hooks."""
+        self._handles = [
+            modules.register_module_forward_pre_hook(self._enter),
+            modules.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Remove them."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module: torch.nn.Module, args: Any) -> None:
+        if not self.passes.is_inner(module) and self.recorder.active:
+            with self.recorder.observing():
+                self.passes.enter(module)
+
+    def _leave(self, module: torch.nn.Module, args: Any, *rest: Any) -> None:
+        kwargs, output = ({}, *rest) if len(rest) == 1 else rest  # after an exception torch leaves the keywords out
+        if not self.passes.is_inner(module) and self.recorder.active:
+            with self.recorder.observing():
+                self.passes.leave(module, args, kwargs, output)
+
+
+def _by_function(names: Sequence[str], handler: Callable[..., None]) -> dict[Any, Callable[..., None]]:
+    """Return the handler by the functions of these names, wherever torch has them."""
+    owners = (torch, Tensor, torch.linalg)
+    return {getattr(owner, name): handler for name in names for owner in owners if hasattr(owner, name)}

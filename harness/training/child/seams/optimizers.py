@@ -1,0 +1,198 @@
+"""The seam of optimizers: torch's global hooks before and after each step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from harness.training.child.passes import Passes
+from harness.training.child.recorder import Recorder
+from harness.training.child.request import MOST_BYTES, MOST_PARAMETERS
+from harness.training.child.seams.gradients import GradientWatch
+from harness.training.child.seams.patches import Patches
+from harness.training.recording_files import digest
+
+NAMED = ("params", "param_names", "lr", "betas", "eps", "weight_decay")  # a group's options with a field of their own
+
+
+class OptimizerSeam:
+    """Records each optimizer step: groups, and the tensors before and after it.
+
+    With several optimizers the one with most elements counts the steps; the others' steps have the same numbers.
+    """
+
+    def __init__(self, recorder: Recorder, passes: Passes, watch: GradientWatch) -> None:
+        self.recorder, self.passes, self.watch = recorder, passes, watch
+        self.unrecorded = ""
+        """Why the tensors of steps are not recorded; "" while they are."""
+        self._sizes: dict[int, int] = {}  # of optimizers that made a step, by id: their elements
+        self._steps: Counter[int] = Counter()
+        self._row: dict[str, Any] | None = None
+        self._handles: list[Any] = []
+
+    def install(self, patches: Patches) -> None:
+        """Register the hooks."""
+        patches.replace(Optimizer, "add_param_group", self._adds_group)
+        self._handles = [register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after)]
+
+    def remove(self) -> None:
+        """Remove them."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _adds_group(self, original: Callable[..., None]) -> Callable[..., None]:
+        def add_param_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
+            original(optimizer, group)
+            self.watch.add(optimizer.param_groups[-1]["params"])
+
+        return add_param_group
+
+    # ------------------------------------------------------------------------ a step
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.recorder.active:
+            return
+        with self.recorder.observing():
+            self.watch.disarm()
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                self.recorder.ranks = {
+                    "rank": torch.distributed.get_rank(),
+                    "ranks": torch.distributed.get_world_size(),
+                }
+            self.passes.flush()
+            self._know(optimizer)
+            parameters = self._parameters(optimizer)
+            self._row = {
+                "order": self.recorder.next_order(),
+                "number": self.recorder.step,
+                "optimizer": type(optimizer).__name__,
+                "groups": [self._group(group) for group in optimizer.param_groups],
+                "line": self.recorder.line(),
+                "rng": self.recorder.rng(),
+                "tensors": {},
+                "hashes": {},
+            }
+            if self.recorder.request.detail != "losses":
+                self._put("before", self._named(parameters, lambda parameter: parameter))
+                self._put("gradient", self._named(parameters, lambda parameter: parameter.grad))
+                self._put("unclipped", self._named(parameters, self.watch.unclipped))
+                self._put_states("state_before", optimizer, parameters)
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.recorder.active or self._row is None:
+            return
+        with self.recorder.observing():
+            if self.recorder.request.detail != "losses":
+                parameters = self._parameters(optimizer)
+                self._put("after", self._named(parameters, lambda parameter: parameter))
+                self._put_states("state_after", optimizer, parameters)
+            self.recorder.writer.event("Step", {**self._row, "unrecorded": self.unrecorded})
+            self._row = None
+            self._steps[id(optimizer)] += 1
+            if id(optimizer) != self._main:
+                return
+            self.recorder.step += 1
+        self.recorder.completed(self._steps[self._main])
+
+    @property
+    def _main(self) -> int:
+        return max(self._sizes, key=lambda key: self._sizes[key])
+
+    def _know(self, optimizer: Optimizer) -> None:
+        """Name the parameters, and decide how much of them is recorded, at the first step of an optimizer."""
+        if id(optimizer) in self._sizes:
+            return
+        own = list(_own_parameters(optimizer))
+        self.watch.add(own)
+        self._sizes[id(optimizer)] = sum(parameter.numel() for parameter in own)
+        self.watch.find_model()
+        self.recorder.write_parameters()
+        count = sum(self._sizes.values())
+        if self.recorder.request.detail != "tensors":
+            self.unrecorded = f"the rehearsal records {self.recorder.request.detail}"
+        elif count > MOST_PARAMETERS:
+            self.unrecorded = f"the model has {count:,} parameters, and up to {MOST_PARAMETERS:,} are recorded"
+
+    def _parameters(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the parameters of an optimizer, and those of the model that no optimizer has."""
+        return [*_own_parameters(optimizer), *self.watch.forgotten]
+
+    def _group(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        betas = group.get("betas")
+        return {
+            "lr": float(group["lr"]),
+            "betas": [float(beta) for beta in betas] if betas is not None else None,
+            "eps": float(group["eps"]) if "eps" in group else None,
+            "weight_decay": float(group.get("weight_decay") or 0.0),
+            "names": [self.recorder.names.name_of(parameter) for parameter in group["params"]],
+            "options": {
+                key: value
+                for key, value in group.items()
+                if key not in NAMED and isinstance(value, bool | int | float | str)
+            },
+        }
+
+    # ------------------------------------------------------------------------ tensors
+
+    def _named(self, parameters: Iterable[Tensor], value_of: Callable[[Tensor], Tensor | None]) -> dict[str, Tensor]:
+        """Return the values of parameters by name; those that are None are left out."""
+        values = ((parameter, value_of(parameter)) for parameter in parameters)
+        return {self.recorder.names.name_of(parameter): value for parameter, value in values if value is not None}
+
+    def _put(self, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Store a part of the step's tensors, or their hashes only."""
+        assert self._row is not None
+        if not self.unrecorded and self.recorder.writer.bytes > MOST_BYTES:
+            self.unrecorded = f"the tensors of the steps before it have {MOST_BYTES >> 20} MiB, which is the limit"
+        hashes: dict[str, str] = {}
+        self._row["hashes"][part] = hashes
+        if self.unrecorded:
+            self._row["tensors"] = {}
+            hashes |= {name: digest(tensor) for name, tensor in tensors.items()}
+            return
+        stored = self._row["tensors"][part] = {}
+        for name, tensor in tensors.items():
+            stored[name], hashes[name] = self.recorder.writer.store(tensor)
+
+    def _put_states(self, part: str, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+        assert self._row is not None
+        hashes: dict[str, str] = {}
+        stored: dict[str, Any] = {}
+        self._row["hashes"][part] = hashes
+        for parameter in parameters:
+            state = {key: _as_tensor(value) for key, value in optimizer.state.get(parameter, {}).items()}
+            tensors = {str(key): value for key, value in state.items() if value is not None}
+            if tensors:
+                name = self.recorder.names.name_of(parameter)
+                keys = [(key, *self._stored(value)) for key, value in sorted(tensors.items())]
+                stored[name] = {key: row for key, row, _ in keys}
+                hashes[name] = hashlib.blake2b(repr([(k, h) for k, _, h in keys]).encode(), digest_size=12).hexdigest()
+        if not self.unrecorded:
+            self._row["tensors"][part] = stored
+
+    def _stored(self, tensor: Tensor) -> tuple[dict[str, Any], str]:
+        return ({}, digest(tensor)) if self.unrecorded else self.recorder.writer.store(tensor)
+
+
+def _own_parameters(optimizer: Optimizer) -> Iterable[Tensor]:
+    """Yield the parameters of an optimizer, each once."""
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    """Return a value of an optimizer's state as a tensor; None for what is no number."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float64) if isinstance(value, int | float) else None
