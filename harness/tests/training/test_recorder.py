@@ -127,6 +127,11 @@ def test_validation_is_told_from_training_and_shows_the_modules_flags(tmp_path):
     ]
 
 
+def test_a_call_of_the_model_that_fails_and_is_caught_does_not_hide_the_passes_after_it(tmp_path):
+    recording = record(tmp_path, script(before_step="try: model(torch.full((1, 4), 99))\nexcept IndexError: pass"))
+    assert [forward.has_loss for forward in recording.forwards()] == [True, False, True, False, True, False]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_pass_that_is_not_differentiated_is_not_used(tmp_path, first):
     """An extra pass for the log must not count as a micro-batch, before the others or after them."""

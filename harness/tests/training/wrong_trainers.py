@@ -69,7 +69,7 @@ DATA = (
             ("x[row, : len(chunk) - 1] = chunk[:-1]", "x[row, : len(chunk) - 2] = chunk[:-2]"),
             ("y[row, : len(chunk) - 1] = chunk[1:]", "y[row, : len(chunk) - 2] = chunk[2:]"),
         ),
-        (TARGETS, PLATEAU),
+        (TARGETS,),
         "shifted twice (offset 2)",
     ),
     Trainer(
