@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     progress = Progress(plan.unfinished, processes=plan.processes)
     if before := len(plan.folders) - len(plan.unfinished):
         progress.message(f"{before} of {len(plan.folders)} runs were finished before and are not repeated")
+    if outdated := sum(folder.outdated for folder in plan.folders):
+        progress.message(f"{outdated} runs are done again: their settings or the trainer's source have changed since")
     outcome = execute(plan, minutes=options.budget, commit=machine["git_commit"], progress=progress)
     seconds = time.perf_counter() - started
     path = write_records(options.output, plan.folders, plan.lessons, outcome, machine, seconds)

@@ -67,6 +67,12 @@ class RunFolder:
         return self.state.finished
 
     @property
+    def outdated(self) -> bool:
+        """True if the folder has a run of other settings or of another version of the trainer, which is done again."""
+        state = read_state(self.path)
+        return state is not None and state.fingerprint != self.fingerprint
+
+    @property
     def resumable(self) -> bool:
         """True if this run was started: the trainer writes its configuration last, so it can resume from then on."""
         return self.state.made is not None and (self.path / CONFIG).is_file()

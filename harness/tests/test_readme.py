@@ -43,7 +43,10 @@ def test_the_verdicts_in_the_readme_are_those_of_the_last_run_of_make_verify(shi
     if rows is None:
         pytest.skip("no whole run of the suites as they are is in reports/records: run `make verify` first")
     printed = {line.text.split()[0]: _numbers(line.text) for line in by_suite(rows)}
-    assert printed == {line.split()[0]: _numbers(line) for line in _verdicts_in_readme()}
+    shown = {line.split()[0]: _numbers(line) for line in _verdicts_in_readme()}
+    # Claims about runs are skipped in a clean checkout, and judged after `make lessons` or `make bench`.
+    assert sum(printed.pop("claims").values()) == sum(shown.pop("claims").values())
+    assert printed == shown
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.report.axes import decades, label_points, log_axis, panel_title
 from harness.report.formatting import decimal
 from harness.report.json_values import as_float
-from harness.report.lessons.curves import SECTION, caption, colours, loss_axis, step_axis
+from harness.report.lessons.curves import SECTION, caption, colours, linear_axis, loss_axis, step_axis
 from harness.report.lessons.training_runs import LessonRuns, TrainingRun
 from harness.report.markdown import embed, table
 from harness.report.plot import COLOURS, GREY, WRONG, Canvas, Plot
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LESSON = "clipping"
 AROUND = 2  # steps before and after the spike that the table shows
+BEFORE, AFTER = 20, 60  # and the right panel
 
 
 def clipped_run(found: LessonRuns) -> TrainingRun | None:
@@ -60,8 +61,8 @@ def plots(found: LessonRuns) -> list[Plot]:
             headline=headline(run),
             description=(
                 "Left: the global norm of the gradient before clipping, and after it, on a logarithmic axis; the "
-                "dashed line is the limit. Right: the loss of the same run with and without clipping. At the ring the "
-                "batch was one token repeated."
+                "dashed line is the limit. At the ring the batch was one token repeated. Right: the loss around it, of "
+                "the same run with and without clipping."
             ),
             caption=caption(found),
             height=3.6,
@@ -94,18 +95,29 @@ def draw(run: TrainingRun, arms: dict[str, list[TrainingRun]], canvas: Canvas) -
     room = 0.3 + 0.075 * max(len(arm) for arm in arms)
     left, right = canvas.panels([0.95, room], left=0.55)
     draw_norms(left, run)
-    panel_title(right, "loss of training")
+    draw_losses(right, arms, at=spike_of(run)[0])
+
+
+def draw_losses(axes: Axes, arms: dict[str, list[TrainingRun]], *, at: int) -> None:
+    """Draw the loss of each arm around the spike, whose own loss leaves the axis."""
+    panel_title(axes, "loss of training around the spike")
     palette = colours(list(arms))
+    lines = {
+        arm: [(step, loss) for step, loss in runs[0].losses if at - BEFORE <= step <= at + AFTER]
+        for arm, runs in arms.items()
+    }
+    usual = [loss for line in lines.values() for step, loss in line if step != at] or [0.0, 1.0]
+    loss_axis(axes, min(usual), max(usual))
+    steps = [step for line in lines.values() for step, _ in line] or [0.0, 1.0]
+    linear_axis(axes.xaxis, min(steps), max(steps), words=lambda value: f"{value:,.0f}")
+    axes.set_xlabel("step")
     ends = []
-    for arm, runs in arms.items():
-        points = runs[0].losses
-        if points:
-            right.plot(*zip(*points, strict=True), color=palette[arm], linewidth=1.2)
-            ends.append((*points[-1], arm, palette[arm]))
-    step_axis(right, [runs[0] for runs in arms.values()])
-    every = [loss for runs in arms.values() for _, loss in runs[0].losses]
-    loss_axis(right, min(every, default=0.0), max(every, default=1.0))
-    label_points(right, ends)
+    for arm, line in lines.items():
+        if line:
+            axes.plot(*zip(*line, strict=True), color=palette[arm], linewidth=1.2)
+            ends.append((*line[-1], arm, palette[arm]))
+    axes.axvline(at, color=WRONG, linestyle=(0, (3, 2)), linewidth=0.9)
+    label_points(axes, ends)
 
 
 def draw_norms(axes: Axes, run: TrainingRun) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from harness.report.axes import decades, label_points, log_axis, panel_title
 from harness.report.benchmarks.arm_rows import slug
 from harness.report.formatting import plain
-from harness.report.lessons.curves import SECTION, SMOOTHED, caption, loss_axis, step_axis
+from harness.report.lessons.curves import SECTION, SMOOTHED, caption, linear_axis, loss_axis, step_axis
 from harness.report.lessons.training_runs import LessonRuns, Sample, TrainingRun, smooth
 from harness.report.markdown import embed, escape, escape_line, table
 from harness.report.plot import COLOURS, GREY, INK, Canvas, Plot
@@ -109,7 +109,7 @@ def draw(run: TrainingRun, chosen: Sequence[Sample], canvas: Canvas) -> None:
     shown = [(step + 1, loss) for step, loss in run.losses]  # the first step is 1: a logarithm has no 0
     axes.plot(*zip(*shown, strict=True), color=COLOURS[0], alpha=0.3, linewidth=0.9)
     axes.plot(*zip(*smooth(shown), strict=True), color=COLOURS[0])
-    loss_axis(axes, 0, 1.12 * max(loss for _, loss in shown))
+    linear_axis(axes.yaxis, 0, 1.12 * max(loss for _, loss in shown), words=lambda value: f"{value:g}")
     high = max(2.0, shown[-1][0] * 1.1)
     log_axis(axes.xaxis, 0.9, high, ticks=decades(1, high), words=lambda value: f"{value:,.0f}")
     axes.set_xlabel("step, from 1")

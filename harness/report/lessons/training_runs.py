@@ -125,14 +125,13 @@ class LessonRuns:
 
 
 def smooth(points: Points, width: int = 0) -> Points:
-    """Return the centred moving average over `width` points (0: one in forty), narrower at both ends."""
+    """Return the centred moving average over `width` points (0: one in forty).
+
+    It narrows towards the start, where a curve is steep, and not towards the end, where it only scatters.
+    """
     half = (width or len(points) // 40) // 2
     values = [value for _, value in points]
-    return [
-        (step, fmean(values[i - reach : i + reach + 1]))
-        for i, (step, _) in enumerate(points)
-        for reach in [min(half, i, len(points) - 1 - i)]
-    ]
+    return [(step, fmean(values[i - min(half, i) : i + min(half, i) + 1])) for i, (step, _) in enumerate(points)]
 
 
 def band(lines: Sequence[Points]) -> list[tuple[float, float, float, float]]:

@@ -1,9 +1,6 @@
 """`gpt-harness lessons`, from the command line to the page: with a trainer that trains nothing, once with gpt.train."""
 
 import json
-import os
-import signal
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +11,9 @@ from harness.commands import lessons as command
 from harness.core.record_files import read
 from harness.lessons import execution, full_size, plan, trainer_process
 from harness.lessons.lesson_file import read_full_size, read_lessons
+from harness.lessons.training_log import read_training_log
 from harness.report.plot import Plot
+from harness.tests.lessons.signals import signal_when
 
 SMALL = """
 [settings]
@@ -42,6 +41,7 @@ def small(tmp_path, monkeypatch, request):
     """Have the command do three runs of a fake trainer; return a function that changes the number of their steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trainer_process, "TRAINER", "harness.tests.lessons.fake_trainer")
+    monkeypatch.setattr(execution, "POLL", 0.02)
     if not hasattr(request, "param"):
         monkeypatch.setattr(Plot, "save", lambda plot, folder: [])  # drawing takes a second
     path = tmp_path / "lessons.toml"
@@ -84,9 +84,10 @@ def test_the_runs_become_a_record_and_a_page(small, capsys):
 
 
 def test_ctrl_c_exits_130_reports_what_is_done_and_the_next_command_goes_on(small, capsys):
-    small(steps=300)
+    small(steps=100)
     assert cli.main(["lessons", "--only", "constant-*"]) == 0
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    logs = [Path(f"reports/lessons/schedule-cosine-seed-{seed}/log.jsonl").resolve() for seed in (0, 1)]
+    signal_when(lambda: all(len(read_training_log(path).steps) > 2 for path in logs))
     assert cli.main(["lessons"]) == 130
     assert "NOT FINISHED  schedule-cosine-seed-0: interrupted after step" in capsys.readouterr().out
     page = Path("reports/lessons.md").read_text()
@@ -149,9 +150,9 @@ def test_a_preset_s_run_that_its_budget_stopped_is_recorded_as_such(small, monke
     monkeypatch.setattr(execution, "LEAST_MINUTES", 0.001)
     monkeypatch.setattr(full_size, "measured_flops_per_second", lambda: 1e14)
     monkeypatch.setattr(full_size, "measure_step", lambda *arguments: 0.001)
-    text = SMALL.replace("{steps}", "5").replace('{ name = "cosine" }', '{ name = "cosine", settings = { eps = 1.0 } }')
+    text = SMALL.replace("{steps}", "5").replace('{ name = "cosine" }', '{ name = "cosine", settings = { eps = 0.2 } }')
     Path("lessons.toml").write_text(text)
-    assert cli.main(["lessons", "--preset", "debug", "--budget", "0.04"]) == 3
+    assert cli.main(["lessons", "--preset", "debug", "--budget", "0.02"]) == 3
     (row,) = [row for row in newest() if row["kind"] == "run"]
     assert (row["lesson"], row["ended"]) == ("full-size", "budget")
     small()

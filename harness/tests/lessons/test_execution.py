@@ -16,11 +16,13 @@ from harness.lessons.lesson_file import LessonRun
 from harness.lessons.plan import Plan
 from harness.lessons.progress import Progress
 from harness.lessons.run_folder import RunFolder, fingerprint
+from harness.tests.lessons.signals import signal_when, wait_for
 
 
 @pytest.fixture(autouse=True)
 def fake_trainer(monkeypatch):
     monkeypatch.setattr(trainer_process, "TRAINER", "harness.tests.lessons.fake_trainer")
+    monkeypatch.setattr(execution, "POLL", 0.02)
 
 
 def lesson_run(arm, *, seconds=1.0, **settings):
@@ -35,17 +37,6 @@ def do(folders, *, processes=2, minutes=0.0, output=None):
     plan = Plan(list(folders), (), processes, 1)
     progress = Progress(plan.unfinished, processes=processes, stream=output or io.StringIO())
     return execute(plan, minutes=minutes, commit="abc", progress=progress)
-
-
-def signal_after(seconds, number=signal.SIGINT, process=None):
-    threading.Timer(seconds, os.kill, (process or os.getpid(), number)).start()
-
-
-def wait_for(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_all_runs_are_done_and_a_finished_one_is_not_repeated(tmp_path):
@@ -80,7 +71,7 @@ def test_another_setting_or_another_trainer_makes_another_run(tmp_path):
     (folder,) = folders_of(tmp_path, lesson_run("a"))
     do([folder])
     (other,) = folders_of(tmp_path, lesson_run("a", steps=7))
-    assert not other.finished
+    assert (other.finished, other.outdated, folder.outdated) == (False, True, False)
     do([other])
     assert other.row()["steps"] == 7  # from its first step: the folder was emptied
     assert RunFolder(tmp_path, lesson_run("a", steps=7), "of another trainer").finished is False
@@ -113,7 +104,7 @@ def test_the_longest_run_starts_first(tmp_path):
 
 def test_ctrl_c_saves_every_run_and_the_next_command_resumes_them(tmp_path):
     folders = folders_of(tmp_path, *(lesson_run(arm, steps=60, eps=0.02) for arm in "abc"))
-    signal_after(1.2)
+    signal_when(lambda: all(len(folder.log.steps) > 2 for folder in folders[:2]))
     outcome = do(folders)
     assert outcome.signal == signal.SIGINT
     assert outcome.finished == []
@@ -181,8 +172,8 @@ def test_the_seconds_of_a_run_are_those_of_all_its_processes(tmp_path):
 def test_a_second_signal_does_not_wait_for_the_trainers(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_process.TrainerProcess, "interrupt", lambda self: None)  # a trainer that hangs
     (folder,) = folders_of(tmp_path, lesson_run("a", steps=5000, eps=0.02))
-    signal_after(0.8)
-    signal_after(1.0)
+    signal_when(lambda: len(folder.log.steps) > 2)
+    signal_when(lambda: len(folder.log.steps) > 20)
     started = time.monotonic()
     outcome = do([folder])
     assert time.monotonic() - started < 5

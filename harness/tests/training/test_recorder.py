@@ -36,18 +36,18 @@ def test_a_recorded_and_an_unrecorded_run_end_in_the_same_bytes(tmp_path):
         "torch.save([np.random.rand(), random.random(), torch.rand(1)], 'drawn.pt')",
         replaced=[("dropout = 0.0", "dropout = 0.3"), ("steps = 3", "steps = 6")],
     ).replace("torch.manual_seed(0)", "import random\nrandom.seed(0)\nnp.random.seed(0)\ntorch.manual_seed(0)")
-    (tmp_path / "train.py").write_text(text)
-    subprocess.run(
-        [sys.executable, "train.py"], cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, check=True, timeout=100
-    )
-    unrecorded = {name: (tmp_path / name).read_bytes() for name in ("weights.pt", "drawn.pt")}
-    for name in unrecorded:
-        (tmp_path / name).unlink()
-    recording = record(tmp_path, text)
+    plain, recorded = tmp_path / "plain", tmp_path / "recorded"
+    for folder in (plain, recorded):
+        folder.mkdir()
+        (folder / "train.py").write_text(text)
+    environment = {**os.environ, **ENVIRONMENT}
+    with subprocess.Popen([sys.executable, "train.py"], cwd=plain, env=environment) as unrecorded:
+        recording = record(recorded, text)
+        assert unrecorded.wait(100) == 0
     assert len(recording.steps) == 6
     assert recording.steps[5].replayed
-    for name, contents in unrecorded.items():
-        assert (tmp_path / name).read_bytes() == contents, name
+    for name in ("weights.pt", "drawn.pt"):
+        assert (plain / name).read_bytes() == (recorded / name).read_bytes(), name
 
 
 def test_everything_that_the_recorder_replaces_is_restored_after_it(tmp_path):
