@@ -3,13 +3,13 @@
 import hashlib
 import os
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from gpt.data.whole_file import whole_file
 from gpt.errors import DataCorrupt, DataError, DataUnavailable
 
 TIMEOUT_SECONDS = 5.0
@@ -128,23 +128,16 @@ def fetch(source: Source, folder: Path, *, searched: list[Path]) -> None:
 
 
 def _download(source: Source, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".fetching-", delete=False) as partial:
-        try:
-            found = hashlib.sha256()
-            for piece in _pieces(source):
-                found.update(piece)
-                partial.write(piece)
-            if found.hexdigest() != source.sha256:
-                raise DataCorrupt(
-                    f"{source.url}: the download has the sha256 {found.hexdigest()}, expected "
-                    f"{source.sha256}; nothing was saved"
-                )
-            partial.close()
-            os.chmod(partial.name, 0o644)
-            os.replace(partial.name, target)
-        finally:
-            Path(partial.name).unlink(missing_ok=True)
+    with whole_file(target) as file:
+        found = hashlib.sha256()
+        for piece in _pieces(source):
+            found.update(piece)
+            file.write(piece)
+        if found.hexdigest() != source.sha256:
+            raise DataCorrupt(
+                f"{source.url}: the download has the sha256 {found.hexdigest()}, expected "
+                f"{source.sha256}; nothing was saved"
+            )
 
 
 def _pieces(source: Source) -> Iterator[bytes]:

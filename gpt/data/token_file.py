@@ -11,7 +11,6 @@ The layout, all numbers little-endian:
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gpt.data.vocabulary import Vocabulary
+from gpt.data.whole_file import whole_file
 from gpt.errors import TokenError, TokenFileCorrupt, TokenFileError
 
 MAGIC = b"GPTTOKEN"
@@ -63,7 +63,10 @@ class TokenFile:
             "sha256": checksum.hexdigest(),
         }
         try:
-            _write_whole(path, _header_bytes(contents), array, dtype)
+            with whole_file(path) as file:
+                file.write(_header_bytes(contents))
+                for piece in _pieces(array):
+                    file.write(piece.astype(dtype).tobytes())
         except OSError as error:
             raise TokenFileError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
 
@@ -129,22 +132,6 @@ def _header_bytes(contents: dict[str, Any]) -> bytes:
     text = json.dumps(contents).encode()
     text += b" " * (-(len(MAGIC) + 8 + len(text)) % ALIGNMENT)
     return MAGIC + len(text).to_bytes(8, "little") + text
-
-
-def _write_whole(path: Path, header: bytes, array: Ids, dtype: np.dtype[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as partial:
-        try:
-            partial.write(header)
-            for piece in _pieces(array):
-                partial.write(piece.astype(dtype).tobytes())
-            partial.flush()
-            os.fsync(partial.fileno())
-            partial.close()
-            os.chmod(partial.name, 0o644)
-            os.replace(partial.name, path)
-        finally:
-            Path(partial.name).unlink(missing_ok=True)
 
 
 def _pieces(array: Ids) -> Iterator[Ids]:
