@@ -20,3 +20,13 @@ def words_of(plot):
         return [
             (text.get_text(), Text.get_window_extent(text).padded(-1.5)) for text in found if not text.get_rotation()
         ]
+
+
+def assert_no_word_overlaps(plot):
+    """Fail if a text of the figure covers another, or leaves the figure at its left or right."""
+    found = words_of(plot)
+    for index, (text, box) in enumerate(found):
+        over = [other for other, taken in found[index + 1 :] if box.overlaps(taken)]
+        assert not over, (text, over)
+        assert box.x0 >= 0, text
+        assert box.x1 <= 900, text

@@ -8,7 +8,7 @@ from harness.report import page
 from harness.report.benchmarks import roofline
 from harness.report.page import plots
 from harness.report.run_records import RunRecords
-from harness.tests.report.drawn_text import texts, words_of
+from harness.tests.report.drawn_text import assert_no_word_overlaps, texts
 from harness.tests.report.sample_benchmark import (
     attention,
     bench_rows,
@@ -30,12 +30,7 @@ ALL = [
 
 @pytest.mark.parametrize("plot", ALL, ids=lambda plot: plot.name)
 def test_no_word_of_a_figure_overlaps_another_or_leaves_the_figure(plot):
-    found = words_of(plot)
-    for index, (text, box) in enumerate(found):
-        over = [other for other, taken in found[index + 1 :] if box.overlaps(taken)]
-        assert not over, (text, over)
-        assert box.x0 >= 0, text
-        assert box.x1 <= 900, text
+    assert_no_word_overlaps(plot)
 
 
 def test_headlines_state_the_measured_ratio_with_its_interval():

@@ -15,7 +15,7 @@ from harness.report.claims.figures import plots
 from harness.report.claims.page import page
 from harness.report.run_records import RunRecords
 from harness.tests.report.claims.sample_claims import claim, claim_rows
-from harness.tests.report.drawn_text import texts, words_of
+from harness.tests.report.drawn_text import assert_no_word_overlaps, texts
 from harness.tests.report.sample_run import run
 from harness.tests.report.sample_verification import check
 from harness.tests.report.test_hostile_records import HOSTILE
@@ -45,11 +45,7 @@ def test_the_page_is_the_golden_one():
 
 @pytest.mark.parametrize("plot", plots(run_of(claim_rows())), ids=lambda plot: plot.name)
 def test_no_word_of_a_figure_overlaps_another_or_leaves_the_figure(plot):
-    found = words_of(plot)
-    for index, (text, box) in enumerate(found):
-        assert not [other for other, taken in found[index + 1 :] if box.overlaps(taken)], text
-        assert box.x0 >= 0
-        assert box.x1 <= 900
+    assert_no_word_overlaps(plot)
 
 
 def test_the_first_sentence_counts_every_finding_and_what_broke():

@@ -13,7 +13,7 @@ from harness.report import write as write_index
 from harness.report.lessons.page import page, plots_of
 from harness.report.lessons.report_files import write, write_from
 from harness.report.lessons.training_runs import LessonRuns
-from harness.tests.report.drawn_text import texts, words_of
+from harness.tests.report.drawn_text import assert_no_word_overlaps, texts
 from harness.tests.report.lessons.sample_lessons import clipping, lesson_rows, row, schedule, story
 from harness.tests.report.sample_run import run
 from harness.tests.report.sample_verification import check
@@ -36,12 +36,7 @@ def test_the_page_of_every_lesson_is_the_golden_page():
 
 @pytest.mark.parametrize("plot", plots(lesson_rows([*lesson_rows()[1:-1], *FULL_SIZE])), ids=lambda plot: plot.name)
 def test_no_word_of_a_figure_overlaps_another_or_leaves_the_figure(plot):
-    found = words_of(plot)
-    for index, (text, box) in enumerate(found):
-        over = [other for other, taken in found[index + 1 :] if box.overlaps(taken)]
-        assert not over, (text, over)
-        assert box.x0 >= 0, text
-        assert box.x1 <= 900, text
+    assert_no_word_overlaps(plot)
 
 
 def test_headlines_say_what_was_found():
