@@ -14,7 +14,7 @@ from harness.training.program import TrainingProgram
 
 
 class TrainerRunner:
-    """Runs checks on one training program. A failure that several checks come upon is told in full once.
+    """Runs checks on one training program. A failure that several checks meet is shown in full once.
 
     Args:
         name: the program, as `--trainer` names it.
@@ -40,7 +40,7 @@ class TrainerRunner:
         of_rehearsal = None if seconds is None else min(seconds, REHEARSAL_SECONDS)
         limits = Limits(of_rehearsal, memory_gib or MEMORY_SHARE * machine_memory_gib())
         self.program = TrainingProgram(name, folder=None if own else HOME, limits=limits)
-        self._errors: dict[str, str] = {}  # message -> the first check that came upon it
+        self._errors: dict[str, str] = {}  # message -> the first check that met it
 
     def run(self, check: Check) -> Record:
         """Return the record of one check."""

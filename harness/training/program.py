@@ -137,17 +137,17 @@ class TrainingProgram:
             yield from [*by_folder, *by_file] if folder else [*by_file, *by_folder]
 
     def _run(self, rehearsal: Rehearsal, values: Mapping[str, Any], first_step: int, name: str) -> list[Recording]:
-        told = self.settings.assign(values)
+        assignment = self.settings.assign(values)
         requests = [
             Request(
                 folder=str(self._new_folder(f"{name}-{rank}")),
                 program=self._target,
-                arguments=(*told.arguments, *self.arguments),
+                arguments=(*assignment.arguments, *self.arguments),
                 cwd=self.cwd,
                 environment=environment,
-                constants=told.constants,
+                constants=assignment.constants,
                 detail=rehearsal.detail,
-                stop_after=self._stop_after(rehearsal, told),
+                stop_after=self._stop_after(rehearsal, assignment),
                 kill_after=rehearsal.kill_after,
                 first_step=first_step,
             )
@@ -157,19 +157,19 @@ class TrainingProgram:
         outcomes = self.processes.run(requests, self.limits)
         seconds = time.monotonic() - started
         found = [
-            self._read(rehearsal, request, outcome, told, seconds)
+            self._read(rehearsal, request, outcome, assignment, seconds)
             for request, outcome in zip(requests, outcomes, strict=True)
         ]
         self._check(rehearsal, found)
         return found
 
-    def _stop_after(self, rehearsal: Rehearsal, told: Assignment) -> int:
+    def _stop_after(self, rehearsal: Rehearsal, assignment: Assignment) -> int:
         """Return after how many steps to stop: later than asked for, if the program can be asked to stop itself."""
         steps: int = rehearsal.values["steps"]
-        return steps * SPARE_STEPS if "steps" in told.values else steps
+        return steps * SPARE_STEPS if "steps" in assignment.values else steps
 
     def _read(
-        self, rehearsal: Rehearsal, request: Request, outcome: Outcome, told: Assignment, seconds: float
+        self, rehearsal: Rehearsal, request: Request, outcome: Outcome, assignment: Assignment, seconds: float
     ) -> Recording:
         reader = RecordingReader(Path(request.folder))
         end = reader.one("end")
@@ -185,10 +185,10 @@ class TrainingProgram:
             message=message,
             events=reader.events(),
             parameters=reader.parameters(),
-            settings=told.values,
-            defaults={word: value for word, value in self.settings.defaults.items() if word not in told.values},
-            source=rehearsal.source if "text" in told.values else None,
-            text=rehearsal.make_text() if "text" in told.values else "",
+            settings=assignment.values,
+            defaults={word: value for word, value in self.settings.defaults.items() if word not in assignment.values},
+            source=rehearsal.source if "text" in assignment.values else None,
+            text=rehearsal.make_text() if "text" in assignment.values else "",
             rank=end.get("rank", 0),
             ranks=end.get("ranks", 1),
         )

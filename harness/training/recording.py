@@ -271,7 +271,7 @@ class Recording:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the rehearsal set, in the words of `setting_words.py` (lr, warmup, steps ...).
 
-    A word that the program could not be told is absent; the program's own default holds then.
+    A word that the program has no setting for is absent; its own default applies then.
     """
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The program's own values of settings that the rehearsal left alone, as far as they are known."""

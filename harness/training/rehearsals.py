@@ -14,8 +14,8 @@ from harness.training.markov import MarkovSource, random_source
 NEVER = 10**9  # steps; 0 means never in some programs, and a division by zero in others
 SEED = 1337
 
-# What every rehearsal sets, if the program can be told: a model of some 30,000 parameters, and nothing at random but
-# weights and batches.
+# What every rehearsal sets, if the program has settings for it: a model of some 30,000 parameters, and nothing at
+# random but weights and batches.
 SMALL: Mapping[str, Any] = {
     "vocabulary": "bytes",
     "order": "random",

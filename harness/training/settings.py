@@ -46,7 +46,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Assignment:
-    """How a program is told its settings in one run: arguments, replaced constants, and what they set, by word."""
+    """How a program's settings are set in one run: arguments, replaced constants, and what they set, by word."""
 
     arguments: tuple[str, ...]
     constants: Mapping[str, Any]
@@ -71,10 +71,10 @@ class Settings:
         return found | {word: flag.default for word, flag in self.flags.items() if flag.default is not None}
 
     def assign(self, values: Mapping[str, Any]) -> Assignment:
-        """Return how the program is told these values; those that it has no setting for are left out."""
+        """Return how these values are set; those that it has no setting for are left out."""
         arguments: list[str] = []
         constants: dict[str, Any] = {}
-        told: dict[str, Any] = dict(self.given)
+        assigned: dict[str, Any] = dict(self.given)
         for word, value in values.items():
             if word in self.given:
                 continue
@@ -87,8 +87,8 @@ class Settings:
                 constants[constant.name] = RESUME_VALUES.get(constant.name, value) if word == "resume" else value
             else:
                 continue
-            told[word] = value
-        return Assignment(tuple(arguments), constants, told)
+            assigned[word] = value
+        return Assignment(tuple(arguments), constants, assigned)
 
 
 def read_settings(

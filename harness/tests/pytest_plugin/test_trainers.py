@@ -1,4 +1,4 @@
-"""Training programs in a run: which checks are collected for which subject, and how they are judged and told."""
+"""Training programs in a run: which checks are collected for which subject, and how they are judged and shown."""
 
 import pytest
 
@@ -81,5 +81,5 @@ def test_a_program_that_fails_is_told_in_full_once(project):
     (project.path / "train.py").write_text("raise RuntimeError('out of data')")
     result = project.runpytest("--trainer", "train.py", "--full-failures")
     result.assert_outcomes(failed=2)
-    told = "train.py fails in the rehearsal 'plain': RuntimeError: out of data at train.py:1 in <module>"
-    result.stdout.fnmatch_lines([f"{told}*", f"{told}* (see groups)"])
+    message = "train.py fails in the rehearsal 'plain': RuntimeError: out of data at train.py:1 in <module>"
+    result.stdout.fnmatch_lines([f"{message}*", f"{message}* (see groups)"])

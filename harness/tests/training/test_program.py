@@ -1,4 +1,4 @@
-"""Training programs as subjects: found by name, told their settings by synonym, rehearsed in processes under limits."""
+"""Training programs as subjects: found by name, their settings set by synonym, rehearsed in processes under limits."""
 
 import os
 import time

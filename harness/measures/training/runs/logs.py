@@ -61,24 +61,24 @@ def _mean(passes: list[Forward]) -> float:
 def steps_and_tokens(program: Trains, *, rehearsal: str = "accumulate") -> Reading:
     """Return the optimizer steps of a run, and the micro-batches and rows of its steps; predicted is what was declared.
 
-    Rows without any target are padding and count as rows. A number that the program was not told is left out.
+    Rows without any target are padding and count as rows. A number that the program was not given is left out.
     """
     recording = program.record(rehearsal)
-    told = recording.settings
+    settings = recording.settings
     found: dict[str, int] = {}
     predicted: dict[str, int] = {}
-    if told.get("steps"):
-        found["optimizer steps"], predicted["optimizer steps"] = len(recording.steps), int(told["steps"])
+    if settings.get("steps"):
+        found["optimizer steps"], predicted["optimizer steps"] = len(recording.steps), int(settings["steps"])
     for step in recording.steps:
         passes = [forward for forward in recording.forwards_of(step.number) if forward.has_loss]
-        if told.get("accumulation"):
+        if settings.get("accumulation"):
             found[f"step {step.number}: micro-batches"] = len(passes)
-            predicted[f"step {step.number}: micro-batches"] = int(told["accumulation"])
-        if told.get("batch_size") and told.get("accumulation"):
+            predicted[f"step {step.number}: micro-batches"] = int(settings["accumulation"])
+        if settings.get("batch_size") and settings.get("accumulation"):
             found[f"step {step.number}: rows"] = sum(len(forward.ids) for forward in passes)
-            predicted[f"step {step.number}: rows"] = int(told["batch_size"]) * int(told["accumulation"])
+            predicted[f"step {step.number}: rows"] = int(settings["batch_size"]) * int(settings["accumulation"])
     if not found:
-        raise MissingAbility(f"{program.name} could be told neither its steps nor its batch size")
+        raise MissingAbility(f"{program.name} has settings neither for its steps nor for its batch size")
     wrong = next((place for place, value in found.items() if value != predicted[place]), "")
     hint = {"hint": f"{wrong}: {found[wrong]}, declared {predicted[wrong]}"} if wrong else {}
     return Reading(found, "", {"predicted": predicted, **hint})

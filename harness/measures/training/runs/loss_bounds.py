@@ -99,8 +99,8 @@ def plateau(program: Trains, *, rehearsal: str = "markov") -> Reading:
     """Return what the targets must be for the loss to settle where it does: "the next token" for a right program.
 
     Each alignment of the targets has an entropy of its own under the source; the nearest one is returned. The loss is
-    the mean of the last quarter of the steps. A program that cannot be told a learning rate is skipped: at its own it
-    may be on its way still.
+    the mean of the last quarter of the steps. A program without a setting for the learning rate is skipped: at its own
+    rate it may still be on its way.
     """
     recording = program.record(rehearsal)
     _require_rate(recording)
@@ -161,8 +161,8 @@ def overfit_gap(program: Trains, *, rehearsal: str = "overfit") -> Reading:
     """Return how far the loss on one repeated batch is above its floor, in nats a target: at the lowest step and last.
 
     The floor is the entropy of the targets given their row up to there: where two rows begin alike and go on
-    differently, no model that sees only the past can know which one it is. A program that cannot be told a learning
-    rate is skipped: at its own it may need more steps.
+    differently, no model that sees only the past can know which one it is. A program without a setting for the
+    learning rate is skipped: at its own it may need more steps.
     """
     recording = program.record(rehearsal)
     _require_rate(recording)

@@ -25,7 +25,7 @@ def clipping_errors(program: Trains, *, rehearsal: str = "plain") -> Reading:
     """Return the distance of the gradient that each step uses from g * min(1, c / (|g| + 1e-6)).
 
     g is the gradient before clipping, |g| its norm over all parameters, in float64, and c the limit: the one that the
-    program was told, or that of its calls of torch's clipping functions. Clipping has to happen at one step at least,
+    program was given, or that of its calls of torch's clipping functions. Clipping has to happen at one step at least,
     or it cannot be judged. The unit is the gradient's norm times the spacing of its type at 1.
     """
     recording = program.record(rehearsal)
@@ -49,8 +49,8 @@ def clipping_errors(program: Trains, *, rehearsal: str = "plain") -> Reading:
 def _limit(recording: Recording) -> float:
     """Return the largest norm that is allowed. Raises MissingAbility if the program clips nothing and has no limit."""
     called = {clip.limit for step in recording.steps for clip in recording.clips_of(step.number)}
-    told = recording.settings.get("clip")
-    limit = float(told) if told else max(called, default=0.0)
+    given = recording.settings.get("clip")
+    limit = float(given) if given else max(called, default=0.0)
     if limit <= 0:
         raise MissingAbility(f"{recording.program} does not clip: no call was seen, and no setting names a limit")
     return limit

@@ -64,7 +64,7 @@ def _moves(step: Step, name: str) -> bool:
 def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
     """Return the weight decay of each parameter; predicted is the declared one for matrices and 0 for vectors.
 
-    If the program was not told a decay, the largest of its groups is taken to be the declared one. The weight_decay of
+    If the program was not given a decay, the largest of its groups is taken to be the declared one. The weight_decay of
     Adam is no decay: it adds to the gradient (L2), and the moments scale it away (Loshchilov and Hutter 2019).
     """
     recording = program.record(rehearsal)
@@ -95,9 +95,9 @@ def _decay_cause(found: dict[str, float], predicted: dict[str, float], decay: fl
 
 @measure
 def optimizer_settings(program: Trains, *, rehearsal: str = "plain") -> Reading:
-    """Return beta1, beta2 and eps of each group; predicted is what the program was told, or else the usual range.
+    """Return beta1, beta2 and eps of each group; predicted is what the program was given, or else the usual range.
 
-    Where the program was told nothing, a beta1 above beta2 is predicted to be swapped, and eps to be at most 1e-6.
+    Where the program was given nothing, a beta1 above beta2 is predicted to be swapped, and eps to be at most 1e-6.
     """
     recording = program.record(rehearsal)
     found: dict[str, Scalar] = {}

@@ -16,7 +16,7 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     """Return the distance of the learning rate at each step from the closed form that fits best, in units of the peak.
 
     The forms are the known schedules with every convention of counting steps; the peak, the minimum, the warm-up and
-    the horizon are those that the program was told, or fitted where it was told none. The form that fits at most
+    the horizon are those that the program was given, or fitted where it was given none. The form that fits at most
     steps is taken, so that the others are the wrong ones.
     """
     recording = program.record(rehearsal)
@@ -52,16 +52,16 @@ def _other_groups(recording: Recording, rates: list[float]) -> dict[str, float]:
 
 
 def _declared(recording: Recording) -> Declared:
-    """Return what the program was told about its schedule."""
-    told = recording.settings
-    horizon = told.get("horizon") or told.get("steps")
+    """Return the schedule's settings that the program was given."""
+    settings = recording.settings
+    horizon = settings.get("horizon") or settings.get("steps")
     return Declared(
-        peak=told.get("lr"),
-        floor=told.get("min_lr"),
-        warmup=told.get("warmup"),
+        peak=settings.get("lr"),
+        floor=settings.get("min_lr"),
+        warmup=settings.get("warmup"),
         horizon=int(horizon) if horizon else None,
-        kind=told.get("schedule"),
-        accumulation=int(told.get("accumulation") or 1),
+        kind=settings.get("schedule"),
+        accumulation=int(settings.get("accumulation") or 1),
     )
 
 

@@ -13,7 +13,7 @@ Curve = Callable[[float, int, int], float]
 
 @dataclass(frozen=True)
 class Declared:
-    """What a program was told about its schedule; None where it was told nothing.
+    """The schedule's settings that a program was given; None where it was given none.
 
     Attributes:
         peak, floor: Learning rates.

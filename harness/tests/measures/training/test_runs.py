@@ -378,12 +378,12 @@ def test_a_program_that_prints_no_loss_is_skipped(judge):
 
 
 def test_steps_and_rows_are_those_that_were_declared(judge):
-    told = {"steps": 4, "accumulation": 2, "batch_size": 3}
-    run = TwoMicroBatches(settings=told).run()
+    settings = {"steps": 4, "accumulation": 2, "batch_size": 3}
+    run = TwoMicroBatches(settings=settings).run()
     assert judge("training::steps-and-tokens", accumulate=run).verdict == "pass"
-    record = judge("training::steps-and-tokens", accumulate=TwoMicroBatches(settings=told).run(2))
+    record = judge("training::steps-and-tokens", accumulate=TwoMicroBatches(settings=settings).run(2))
     assert record.where == ("optimizer steps",)
-    record = judge("training::steps-and-tokens", accumulate=Trainer(settings=told).run())
+    record = judge("training::steps-and-tokens", accumulate=Trainer(settings=settings).run())
     assert record.where[0] == "step 0: micro-batches"
 
 

@@ -204,11 +204,12 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("known", [(), ("min_lr",), ("min_lr", "lr")], ids=["told", "no minimum", "no rates"])
+@pytest.mark.parametrize("known", [(), ("min_lr",), ("min_lr", "lr")], ids=["given", "no minimum", "no rates"])
 def test_every_convention_of_a_schedule_passes(judge, schedule, known):
-    told = {word: value for word, value in SETTINGS.items() if word not in known}
+    given = {word: value for word, value in SETTINGS.items() if word not in known}
     record = judge(
-        "training::lr-at-each-step,rehearsal=past-horizon", past_horizon=rates([schedule(k) for k in range(14)], **told)
+        "training::lr-at-each-step,rehearsal=past-horizon",
+        past_horizon=rates([schedule(k) for k in range(14)], **given),
     )
     assert record.verdict == "pass", record.message
 
