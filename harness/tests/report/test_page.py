@@ -33,6 +33,17 @@ def test_a_run_in_which_everything_was_skipped_judged_nothing():
     assert "**Nothing was judged: every check was skipped.**" in page(run("verify", [check(verdict="skip")]), None)
 
 
+def test_a_claim_about_the_number_of_parameters_is_no_count():
+    """Its value is a finding, "holds": the table would have it in place of the total."""
+    claimed = check("parameters", suite="claims", measure="parameter_count", value="holds", claim={"finding": "holds"})
+    claimed["parameters"] = {"size": "124M"}
+    text = page(run("verify", [claimed]), None)
+    assert "| 124M |" not in text
+    counted = {**claimed, "value": 124_439_808, "claim": None}
+    assert "| 124M | tied | 124,439,808 |" in page(run("verify", [claimed, counted]), None)
+    assert "| 124M | tied | 124,439,808 |" in page(run("verify", [counted, claimed]), None)
+
+
 def test_a_failure_gives_found_expected_where_why_and_the_command():
     failed = check("mask", verdict="fail", found="0.3", expected_text="at most 0", where=["block 1", "block 2"])
     text = page(run("verify", [check(), failed]), None)
