@@ -1,6 +1,7 @@
 """The corpus of a run: a text as token ids, divided into a training part and a validation part."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,9 @@ class Corpus:
 def corpus(text: str, vocabulary: str, *, validation_fraction: float, folder: Path | None = None) -> Corpus:
     """Return the corpus of a text, split by position before any window is cut.
 
-    The text is encoded once: its token file stays in `folder`, or in `tokens` in the user's cache folder. The first
-    int(N * (1 - validation_fraction)) tokens are trained on, as in nanoGPT's prepare.py; 0 leaves no validation part.
+    The text is encoded once: its token file stays in `folder`; without one, in the folder that the environment variable
+    GPT_HARNESS_TOKENS names, or else in `tokens` in the user's cache folder. The first int(N * (1 - validation_fraction))
+    tokens are trained on, as in nanoGPT's prepare.py; 0 leaves no validation part.
 
     Raises `ConfigError` for a fraction outside [0, 1) or an unknown vocabulary, `TextError` for an empty text, and the
     errors of `TokenFile`.
@@ -52,7 +54,8 @@ def corpus(text: str, vocabulary: str, *, validation_fraction: float, folder: Pa
         raise ConfigError(f"validation_fraction is {validation_fraction}; expected at least 0 and less than 1")
     if not text:
         raise TextError("the text is empty; expected a text")
-    made, tokens = _encoded(text, vocabulary, folder or cache_folder() / "tokens")
+    folder = folder or Path(os.environ.get("GPT_HARNESS_TOKENS") or cache_folder() / "tokens")
+    made, tokens = _encoded(text, vocabulary, folder)
     first = int(len(tokens) * (1 - validation_fraction))
     return Corpus(made, tokens[:first], tokens[first:])
 

@@ -28,6 +28,7 @@ SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longe
 SPARE_STEPS = 2  # times the steps that were asked for: a program that makes more of them is stopped
 LAST_LINES = 4  # of what a failed program printed, in the message
 PRINTED = "printed.txt"
+TOKENS = "GPT_HARNESS_TOKENS"  # where the reference keeps token files: not in the user's cache, for texts of rehearsals
 
 
 class TrainingProgram:
@@ -144,7 +145,7 @@ class TrainingProgram:
                 program=self._target,
                 arguments=(*assignment.arguments, *self.arguments),
                 cwd=self.cwd,
-                environment=environment,
+                environment={TOKENS: str(self._path("tokens")), **environment},
                 constants=assignment.constants,
                 detail=rehearsal.detail,
                 stop_after=self._stop_after(rehearsal, assignment),

@@ -59,8 +59,18 @@ def test_each_text_and_each_vocabulary_has_its_own_file(tmp_path):
 
 def test_token_files_are_in_the_users_cache_folder_if_none_is_given(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GPT_HARNESS_TOKENS", raising=False)
     corpus(TEXT, "bytes", validation_fraction=0)
     assert [path.suffix for path in (tmp_path / "gpt-harness" / "tokens").iterdir()] == [".tokens"]
+
+
+def test_an_environment_variable_moves_token_files_out_of_the_users_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPT_HARNESS_TOKENS", str(tmp_path / "elsewhere"))
+    corpus(TEXT, "bytes", validation_fraction=0)
+    corpus(TEXT, "bytes", validation_fraction=0, folder=tmp_path / "given")
+    assert [len(os.listdir(tmp_path / name)) for name in ("elsewhere", "given")] == [1, 1]
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_damaged_token_file_is_a_named_error_and_not_used(tmp_path):

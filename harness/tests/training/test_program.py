@@ -225,6 +225,14 @@ def test_a_run_is_killed_after_a_checkpoint_and_resumed_from_it(specimen):
     assert [step.hashes for step in straight.steps[8:]] == [step.hashes for step in resumed.steps]
 
 
+def test_token_files_of_rehearsals_do_not_stay_in_the_users_cache(program):
+    made = program("import os\nprint(os.environ['GPT_HARNESS_TOKENS'])\n" + script())
+    folder = Path(made.record("plain").printed[0].text)
+    assert folder.parent.is_dir()
+    made.close()
+    assert not folder.parent.exists()
+
+
 def test_ranks_are_recorded_each_for_itself(specimen):
     first, second = specimen.record_ranks("two-ranks")
     assert [(each.rank, each.ranks) for each in (first, second)] == [(0, 2), (1, 2)]
