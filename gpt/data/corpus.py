@@ -44,8 +44,8 @@ def corpus(text: str, vocabulary: str, *, validation_fraction: float, folder: Pa
     """Return the corpus of a text, split by position before any window is cut.
 
     The text is encoded once: its token file stays in `folder`; without one, in the folder that the environment variable
-    GPT_HARNESS_TOKENS names, or else in `tokens` in the user's cache folder. The first int(N * (1 - validation_fraction))
-    tokens are trained on, as in nanoGPT's prepare.py; 0 leaves no validation part.
+    GPT_HARNESS_TOKENS names, or else in `tokens` in the user's cache folder. The first
+    int(N * (1 - validation_fraction)) tokens are trained on, as in nanoGPT's prepare.py; 0 leaves no validation part.
 
     Raises `ConfigError` for a fraction outside [0, 1) or an unknown vocabulary, `TextError` for an empty text, and the
     errors of `TokenFile`.
