@@ -44,6 +44,12 @@ def comparison_label(comparison: str, metric: str, axis: str | None, point: int 
     return f"{comparison} {metric}" + ("" if point is None else f", {axis}={point}")
 
 
+def age(path: Path) -> tuple[str, int]:
+    """Return the sort key of a record file: the time in its name, then the number behind it."""
+    _, stamp, again = [*path.stem.split("-"), "0"][:3]
+    return stamp, int(again) if again.isdigit() else 0
+
+
 def read(path: Path) -> list[Row]:
     """Return every row of a record file: the header, the records and, after a complete run, the footer.
 

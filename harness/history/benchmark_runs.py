@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from harness.bench.statistics import FEWEST_ROUNDS, Estimate, trimmed_mean
 from harness.core.errors import HarnessError
-from harness.core.record_files import Row, comparison_label, read
+from harness.core.record_files import Row, age, comparison_label, read
 
 
 class ArmKey(NamedTuple):
@@ -81,12 +81,6 @@ def _find(name: str, records: Path) -> list[Path]:
         newest = ", ".join(path.stem for path in known[-3:]) or "none; `pytest benchmarks/` writes them"
         raise HarnessError(f"'{name}' is neither a file nor a run in {folder}; the newest runs there: {newest}")
     return matching
-
-
-def age(path: Path) -> tuple[str, int]:
-    """Return the key that sorts record files by time: the time stamp in the name, then the number after it."""
-    _, stamp, number = [*path.stem.split("-"), "0"][:3]
-    return stamp, int(number) if number.isdigit() else 0
 
 
 def read_run(path: Path) -> BenchmarkRun:

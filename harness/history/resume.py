@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError
-from harness.core.record_files import Row, encode, read
+from harness.core.record_files import Row, age, encode, read
 from harness.core.shipped_packages import HOME
-from harness.history.benchmark_runs import age
 
 # The fields of the environment that times depend on.
 MACHINE = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from harness.core.record_files import Row, encode
 from harness.core.shipped_packages import HOME
+from harness.core.whole_file import write_whole
 from harness.lessons.lesson_file import LessonRun
 from harness.lessons.run_row import run_row
 from harness.lessons.training_log import LOG, TrainingLog, read_training_log
@@ -114,9 +114,7 @@ class RunFolder:
         return lines[-1] if lines else "it printed nothing"
 
     def _write(self, state: RunState) -> None:
-        fresh = self.path / f".{STATE}.{os.getpid()}"
-        fresh.write_text(json.dumps(encode(asdict(state)), indent=1) + "\n", encoding="utf-8")
-        fresh.replace(self.path / STATE)
+        write_whole(self.path / STATE, json.dumps(encode(asdict(state)), indent=1) + "\n")
 
 
 def read_state(folder: Path) -> RunState | None:

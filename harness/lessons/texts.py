@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.core.errors import HarnessError
 from harness.core.shipped_packages import shipped_package
+from harness.core.whole_file import write_whole
 from harness.lessons.lesson_file import LessonRun
 
 TEXT_LOADER = "gpt.data:load_text"  # a name, not an import, as in harness.core.resources
@@ -34,9 +34,7 @@ def _write(folder: Path, name: str, characters: int) -> Path:
         if len(text) < characters:
             raise HarnessError(f"the text '{name}' has {len(text):,} characters; expected at least {characters:,}")
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}.tmp")
-        fresh.write_text(text[:characters], encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, text[:characters])
     return path
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.core import record_files
 from harness.core.errors import HarnessError
-from harness.core.record_files import Row
+from harness.core.record_files import Row, age
 from harness.report.claims import report_files as claims
 from harness.report.csv_tables import tables
 from harness.report.page import page, plots
+from harness.report.page_files import linked_files, remove_stale, write_page
 from harness.report.run_records import RunRecords
 
 PAGE = "index.md"
@@ -33,19 +32,16 @@ def write(folder: Path, verify: list[Row] | None, bench: list[Row] | None) -> li
     Files that the previous page in `folder` linked to, and the new one does not, are removed.
     """
     verify_run, bench_run = (RunRecords.of(records) if records else None for records in (verify, bench))
-    before, path = linked_files(folder), folder / PAGE
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}.tmp")  # replaced in one step, so that no reader sees half a page
-    fresh.write_text(page(verify, bench), encoding="utf-8", errors="replace")
-    fresh.replace(path)
+    path = folder / PAGE
+    before = linked_files(path)
+    write_page(path, page(verify, bench))
     of_claims = claims.write(folder, verify_run) if verify_run else []
     link_other_pages(folder)
     written = [
         *write_tables(folder / "tables", verify_run, bench_run),
         *write_plots(folder / "plots", verify_run, bench_run),
     ]
-    for stale in before - set(written):
-        stale.unlink(missing_ok=True)
+    remove_stale(before, written)
     return [path, *written, *of_claims]
 
 
@@ -56,9 +52,7 @@ def link_other_pages(folder: Path) -> None:
     if not found or not path.is_file():
         return
     text = path.read_text(encoding="utf-8", errors="replace").partition(f"\n{OTHER_PAGES_TITLE}\n")[0].rstrip()
-    fresh = path.with_suffix(f".{os.getpid()}.tmp")
-    fresh.write_text("\n".join([text, "", OTHER_PAGES_TITLE, "", *found, ""]), encoding="utf-8", errors="replace")
-    fresh.replace(path)
+    write_page(path, "\n".join([text, "", OTHER_PAGES_TITLE, "", *found, ""]))
 
 
 def write_tables(folder: Path, verify: RunRecords | None, bench: RunRecords | None) -> Iterator[Path]:
@@ -83,13 +77,6 @@ def write_plots(folder: Path, verify: RunRecords | None, bench: RunRecords | Non
     folder.mkdir(parents=True, exist_ok=True)
     for plot in plots(verify, bench):
         yield from plot.save(folder)
-
-
-def linked_files(folder: Path) -> set[Path]:
-    """Return the tables and plots that the page in `folder` links to: the files of an earlier report."""
-    path = folder / PAGE
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return {folder / link for link in re.findall(r"\]\(((?:tables|plots)/[\w-]+\.(?:csv|png|svg))\)", text)}
 
 
 def write_latest(folder: Path, records: Path | None = None, *, of: Iterable[Path] = ()) -> list[Path]:
@@ -151,9 +138,3 @@ def subject_of(path: Path) -> str:
             return str(json.loads(file.readline())["subject"]["name"])
         except (ValueError, KeyError, TypeError):
             return ""
-
-
-def age(path: Path) -> tuple[str, int]:
-    """Return the sort key of a record file: the time in its name, then the number behind it."""
-    _, stamp, again = [*path.stem.split("-"), "0"][:3]
-    return stamp, int(again) if again.isdigit() else 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.errors import MissingResource
-from harness.core.record_files import Row, read
+from harness.core.record_files import Row, age, read
 from harness.core.resources import Resources
 
 COMMANDS = {"lessons": "make lessons", "bench": "make bench"}
@@ -55,7 +55,7 @@ def newest_run(kind: str, subject: str) -> RecordedRun:
     """
     folder = Path(Resources.current.records)
     command = COMMANDS[kind]
-    paths = sorted(folder.glob(f"{kind}-*.jsonl"), key=_age, reverse=True)
+    paths = sorted(folder.glob(f"{kind}-*.jsonl"), key=age, reverse=True)
     for path in paths:
         run = RecordedRun(path.name, read(path))
         name = str((run.header.get("subject") or {}).get("name", ""))
@@ -69,9 +69,3 @@ def newest_run(kind: str, subject: str) -> RecordedRun:
 def _package(name: str) -> str:
     """Return the package or file of a subject or trainer: `gpt` of `gpt:GPT` and of `gpt.train`."""
     return re.split(r"[.:]", name)[0]
-
-
-def _age(path: Path) -> tuple[str, int]:
-    """Return the sort key of a record file: the time in its name, then the number behind it."""
-    _, stamp, again = [*path.stem.split("-"), "0"][:3]
-    return stamp, int(again) if again.isdigit() else 0

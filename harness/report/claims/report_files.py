@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from harness.report.claims.figures import plots
 from harness.report.claims.measured import measured_text
 from harness.report.claims.page import page
 from harness.report.json_values import as_cell
+from harness.report.page_files import linked_files, remove_stale, write_page
 from harness.report.run_records import RunRecords
 
 PAGE = "claims.md"
@@ -37,14 +36,11 @@ def write(folder: Path, run: RunRecords) -> list[Path]:
     before, drawn = linked_files(path), plots(run)
     for name in ("tables", "plots"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}.tmp")  # replaced in one step, so that no reader sees half a page
-    fresh.write_text(page(run, drawn), encoding="utf-8", errors="replace")
-    fresh.replace(path)
+    write_page(path, page(run, drawn))
     written = [path, write_table(folder / "tables" / "claims.csv", claims)]
     for plot in drawn:
         written += plot.save(folder / "plots")
-    for stale in before - set(written):
-        stale.unlink(missing_ok=True)
+    remove_stale(before, written)
     return written
 
 
@@ -81,9 +77,3 @@ def rows(claims: list[ClaimRow]) -> Iterator[Row]:
 
 def _cell(value: object) -> object:
     return "nan" if isinstance(value, float) and math.isnan(value) else as_cell(value)
-
-
-def linked_files(page_path: Path) -> set[Path]:
-    """Return the tables and plots that a page links to."""
-    text = page_path.read_text(encoding="utf-8", errors="replace") if page_path.is_file() else ""
-    return {page_path.parent / link for link in re.findall(r"\]\(((?:tables|plots)/[\w-]+\.(?:csv|png|svg))\)", text)}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.core.record_files import Row, read
+from harness.core.record_files import Row, age, read
 from harness.report.lessons.page import page, plots_of
 from harness.report.lessons.tables import tables
 from harness.report.lessons.training_runs import LessonRuns
-from harness.report.report_files import age, link_other_pages, spell_nan
+from harness.report.page_files import linked_files, remove_stale, write_page
+from harness.report.report_files import link_other_pages, spell_nan
 
 PAGE = "lessons.md"
 KIND = "lessons"  # of the run, in the header and in the name of the record file
@@ -30,9 +29,7 @@ def write(folder: Path, rows: Sequence[Row], *, records: Path | None = None) -> 
     before = linked_files(path)
     for name in ("tables", "plots"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}.tmp")  # replaced in one step, so that no reader sees half a page
-    fresh.write_text(page(rows, older_records(records)), encoding="utf-8", errors="replace")
-    fresh.replace(path)
+    write_page(path, page(rows, older_records(records)))
     link_other_pages(folder)
     written = [path]
     for name, (_, columns, cells) in tables(found).items():
@@ -43,8 +40,7 @@ def write(folder: Path, rows: Sequence[Row], *, records: Path | None = None) -> 
     for plots in plots_of(found).values():
         for plot in plots:
             written += plot.save(folder / "plots")
-    for stale in before - set(written):
-        stale.unlink(missing_ok=True)
+    remove_stale(before, written)
     return written
 
 
@@ -56,13 +52,6 @@ def write_from(folder: Path, records: Path) -> list[Path]:
 def newest_records(folder: Path) -> Path | None:
     """Return the newest record file of the lessons' runs in a folder of records; None if there is none."""
     return max(folder.glob(f"{KIND}-*.jsonl"), key=age, default=None)
-
-
-def linked_files(page_path: Path) -> set[Path]:
-    """Return the tables and plots that a page links to."""
-    text = page_path.read_text(encoding="utf-8", errors="replace") if page_path.is_file() else ""
-    links = re.findall(r"\]\(((?:tables|plots)/[\w-]+\.(?:csv|png|svg))\)", text)
-    return {page_path.parent / link for link in links}
 
 
 def older_records(records: Path | None) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.core.record_files import Row
 from harness.report.markdown import escape, prose, table
+from harness.report.page_files import write_page
 from harness.report.verifications.fault_heat_map import heat_map
 from harness.report.verifications.fault_tally import (
     LEAST_LOCALISED,
@@ -28,7 +29,7 @@ def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
     for name in ("tables", "plots"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     path = folder / PAGE
-    path.write_text(page(rows), encoding="utf-8")
+    write_page(path, page(rows))
     return [path, _write_table(folder / "tables" / "faults.csv", rows), *heat_map(rows).save(folder / "plots")]
 
 
