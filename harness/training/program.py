@@ -21,7 +21,7 @@ from harness.training.child_processes import ChildProcesses, Outcome
 from harness.training.recording import Ended, Recording, Save
 from harness.training.recording_files import RecordingReader
 from harness.training.rehearsals import REHEARSALS, Rehearsal
-from harness.training.setting_words import describe
+from harness.training.setting_words import WORDS, describe
 from harness.training.settings import Assignment, Settings, read_settings
 
 SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longest takes
@@ -102,12 +102,7 @@ class TrainingProgram:
     # ------------------------------------------------------------------------ one rehearsal
 
     def _record(self, rehearsal: Rehearsal) -> list[Recording]:
-        missing = [word for word in rehearsal.needs if word not in self.settings]
-        if missing:
-            raise MissingAbility(
-                f"{self.name} has no setting for {'; nor for '.join(map(describe, missing))}, "
-                f"which the rehearsal '{rehearsal.name}' needs"
-            )
+        self._require(rehearsal)
         first_step = 0
         if rehearsal.resumes is not None:
             first_step = self._last_checkpoint(self.record(rehearsal.resumes)).step
@@ -119,6 +114,20 @@ class TrainingProgram:
                 failure = failure or error
         assert failure is not None
         raise failure
+
+    def _require(self, rehearsal: Rehearsal) -> None:
+        """Raise MissingAbility unless everything that a rehearsal needs to set can be set."""
+        missing = [word for word in rehearsal.needs if word not in self.settings]
+        if given := [word for word in missing if word in self.settings.given]:
+            raise MissingAbility(
+                f"the arguments of {self.name} set {' and '.join(WORDS[word].what for word in given)}, "
+                f"which the rehearsal '{rehearsal.name}' needs to choose; leave them out"
+            )
+        if missing:
+            raise MissingAbility(
+                f"{self.name} has no setting for {'; nor for '.join(map(describe, missing))}, "
+                f"which the rehearsal '{rehearsal.name}' needs"
+            )
 
     def _attempts(self, rehearsal: Rehearsal) -> Iterator[dict[str, Any]]:
         """Yield the settings of a rehearsal; to resume there are several ways, of which one works."""
@@ -148,7 +157,7 @@ class TrainingProgram:
                 environment={TOKENS: str(self._path("tokens")), **environment},
                 constants=assignment.constants,
                 detail=rehearsal.detail,
-                stop_after=self._stop_after(rehearsal, assignment),
+                stop_after=self._stop_after(rehearsal),
                 kill_after=rehearsal.kill_after,
                 first_step=first_step,
             )
@@ -164,10 +173,10 @@ class TrainingProgram:
         self._check(rehearsal, found)
         return found
 
-    def _stop_after(self, rehearsal: Rehearsal, assignment: Assignment) -> int:
+    def _stop_after(self, rehearsal: Rehearsal) -> int:
         """Return after how many steps to stop: later than asked for, if the program can be asked to stop itself."""
         steps: int = rehearsal.values["steps"]
-        return steps * SPARE_STEPS if "steps" in assignment.values else steps
+        return steps * SPARE_STEPS if "steps" in self.settings else steps
 
     def _read(
         self, rehearsal: Rehearsal, request: Request, outcome: Outcome, assignment: Assignment, seconds: float
@@ -188,8 +197,8 @@ class TrainingProgram:
             parameters=reader.parameters(),
             settings=assignment.values,
             defaults={word: value for word, value in self.settings.defaults.items() if word not in assignment.values},
-            source=rehearsal.source if "text" in assignment.values else None,
-            text=rehearsal.make_text() if "text" in assignment.values else "",
+            source=rehearsal.source if "text" in self.settings else None,
+            text=rehearsal.make_text() if "text" in self.settings else "",
             rank=end.get("rank", 0),
             ranks=end.get("ranks", 1),
         )

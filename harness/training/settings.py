@@ -55,14 +55,14 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be set, by word. A flag is preferred to a constant; what the user gave as an argument stays."""
+    """What can be set, by word. A flag is preferred to a constant; what the user gave as an argument cannot be set."""
 
     flags: Mapping[str, Flag] = field(default_factory=dict)
     constants: Mapping[str, Constant] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __contains__(self, word: str) -> bool:
-        return word in self.flags or word in self.constants
+        return word not in self.given and (word in self.flags or word in self.constants)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -76,17 +76,16 @@ class Settings:
         constants: dict[str, Any] = {}
         assigned: dict[str, Any] = dict(self.given)
         for word, value in values.items():
-            if word in self.given:
+            if word not in self:
                 continue
             if (flag := self.flags.get(word)) is not None:
                 chosen = _choice(word, value, flag.choices)
                 if chosen is None:
                     continue
                 arguments += flag.arguments(chosen)
-            elif (constant := self.constants.get(word)) is not None:
-                constants[constant.name] = RESUME_VALUES.get(constant.name, value) if word == "resume" else value
             else:
-                continue
+                constant = self.constants[word]
+                constants[constant.name] = RESUME_VALUES.get(constant.name, value) if word == "resume" else value
             assigned[word] = value
         return Assignment(tuple(arguments), constants, assigned)
 

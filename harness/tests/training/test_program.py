@@ -97,7 +97,7 @@ def test_settings_are_the_flags_of_the_programs_own_parser(program):
     assert "min_lr" not in recording.settings
     assert recording.defaults == {}, "all that it has was set or given"
     assert len(recording.steps) == 12
-    other = made.record("epoch") if "text" in made.settings else made.settings.assign({"order": "epoch"})
+    other = made.settings.assign({"order": "epoch"})
     assert other.arguments == ("--order=sequential",), "a choice is given by the program's own word"
 
 
@@ -130,6 +130,23 @@ def test_a_setting_that_is_missing_is_named_with_all_that_was_looked_for(program
         made.record("other-seed")
     with pytest.raises(MissingAbility, match=r"did not call torch.distributed.init_process_group"):
         made.record("two-ranks")
+
+
+def test_what_the_users_own_arguments_set_is_not_rehearsed(program):
+    """Two runs that are to differ in a setting that is given would be one run, and pass or fail for that."""
+    has_text = ARGPARSE.replace("options =", 'parser.add_argument("--text")\noptions =')
+    made = program(has_text + script(), "--seed=5 --text=my.txt")
+    with pytest.raises(MissingAbility, match=r"train.py .* set the seed, which the rehearsal 'other-seed' needs to ch"):
+        made.record("other-seed")
+    with pytest.raises(MissingAbility, match=r"set the text, which the rehearsal 'markov' needs to choose; leave them"):
+        made.record("markov")
+
+
+def test_a_program_is_stopped_after_the_steps_of_the_rehearsal_if_the_user_gave_it_others(program):
+    text = script(replaced=[("steps = 3\n", "import sys\ntext = ''\nsteps = int(sys.argv[1].split('=')[1])\n")])
+    recording = program("max_iters = 3\n" + text, "--max_iters=40 --text=my.txt").record("plain")
+    assert (recording.ended, len(recording.steps), recording.settings["steps"]) == ("stopped", 12, 40)
+    assert (recording.source, recording.text) == (None, "")
 
 
 # ---------------------------------------------------------------------------- limits and failures

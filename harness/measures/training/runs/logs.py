@@ -61,14 +61,16 @@ def _mean(passes: list[Forward]) -> float:
 def steps_and_tokens(program: Trains, *, rehearsal: str = "accumulate") -> Reading:
     """Return the optimizer steps of a run, and the micro-batches and rows of its steps; predicted is what was declared.
 
-    Rows without any target are padding and count as rows. A number that the program was not given is left out.
+    Rows without any target are padding and count as rows. A number that the program was not given is left out, and so
+    are the optimizer steps of a run that was stopped before it had made as many as were declared.
     """
     recording = program.record(rehearsal)
     settings = recording.settings
     found: dict[str, int] = {}
     predicted: dict[str, int] = {}
-    if settings.get("steps"):
-        found["optimizer steps"], predicted["optimizer steps"] = len(recording.steps), int(settings["steps"])
+    declared = int(settings.get("steps") or 0)
+    if declared and not (recording.ended == "stopped" and len(recording.steps) < declared):
+        found["optimizer steps"], predicted["optimizer steps"] = len(recording.steps), declared
     for step in recording.steps:
         passes = [forward for forward in recording.forwards_of(step.number) if forward.has_loss]
         if settings.get("accumulation"):

@@ -387,6 +387,15 @@ def test_steps_and_rows_are_those_that_were_declared(judge):
     assert record.where[0] == "step 0: micro-batches"
 
 
+def test_the_steps_of_a_run_that_the_harness_stopped_are_not_judged_unless_they_are_too_many(judge):
+    settings = {"steps": 40, "accumulation": 2, "batch_size": 3}
+    record = judge("training::steps-and-tokens", accumulate=TwoMicroBatches(settings=settings).run(4, ended="stopped"))
+    assert record.verdict == "pass"
+    assert "optimizer steps" not in record.value
+    more = TwoMicroBatches(settings=settings | {"steps": 2}).run(4, ended="stopped")
+    assert judge("training::steps-and-tokens", accumulate=more).where == ("optimizer steps",)
+
+
 # ranks
 
 
