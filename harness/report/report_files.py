@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from harness.core import record_files
@@ -23,19 +25,41 @@ OTHER_PAGES = {
     "claims.md": "the lessons' claims, derived and measured",
     "faults.md": "known faults, and the checks that kill them",
 }
+MOST_RUNS = 50  # the newest, that are looked through for claims and suites
 OTHER_PAGES_TITLE = "## Other pages"
 
 
-def write(folder: Path, verify: list[Row] | None, bench: list[Row] | None) -> list[Path]:
+def write(
+    folder: Path,
+    verify: list[Row] | None,
+    bench: list[Row] | None,
+    *,
+    claimed: list[Row] | None = None,
+    runs: Iterable[RunRecords] = (),
+) -> list[Path]:
     """Write the report of a verification run, a benchmark run or both into `folder`; return its files, page first.
 
-    Files that the previous page in `folder` linked to, and the new one does not, are removed.
+    A run whose checks are all claims is shown on the claims' page alone, and leaves the other page as it is. Files that
+    the previous page in `folder` linked to, and the new one does not, are removed.
+
+    Args:
+        folder: where the report is written.
+        verify: the records of the verification run.
+        bench: the records of the benchmark run.
+        claimed: the records of the run whose claims are shown, if it is not `verify`.
+        runs: verification runs, newest first, whose suites are shown beside the claims.
     """
     verify_run, bench_run = (RunRecords.of(records) if records else None for records in (verify, bench))
+    claims_run = RunRecords.of(claimed) if claimed else verify_run
+    of_claims = claims.write(folder, claims_run, runs) if claims_run else []
+    if verify_run and verify_run.only_claims:
+        verify, verify_run = None, None
+    if of_claims and not verify and not bench:
+        link_other_pages(folder)
+        return of_claims
     path = folder / PAGE
     before = linked_files(path)
     write_page(path, page(verify, bench))
-    of_claims = claims.write(folder, verify_run) if verify_run else []
     link_other_pages(folder)
     written = [
         *write_tables(folder / "tables", verify_run, bench_run),
@@ -82,7 +106,8 @@ def write_plots(folder: Path, verify: RunRecords | None, bench: RunRecords | Non
 def write_latest(folder: Path, records: Path | None = None, *, of: Iterable[Path] = ()) -> list[Path]:
     """Write the report of the newest run in `records` (default: `folder`/records) into `folder`.
 
-    The report also shows the newest run of the other kind that has the same subject.
+    The report also shows the newest run of the other kind that has the same subject, and, unless `of` says which run is
+    reported on, the claims of the newest run that has some.
 
     Args:
         folder: where the report is written.
@@ -94,15 +119,40 @@ def write_latest(folder: Path, records: Path | None = None, *, of: Iterable[Path
     """
     records = records or folder / "records"
     paths = sorted((path for kind in KINDS for path in records.glob(f"{kind}-*.jsonl")), key=age, reverse=True)
-    own = list(of) or paths[:1]
-    same_subject = [path for path in paths if own and subject_of(path) == subject_of(own[0])]
-    newest = [path for kind in KINDS if (path := latest(own, kind) or latest(same_subject, kind)) is not None]
-    if not newest:
+    reported = list(of)
+    own = reported or paths[:1]
+    if not own:
         raise HarnessError(
             f"no records in {records}: looked for verify-*.jsonl and bench-*.jsonl; "
             "`pytest verifications/` or `pytest benchmarks/` writes them"
         )
-    return write_from(folder, newest)
+    same_subject = [*own, *(each for each in paths if each not in own and subject_of(each) == subject_of(own[0]))]
+    read = functools.cache(record_files.read)
+    verify, bench = ([path for path in same_subject if path.name.startswith(f"{kind}-")] for kind in KINDS)
+    judged = [path for path in verify if path in reported] or verify[:MOST_RUNS]
+    shown = next((path for path in judged if not RunRecords.of(read(path)).only_claims), None)
+    claimed = next((path for path in judged if has_claims(read(path))), None)
+    if shown is None and claimed in reported:  # another run's page stays
+        bench = [path for path in bench if path in reported]
+    return write(
+        folder,
+        read(shown) if shown else None,
+        read(bench[0]) if bench else None,
+        claimed=read(claimed) if claimed else None,
+        runs=readable(verify[:MOST_RUNS], read),
+    )
+
+
+def has_claims(rows: Iterable[Row]) -> bool:
+    """Return True if a check of these records is a claim."""
+    return any(isinstance(row.get("claim"), dict) for row in rows)
+
+
+def readable(paths: Iterable[Path], read: Callable[[Path], list[Row]]) -> Iterator[RunRecords]:
+    """Yield the runs of record files, each read when it is asked for; damaged ones are left out."""
+    for path in paths:
+        with suppress(HarnessError):
+            yield RunRecords.of(read(path))
 
 
 def write_from(folder: Path, paths: Iterable[Path]) -> list[Path]:
@@ -124,11 +174,6 @@ def write_from(folder: Path, paths: Iterable[Path]) -> list[Path]:
         runs[kind] = (path, rows)
     verify, bench = (runs[kind][1] if kind in runs else None for kind in KINDS)
     return write(folder, verify, bench)
-
-
-def latest(paths: list[Path], kind: str) -> Path | None:
-    """Return the newest record file of a kind, by the time in its name; None if there is none."""
-    return max((path for path in paths if path.name.startswith(f"{kind}-")), key=age, default=None)
 
 
 def subject_of(path: Path) -> str:

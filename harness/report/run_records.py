@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from harness.core.record_files import Row
 from harness.report.formatting import date, plain, plural
-from harness.report.json_values import mappings
+from harness.report.json_values import as_list, mappings
 
 SETTINGS = ("size", "device", "threads")  # what distinguishes two comparisons besides their metric and point
 VERDICTS = ("pass", "fail", "error", "declared", "skip")
@@ -62,6 +62,20 @@ class RunRecords:
         """The machine and versions of the run, as its header states them."""
         environment = self.header.get("environment")
         return environment if isinstance(environment, dict) else {}
+
+    @property
+    def selection(self) -> bool:
+        """True if the run's options name some checks; `-m claims` leaves out no claim."""
+        arguments = [str(argument) for argument in as_list(self.header.get("arguments"))]
+        return any(
+            argument.startswith("-k") or argument in ("--lf", "--last-failed") or "::" in argument
+            for argument in arguments
+        )
+
+    @property
+    def only_claims(self) -> bool:
+        """True if every check of the run is a claim."""
+        return bool(self.checks) and all(isinstance(check.get("claim"), dict) for check in self.checks)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from harness.report import formatting
 from harness.report.claims import chain
@@ -18,7 +18,6 @@ from harness.report.claims.claim_rows import (
 )
 from harness.report.claims.measured import contradicts, finding_text, measured_text
 from harness.report.formatting import plural
-from harness.report.json_values import as_list
 from harness.report.markdown import code, collapsed, csv_link, embed, escape, prose, table
 from harness.report.plot import Plot
 from harness.report.run_records import RunRecords, provenance
@@ -42,14 +41,14 @@ RULE = (
 LONGEST = 1000  # characters of a cell
 
 
-def page(run: RunRecords, drawn: Sequence[Plot]) -> str:
-    """Return the page of a run's claims."""
+def page(run: RunRecords, drawn: Sequence[Plot], runs: Iterable[RunRecords] = ()) -> str:
+    """Return the page of a run's claims. `runs` are as in `chain.section`; without any, the run itself is one."""
     claims = claims_of(run)
     lines = [*head(run, claims)]
     for plot in drawn:
         if plot.section == OVERVIEW:
             lines += [*embed(plot)]
-    lines += [*chain.section(run, claims)]
+    lines += [*chain.section(run, claims, runs or (run,))]
     for lesson in dict.fromkeys(claim.lesson for claim in claims):
         own = [claim for claim in claims if claim.lesson == lesson]
         lines += [*section(lesson, own, [plot for plot in drawn if plot.section == lesson])]
@@ -62,7 +61,7 @@ def head(run: RunRecords, claims: Sequence[ClaimRow]) -> Iterator[str]:
     """Yield the title, the tally, and where and when the run was made."""
     yield from ("# The claims of the lessons", "", f"**{tally_sentence(claims)}**", "")
     yield from (f"Measured {formatting.date(run.header.get('started'))}: {escape(provenance(run))}", "")
-    if is_selection(run):
+    if run.selection:
         yield from ("**This run was a selection**: `pytest verifications/claims.toml` measures every claim.", "")
     yield from (RULE, "")
     wrong = [claim for claim in claims if contradicts(claim)]
@@ -70,14 +69,6 @@ def head(run: RunRecords, claims: Sequence[ClaimRow]) -> Iterator[str]:
         yield from ("The ledger says otherwise than this run of:", "")
         yield from (f"- {code(claim.name)}: {escape(finding_text(claim), LONGEST)}" for claim in wrong)
         yield ""
-
-
-def is_selection(run: RunRecords) -> bool:
-    """Return True if the run's options name some checks; `-m claims` leaves out no claim."""
-    arguments = [str(argument) for argument in as_list(run.header.get("arguments"))]
-    return any(
-        argument.startswith("-k") or argument in ("--lf", "--last-failed") or "::" in argument for argument in arguments
-    )
 
 
 def tally_sentence(claims: Sequence[ClaimRow]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.core.record_files import Row
@@ -24,9 +24,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write(folder: Path, run: RunRecords) -> list[Path]:
+def write(folder: Path, run: RunRecords, runs: Iterable[RunRecords] = ()) -> list[Path]:
     """Write the report of a run's claims into `folder`; return its files, the page first. Empty if it has no claims.
 
+    `runs` are verification runs of the same subject, the newest first, whose suites the page shows beside the claims.
     Files that the previous page linked to, and the new one does not, are removed.
     """
     claims = claims_of(run)
@@ -36,7 +37,7 @@ def write(folder: Path, run: RunRecords) -> list[Path]:
     before, drawn = linked_files(path), plots(run)
     for name in ("tables", "plots"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    write_page(path, page(run, drawn))
+    write_page(path, page(run, drawn, runs))
     written = [path, write_table(folder / "tables" / "claims.csv", claims)]
     for plot in drawn:
         written += plot.save(folder / "plots")

@@ -12,8 +12,8 @@ from harness.core import record_files
 from harness.core.errors import HarnessError
 from harness.report import write, write_from, write_latest
 from harness.report.page import plots
-from harness.report.report_files import latest
 from harness.report.run_records import RunRecords
+from harness.tests.report.claims.sample_claims import claim_rows
 from harness.tests.report.sample_benchmark import bench_rows, generation
 from harness.tests.report.sample_run import run
 from harness.tests.report.sample_verification import check, initialisation, verify_rows
@@ -69,11 +69,40 @@ def save(folder, name, rows):
 
 
 def test_the_newest_records_are_by_the_time_in_the_name_and_then_by_the_number(tmp_path):
-    for stamp in ("20261121T100000Z", "20261122T153000Z", "20261122T153000Z-2", "20261122T153000Z-10"):
-        save(tmp_path, f"verify-{stamp}.jsonl", [])
-    paths = list(tmp_path.iterdir())
-    assert latest(paths, "verify").name == "verify-20261122T153000Z-10.jsonl"
-    assert latest(paths, "bench") is None
+    for stamp in ("20261121T100000Z", "20261122T153000Z", "20261122T153000Z-10", "20261122T153000Z-2"):
+        save(tmp_path / "records", f"verify-{stamp}.jsonl", run("verify", [check(f"of-{stamp.lower()}")]))
+    write_latest(tmp_path)
+    assert "of-20261122t153000z-10," in (tmp_path / "tables" / "checks.csv").read_text(encoding="utf-8")
+
+
+def test_a_run_of_claims_alone_has_a_page_of_its_own_and_leaves_the_verification_s(tmp_path):
+    """`make lessons` ends with such a run: what the whole verification found must not be lost to it."""
+    whole = save(tmp_path / "records", "verify-20261122T100000Z.jsonl", run("verify", [*claim_rows(), check()]))
+    write_latest(tmp_path, of=[whole])
+    before = (tmp_path / "index.md").read_text(encoding="utf-8")
+    own = save(tmp_path / "records", "verify-20261122T110000Z.jsonl", run("verify", claim_rows()[:1]))
+    pages = [path for path in write_latest(tmp_path, of=[own]) if path.suffix == ".md"]
+    assert pages == [tmp_path / "claims.md"]
+    assert (tmp_path / "index.md").read_text(encoding="utf-8") == before
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "Of 1 claim 1 holds." in text
+    assert "structure: 1 pass" in text, "the chain has the suites of the newest run that has them"
+    write_latest(tmp_path)
+    assert (tmp_path / "index.md").read_text(encoding="utf-8") == before
+
+
+def test_the_claims_are_those_of_the_newest_run_that_has_some(tmp_path):
+    save(tmp_path / "records", "verify-20261122T100000Z.jsonl", run("verify", claim_rows()[:1]))
+    later = run("verify", [check(suite="parity")], started="2026-11-22T11:00:00Z")
+    own = save(tmp_path / "records", "verify-20261122T110000Z.jsonl", later)
+    assert tmp_path / "claims.md" not in write_latest(tmp_path, of=[own])
+    selection = run("verify", [check(suite="parity", verdict="fail")] * 2, arguments=["-k", "parity"])
+    save(tmp_path / "records", "verify-20261122T120000Z.jsonl", selection)
+    (tmp_path / "records" / "verify-20261122T090000Z.jsonl").write_text("damaged\nand no record\n")
+    assert tmp_path / "claims.md" in write_latest(tmp_path)
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "Of 1 claim 1 holds." in text
+    assert "parity: 1 pass (2026-11-22 11:00 UTC)" in text, "not of the selection, and dated"
 
 
 def test_a_report_never_joins_the_verdict_on_one_subject_to_the_times_of_another(tmp_path):

@@ -130,7 +130,7 @@ def test_the_difference_is_that_of_the_claim_s_own_setting_and_only_of_positive_
 def report(tmp_path_factory):
     """Write the report of the made-up ledger, and return its folder."""
     folder = tmp_path_factory.mktemp("report")
-    write(folder, run("verify", claim_rows()), None)
+    write(folder, run("verify", [*claim_rows(), check()]), None)
     return folder
 
 
@@ -146,7 +146,7 @@ def test_a_new_report_replaces_the_files_of_the_old_one_and_a_run_without_claims
     shutil.copytree(report, tmp_path, dirs_exist_ok=True)
     write(tmp_path, run("verify", [check()]), None)
     assert (tmp_path / "plots" / "claims.png").exists()
-    write(tmp_path, run("verify", claim_rows()[:1]), None)
+    write(tmp_path, run("verify", [*claim_rows()[:1], check()]), None)
     assert [path.name for path in (tmp_path / "plots").iterdir()] == []
     assert "Of 1 claim 1 holds." in (tmp_path / "claims.md").read_text(encoding="utf-8")
 
