@@ -49,9 +49,19 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def newest(self) -> Path | None:
-        """Return the newest checkpoint; before the first of them the best one so far, None if there is none yet."""
+        """Return the checkpoint of the latest step, None if there is none yet; the best one only if it is later."""
+        step, last = next(reversed(self.by_step().items()), (-1, None))
         best = self.folder / BEST
-        return next(reversed(self.by_step().values()), best if best.exists() else None)
+        if best.exists() and (last is None or self._best_is_after(step)):
+            return best
+        return last
+
+    def _best_is_after(self, step: int) -> bool:
+        """Return True if the best checkpoint is of a later step; of a damaged one nobody knows."""
+        try:
+            return bool(_parse_manifest(self.folder / BEST / MANIFEST)["step"] > step)
+        except CheckpointError:
+            return False
 
     def load(self, folder: Path) -> Snapshot:
         """Return what one of the checkpoints contains.
@@ -89,8 +99,13 @@ class Checkpoints:
         return self._write(BEST, snapshot)
 
     def remove_after(self, step: int) -> list[str]:
-        """Remove the checkpoints after a step, which a run that resumes there replaces; return their names."""
+        """Remove the checkpoints after a step, which a run that resumes there replaces; return their names.
+
+        The best one too: it may be of a course that the run does not take again.
+        """
         later = [path for number, path in self.by_step().items() if number > step]
+        if self._best_is_after(step):
+            later.append(self.folder / BEST)
         for path in later:
             remove(path)
         return [path.name for path in later]

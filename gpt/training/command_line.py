@@ -137,7 +137,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--preset", metavar="NAME", help="start from one of the presets below, instead of the defaults")
     run.add_argument("--config", metavar="FILE.toml", help="read settings from a TOML file: lines like steps = 500")
     run.add_argument("--out", metavar="FOLDER", help="the new run's folder (default: runs/ and the preset's name)")
-    run.add_argument("--resume", metavar="FOLDER", help="continue the run in a folder, or from one of its checkpoints")
+    run.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        help="continue the run in a folder, or from one of its checkpoints; later checkpoints, best too, are removed",
+    )
     summaries = [f"{name:<18}{preset_summary(path)}" for name, path in presets().items()]
     parser.add_argument_group("Presets", "\n".join(summaries))
     groups: dict[str, Any] = {}

@@ -12,7 +12,7 @@ import torch
 
 from gpt.data import corpus, load_text
 from gpt.errors import ConfigError, DoesNotFit, GPTError, OtherRankFailed, RunError
-from gpt.training.checkpoints import Checkpoints, Snapshot
+from gpt.training.checkpoints import BEST, Checkpoints, Snapshot
 from gpt.training.command_line import Command
 from gpt.training.environment import environment
 from gpt.training.identity import check_identity, identity
@@ -81,7 +81,7 @@ class Run:
             event = self._resume()
         else:
             event = {"event": "header", "version": 1, "preset": self.command.preset, "config": asdict(self.config)}
-        if self.visited == self.trainer.step == self.config.steps:
+        if self.visited == self.saved == self.trainer.step == self.config.steps:
             self.progress.message(f"{self.folder}: all {self.config.steps} steps are done; --steps N trains longer")
             return 0
         machine = self._machine()
@@ -113,7 +113,8 @@ class Run:
             write_config(self.folder, self.config)
             if removed := self.checkpoints.remove_after(self.trainer.step):
                 self.progress.message(f"removed what was saved after step {self.trainer.step}: {', '.join(removed)}")
-            truncate_log(self.folder / LOG, self.trainer.step)  # after that: no checkpoint is newer than the log
+            # After that: no checkpoint, the best one included, is newer than the log.
+            truncate_log(self.folder / LOG, self.trainer.step, {"validation": self.validated, "sample": self.sampled})
         else:
             found = {"preset": self.command.preset, **environment(self.ranks.device, self.ranks.size)}
             write_start(self.folder, self.config, environment=found, vocabulary=self.corpus.vocabulary)
@@ -139,7 +140,10 @@ class Run:
         self.trainer.load_state_dict(snapshot.state["trainer"])
         progress = snapshot.state["run"]
         self.best, self.validation, self.visited = progress["best"], progress["validation"], progress["visited"]
-        self.saved = snapshot.step
+        # Earlier revisions did not save these two.
+        self.validated, self.sampled = (progress.get(name, self.visited) for name in ("validated", "sampled"))
+        if folder.name != BEST:  # which may be replaced at any time: a run that stops now must save its step
+            self.saved = snapshot.step
         before = snapshot.identity["config"]
         changed = {key: value for key, value in asdict(self.config).items() if value != before.get(key)}
         return {**event, "changed": changed}
@@ -247,6 +251,7 @@ class Run:
     def _validate(self) -> bool:
         """Log the validation loss; return True if it is the lowest so far."""
         self.validation, self.validated = self.trainer.evaluate(), self.trainer.step
+        self.saved = -1  # a checkpoint of this step does not know of it yet
         improved = self.best is None or self.validation < self.best["loss"]
         if improved:
             self.best = {"loss": self.validation, "step": self.trainer.step}
@@ -255,7 +260,7 @@ class Run:
         return improved
 
     def _sample(self) -> None:
-        self.sampled = self.trainer.step
+        self.sampled, self.saved = self.trainer.step, -1
         if self.ranks.rank == 0:
             text = self.trainer.sample()
             self._write("sample", step=self.trainer.step, loss=self.validation, text=text)
@@ -263,10 +268,8 @@ class Run:
             self.progress.message(f"sample after {self.trainer.step} steps:\n  | {shown}")
 
     def _snapshot(self) -> Snapshot:
-        state = {
-            "trainer": self.trainer.state_dict(),
-            "run": {"best": self.best, "validation": self.validation, "visited": self.visited},
-        }
+        names = ("best", "validation", "visited", "validated", "sampled")
+        state = {"trainer": self.trainer.state_dict(), "run": {name: getattr(self, name) for name in names}}
         return Snapshot(self.trainer.step, self.trainer.weights(), state, self.identity)
 
     def _save(self) -> None:

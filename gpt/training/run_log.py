@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import PackageMissing, RunError
+from gpt.training.checkpoints import BEST
 
 LOG = "log.jsonl"
 
@@ -82,13 +83,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def truncate_log(path: Path, step: int) -> None:
-    """Remove what a log says about the time after `step` completed steps, which a resumed run does again.
+def truncate_log(path: Path, step: int, last: Mapping[str, int]) -> None:
+    """Remove what a log says about the time after a checkpoint of `step` steps, which a resumed run does again.
 
-    The new file replaces the old one as a whole. Raises `RunError`.
+    `last` is the step of the last validation and of the last sample that the checkpoint knows of: it may have been
+    saved before those of its step. The new file replaces the old one as a whole. Raises `RunError`.
     """
+    last = {"step": step - 1, **last}
     events = read_log(path) if path.exists() else []
-    kept = [event for event in events if event["step"] < step + (event["event"] != "step")]
+    kept = [event for event in events if event["step"] <= last.get(_belongs_to(event), step)]
     partial = path.with_name(f".{path.name}")
     try:
         with partial.open("wb") as file:
@@ -100,6 +103,11 @@ def truncate_log(path: Path, step: int) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise RunError(f"{path}: cannot be written ({error.strerror}); make room and resume") from error
+
+
+def _belongs_to(event: Mapping[str, Any]) -> str:
+    """Return the kind of an event; a best checkpoint is saved, and saved again, with its validation."""
+    return "validation" if event.get("name") == BEST else str(event["event"])
 
 
 def require_tensorboard() -> None:

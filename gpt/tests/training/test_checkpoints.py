@@ -89,6 +89,27 @@ def test_the_best_one_is_a_copy_of_its_own(saved):
     assert load(saved.folder / "best").step == 2
 
 
+def test_the_best_one_is_the_newest_only_if_it_is_later(saved):
+    assert saved.newest().name == "step-00000002"
+    saved.save_best(snapshot(2))
+    assert saved.newest().name == "step-00000002"
+    saved.save_best(snapshot(3))
+    assert saved.newest().name == "best"
+    cut(saved.folder / "best" / "manifest.json")  # so that nobody knows its step
+    assert saved.newest().name == "step-00000002"
+    for step in (1, 2):
+        shutil.rmtree(saved.folder / f"step-0000000{step}")
+    assert saved.newest().name == "best"
+
+
+def test_what_is_after_a_step_is_removed_the_best_one_included(saved):
+    assert saved.remove_after(2) == []
+    assert saved.remove_after(1) == ["step-00000002"]
+    assert sorted(path.name for path in saved.folder.iterdir()) == ["best", "step-00000001"]
+    assert saved.remove_after(0) == ["step-00000001", "best"]
+    assert list(saved.folder.iterdir()) == []
+
+
 def test_a_checkpoint_of_the_same_step_replaces_the_first_one(saved):
     saved.save(Snapshot(2, snapshot(7).weights, {}, {}))
     assert torch.equal(load(saved.newest()).weights["b"], snapshot(7).weights["b"])

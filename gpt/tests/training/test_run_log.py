@@ -59,11 +59,24 @@ def test_what_came_after_a_checkpoint_is_removed(tmp_path):
     path = tmp_path / "log.jsonl"
     other = [{"event": name, "step": step} for step in (0, 2, 3) for name in ("header", "validation", "checkpoint")]
     write(path, *STEPS, *other, {"event": "end", "step": 4})
-    truncate_log(path, 2)
+    truncate_log(path, 2, {"validation": 2, "sample": 2})
     assert read_log(path) == STEPS[:2] + other[:6]
-    truncate_log(path, 0)
+    truncate_log(path, 0, {"validation": 0, "sample": 0})
     assert read_log(path) == other[:3]
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_what_a_checkpoint_of_the_same_step_does_not_know_of_is_removed(tmp_path):
+    """It was saved before the validation and the sample of its step, which the resumed run repeats."""
+    path = tmp_path / "log.jsonl"
+    names = {"validation": None, "sample": None, "checkpoint": "best"}
+    first, second = ([{"event": kind, "step": step, "name": name} for kind, name in names.items()] for step in (1, 2))
+    saved = {"event": "checkpoint", "step": 2, "name": "step-00000002"}
+    write(path, *first, saved, *second)
+    truncate_log(path, 2, {"validation": 2, "sample": 1})
+    assert read_log(path) == [*first, saved, second[0], second[2]]
+    truncate_log(path, 2, {"validation": 1, "sample": 1})
+    assert read_log(path) == [*first, saved]
 
 
 def test_half_a_line_at_the_end_is_removed(tmp_path):
@@ -71,7 +84,7 @@ def test_half_a_line_at_the_end_is_removed(tmp_path):
     for half in (b'{"event": "step", "st', b'{"event": "step", "step": 1}', b"\x80"):
         write(path, *STEPS[:1], half)
         assert read_log(path) == STEPS[:1]
-        truncate_log(path, 2)
+        truncate_log(path, 2, {})
         assert path.read_bytes() == json.dumps(STEPS[0]).encode() + b"\n"
 
 
@@ -81,12 +94,12 @@ def test_a_damaged_line_is_an_error_with_its_number(tmp_path):
         write(path, STEPS[0], bad, STEPS[1])
         before = path.read_bytes()
         with pytest.raises(RunError, match=r"log.jsonl:2: is no event of a log .*; remove the line to go on"):
-            truncate_log(path, 1)
+            truncate_log(path, 1, {})
         assert path.read_bytes() == before
 
 
 def test_a_log_that_is_missing_is_an_empty_one(tmp_path):
-    truncate_log(tmp_path / "log.jsonl", 5)
+    truncate_log(tmp_path / "log.jsonl", 5, {})
     assert read_log(tmp_path / "log.jsonl") == []
 
 
