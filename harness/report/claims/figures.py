@@ -10,14 +10,16 @@ from functools import partial
 from harness.report.axes import decades, label_points, log_axis, panel_title, power_of_ten
 from harness.report.claims.agreement import agreement
 from harness.report.claims.claim_rows import ClaimRow, claims_of, curve_of
-from harness.report.formatting import factor, number, plain, short_name
+from harness.report.formatting import factor, number, short_name
 from harness.report.json_values import as_float, as_mapping
+from harness.report.markdown import escape
 from harness.report.plot import COLOURS, GREY, INK, WRONG, Canvas, Plot
 from harness.report.run_records import RunRecords, provenance
 from harness.report.verifications.activations import drawable
 
 RECIPES = {"gpt2": "scaled by 1/sqrt(2N)", "unscaled": "std 0.02, not scaled", "pytorch": "PyTorch's defaults"}
 CLAIMED_STD = (0.80, 0.85), 6.55  # the lessons': with scaling, and without
+NEAR = 0.1  # of a claimed std
 
 
 def plots(run: RunRecords) -> list[Plot]:
@@ -50,17 +52,28 @@ def growth(claims: Sequence[ClaimRow], caption: str) -> Plot | None:
     if not found:
         return None
     lines = list(found.values())
-    widest = max(lines, key=lambda line: line.stds[-1])
     return Plot(
         section="building",
         name="claims-growth",
-        headline=f"6.55 after 12 blocks is near {widest.label} ({widest.stds[-1]:.2f}), not near a default",
+        headline=growth_headline(lines),
         description="The std of the activations after each block, from N(0, 0.8²) fed into the first. The grey band "
         "and the ring are what the lessons claim with and without scaled residual projections.",
         caption=caption,
         height=3.4,
         draw=partial(draw_growth, lines),
     )
+
+
+def growth_headline(lines: Sequence[Line]) -> str:
+    """Return which initialisations end near the std that is claimed without scaling, or the nearest if none does."""
+    claimed = CLAIMED_STD[1]
+    ranked = sorted(lines, key=lambda line: abs(line.stds[-1] - claimed))
+    found = [f"{line.label} ({line.stds[-1]:.2f})" for line in ranked]
+    near = [text for line, text in zip(ranked, found, strict=True) if abs(line.stds[-1] - claimed) <= NEAR * claimed]
+    if not near:
+        return f"No measured initialisation is near {claimed} after 12 blocks; the nearest is {found[0]}"
+    alone = " alone" if len(near) == 1 < len(lines) else ""
+    return f"{claimed} after 12 blocks is near {' and '.join(near)}{alone}"
 
 
 def draw_growth(lines: Sequence[Line], canvas: Canvas) -> None:
@@ -99,7 +112,7 @@ def positions(claims: Sequence[ClaimRow], caption: str) -> Plot | None:
         headline=f"{number(int(tokens))} tokens after a prompt of {prompt} take {number(int(uncached))} positions "
         f"without a cache and {number(int(cached))} with one: {factor(uncached / cached)}",
         description="Positions that went through the model, counted where tokens are embedded, on real generations by "
-        f"a model of {plain(longest.readings[0].details.get('size'))}. Rings are what the lessons claim.",
+        f"a model of {escape(longest.readings[0].details.get('size'))}. Rings are what the lessons claim.",
         caption=caption,
         height=3.4,
         draw=partial(draw_positions, curve, claimed_positions(counted)),

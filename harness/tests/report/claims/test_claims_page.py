@@ -109,7 +109,7 @@ def test_every_figure_shows_what_its_headline_says_and_its_machine():
     drawn = {plot.name: plot for plot in plots(run_of(claim_rows()))}
     assert list(drawn) == ["claims", "claims-growth", "claims-spacing", "claims-positions"]
     assert drawn["claims"].headline == "2 of 6 figures are as the lessons state them"
-    assert "near Kaiming-normal weights (6.85)" in drawn["claims-growth"].headline
+    assert "near Kaiming-normal weights (6.85) alone" in drawn["claims-growth"].headline
     assert drawn["claims-positions"].headline.endswith("take 5,950 positions without a cache and 109 with one: 54.6x")
     assert all("2 cores" in plot.caption for plot in drawn.values())
     words = {name: texts(plot) for name, plot in drawn.items()}
@@ -117,6 +117,27 @@ def test_every_figure_shows_what_its_headline_says_and_its_machine():
     assert {"PyTorch's defaults 1.11", "claimed 6.55"} <= set(words["claims-growth"])
     assert {"with a cache", "claimed 100"} <= set(words["claims-positions"])
     assert "bfloat16" in words["claims-spacing"]
+
+
+def test_the_headline_of_the_growth_names_the_start_that_is_near_the_claimed_std_and_only_one_that_is():
+    def headline(*names):
+        return {plot.name: plot.headline for plot in plots(run_of([rows[name] for name in names]))}["claims-growth"]
+
+    rows = {row["check"]: row for row in claim_rows()}
+    wild = rows["growth-with-default-init"]
+    none = "No measured initialisation is near 6.55 after 12 blocks; the nearest is "
+    assert headline("scaled-init") == f"{none}scaled by 1/sqrt(2N) (0.83)"
+    assert headline("scaled-init", wild["check"]) == "6.55 after 12 blocks is near Kaiming-normal weights (6.85) alone"
+    wild["details"]["readings"].pop(0)
+    assert headline(wild["check"]) == "6.55 after 12 blocks is near Kaiming-normal weights (6.85)"
+    wild["details"]["readings"][0]["places"] = {"embedding": 0.8, "block 0": 7.3}
+    assert headline(wild["check"]) == f"{none}Kaiming-normal weights (7.30)", "the largest is not the nearest"
+
+
+def test_a_size_is_escaped_in_the_description_of_a_figure():
+    (row,) = [row for row in claim_rows() if row["check"] == "positions-cached"]
+    row["details"]["readings"][0]["details"]["size"] = HOSTILE
+    assert "<script" not in text_of([row])
 
 
 def test_the_difference_is_that_of_the_claim_s_own_setting_and_only_of_positive_numbers():
