@@ -30,7 +30,7 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
         if near is None:
             continue
         found[f"step {step.number}"] = near.half_digits
-        if near.half_digits > 1 and not hint:
+        if not hint and not near.half_digits <= 1:
             hint = f"step {step.number}: printed {near.text}, {_what(near.value, near.half, passes)}; mean {mean:.6f}"
     if not found:
         raise MissingAbility(f"{program.name} prints no loss")

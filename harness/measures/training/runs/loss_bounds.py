@@ -12,6 +12,7 @@ import torch
 from harness.core.errors import MissingAbility
 from harness.measures.training.batches.targets import next_tokens
 from harness.measures.training.batches.token_streams import Batches, Place, Row
+from harness.measures.training.largest_error import largest
 from harness.suites.measure_registry import Reading, measure
 from harness.training.markov import MarkovSource
 from harness.training.protocols import Trains
@@ -52,11 +53,10 @@ def nats_saved(program: Trains, *, rehearsal: str = "markov") -> Reading:
 
 def _largest_run(savings: list[float]) -> float:
     """Return the largest sum of neighbouring savings."""
-    best, here = -math.inf, 0.0
+    sums: list[float] = []
     for saved in savings:
-        here = max(here, 0.0) + saved
-        best = max(best, here)
-    return best
+        sums.append(max(sums[-1] if sums else 0.0, 0.0) + saved)
+    return largest(sums)
 
 
 def _fresh(batches: Batches, passes: Iterable[tuple[Forward, list[Row]]]) -> Iterable[tuple[Forward, list[Row]]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from harness.measures.training.largest_error import largest
 from harness.training.recording import Printed, Recording
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+\.(\d+)(?:e([+-]?\d+))?(?![\w.]*\w)")
@@ -44,5 +45,5 @@ def _numbers(line: Printed, value: float) -> Iterator[PrintedNumber]:
     for match in NUMBER.finditer(line.text):
         half = 0.5 * 10.0 ** (int(match.group(2) or 0) - len(match.group(1)))
         number = float(match.group(0))
-        distance = max(0.0, abs(number - value) - ROUNDING * abs(value))
+        distance = largest([0.0, abs(number - value) - ROUNDING * abs(value)])
         yield PrintedNumber(match.group(0), number, half, distance / half)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import MissingAbility
+from harness.measures.training.largest_error import largest
 from harness.measures.training.runs.run_comparison import EQUAL
 from harness.measures.training.steps.gradients import NOISE, gradient_noise, noise_ratio
 from harness.suites.measure_registry import Reading, Scalar, measure
@@ -43,8 +44,8 @@ def errors_of_the_joint_gradient(program: Trains, *, rehearsal: str = "two-ranks
         exact = _mean([step.replayed for step in steps], counts)
         rounded = _mean([step.replayed32 for step in steps], counts)
         noise = gradient_noise(exact, rounded)
-        found[f"step {steps[0].number}"] = error = max(noise_ratio(step.unclipped, exact, noise) for step in steps)
-        if error > NOISE and not hint:
+        found[f"step {steps[0].number}"] = error = largest(noise_ratio(step.unclipped, exact, noise) for step in steps)
+        if not hint and not error <= NOISE:
             hint = f"step {steps[0].number}: {_cause(steps, exact, noise, counts)}"
     return Reading(found, "of the noise", {"hint": hint} if hint else {})
 

@@ -106,7 +106,7 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
         found[f"validation before step {step}"] = near.half_digits
         averages = [forward.total_loss / forward.counted for forward in passes if forward.counted]
         average = sum(averages) / len(averages)
-        if near.half_digits > 1 and not hint:
+        if not hint and not near.half_digits <= 1:
             why = "the mean of the batches' means" if abs(near.value - average) <= near.half else "another number"
             hint = f"before step {step}: printed {near.text}, which is {why}; the mean over the targets is {mean:.6f}"
     if not found:

@@ -37,9 +37,9 @@ def clipping_errors(program: Trains, *, rehearsal: str = "plain") -> Reading:
         if more := {name for clip in recording.clips_of(step.number) for name in clip.names} - set(before):
             raise MissingAbility(f"{sorted(more)[0]} is clipped and in no group of the optimizer; every-parameter-once")
         spacing = max(torch.finfo(gradient.dtype).eps for gradient in step.gradient.values())
-        clipped = clipped or _norm(before) > limit
+        clipped = clipped or not _norm(before) <= limit
         found[f"step {step.number}"] = error = _distance(used, by_global_norm(before, limit)) / spacing
-        if error > EXACT and not hint:
+        if not hint and not error <= EXACT:
             hint = f"step {step.number}: {_cause(recording, step, before, used, limit, EXACT * spacing)}"
     if not clipped:
         raise MissingAbility(f"no gradient of the rehearsal '{rehearsal}' has a norm above the limit of {limit:g}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import MissingAbility
+from harness.measures.training.largest_error import largest
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
 from harness.training.recording import Recording, Step
@@ -63,12 +64,11 @@ def noise_ratio(found: Gradients, expected: Gradients, noise: Mapping[str, float
     A gradient that is zero but for rounding (attention's key bias) has noise of the size that its neighbours have.
     """
     least = max(noise.values(), default=0.0) * torch.finfo(torch.float32).eps
-    worst = 0.0
+    ratios: list[float] = []
     for name, gradient in expected.items():
         distance = float((found[name].double() - gradient).norm()) if name in found else float(gradient.norm())
-        ratio = distance / max(noise[name], least) if distance else 0.0
-        worst = ratio if not ratio <= worst else worst  # NaN counts as the largest
-    return worst
+        ratios.append(distance / max(noise[name], least) if distance else 0.0)
+    return largest(ratios)
 
 
 def _cause(recording: Recording, step: Step, noise: Mapping[str, float]) -> str:

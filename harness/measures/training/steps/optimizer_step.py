@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import MissingAbility
+from harness.measures.training.largest_error import largest, rank_of_error
 from harness.measures.training.steps.update_rules import RULES, Inputs, Rule, rule_of, wrong_rules
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
@@ -57,15 +58,15 @@ class Update:
         before = {"parameter": given.p, **given.state}
         exact, nudged = rule(given), rule(_nudged(given, self.step.gradient[self.name].dtype))
         rounded = rule(self.inputs(found["parameter"].dtype))
-        worst = 0.0
+        errors: list[float] = []
         for key, expected in exact.items():
             if key not in found or found[key].shape != expected.shape:
                 return math.inf
-            largest = torch.maximum(expected.abs(), before[key].abs()) if key in before else expected
-            unit = unit_in_last_place(largest, found[key].dtype) + (nudged[key] - expected).abs()
+            size = torch.maximum(expected.abs(), before[key].abs()) if key in before else expected
+            unit = unit_in_last_place(size, found[key].dtype) + (nudged[key] - expected).abs()
             own = max(_rms((rounded[key].double() - expected) / unit), 12**-0.5)
-            worst = max(worst, _rms((found[key].double() - expected) / unit) / own)
-        return worst
+            errors.append(_rms((found[key].double() - expected) / unit) / own)
+        return largest(errors)
 
 
 def _nudged(given: Inputs, dtype: torch.dtype) -> Inputs:
@@ -96,9 +97,9 @@ def update_errors(program: Trains, *, rehearsal: str = "plain", steps: int = 10)
         errors = [(update.error(), update) for update in updates(step)]
         if not errors:
             continue
-        error, update = max(errors, key=lambda item: item[0])
+        error, update = max(errors, key=lambda item: rank_of_error(item[0]))
         found[f"step {step.number}"] = error
-        if not hint and error > ROUNDING:
+        if not hint and not error <= ROUNDING:
             hint = f"step {step.number}, {update.name}: {_cause(update)}"
     if not found:
         raise MissingAbility(f"no parameter in the optimizer of {program.name} has a gradient")
@@ -125,7 +126,9 @@ def _steps_before(step: Step, name: str) -> int:
 def _cause(update: Update) -> str:
     """Return the known mistake that explains an update, or how far off it is."""
     candidates = [(update.error(rule), sentence) for sentence, rule in wrong_rules(update.group)]
-    if candidates and (best := min(candidates))[0] <= min(ROUNDING, update.error() / 2):
+    if candidates and (best := min(candidates, key=lambda item: rank_of_error(item[0])))[0] <= min(
+        ROUNDING, update.error() / 2
+    ):
         return best[1]
     p, found = update.inputs(torch.float64).p, update.found()["parameter"].double()
     expected = update.rule(update.inputs(torch.float64))["parameter"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.core.errors import MissingAbility
+from harness.measures.training.largest_error import largest
 from harness.measures.training.steps.schedule_forms import Declared, fitted, known_forms, wrong_forms
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
@@ -25,7 +26,7 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     best, expected = _best_form(rates, declared)
     errors = _errors(rates, expected)
     details = {"form": best}
-    if max(errors) > EXACT:
+    if not largest(errors) <= EXACT:
         details["hint"] = _cause(rates, declared) or f"the closest known schedule is: {best}"
     found = {f"step {k}": error for k, error in enumerate(errors)}
     return Reading(found | _other_groups(recording, rates), "of the peak", details)
@@ -45,8 +46,8 @@ def _other_groups(recording: Recording, rates: list[float]) -> dict[str, float]:
     for number in range(1, len(recording.steps[0].groups)):
         own = [step.groups[number].lr for step in recording.steps]
         scale = own[top] / rates[top] if rates[top] else 1.0
-        error = max(abs(value - scale * rate) for value, rate in zip(own, rates, strict=True)) / (max(own) or 1.0)
-        if error > EXACT:
+        error = largest(abs(value - scale * rate) for value, rate in zip(own, rates, strict=True)) / (max(own) or 1.0)
+        if not error <= EXACT:
             found[f"group {number}"] = error
     return found
 
@@ -73,7 +74,7 @@ def _best_form(rates: list[float], declared: Declared) -> tuple[str, list[float]
 
 def _misfit(rates: list[float], expected: list[float]) -> tuple[int, float]:
     errors = _errors(rates, expected)
-    return sum(error > EXACT for error in errors), max(errors)
+    return sum(not error <= EXACT for error in errors), largest(errors)
 
 
 def _errors(rates: list[float], expected: list[float]) -> list[float]:
@@ -84,6 +85,6 @@ def _errors(rates: list[float], expected: list[float]) -> list[float]:
 def _cause(rates: list[float], declared: Declared) -> str:
     """Return the known mistake that gives these rates at every step, or an empty string."""
     for sentence, weights in wrong_forms(declared, len(rates)):
-        if max(_errors(rates, fitted(weights, rates, declared))) <= EXACT:
+        if largest(_errors(rates, fitted(weights, rates, declared))) <= EXACT:
             return f"the learning rate follows: {sentence}"
     return ""

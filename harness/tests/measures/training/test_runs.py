@@ -49,6 +49,12 @@ def test_a_program_that_sees_a_little_of_its_answers_is_found_in_training_and_in
         assert judge("training::loss-below-entropy", markov=peeks).where == (place,)
 
 
+def test_a_loss_that_is_nan_does_not_pass(judge):
+    for phase, place in (("train", "training"), ("eval", "validation before step 125")):
+        broken = predicted(lambda now, step, own, phase=phase: math.nan if now == phase and step == 3 else own + 1)
+        assert judge("training::loss-below-entropy", markov=broken).where == (place,)
+
+
 def test_text_that_was_trained_on_before_is_not_judged(judge):
     """A second epoch may be learned by heart, and a loss below the entropy is right there."""
     once = predicted(lambda phase, step, own: own)
@@ -369,6 +375,13 @@ def test_another_printed_loss_is_named(judge, kind, cause):
     assert cause in record.details["hint"]
 
 
+def test_a_number_that_is_printed_beside_a_loss_of_nan_does_not_pass(judge):
+    run = Trainer().run()
+    events = tuple(replace(e, loss=math.nan) if isinstance(e, Forward) and e.step == 1 else e for e in run.events)
+    record = judge("training::printed-loss,rehearsal=accumulate", accumulate=replace(run, events=events))
+    assert record.where == ("step 1",)
+
+
 def test_a_program_that_prints_no_loss_is_skipped(judge):
     class Silent(Trainer):
         def printed(self, losses, counts):
@@ -451,6 +464,13 @@ def test_ranks_that_do_not_are_named(judge, combine, cause, red):
     record = judge("training::ranks-are-one-batch", two_ranks=found)
     assert record.verdict == "fail"
     assert cause in record.details["hint"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_gradient_is_nan_does_not_pass(judge, rank):
+    found = ranks(lambda own, other: (own + other) / 2)
+    found[rank].steps[1].tensors["unclipped"]["table"][0] = math.nan
+    assert judge("training::ranks-are-one-batch", two_ranks=found).where == ("step 1",)
 
 
 def test_ranks_that_start_differently_are_found_before_the_first_step(judge):

@@ -99,9 +99,10 @@ def test_a_missing_gradient_counts_as_zero(judge):
     assert record.where == ("step 1",)
 
 
-def test_a_gradient_that_is_nan_does_not_pass(judge):
+@pytest.mark.parametrize("name", ["table", "bias"])
+def test_a_gradient_that_is_nan_does_not_pass(judge, name):
     recording = Trainer().run(2)
-    recording.steps[1].tensors["unclipped"]["bias"] *= math.nan
+    recording.steps[1].tensors["unclipped"][name] *= math.nan
     assert judge("training::gradient-is-of-this-batch", plain=recording).where == ("step 1",)
 
 
@@ -175,6 +176,15 @@ def test_clipping_that_never_happens_is_a_skip_and_not_a_pass(judge):
     assert (record.verdict, "above the limit" in record.message) == ("skip", True)
 
 
+def test_a_norm_that_is_nan_is_no_reason_to_skip(judge):
+    trainer = Trainer(settings={"clip": 1e6})
+    trainer.clip = 1e6
+    recording = trainer.run()
+    for part in ("unclipped", "gradient"):
+        recording.steps[1].tensors[part]["bias"] *= math.nan
+    assert judge("training::clipping", plain=recording).where == ("step 1",)
+
+
 def test_a_program_without_clipping_is_skipped(judge):
     recording = Trainer().run()
     without = replace(recording, events=tuple(e for e in recording.events if type(e).__name__ != "Clip"))
@@ -212,6 +222,14 @@ def test_every_convention_of_a_schedule_passes(judge, schedule, known):
         past_horizon=rates([schedule(k) for k in range(14)], **given),
     )
     assert record.verdict == "pass", record.message
+
+
+@pytest.mark.parametrize("known", [(), ("min_lr", "lr")], ids=["given", "no rates"])
+def test_a_learning_rate_that_is_nan_does_not_pass(judge, known):
+    given = {word: value for word, value in SETTINGS.items() if word not in known}
+    values = [cosine(k) if k != 5 else math.nan for k in range(14)]
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=rates(values, **given))
+    assert "step 5" in record.where
 
 
 def test_the_form_of_a_schedule_is_said(judge):
@@ -364,6 +382,15 @@ def test_another_rule_fails_at_its_first_step_with_its_cause(judge, mistake, cau
     assert (record.verdict, record.where[0]) == ("fail", "step 0")
     assert cause in record.details["hint"], record.details["hint"]
     assert min(record.value[place] for place in record.where) > 30
+
+
+@pytest.mark.parametrize("name", ["table", "bias"])  # the first parameter and the last one
+def test_an_update_that_writes_nan_does_not_pass(judge, name):
+    recording = Trainer().run(3)
+    recording.steps[1].tensors["after"][name][0] = math.nan
+    record = judge("training::optimizer-step,steps=10", plain=recording)
+    assert (record.verdict, record.where) == ("fail", ("step 1",))
+    assert f"step 1, {name}: " in record.details["hint"]
 
 
 def test_an_optimizer_without_a_known_rule_is_skipped(judge):
