@@ -225,7 +225,8 @@ class Run:
 
     def _stop_reason(self) -> str | None:
         """Return why the run should stop now, None if it should go on. The ranks agree."""
-        over = self.config.budget > 0 and time.monotonic() + self.step_seconds > self.deadline
+        another = self.trainer.step < self.config.steps  # a run that has no step left is finished, not over its budget
+        over = another and self.config.budget > 0 and time.monotonic() + self.step_seconds > self.deadline
         mine = self.stop.reason or ("budget" if over else "")
         if not self.ranks.any(bool(mine)):
             return None

@@ -75,6 +75,15 @@ def test_a_budget_counts_the_step_that_would_go_over_it(tmp_path, monkeypatch):
     assert len(events(tmp_path / "run", "step")) == 1
 
 
+def test_a_budget_that_ends_in_the_last_step_ends_a_finished_run(tmp_path, monkeypatch):
+    now = [0.0]  # seconds
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
+    before_step(monkeypatch, 7, lambda trainer: now.append(now.pop() + 61.0))
+    out = tmp_path / "run"
+    assert train(out, "--budget", 1) == 0
+    assert events(out, "end") == [{"event": "end", "step": 8, "reason": "finished"}]
+
+
 def break_loss(trainer):
     """Make the next loss NaN."""
     trainer.model.get_parameter("transformer.h.1.ln_2.bias").data[0] = math.nan
