@@ -164,6 +164,8 @@ AT_LEAST: dict[str, int] = {
 
 CHANGEABLE = frozenset(
     {
+        # Where the text is. What it says may not change: checkpoints have its checksum.
+        "text",
         # How long the run is, and what it shows on its way: the weights after a step do not depend on them.
         *("steps", "horizon", "budget", "eval_every", "sample_every", "sample_tokens", "sample_prompt"),
         *("save_every", "keep", "log_every", "tensorboard"),

@@ -374,6 +374,19 @@ def test_another_configuration_or_text_is_an_error_and_changes_nothing(stopped, 
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
+def test_a_text_that_was_moved_is_named_by_a_flag(stopped, straight, capsys):
+    text = stopped.parent / "text.txt"
+    moved = text.rename(stopped.parent / "moved.txt")
+    assert resume(stopped) == 1
+    assert "text.txt: cannot be read" in capsys.readouterr().err
+    text.write_text(moved.read_text().replace("bad", "add", 1))
+    assert resume(stopped, "--text", text) == 2
+    assert "the text has changed since" in capsys.readouterr().err
+    assert resume(stopped, "--text", moved) == 0
+    assert same_weights(stopped, straight)
+    assert read_config(stopped / "config.toml").text == str(moved)
+
+
 def edit(out, old, new):
     path = out / "config.toml"
     assert old in path.read_text()
