@@ -114,11 +114,19 @@ def _meminfo(name: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
+CGROUP = Path("/sys/fs/cgroup")
+
+
 def _cgroup_room() -> int | None:
-    """Return what a container's limit leaves, None without a limit."""
-    folder = Path("/sys/fs/cgroup")
+    """Return what a container's limit leaves, None without a limit.
+
+    The page cache counts as used until something needs its memory. `inactive_file`, the files that nobody has read
+    lately, is the part of it that goes without cost: a training text just read must not stop a run.
+    """
     try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        pairs = (line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return limit - used + next((int(size) for name, size in pairs if name == "inactive_file"), 0)
     except (OSError, ValueError):  # no container, or "max"
         return None
 

@@ -7,6 +7,7 @@ import torch
 
 from gpt import GPT
 from gpt.errors import DoesNotFit
+from gpt.training import memory
 from gpt.training.config import TrainConfig
 from gpt.training.config_file import preset_file, read_config
 from gpt.training.gradient_checkpointing import recompute_blocks
@@ -142,6 +143,19 @@ def test_what_this_machine_has_and_uses_is_plausible():
     block = torch.ones(30_000_000)  # 120 MB
     assert used_memory(torch.device("cpu")) - before > 100e6
     del block
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("1000", 1000 - 900 + 500), ("max", None), (None, None)], ids=["limit", "max", "none"]
+)
+def test_the_page_cache_of_a_container_is_memory_that_a_run_may_use(tmp_path, monkeypatch, limit, expected):
+    if limit:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 600\nactive_file 100\ninactive_file 500\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_meminfo", lambda name: None)
+    assert available_memory(torch.device("cpu")) == expected
 
 
 def test_bytes_are_readable():
