@@ -16,9 +16,12 @@ from harness.training.program import TrainingProgram
 class TrainerRunner:
     """Runs checks on one training program. A failure that several checks meet is shown in full once.
 
+    The time limit is that of a rehearsal, whose processes are ended after it. A check has none of its own: an alarm in
+    the middle of a rehearsal would leave it without a result, and each later check of it would begin again.
+
     Args:
         name: the program, as `--trainer` names it.
-        seconds: the time limit of one check; None for no limit, of a rehearsal neither.
+        seconds: the time limit of one rehearsal, if it is below the usual one; None for no limit.
         memory_gib: the memory limit of the program's process; None for MEMORY_SHARE of the machine's memory.
         echo: show what measures print instead of capturing it.
         own: look for the name in the user's folder. False for the reference that ships with the harness.
@@ -36,7 +39,7 @@ class TrainerRunner:
         echo: bool = False,
         own: bool = True,
     ) -> None:
-        self.name, self.limits, self.echo = name, Limits(seconds), echo
+        self.name, self.echo = name, echo
         of_rehearsal = None if seconds is None else min(seconds, REHEARSAL_SECONDS)
         limits = Limits(of_rehearsal, memory_gib or MEMORY_SHARE * machine_memory_gib())
         self.program = TrainingProgram(name, folder=None if own else HOME, limits=limits)
@@ -44,7 +47,7 @@ class TrainerRunner:
 
     def run(self, check: Check) -> Record:
         """Return the record of one check."""
-        record = run(check, self.program, limits=self.limits, echo=self.echo)
+        record = run(check, self.program, echo=self.echo)
         if record.verdict == "error":
             first = self._errors.setdefault(record.message, check.id)
             if first != check.id:

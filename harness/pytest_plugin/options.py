@@ -64,7 +64,7 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         type=float,
         default=SECONDS,
-        help="for one check; 0 is none (default: %(default)g)",
+        help="for one check, and for one rehearsal of a training program; 0 is none (default: %(default)g)",
     )
     group.addoption(
         "--memory-limit",

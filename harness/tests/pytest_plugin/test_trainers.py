@@ -76,6 +76,16 @@ def test_a_training_program_that_does_not_exist_is_a_usage_error_of_one_line(pro
     result.stderr.fnmatch_lines(["ERROR: --trainer none.py: none.py: no such file in *; give the path of a script"])
 
 
+def test_a_program_that_hangs_is_told_in_full_once_and_not_run_again(project):
+    (project.path / "verifications" / "twice.toml").write_text(suite("again", *SUITES["training"][1:]))
+    (project.path / "train.py").write_text("import time\nopen('ran.txt', 'a').write('x')\ntime.sleep(60)")
+    result = project.runpytest("--trainer", "train.py", "--full-failures", "--time-limit", "1")
+    result.assert_outcomes(failed=2)
+    message = "train.py fails in the rehearsal 'plain': did not end within 1 s"
+    result.stdout.fnmatch_lines([f"{message}*", f"{message}* (see groups)"])
+    assert len((project.path / "ran.txt").read_text()) <= 2, "once to find its options, once for the rehearsal"
+
+
 def test_a_program_that_fails_is_told_in_full_once(project):
     (project.path / "verifications" / "twice.toml").write_text(suite("again", *SUITES["training"][1:]))
     (project.path / "train.py").write_text("raise RuntimeError('out of data')")
