@@ -64,6 +64,7 @@ class TrainingProgram:
         self.processes = processes or shared_processes()
         self._folder = tempfile.TemporaryDirectory(prefix="gpt-harness-training-")
         self._recordings: dict[str, list[Recording] | HarnessError | Missing] = {}
+        self._unread = ""  # why the program did not come to parse its arguments
 
     # ------------------------------------------------------------------------ rehearsals
 
@@ -89,15 +90,29 @@ class TrainingProgram:
 
     @functools.cached_property
     def settings(self) -> Settings:
-        """Return what can be set: the program is run until it parses its arguments."""
-        folder = self._new_folder("options")
-        request = Request(
-            task="options", folder=str(folder), program=self._target, arguments=self.arguments, cwd=self.cwd
-        )
-        self.processes.run([request], self.limits)
-        options = RecordingReader(folder).one("options").get("options", [])
+        """Return what can be set: the program is run until it parses its arguments.
+
+        Its constants are those of the plain rehearsal, so that it finds a text.
+        """
+        plain = REHEARSALS["plain"]
         constants = constants_of(self.file) if self.source.function is None else {}
-        return read_settings(options, constants, self.arguments)
+        own = read_settings([], constants, self.arguments).assign({**plain.values, "text": str(self._text(plain))})
+        request = Request(
+            task="options",
+            folder=str(self._new_folder("options")),
+            program=self._target,
+            arguments=self.arguments,
+            cwd=self.cwd,
+            environment={TOKENS: str(self._path("tokens"))},
+            constants=own.constants,
+        )
+        (outcome,) = self.processes.run([request], self.limits)
+        reader = RecordingReader(Path(request.folder))
+        options = reader.one("options").get("options")
+        ended, message = _how_it_ended(reader.one("end"), outcome, request)
+        if options is None and ended == "failed":
+            self._unread = message + _last_lines(Path(request.folder) / PRINTED)
+        return read_settings(options or [], constants, self.arguments)
 
     # ------------------------------------------------------------------------ one rehearsal
 
@@ -116,13 +131,15 @@ class TrainingProgram:
         raise failure
 
     def _require(self, rehearsal: Rehearsal) -> None:
-        """Raise MissingAbility unless everything that a rehearsal needs to set can be set."""
+        """Raise MissingAbility unless all that a rehearsal needs can be set, SubjectError if that is not known."""
         missing = [word for word in rehearsal.needs if word not in self.settings]
         if given := [word for word in missing if word in self.settings.given]:
             raise MissingAbility(
                 f"the arguments of {self.name} set {' and '.join(WORDS[word].what for word in given)}, "
                 f"which the rehearsal '{rehearsal.name}' needs to choose; leave them out"
             )
+        if missing and self._unread:
+            raise SubjectError(f"{self.name} fails before it parses its arguments: {self._unread}")
         if missing:
             raise MissingAbility(
                 f"{self.name} has no setting for {'; nor for '.join(map(describe, missing))}, "
@@ -139,7 +156,7 @@ class TrainingProgram:
         elif (flag is None or not flag.takes_value) and (constant is None or not isinstance(constant.default, str)):
             yield {**values, "resume": True}
         else:
-            saved = str(Path(self.cwd, self._last_checkpoint(self.record(rehearsal.resumes)).path))
+            saved = str(_still_there(Path(self.cwd, self._last_checkpoint(self.record(rehearsal.resumes)).path)))
             without_out = {word: value for word, value in values.items() if word != "out"}
             by_folder = [{**without_out, "resume": str(out)}, {**values, "resume": str(out)}]
             by_file = [{**values, "resume": saved}]
@@ -157,7 +174,7 @@ class TrainingProgram:
                 environment={TOKENS: str(self._path("tokens")), **environment},
                 constants=assignment.constants,
                 detail=rehearsal.detail,
-                stop_after=self._stop_after(rehearsal),
+                stop_after=self._stop_after(rehearsal, first_step),
                 kill_after=rehearsal.kill_after,
                 first_step=first_step,
             )
@@ -173,10 +190,13 @@ class TrainingProgram:
         self._check(rehearsal, found)
         return found
 
-    def _stop_after(self, rehearsal: Rehearsal) -> int:
-        """Return after how many steps to stop: later than asked for, if the program can be asked to stop itself."""
+    def _stop_after(self, rehearsal: Rehearsal, first_step: int) -> int:
+        """Return after how many steps to stop: later than asked for, if the program can be asked to stop itself.
+
+        A resumed program makes the steps that remain, from `first_step`.
+        """
         steps: int = rehearsal.values["steps"]
-        return steps * SPARE_STEPS if "steps" in self.settings else steps
+        return steps * SPARE_STEPS if "steps" in self.settings else max(1, steps - first_step)
 
     def _read(
         self, rehearsal: Rehearsal, request: Request, outcome: Outcome, assignment: Assignment, seconds: float
@@ -274,6 +294,14 @@ def _ranks(count: int) -> list[dict[str, str]]:
         "GROUP_RANK": "0",
     }
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _still_there(saved: Path) -> Path:
+    """Return a saved file; if it is gone, the newest one beside it: many programs save to a file that they rename."""
+    if saved.exists() or not saved.parent.is_dir():
+        return saved
+    beside = [path for path in saved.parent.iterdir() if path.is_file()]
+    return max(beside, key=lambda path: path.stat().st_mtime_ns, default=saved)
 
 
 def _how_it_ended(end: Mapping[str, Any], outcome: Outcome, request: Request) -> tuple[Ended, str]:

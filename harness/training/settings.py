@@ -30,7 +30,8 @@ class Flag:
     def arguments(self, value: Any) -> list[str]:
         """Return the arguments that set a value."""
         if self.takes_value:
-            return [f"{self.name}={value}"]
+            whole = isinstance(value, bool) and isinstance(self.default, int) and not isinstance(self.default, bool)
+            return [f"{self.name}={int(value) if whole else value}"]
         positive = [flag for flag in self.flags if flag != self.negated]
         return positive[:1] if value else [self.negated] if self.negated else []
 

@@ -132,6 +132,37 @@ def test_a_setting_that_is_missing_is_named_with_all_that_was_looked_for(program
         made.record("two-ranks")
 
 
+def test_a_program_that_fails_before_it_parses_its_arguments_has_not_no_setting(program):
+    made = program("import os\nos.environ['NO_SUCH_VARIABLE']\n" + ARGPARSE + script())
+    for _ in range(2):
+        with pytest.raises(
+            SubjectError, match=r"fails before it parses its arguments: KeyError: 'NO_SUCH_VARIABLE' at"
+        ):
+            made.record("other-seed")
+
+
+def test_a_script_of_constants_reads_its_text_while_its_options_are_looked_for(program):
+    made = program("data_file = 'none.txt'\nopen(data_file)\n" + script())
+    with pytest.raises(MissingAbility, match=r"no setting for the seed"):
+        made.record("other-seed")
+
+
+def test_a_program_without_a_module_is_not_run_to_its_end_for_its_options(program):
+    head = "import torch\nw = torch.zeros(3, requires_grad=True)\noptimizer = torch.optim.SGD([w])\n"
+    loop = "while True:\n    w.sum().backward()\n    optimizer.step()\n"
+    with pytest.raises(MissingAbility, match=r"no setting for the seed"):
+        program(head + loop, limits=Limits(5.0, 8.0)).record("other-seed")
+
+
+@pytest.mark.parametrize(
+    ("default", "argument"), [(1, "--compile=0"), (True, "--compile=False"), ("", "--compile=False")]
+)
+def test_a_truth_value_is_a_number_where_the_programs_own_is_one(default, argument):
+    row = {"help": False, "flags": ["--compile"], "takes_value": True, "negated": None, "metavar": None}
+    found = read_settings([{**row, "choices": None, "default": default}], {}, [])
+    assert found.assign({"compile": False}).arguments == (argument,)
+
+
 def test_what_the_users_own_arguments_set_is_not_rehearsed(program):
     """Two runs that are to differ in a setting that is given would be one run, and pass or fail for that."""
     has_text = ARGPARSE.replace("options =", 'parser.add_argument("--text")\noptions =')
@@ -248,6 +279,43 @@ def test_token_files_of_rehearsals_do_not_stay_in_the_users_cache(program):
     assert folder.parent.is_dir()
     made.close()
     assert not folder.parent.exists()
+
+
+EPOCHS = """\
+import argparse, os
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int, default=10)
+parser.add_argument("--save_every", type=int, default=100)
+parser.add_argument("--resume", default="")
+parser.add_argument("--out", default=".")
+options = parser.parse_args()
+"""
+SAVES = """
+if (step + 1) % options.save_every == 0:
+    path = os.path.join(options.out, "last.pt")
+    os.makedirs(options.out, exist_ok=True)
+    torch.save([model.state_dict(), optimizer.state_dict(), step + 1, torch.get_rng_state()], path + ".part")
+    os.replace(path + ".part", path)
+"""
+LOADS = """\
+first = 0
+if options.resume:
+    loaded = torch.load(options.resume)
+    model.load_state_dict(loaded[0])
+    optimizer.load_state_dict(loaded[1])
+    first = loaded[2]
+    torch.set_rng_state(loaded[3])
+steps = 10 * options.epochs
+for step in range(first, steps):"""
+
+
+def test_a_program_whose_steps_cannot_be_set_is_resumed_from_a_file_that_was_renamed(program):
+    text = script(after_step=SAVES, replaced=[("steps = 3\n", ""), ("for step in range(steps):", LOADS)])
+    made = program(EPOCHS + text)
+    straight, resumed = made.record("straight"), made.record("resumed")
+    assert [load.path.rsplit("/", 1)[-1] for load in resumed.loads] == ["last.pt"]
+    assert [step.number for step in resumed.steps] == [8, 9, 10, 11]
+    assert [step.hashes for step in resumed.steps] == [step.hashes for step in straight.steps[8:]]
 
 
 def test_ranks_are_recorded_each_for_itself(specimen):

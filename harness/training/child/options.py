@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from harness.training.child.recorder import StopRecording
 from harness.training.child.seams.patches import Patches
@@ -19,24 +19,25 @@ from harness.training.recording_files import RecordingWriter
 def find_options(writer: RecordingWriter) -> Iterator[None]:
     """Write the options of the first parser that parses arguments, and stop the program there.
 
-    A program that parses none is stopped where it calls a module for the first time.
+    A program that parses none is stopped where it calls a module, or steps an optimizer, for the first time.
     """
 
     def parse_known_args(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
         writer.event("options", {"options": [_described(action) for action in parser._actions]})
         raise StopRecording
 
-    def called(module: torch.nn.Module, args: Any) -> None:
+    def called(*_: Any) -> None:
         raise StopRecording
 
     patches = Patches()
-    hook = register_module_forward_pre_hook(called)
+    hooks = [register_module_forward_pre_hook(called), register_optimizer_step_pre_hook(called)]
     patches.replace(argparse.ArgumentParser, "parse_known_args", lambda original: parse_known_args)
     patches.replace(argparse.ArgumentParser, "parse_known_intermixed_args", lambda original: parse_known_args)
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         patches.restore()
 
 
