@@ -22,7 +22,7 @@ from gpt.training.precision import TYPES
 from gpt.training.progress import Progress
 from gpt.training.randomness import derived_seed
 from gpt.training.ranks import Ranks, join
-from gpt.training.run_folder import CHECKPOINTS, check_new, write_config, write_start
+from gpt.training.run_folder import CHECKPOINTS, FolderLock, check_new, write_config, write_start
 from gpt.training.run_log import LOG, RunLog, require_tensorboard, truncate_log
 from gpt.training.signals import StopRequest
 from gpt.training.trainer import StepResult, Trainer
@@ -39,8 +39,12 @@ def run(command: Command) -> int:
     Raises `GPTError` with what is to be said about a run that does not start, or that fails.
     """
     started = time.monotonic()
-    with join(command.config.device) as ranks, StopRequest(quiet=ranks.rank > 0) as stop:
-        return Run(command, ranks, stop, started=started).main()
+    with (
+        join(command.config.device) as ranks,
+        StopRequest(quiet=ranks.rank > 0) as stop,
+        FolderLock(command.out) as lock,
+    ):
+        return Run(command, ranks, stop, lock, started=started).main()
 
 
 class Run:
@@ -49,8 +53,8 @@ class Run:
     Nothing is written before the text, the memory and the model are known to be right.
     """
 
-    def __init__(self, command: Command, ranks: Ranks, stop: StopRequest, *, started: float) -> None:
-        self.command, self.config, self.ranks, self.stop = command, command.config, ranks, stop
+    def __init__(self, command: Command, ranks: Ranks, stop: StopRequest, lock: FolderLock, *, started: float) -> None:
+        self.command, self.config, self.ranks, self.stop, self.lock = command, command.config, ranks, stop, lock
         self.folder, self.deadline = command.out, started + 60 * command.config.budget
         if not command.resume:
             self._on_first_rank(lambda: check_new(self.folder))
@@ -77,6 +81,7 @@ class Run:
 
     def main(self) -> int:
         """Start or resume, train, and return the exit status."""
+        self._on_first_rank(self._take_folder)
         if self.command.resume:
             event = self._resume()
         else:
@@ -106,6 +111,11 @@ class Run:
         return STATUS[reason]
 
     # ------------------------------------------------------------------------ start and resume
+
+    def _take_folder(self) -> None:
+        self.lock.take()
+        if not self.command.resume:
+            check_new(self.folder)  # again: another process may have started a run there meanwhile
 
     def _open(self, machine: dict[str, Any]) -> None:
         """Write the folder's files and open the log, on rank 0."""

@@ -1,11 +1,12 @@
 """The folder of a run: what tells what the run is, written whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 from gpt.data import Vocabulary
 from gpt.errors import RunError, RunExists
@@ -15,7 +16,42 @@ from gpt.training.config import TrainConfig
 from gpt.training.config_file import to_toml
 from gpt.training.run_log import LOG
 
-ENVIRONMENT, VOCABULARY, CHECKPOINTS = "environment.json", "vocabulary.json", "checkpoints"
+ENVIRONMENT, VOCABULARY, CHECKPOINTS, LOCK = "environment.json", "vocabulary.json", "checkpoints", ".lock"
+
+
+class FolderLock:
+    """The right to write into a run's folder, which one process has at a time, from `take` on.
+
+    Two processes would each cut the other's log, and remove checkpoints that the other is about to resume from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file: IO[bytes] | None = None
+
+    def take(self) -> None:
+        """Create the folder if need be, and lock it. Raises `RunError` if another process has it, or if it cannot."""
+        path = self.folder / LOCK
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
+        try:
+            # Not flock: the loader's processes would inherit it, and keep it for seconds after the run was killed.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: is in use by another process ({error.strerror}); wait until it has saved and ended, "
+                "or end it"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
 
 
 def check_new(folder: Path) -> None:
@@ -56,4 +92,9 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise RunError(f"{path}: cannot be written ({error.strerror}); choose another --out, or make room") from error
+        raise cannot_be_written(path, error) from error
+
+
+def cannot_be_written(path: Path, error: OSError) -> RunError:
+    """Return the error of a file in a run's folder that the system does not let us write."""
+    return RunError(f"{path}: cannot be written ({error.strerror}); choose another --out, or make room")

@@ -15,6 +15,7 @@ from gpt.train import main
 from gpt.training.checkpoints import Checkpoints, load
 from gpt.training.config_file import read_config
 from gpt.training.run import Run
+from gpt.training.run_folder import FolderLock
 from gpt.training.trainer import Trainer
 
 # 945 tokens to train on: an epoch is 15 steps of 2 x 4 windows of 8, so that the kill is in the middle of the second.
@@ -391,6 +392,50 @@ def edit(out, old, new):
     path = out / "config.toml"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
+
+
+# ---------------------------------------------------------------------------- two processes
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_that_another_process_uses_is_left_alone(tmp_path, monkeypatch, capfd, workers):
+    """As soon as that process was killed, its run can be resumed: workers that outlive it do not keep the folder."""
+    out, (reading, writing) = tmp_path / "run", os.pipe()
+    original = Trainer.train_step
+
+    def step_and_wait(trainer):
+        original(trainer)
+        os.write(writing, b".")
+        signal.pause()
+
+    write_text(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", step_and_wait)
+        child = forked(lambda: train(out, "--workers", workers))
+    os.read(reading, 1)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for start in (lambda: resume(out), lambda: ended(forked(lambda: resume(out)))):
+        assert start() == 1
+        assert f"{out}: is in use by another process (Resource temporarily unavailable); wait" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
+    assert resume(out) == 0
+
+
+def test_of_two_processes_that_start_a_run_in_one_folder_the_second_is_refused(tmp_path, monkeypatch, capfd):
+    """Both have found the folder empty."""
+    out, original = tmp_path / "run", FolderLock.take
+
+    def take_after_another(lock):
+        monkeypatch.setattr(FolderLock, "take", original)
+        assert ended(forked(lambda: train(out))) == 0
+        original(lock)
+
+    monkeypatch.setattr(FolderLock, "take", take_after_another)
+    assert train(out) == 2
+    assert "run: has a run already" in capfd.readouterr().err
+    assert len(events(out, "header")) == 1
 
 
 # ---------------------------------------------------------------------------- real signals

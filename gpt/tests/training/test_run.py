@@ -30,6 +30,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_writes_its_configuration_environment_vocabulary_log_and_checkpoints(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.toml",
         "environment.json",
