@@ -20,7 +20,8 @@ EXPLOSION_RISE = 1.0  # nats
 # As the page states it; `exploded_at` computes it.
 EXPLOSION = (
     f"A run explodes at the first step at which its loss is not finite, or at which the median loss of the last "
-    f"{EXPLOSION_STEPS} steps is more than {EXPLOSION_RISE:g} nat above the lowest that this median has been."
+    f"{EXPLOSION_STEPS} steps is more than {EXPLOSION_RISE:g} nat above the first loss, or above the lowest that "
+    "this median has been."
 )
 
 
@@ -90,11 +91,13 @@ def settings_of(run: LessonRun, log: TrainingLog) -> dict[str, Any]:
 def exploded_at(log: TrainingLog) -> int | None:
     """Return the step at which the loss exploded, as EXPLOSION defines it; None if it did not."""
     window: deque[float] = deque(maxlen=EXPLOSION_STEPS)
-    lowest = math.inf
+    lowest = next(iter(log.losses), math.inf)
     for event, loss in zip(log.steps, log.losses, strict=True):
         if not math.isfinite(loss):
             return int(event["step"])
         window.append(loss)
+        if len(window) < EXPLOSION_STEPS:  # of two losses the median is no median
+            continue
         middle = median(window)
         if middle > lowest + EXPLOSION_RISE:
             return int(event["step"])

@@ -16,6 +16,7 @@ from harness.suites.measure_registry import Reading, Scalar, measure
 
 GPT2_VOCABULARY, SMALLEST_124M = 50257, 100_000_000
 NEAR = 0.25  # nats: a sample further than this from a loss does not show it
+NEIGHBOURS = 9  # recorded steps whose mean is the loss at a step: one step's scatters by about 0.1
 SETTLING = 0.1  # of the steps: norms before are those of the start
 # The commonest words of English, by which a text of real words differs from one of letters.
 COMMON_WORDS = frozenset(
@@ -111,13 +112,21 @@ def spike(subject: Subject, *, lesson: str, arm: str) -> Reading:
 
 @measure
 def validation_rise(subject: Subject, *, lesson: str) -> Reading:
-    """Return how far the last validation of the runs is above their lowest, in nats, a mean over the runs."""
+    """Return how far validation rises above its lowest loss while training falls, in nats, a mean over the runs.
+
+    A run whose training is no lower at its end than at the lowest validation has a rise of 0: the two do not part. The
+    details have by how much training falls from there, for each run.
+    """
     run, rows = _runs(subject, lesson, "")
-    curves = [[float(loss) for _, loss in row.get("validation") or [] if loss is not None] for row in rows]
-    if not all(len(curve) > 1 for curve in curves):
-        raise MissingResource(f"at least two validations of the run {rows[0].get('name')}")
-    rises = [curve[-1] - min(curve) for curve in curves]
-    return _reading(run, rows, fmean(rises), "nats", spread=_spread(rises, rows))
+    rises, falls = [], []
+    for row in rows:
+        curve = [(int(step), float(loss)) for step, loss in row.get("validation") or [] if loss is not None]
+        if len(curve) < 2:
+            raise MissingResource(f"at least two validations of the run {row.get('name')}")
+        step, lowest = min(curve, key=lambda point: point[1])
+        falls.append(_training_at(row, step) - _number(row, "last_loss"))
+        rises.append(curve[-1][1] - lowest if falls[-1] > 0 else 0.0)
+    return _reading(run, rows, fmean(rises), "nats", spread=_spread(rises, rows), training_falls=falls)
 
 
 @measure
@@ -221,6 +230,15 @@ def _curve(row: Row) -> list[tuple[int, float | None, float | None, float | None
     if not curve:
         raise MissingResource(f"a curve of the run {row.get('name')}")
     return curve
+
+
+def _training_at(row: Row, step: int) -> float:
+    """Return the loss of training at a step: the mean of the recorded ones that are nearest, on both sides."""
+    points = [(number, float(loss)) for number, loss, _, _ in _curve(row) if loss is not None]
+    nearest = sorted(points, key=lambda point: abs(point[0] - step))[:NEIGHBOURS]
+    if not nearest:
+        raise MissingResource(f"losses of the run {row.get('name')}")
+    return fmean(loss for _, loss in nearest)
 
 
 def _spike(row: Row) -> tuple[int, float, float, float]:

@@ -90,16 +90,22 @@ def headline(run: TrainingRun, chosen: Sequence[Sample]) -> str:
 
 
 def parting_headline(run: TrainingRun) -> str:
-    """Return where validation is lowest, and how far apart the two are at the end."""
+    """Return where validation is lowest, how far it rises, and whether training falls on from there."""
     step, best = min(run.validation, key=lambda point: point[1])
     last_step, last = run.validation[-1]
     train = run.number("last_loss")
     if step >= last_step or train is None:
         return f"Validation is lowest at the end: {last:.2f} at step {last_step:,.0f}"
-    return (
-        f"Validation is lowest at step {step:,.0f} ({best:.2f}) and rises to {last:.2f}, while training falls to "
-        f"{train:.2f}: the model learns its text by heart"
-    )
+    there = training_at(run, step)
+    text = f"Validation is lowest at step {step:,.0f} ({best:.2f}) and rises to {last:.2f}"
+    if there is None or train >= there:
+        return f"{text}, and training does not fall from there: {train:.2f} at the end"
+    return f"{text}, while training falls from {there:.2f} to {train:.2f}: the model learns its text by heart"
+
+
+def training_at(run: TrainingRun, step: float) -> float | None:
+    """Return the loss of training at the recorded step that is nearest, smoothed; None if there is none."""
+    return min(smooth(run.losses), key=lambda point: abs(point[0] - step), default=(step, None))[1]
 
 
 def draw(run: TrainingRun, chosen: Sequence[Sample], canvas: Canvas) -> None:

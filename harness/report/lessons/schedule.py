@@ -119,20 +119,28 @@ def exploded_seeds(runs: Sequence[TrainingRun]) -> str:
 def explosion_headline(arms: Arms) -> str:
     """Return the lowest constant rate that exploded, and whether the same rate did with a warm-up."""
     constant = [(highest_rate(runs), arm, runs) for arm, runs in arms.items() if arm.startswith("constant")]
-    exploded = [(rate, arm, runs) for rate, arm, runs in sorted(constant) if any(run.exploded_at for run in runs)]
+    exploded = [(rate, arm, runs) for rate, arm, runs in sorted(constant) if exploded_seeds(runs)]
     if not exploded:
         top = max((rate for rate, _, _ in constant), default=0.0)
         return f"No constant rate up to {decimal(top, 2)} exploded at this size"
     rate, _, runs = exploded[0]
     first = min(run.exploded_at for run in runs if run.exploded_at is not None)
     below = max((r for r, _, _ in constant if r < rate), default=None)
-    text = f"A constant rate explodes at {decimal(rate, 2)}, at step {first}"
+    text = f"A constant rate explodes at {decimal(rate, 2)}, at step {first}{recovery(runs)}"
     text += f"; at {decimal(below, 2)} it does not" if below else ""
     same = [runs for arm, runs in arms.items() if arm.startswith("cosine") and highest_rate(runs) == rate]
     if same:
         does = any(run.exploded_at is not None for run in same[0])
         text += f". With warm-up and cosine to the same peak it {'explodes too' if does else 'does not'}"
     return text
+
+
+def recovery(runs: Sequence[TrainingRun]) -> str:
+    """Return `, and recovers to 3.24` if every run that exploded ends below its first loss, or nothing."""
+    exploded = [run for run in runs if run.exploded_at is not None]
+    ends = [(run.number("last_loss"), run.number("first_loss")) for run in exploded]
+    recovered = [last for last, first in ends if last is not None and first is not None and last < first]
+    return f", and recovers to {fmean(recovered):.2f}" if len(recovered) == len(exploded) else ""
 
 
 def last_losses(runs: Sequence[TrainingRun]) -> list[float]:

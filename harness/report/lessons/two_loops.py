@@ -17,7 +17,7 @@ LINES = (
     ),
     ("backward", "loss.backward()", "loss.backward()"),
     ("", "", "clip_grad_norm_(model.parameters(), 1.0)"),
-    ("", "", 'optimizer.param_groups[0]["lr"] = learning_rate(step)'),
+    ("", "", 'for group in optimizer.param_groups: group["lr"] = learning_rate(step)'),
     ("step", "optimizer.step()", "optimizer.step()"),
     ("clear", "optimizer.zero_grad()", "optimizer.zero_grad()"),
 )

@@ -69,7 +69,9 @@ def test_lost_updates_and_clipping_are_kept_where_they_were_measured(tmp_path):
         ([4.2, 4.3, 4.1] * 10, None),  # noise
         ([*FALLING, 15.0, *FALLING[::-1][:20]], None),  # one bad batch is a spike
         ([4.2, *[3.0] * 20, *[5.0] * 20], 26),  # a jump for good, at once but for the median
-        ([4.2, 30.0, 20.0, 15.0], 1),  # it never was below its start
+        ([4.2, *[30.0] * 20], 9),  # it never was below its start: the first step with a full window
+        ([4.2, 30.0, 20.0, *FALLING[3:]], None),  # two steps are no median
+        ([4.2, 30.0, 20.0, 15.0], None),
         ([*[2.0] * 15, *[2.0 + 0.1 * n for n in range(30)]], 30),  # a slow rise above the lowest
         ([*[2.0] * 15, *[2.9] * 30], None),
     ],

@@ -97,6 +97,14 @@ def test_another_run_gives_another_finding(judge, tmp_path, name):
     assert record.verdict == ("fail" if fixed else "pass"), "only what no run may change is stated in the ledger"
 
 
+def test_training_and_validation_part_only_if_training_falls_from_the_lowest_validation_on(judge, tmp_path):
+    with_lessons(tmp_path)
+    fall = judge("training-and-validation-part").details["readings"][0]["details"]["training_falls"]
+    assert fall == [pytest.approx(4.2 - 2.2 * 0.5 - 2.0, abs=0.03)]
+    with_lessons(tmp_path, lambda row: {**row, "last_loss": 3.3} if row["lesson"] == "loss-and-text" else row)
+    assert judge("training-and-validation-part").value == "does not hold"
+
+
 def test_an_explosion_is_counted_and_a_run_that_exploded_ends_above_all(judge, tmp_path):
     with_lessons(tmp_path, lambda row: {**row, "exploded_at": 310} if row["arm"] == "constant-6e-4" else row)
     assert judge("constant-rate-explodes").value == "holds"

@@ -42,7 +42,7 @@ def test_no_word_of_a_figure_overlaps_another_or_leaves_the_figure(plot):
 def test_headlines_say_what_was_found():
     headlines = {plot.name: plot.headline for plot in plots(lesson_rows())}
     assert headlines["lessons-higher-rates"] == (
-        "A constant rate explodes at 0.1, at step 8; at 6e-4 it does not. "
+        "A constant rate explodes at 0.1, at step 8, and recovers to 3.40; at 6e-4 it does not. "
         "With warm-up and cosine to the same peak it does not"
     )
     assert headlines["lessons-loss-and-text"].startswith(
@@ -64,7 +64,15 @@ def test_the_lowest_rate_that_explodes_is_named():
     rates = {"constant-3e-1": 0.3, "constant-1e-1": 0.1, "constant-3e-2": 0.03}
     rows = [row("schedule", "cosine", seed) for seed in (0, 1)]
     rows += [row("schedule", arm, lr=lr, exploded_at=None if lr < 0.1 else 5) for arm, lr in rates.items()]
+    for found in rows:
+        found["last_loss"] = 41.5
     assert plots(lesson_rows(rows))[1].headline == "A constant rate explodes at 0.1, at step 5; at 0.03 it does not"
+
+
+def test_an_explosion_at_step_0_is_one():
+    rows = [row("schedule", "cosine", seed) for seed in (0, 1)]
+    rows.append(row("schedule", "constant-1", lr=1.0, exploded_at=0, last_loss=math.nan))
+    assert plots(lesson_rows(rows))[1].headline == "A constant rate explodes at 1, at step 0"
 
 
 def test_a_claimed_rate_that_explodes_is_said_to():
@@ -97,6 +105,18 @@ def test_validation_that_still_falls_does_not_part():
     falling = {**story(), "validation": [[0, 10.8], [100, 5.0], [200, 4.0]]}
     headline = plots(lesson_rows([falling]))[1].headline
     assert headline == "Validation is lowest at the end: 4.00 at step 200"
+
+
+def test_a_text_is_learned_by_heart_only_if_training_falls_from_the_lowest_validation_on():
+    parting = {**story(), "validation": [[0, 10.8], [60, 5.0], [200, 6.0]]}
+    headline = plots(lesson_rows([parting]))[1].headline
+    assert re.search(r"rises to 6\.00, while training falls from 3\.\d\d to 1\.\d\d: .* by heart$", headline)
+    flat = [loss for _, loss, *_ in parting["curve"][:60]] + [4.1] * 140
+    flat_run = row("loss-and-text", "gpt2", losses=flat, validation=parting["validation"])
+    assert plots(lesson_rows([flat_run]))[1].headline == (
+        "Validation is lowest at step 60 (5.00) and rises to 6.00, and training does not fall from there: "
+        "4.10 at the end"
+    )
 
 
 def test_what_was_not_run_is_named_with_its_reason_and_a_page_of_nothing_can_be_written(tmp_path):
