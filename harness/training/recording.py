@@ -78,6 +78,16 @@ class Forward(Event):
         return self.targets.numel() > 0
 
     @property
+    def idle(self) -> bool:
+        """Return True if gradients were recorded of its loss, and no backward pass used them."""
+        return self.phase == "train" and self.has_loss and not self.used
+
+    @property
+    def validates(self) -> bool:
+        """Return True if nothing is trained on its loss: without gradients, or with idle ones in eval mode."""
+        return self.has_loss and (self.phase == "eval" or (self.idle and self.mode == "eval"))
+
+    @property
     def total_loss(self) -> float:
         """Return the sum of the losses of the counted targets, in nats."""
         return self.loss if self.reduction == "sum" else self.loss * self.counted
@@ -311,13 +321,14 @@ class Recording:
         """Return the forward passes in order; of one phase, or of both."""
         return [each for each in self._of(Forward) if phase in (None, each.phase)]
 
-    def forwards_of(self, step: int, phase: Phase = "train") -> list[Forward]:
-        """Return the forward passes between step `step - 1` and step `step`: for training, its micro-batches."""
-        return [each for each in self.forwards(phase) if each.step == step]
+    @cached_property
+    def trained(self) -> list[Forward]:
+        """Return the passes that a backward pass used, in order: the micro-batches of all steps."""
+        return [each for each in self._of(Forward) if each.used]
 
-    def backwards_of(self, step: int) -> list[Backward]:
-        """Return the backward passes whose gradients step `step` uses."""
-        return [each for each in self._of(Backward) if each.step == step]
+    def forwards_of(self, step: int) -> list[Forward]:
+        """Return the micro-batches of a step: the passes that its backward passes used."""
+        return [each for each in self.trained if each.step == step]
 
     def clips_of(self, step: int) -> list[Clip]:
         """Return the calls of torch's clipping functions before step `step`."""

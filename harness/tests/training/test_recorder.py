@@ -138,9 +138,20 @@ def test_a_pass_that_is_not_differentiated_is_not_used(tmp_path, first):
     extra = [("loss = loss_of", "logged = loss_of(*batch())\n        loss = loss_of")] if first else []
     text = script(before_step="pass" if first else "logged = loss_of(*batch())", replaced=extra)
     recording = record(tmp_path, text)
-    assert [each.used for each in recording.forwards_of(1)] == ([False, True] if first else [True, False])
+    passes = [each for each in recording.forwards("train") if each.step == 1]
+    assert [each.used for each in passes] == ([False, True] if first else [True, False])
+    assert recording.forwards_of(1) == passes[first:][:1]
     for name, gradient in recording.steps[1].gradient.items():
         torch.testing.assert_close(gradient.double(), recording.steps[1].replayed[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("micro_batches", [3, 30])
+def test_a_loss_that_is_summed_over_passes_uses_each_of_them(tmp_path, micro_batches):
+    """With one backward pass for all of them."""
+    summed = [("loss = loss_of", "loss = (loss if _ else 0) + loss_of"), ("        loss.backward()\n", "")]
+    text = script(before_step="loss.backward()", replaced=summed)
+    recording = record(tmp_path, text.replace("micro_batches = 1", f"micro_batches = {micro_batches}"))
+    assert [len(recording.forwards_of(step)) for step in range(3)] == [micro_batches] * 3
 
 
 # ---------------------------------------------------------------------------- steps
@@ -201,7 +212,7 @@ def test_a_part_that_is_computed_again_in_the_backward_pass_is_no_pass_of_its_ow
     )
     recording = record(tmp_path, text)
     assert [forward.step for forward in recording.forwards()] == [0, 1, 2]
-    assert [backward.step for step in range(3) for backward in recording.backwards_of(step)] == [0, 1, 2]
+    assert all(forward.used for forward in recording.forwards())
     assert recording.steps[2].replayed
 
 

@@ -167,13 +167,13 @@ def training_part(batches: Batches, stream: int) -> int:
 
     The validation part begins at the first token of a validation row after the last token that is trained on.
     """
-    places: dict[str, list[tuple[Place, Row]]] = {"train": [], "eval": []}
-    for row in (*batches.training, *batches.validation):
-        place = batches.place(row)
-        if place is not None and place.stream == stream:
-            places[row.forward.phase].append((place, row))
-    last = max((place.position + len(row.ids) for place, row in places["train"]), default=0)
-    after = [place.position for place, _ in places["eval"] if place.position >= last]
+
+    def placed(rows: list[Row]) -> list[tuple[Place, Row]]:
+        found = [(batches.place(row), row) for row in rows]
+        return [(place, row) for place, row in found if place is not None and place.stream == stream]
+
+    last = max((place.position + len(row.ids) for place, row in placed(batches.training)), default=0)
+    after = [place.position for place, _ in placed(batches.validation) if place.position >= last]
     return min(after, default=len(batches.streams.roots[stream]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from harness.training.recording import IGNORED, Forward, Phase, Recording
+from harness.training.recording import IGNORED, Forward, Recording
 
 WRAPPED_BITS = range(5, 17)  # types and masks that may be too small for an id: 2^5 (a text of letters) to uint16
 
@@ -86,12 +86,13 @@ class Batches:
     @cached_property
     def training(self) -> list[Row]:
         """The rows that the program trained on, in order."""
-        return list(_rows(self.recording, "train"))
+        return list(_rows(self.recording.trained, "step"))
 
     @cached_property
     def validation(self) -> list[Row]:
-        """The rows of forward passes without gradients, in order."""
-        return list(_rows(self.recording, "eval"))
+        """The rows of validation passes, in order."""
+        validation = [forward for forward in self.recording.forwards() if forward.validates]
+        return list(_rows(validation, "validation before step"))
 
     def places(self, row: Row) -> list[Place]:
         """Return where a row may be: where its ids and its last target occur, or else where its ids occur."""
@@ -106,14 +107,13 @@ class Batches:
         return places[0] if len(places) == 1 else None
 
 
-def _rows(recording: Recording, phase: Phase) -> Iterator[Row]:
+def _rows(forwards: Iterable[Forward], before: str) -> Iterator[Row]:
     counts: dict[int, int] = {}
-    for forward in recording.forwards(phase):
+    for forward in forwards:
         if not forward.has_loss:
             continue
         batch = counts.get(forward.step, 0)
         counts[forward.step] = batch + 1
-        before = "step" if phase == "train" else "validation before step"
         for number, (ids, targets) in enumerate(zip(forward.ids, forward.targets, strict=True)):
             counted = (targets != IGNORED).nonzero()
             if len(counted):

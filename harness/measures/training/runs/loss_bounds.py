@@ -123,7 +123,7 @@ def plateaus(source: MarkovSource) -> dict[str, float]:
 
 
 def _settled(recording: Recording) -> float:
-    losses = [forward for forward in recording.forwards("train") if forward.has_loss]
+    losses = [forward for forward in recording.trained if forward.has_loss]
     if not losses:
         raise MissingAbility(f"no training loss of {recording.program} was seen")
     last = losses[-max(1, len(losses) // LAST_PART) :]

@@ -15,20 +15,17 @@ from harness.training.recording import Forward, Recording
 def impure_passes(program: Trains, *, rehearsal: str = "validate-often") -> Reading:
     """Count the passes in the wrong mode: validation with gradients or in training mode, training in eval mode.
 
-    A pass with gradients that no backward pass follows is validation.
+    A pass with gradients that no backward pass uses is validation.
     """
     recording = program.record(rehearsal)
-    evaluations = evaluations_of(recording)
-    with_gradients = _without_backward(recording)
-    if not evaluations and not with_gradients:
+    with_gradients = [forward for forward in recording.forwards("train") if forward.idle]
+    validation = [forward for forward in recording.forwards() if forward.validates or forward.idle]
+    if not validation:
         raise MissingAbility(f"{program.name} did not validate in the rehearsal '{rehearsal}'")
-    idle = {forward.order for forward in with_gradients}
-    validation = [forward for passes in evaluations.values() for forward in passes] + with_gradients
-    training = [forward for forward in recording.forwards("train") if forward.order not in idle and forward.has_loss]
     found = {
         "validation passes with gradients": with_gradients,
         "validation passes not in eval mode": [forward for forward in validation if forward.mode != "eval"],
-        "training passes not in training mode": [forward for forward in training if forward.mode != "train"],
+        "training passes not in training mode": [forward for forward in recording.trained if forward.mode != "train"],
     }
     first = next((f"{what}: {passes[0].line or passes[0].mode}" for what, passes in found.items() if passes), "")
     return Reading({what: len(v) for what, v in found.items()}, "passes", {"hint": first} if first else {})
@@ -37,31 +34,10 @@ def impure_passes(program: Trains, *, rehearsal: str = "validate-often") -> Read
 def evaluations_of(recording: Recording) -> dict[int, list[Forward]]:
     """Return the validation passes by the number of optimizer steps before them."""
     found: dict[int, list[Forward]] = defaultdict(list)
-    for forward in recording.forwards("eval"):
-        if forward.has_loss:
+    for forward in recording.forwards():
+        if forward.validates:
             found[forward.step].append(forward)
     return dict(found)
-
-
-def _without_backward(recording: Recording) -> list[Forward]:
-    """Return the passes with gradients, at steps that have fewer backward passes than these, that none follows."""
-    idle = []
-    for step in recording.steps:
-        passes = [forward for forward in recording.forwards_of(step.number) if forward.has_loss]
-        backwards = recording.backwards_of(step.number)
-        if 1 < len(backwards) < len(passes) or (len(backwards) == 1 and len(passes) > 1 and not _joint(recording)):
-            orders = sorted(backward.order for backward in backwards)
-            for one, following in zip(passes, [*passes[1:], None], strict=True):
-                until = following.order if following else float("inf")
-                if not any(one.order < order < until for order in orders):
-                    idle.append(one)
-    return idle
-
-
-def _joint(recording: Recording) -> bool:
-    """Return True if every step has several passes and one backward pass: a loss that is summed over micro-batches."""
-    steps = recording.steps
-    return all(len(recording.forwards_of(s.number)) > 1 == len(recording.backwards_of(s.number)) for s in steps)
 
 
 @measure

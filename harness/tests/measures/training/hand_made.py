@@ -66,7 +66,7 @@ def passes(tokens, batches, *, phase="train", first=1, change=lambda ids, target
     made = []
     for number, starts in enumerate(batches):
         ids, targets = change(*windows(tokens, starts))
-        given = {"step": number, "loss": 3.0, "mode": phase} | fields
+        given = {"step": number, "loss": 3.0, "mode": phase, "used": phase == "train"} | fields
         made.append(Forward(order=first + number, phase=phase, ids=ids, targets=targets, **given))
     return made
 
@@ -148,7 +148,8 @@ class Trainer:
         for ids, targets in batches:
             loss = self.loss(ids, targets)
             losses.append(float(loss.detach()))
-            self.record(Forward, phase="train", ids=ids, targets=targets, loss=losses[-1], line="train.py:7: model(x)")
+            own = {"ids": ids, "targets": targets, "loss": losses[-1], "line": "train.py:7: model(x)"}
+            self.record(Forward, phase="train", used=True, **own)
             weighted = loss * self.weight(targets, sum(counts))
             weighted.backward()
             self.record(Backward, value=float(weighted.detach()))

@@ -8,7 +8,7 @@ import torch
 
 from harness.tests.measures.training.hand_made import T, Trainer, passes, recording, stream, text, windows
 from harness.training.markov import random_source
-from harness.training.recording import Backward, Forward, Printed, Step
+from harness.training.recording import Forward, Printed, Step
 
 SOURCE = random_source()
 MARKOV = SOURCE.draw(9000, seed=3)
@@ -30,6 +30,7 @@ def predicted(loss_of, *, split=SPLIT, rows=8):
             loss = loss_of(phase, number, own) / targets.numel()
             step = number if phase == "train" else 125
             fields = {"phase": phase, "step": step, "ids": ids, "targets": targets, "loss": loss, "mode": phase}
+            fields["used"] = phase == "train"
             found.append(Forward(order=len(found) + 1, **fields))
     shown = "".join(LETTERS[i] for i in MARKOV.tolist())
     return recording([stream(MARKOV), *found], source=SOURCE, text=shown, settings={"lr": 5e-3})
@@ -286,15 +287,23 @@ def test_validation_with_gradients_is_found(judge):
     assert record.value[record.where[0]] == 2
 
 
-def test_one_backward_pass_for_the_sum_over_micro_batches_is_no_validation(judge):
-    class Summed(Trainer):
-        accumulation = 2
+class LogsWithGradients(Trainer):
+    """Has a second pass with gradients before each step, for its log, that no backward pass uses."""
 
-    run = Summed().run()
-    last = {b.step: b for b in run.events if isinstance(b, Backward)}
-    kept = [e for e in run.events if not isinstance(e, Backward) or last[e.step] is e]
-    kept += passes(text(), [[3000]], phase="eval", first=0)
-    assert judge("training::validation-is-pure", validate_often=recording(kept)).verdict == "pass"
+    def train_step(self):
+        ids, targets = windows(self.tokens, [3000])
+        self.record(Forward, phase="train", ids=ids, targets=targets, loss=9.0, mode="train", line="train.py:9: log(x)")
+        super().train_step()
+
+
+def test_a_pass_with_gradients_for_the_log_at_every_step_is_no_micro_batch(judge):
+    run = LogsWithGradients(settings={"steps": 4, "accumulation": 1, "batch_size": 3}).run()
+    record = judge("training::validation-is-pure", validate_often=run)
+    assert record.value["validation passes with gradients"] == 4
+    assert record.details["hint"] == "validation passes with gradients: train.py:9: log(x)"
+    for check in ("steps-and-tokens", "printed-loss,rehearsal=accumulate"):
+        assert judge(f"training::{check}", accumulate=run).verdict == "pass"
+    assert judge("data::batches-differ", plain=run).verdict == "pass", "the rows of the log come again"
 
 
 def test_other_validation_windows_are_found(judge):
