@@ -30,7 +30,10 @@ class Snapshot:
     state: Mapping[str, Any]
     """What `torch.load(weights_only=True)` reads: tensors, numbers, strings, lists and dicts."""
     identity: Mapping[str, Any]
-    """What the run is, as JSON: the configuration, the vocabulary, the text's checksum, the number of ranks."""
+    """What the run is, as JSON: the configuration, the vocabulary, the text's checksum, the number of ranks.
+
+    Beside these, the environment in which the checkpoint was made.
+    """
 
 
 class Checkpoints:

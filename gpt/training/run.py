@@ -71,6 +71,7 @@ class Run:
         self.identity = identity(self.config, text=text, vocabulary=self.corpus.vocabulary, ranks=ranks.size)
         self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.config.keep)
         self.progress = Progress(self.config.steps, quiet=ranks.rank > 0)
+        self.environment = environment(ranks.device, ranks.size)  # of this part of the run; a resumed one may differ
         self.log: RunLog | None = None
         self.peak: float | None = None
         self.validation: float | None = None
@@ -126,7 +127,7 @@ class Run:
             # After that: no checkpoint, the best one included, is newer than the log.
             truncate_log(self.folder / LOG, self.trainer.step, {"validation": self.validated, "sample": self.sampled})
         else:
-            found = {"preset": self.command.preset, **environment(self.ranks.device, self.ranks.size)}
+            found = {"preset": self.command.preset, **self.environment}
             write_start(self.folder, self.config, environment=found, vocabulary=self.corpus.vocabulary)
         events = self.folder / "tensorboard" if self.config.tensorboard else None
         self.log = RunLog(self.folder / LOG, tensorboard=events, step=self.trainer.step)
@@ -176,6 +177,7 @@ class Run:
             "peak_flops_per_second": self.peak,
             "peak_name": name,
             "estimated_bytes": self.memory.total,
+            "environment": self.environment,
         }
 
     def _introduce(self, machine: dict[str, Any]) -> None:
@@ -281,7 +283,8 @@ class Run:
     def _snapshot(self) -> Snapshot:
         names = ("best", "validation", "visited", "validated", "sampled")
         state = {"trainer": self.trainer.state_dict(), "run": {name: getattr(self, name) for name in names}}
-        return Snapshot(self.trainer.step, self.trainer.weights(), state, self.identity)
+        described = {**self.identity, "environment": self.environment}
+        return Snapshot(self.trainer.step, self.trainer.weights(), state, described)
 
     def _save(self) -> None:
         """Save a checkpoint, unless there is one of this step."""

@@ -218,6 +218,21 @@ def test_what_a_run_shows_and_how_it_computes_may_change_and_its_weights_stay(st
     }
 
 
+def test_each_part_of_a_run_has_its_environment_in_the_log_and_in_its_checkpoints(stopped):
+    """A run may be resumed with another torch, or on another machine, which explains why its numbers differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert resume(stopped) == 0
+    finally:
+        torch.set_num_threads(threads)
+    parts = ("header", "step-00000006"), ("resume", "step-00000008")
+    for (kind, name), expected in zip(parts, (threads, threads + 1), strict=True):
+        found = [events(stopped, kind)[0]["environment"], manifest(stopped, name)["environment"]]
+        assert found[0] == found[1]
+        assert (found[0]["threads"], found[0]["torch"]) == (expected, torch.__version__)
+
+
 def test_a_longer_run_keeps_its_schedule(stopped, straight):
     assert resume(stopped, "--steps", 12) == 0
     rates = [event["lr"] for event in events(stopped, "step")]

@@ -42,6 +42,7 @@ def test_a_run_writes_its_configuration_environment_vocabulary_log_and_checkpoin
     environment = json.loads((finished / "environment.json").read_text())
     assert (environment["torch"], environment["device"], environment["preset"]) == (torch.__version__, "cpu", None)
     assert {"cpu", "revision", "threads", "python", "ranks"} <= environment.keys()
+    assert {"preset": None} | events(finished, "header")[0]["environment"] == environment
     text = (finished.parent / "text.txt").read_text()
     vocabulary = Vocabulary.from_json((finished / "vocabulary.json").read_text())
     assert vocabulary.decode(vocabulary.encode(text)) == text
