@@ -124,5 +124,9 @@ class CheckpointNotSaved(CheckpointError, OSError):  # noqa: N818 - the name say
     """A checkpoint that could not be written, for instance on a full disk; the ones before it are unchanged."""
 
 
+class CheckpointNotRemoved(CheckpointError, OSError):  # noqa: N818 - the name says what is wrong
+    """A checkpoint, or what an interrupted save has left of one, that the system does not let us remove or put back."""
+
+
 class NonFinite(GPTError, ArithmeticError):  # noqa: N818 - the name says what is wrong
     """A loss or a gradient of a training step that is NaN or infinite."""

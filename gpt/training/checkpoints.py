@@ -5,14 +5,23 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from gpt.errors import CheckpointCorrupt, CheckpointError, CheckpointMissing, CheckpointNotSaved, CheckpointTooNew
+from gpt.errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    CheckpointMissing,
+    CheckpointNotRemoved,
+    CheckpointNotSaved,
+    CheckpointTooNew,
+)
 
 VERSION = 1
 """The version of the format. Programs read their own and older ones."""
@@ -37,11 +46,14 @@ class Snapshot:
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints: `step-00000100` for the last `keep` of them, and `best`."""
+    """The folder of a run's checkpoints: `step-00000100` for the last `keep` of them, and `best`.
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        self.folder = folder
-        self.keep = keep
+    `say` is given the message of what goes wrong and stops nothing; without it, the message goes to stderr.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, say: Callable[[str], object] | None = None) -> None:
+        self.folder, self.keep = folder, keep
+        self.say = say or (lambda message: print(message, file=sys.stderr))
 
     def by_step(self) -> dict[int, Path]:
         """Return the checkpoints by step, oldest first, without `best`."""
@@ -84,14 +96,17 @@ class Checkpoints:
             raise type(error)(f"{error}; {advice}") from error
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write the checkpoint of a step, then remove all but the last `keep`; return its folder.
+        """Write the checkpoint of a step, then remove all but the last `keep`, as far as possible; return its folder.
 
         Raises `CheckpointNotSaved`; what was there before is then unchanged.
         """
         target = self._write(f"step-{snapshot.step:08d}", snapshot)
         for step, path in list(self.by_step().items())[: -self.keep]:
             if step < snapshot.step:
-                remove(path)
+                try:
+                    remove(path)
+                except CheckpointNotRemoved as error:
+                    self.say(f"{error}; the run goes on")
         return target
 
     def save_best(self, snapshot: Snapshot) -> Path:
@@ -104,7 +119,7 @@ class Checkpoints:
     def remove_after(self, step: int) -> list[str]:
         """Remove the checkpoints after a step, which a run that resumes there replaces; return their names.
 
-        The best one too: it may be of a course that the run does not take again.
+        The best one too: it may be of a course that the run does not take again. Raises `CheckpointNotRemoved`.
         """
         later = [path for number, path in self.by_step().items() if number > step]
         if self._best_is_after(step):
@@ -114,15 +129,20 @@ class Checkpoints:
         return [path.name for path in later]
 
     def repair(self) -> None:
-        """Remove what a process that was killed while it saved has left, and put a replaced folder back."""
+        """Remove what a process that was killed while it saved has left, and put a replaced folder back.
+
+        Raises `CheckpointNotRemoved`.
+        """
         for path in self.folder.glob(".replaced-*"):
             target = self.folder / path.name.removeprefix(".replaced-")
-            if target.exists():
-                shutil.rmtree(path)
-            else:
-                path.rename(target)
+            with _removing(path):
+                if target.exists():
+                    shutil.rmtree(path)
+                else:
+                    path.rename(target)
         for path in self.folder.glob(".saving-*"):
-            shutil.rmtree(path)
+            with _removing(path):
+                shutil.rmtree(path)
 
     def _write(self, name: str, snapshot: Snapshot) -> Path:
         target, partial = self.folder / name, self.folder / f".saving-{name}"
@@ -189,10 +209,24 @@ def replace_folder(partial: Path, target: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint; its name goes first, so that no half of it can be taken for a checkpoint."""
+    """Remove a checkpoint; its name goes first, so that no half of it can be taken for a checkpoint.
+
+    Raises `CheckpointNotRemoved` if it keeps its name; what is left under the other one goes with the next `repair`.
+    """
     doomed = folder.with_name(f".saving-{folder.name}")
-    folder.rename(doomed)
+    with _removing(folder):
+        folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def _removing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointNotRemoved(
+            f"{path}: cannot be removed or renamed ({error.strerror}); remove it by hand, or make its folder writable"
+        ) from error
 
 
 def flush_to_disk(path: Path) -> None:
@@ -285,13 +319,18 @@ def _problems(folder: Path, manifest: Mapping[str, Any]) -> Iterator[CheckpointE
     """Yield what is wrong with the files that a manifest lists."""
     for name, expected in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
+        try:
+            found_sha256 = sha256(path) if path.is_file() else None
+        except OSError as error:
+            yield CheckpointCorrupt(f"{path}: cannot be read ({error.strerror}); expected {expected['bytes']:,} bytes")
+            continue
+        if found_sha256 is None:
             yield CheckpointMissing(f"{path}: is missing; expected {expected['bytes']:,} bytes")
         elif path.stat().st_size != expected["bytes"]:
             found = path.stat().st_size
             what = "was cut off" if found < expected["bytes"] else "was changed"
             yield CheckpointCorrupt(f"{path}: {what}; it has {found:,} bytes, expected {expected['bytes']:,}")
-        elif (found_sha256 := sha256(path)) != expected["sha256"]:
+        elif found_sha256 != expected["sha256"]:
             yield CheckpointCorrupt(
                 f"{path}: has the sha256 {found_sha256}, expected {expected['sha256']}; "
                 "it was changed or damaged after it was written"

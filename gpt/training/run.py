@@ -69,8 +69,8 @@ class Run:
         numpy.random.seed(derived_seed(self.config.seed, "numpy", ranks.rank) % 2**32)
         self.trainer = Trainer(self.config, self.corpus, ranks)
         self.identity = identity(self.config, text=text, vocabulary=self.corpus.vocabulary, ranks=ranks.size)
-        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.config.keep)
         self.progress = Progress(self.config.steps, quiet=ranks.rank > 0)
+        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.config.keep, say=self.progress.message)
         self.environment = environment(ranks.device, ranks.size)  # of this part of the run; a resumed one may differ
         self.log: RunLog | None = None
         self.peak: float | None = None
@@ -274,11 +274,14 @@ class Run:
 
     def _sample(self) -> None:
         self.sampled, self.saved = self.trainer.step, -1
-        if self.ranks.rank == 0:
+
+        def show() -> None:
             text = self.trainer.sample()
             self._write("sample", step=self.trainer.step, loss=self.validation, text=text)
             shown = text.strip("\n").replace("\n", "\n  | ")
             self.progress.message(f"sample after {self.trainer.step} steps:\n  | {shown}")
+
+        self._on_first_rank(show)
 
     def _snapshot(self) -> Snapshot:
         names = ("best", "validation", "visited", "validated", "sampled")
@@ -343,12 +346,12 @@ class Run:
             self.log.write(event, **values)
 
     def _on_first_rank(self, action: Callable[[], object]) -> None:
-        """Do something on rank 0. If it fails there, every rank stops."""
-        problem: GPTError | None = None
+        """Do something on rank 0. If it fails there, for whatever reason, every rank stops."""
+        problem: Exception | None = None
         try:
             if self.ranks.rank == 0:
                 action()
-        except GPTError as error:
+        except Exception as error:
             problem = error
         if self.ranks.any(problem is not None):
             raise problem or OtherRankFailed("rank 0 could not go on; its message says why")

@@ -18,6 +18,7 @@ from gpt.errors import (
     CheckpointError,
     CheckpointMismatch,
     CheckpointMissing,
+    CheckpointNotRemoved,
     CheckpointNotSaved,
     CheckpointTooNew,
     ConfigError,
@@ -297,6 +298,53 @@ def test_a_file_that_may_not_grow_is_an_error_too(saved):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert contents(saved.folder) == before
+
+
+def refuse(monkeypatch, name):
+    """Let no folder of a name be renamed or removed."""
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def guarded(original):
+        def act(path, *others, **options):
+            if path.name == name and not options.get("ignore_errors"):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            return original(path, *others, **options)
+
+        return act
+
+    monkeypatch.setattr(Path, "rename", guarded(rename))
+    monkeypatch.setattr(shutil, "rmtree", guarded(rmtree))
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_message(saved, monkeypatch, capsys):
+    refuse(monkeypatch, "step-00000001")
+    said = []
+    for checkpoints in (saved, Checkpoints(saved.folder, keep=2, say=said.append)):
+        assert load(checkpoints.save(snapshot(3))).step == 3
+        assert list(saved.by_step()) == [1, 2, 3]
+    message = "step-00000001: cannot be removed or renamed (Operation not permitted); remove it by hand"
+    assert message in capsys.readouterr().err
+    assert message in said[0]
+    assert said[0].endswith("; the run goes on")
+
+
+@pytest.mark.parametrize("name", ["step-00000002", ".saving-step-00000009", ".replaced-best", ".replaced-gone"])
+def test_a_later_checkpoint_or_remains_that_cannot_be_removed_are_a_named_error(saved, monkeypatch, name):
+    (saved.folder / name).mkdir(exist_ok=True)
+    refuse(monkeypatch, name)
+    with pytest.raises(
+        CheckpointNotRemoved, match=rf"{name}: cannot be removed or renamed \(Operation not permitted\)"
+    ):
+        saved.remove_after(1) if name == "step-00000002" else saved.repair()
+
+
+def test_a_file_that_cannot_be_read_is_a_named_error(saved, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(module, "sha256", fail)
+    with pytest.raises(CheckpointCorrupt, match=r"weights.safetensors: cannot be read \(Input/output error\)"):
+        load(saved.newest())
 
 
 PLACES = [(module, "write_files", 1), (module, "flush_to_disk", 4), (Path, "rename", 1), (Path, "rename", 2)]

@@ -1,5 +1,6 @@
 """Resuming: a run that was killed and resumed ends in the bytes of one that was never stopped."""
 
+import errno
 import os
 import shutil
 import signal
@@ -154,6 +155,14 @@ def test_two_ranks_fail_together_and_rank_0_says_why(tmp_path, capfd):
     shown = capfd.readouterr().err
     assert shown.count("gpt.train: ") == 1
     assert "has a run already" in shown
+
+
+def test_two_ranks_end_together_when_a_sample_fails(tmp_path, monkeypatch, capfd):
+    """Rank 0 alone samples; with a bug there, the other rank would wait for it until its own connection breaks."""
+    write_text(tmp_path)
+    monkeypatch.setattr(Trainer, "sample", lambda trainer: 1 // 0)
+    assert as_ranks(*FLAGS, "--text", tmp_path / "text.txt", "--out", tmp_path / "run") == [99, 1]
+    assert events(tmp_path / "run", "end")[0]["message"].startswith("ZeroDivisionError")
 
 
 @pytest.fixture
@@ -368,6 +377,17 @@ def test_what_a_killed_process_left_is_removed(stopped):
     assert resume(stopped) == 0
     assert saved(stopped) == ["best", "step-00000006", "step-00000008"]
     assert [event["step"] for event in events(stopped, "step")] == list(range(8))
+
+
+def test_what_cannot_be_removed_stops_a_run_with_a_message(stopped, monkeypatch, capsys):
+    def refuse(path, **options):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    (stopped / "checkpoints" / ".saving-step-00000007").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    assert resume(stopped) == 1
+    shown = capsys.readouterr().err
+    assert ".saving-step-00000007: cannot be removed or renamed (Operation not permitted)" in shown
 
 
 @pytest.mark.parametrize(
