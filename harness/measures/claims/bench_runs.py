@@ -8,14 +8,15 @@ from harness.measures.claims.run_records import RecordedRun, newest_run
 from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
 
-DIFFERENT = ("FASTER", "SLOWER")
-
 
 @measure
-def times_faster(subject: Subject, *, comparison: str, metric: str, arm: str, point: int) -> Reading:
+def times_faster(
+    subject: Subject, *, comparison: str, metric: str, arm: str, point: int, bounds: list[float]
+) -> Reading:
     """Return how many times as fast as its control an arm was in the newest benchmark run; the spread is its interval.
 
-    Raises MissingResource if the run does not have it, does not resolve it, or is no evidence.
+    `bounds` are the ends of the claimed range: an interval with one of them inside decides nothing. Raises
+    MissingResource for such an interval, and if the run does not have it, or is no evidence.
     """
     run = newest_run("bench", subject.name)
     row = _comparison(run, comparison, metric, point)
@@ -23,8 +24,8 @@ def times_faster(subject: Subject, *, comparison: str, metric: str, arm: str, po
     label = comparison_label(comparison, metric, row.get("axis"), point)
     if found is None:
         raise MissingResource(f"a time of {arm} in {label}: `make bench` has none (is its answer verified?)")
-    if found["verdict"] not in DIFFERENT and found["low"] < 1 < found["high"]:
-        low, high = 1 / found["high"], 1 / found["low"]
+    low, high = 1 / found["high"], 1 / found["low"]
+    if any(low < bound < high for bound in bounds):
         raise MissingResource(
             f"a conclusive time of {arm} in {label}: `make bench` found [{low:.2f}, {high:.2f}] times"
         )
@@ -32,7 +33,7 @@ def times_faster(subject: Subject, *, comparison: str, metric: str, arm: str, po
         raise MissingResource(
             "a benchmark run that is evidence: the newest calls identical arms different; run it again"
         )
-    spread = {"low": 1 / found["high"], "high": 1 / found["low"], "over": f"{found['rounds']} paired rounds, 95%"}
+    spread = {"low": low, "high": high, "over": f"{found['rounds']} paired rounds, 95%"}
     return Reading(
         1 / found["ratio"], "times as fast", {"spread": spread, "run": run.origin, "against": found["against"]}
     )

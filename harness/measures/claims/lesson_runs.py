@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -31,21 +31,29 @@ COMMON_WORDS = frozenset(
 
 @measure
 def exploded_runs(subject: Subject, *, lesson: str, arm: str) -> Reading:
-    """Return the share of an arm's runs whose loss exploded; the details have the steps at which."""
-    run, rows = _runs(subject, lesson, arm)
+    """Return the share of an arm's runs whose loss exploded; the details have the steps at which.
+
+    The runs are those at GPT-2's size if there are any.
+    """
+    run, rows = _largest_runs(subject, lesson, arm, full_size_arm=arm)
     steps = [row.get("exploded_at") for row in rows]
     return _reading(run, rows, sum(step is not None for step in steps) / len(steps), "of the runs", exploded=steps)
 
 
 @measure
-def explosion_step(subject: Subject, *, arm: str) -> Reading:
-    """Return the mean step at which the runs of an arm at GPT-2's size exploded, or "none of N runs" if none did."""
+def explosion_step(subject: Subject, *, arm: str, steps: int = 0) -> Reading:
+    """Return the mean step at which the runs of an arm at GPT-2's size exploded, or "none of N runs" if none did.
+
+    Raises MissingResource if none did and one has less than `steps` steps: it could explode yet.
+    """
     run, rows = _full_size_runs(subject, arm)
-    steps = [row["exploded_at"] for row in rows if row.get("exploded_at") is not None]
-    done = max(int(row.get("steps") or 0) for row in rows)
-    if not steps:
+    exploded = [row["exploded_at"] for row in rows if row.get("exploded_at") is not None]
+    done = min(int(row.get("steps") or 0) for row in rows)
+    if not exploded and done < steps:
+        raise MissingResource(f"a run of {steps:,} steps: `make lessons` did {done:,} of {arm}, without an explosion")
+    if not exploded:
         return _reading(run, rows, f"none of {len(rows)} runs in {done:,} steps", "")
-    return _reading(run, rows, fmean(steps), "steps", spread=_spread(steps, rows))
+    return _reading(run, rows, fmean(exploded), "steps", spread=_spread(exploded, rows))
 
 
 @measure
@@ -63,14 +71,19 @@ def last_loss(subject: Subject, *, arm: str, steps: int = 0) -> Reading:
 def loss_above(subject: Subject, *, lesson: str, arm: str, than: str, of: str = "last_loss") -> Reading:
     """Return how much higher an arm's loss is than another arm's, in nats, a mean over seeds; infinite if it exploded.
 
-    `of`: "last_loss" of training, or "best_validation".
+    Each run is compared with the one of its seed, which has the same weights and batches. `of`: "last_loss" of
+    training, or "best_validation".
     """
     run, rows = _runs(subject, lesson, arm)
-    _, others = _runs(subject, lesson, than)
-    found = [math.inf if row.get("exploded_at") is not None else _number(row, of) for row in rows]
-    lower = _mean(others, of)
-    differences = [value - lower for value in found]
-    return _reading(run, rows, fmean(differences), "nats", spread=_spread(differences, rows), control=lower)
+    others = {row.get("seed"): row for row in _runs(subject, lesson, than)[1]}
+    paired = [row for row in rows if row.get("seed") in others]
+    if not paired:
+        raise MissingResource(f"a seed that {lesson}-{arm} and {lesson}-{than} were both run with")
+    differences = [
+        (math.inf if row.get("exploded_at") is not None else _number(row, of)) - _number(others[row.get("seed")], of)
+        for row in paired
+    ]
+    return _reading(run, paired, fmean(differences), "nats", spread=_spread(differences, paired))
 
 
 @measure
@@ -79,18 +92,22 @@ def warm_up(subject: Subject, *, lesson: str, arm: str) -> Reading:
     run, rows = _runs(subject, lesson, arm)
     row = rows[0]
     rates = [(step, float(rate)) for step, _, rate, _ in _curve(row) if rate is not None]
+    if not rates:
+        raise MissingResource(f"learning rates of the run {row.get('name')}")
     highest = max(rate for _, rate in rates)
-    configured = row.get("settings", {}).get("warmup")
-    # A curve is thinned, so the step of its peak is known to a point of it; the configuration knows it exactly.
-    reached = configured if configured is not None else next(step for step, rate in rates if rate == highest) + 1
+    # A curve is thinned to some 400 points, so this is known to a quarter of a percent of the steps.
+    reached = next(step for step, rate in rates if rate == highest) + 1
     return _reading(run, [row], {"share": reached / int(row["steps"]), "peak": highest}, "")
 
 
 @measure
 def usual_norms(subject: Subject, *, lesson: str, arm: str) -> Reading:
-    """Return the 10th and the 90th percentile of the gradient norms, without the start and the injected spike."""
-    run, rows = _runs(subject, lesson, arm)
-    spiked = _spike(rows[0])[0]
+    """Return the 10th and the 90th percentile of the gradient norms, without the start and the injected spike.
+
+    The run is that of warm-up and cosine at GPT-2's size if there is one.
+    """
+    run, rows = _largest_runs(subject, lesson, arm, full_size_arm="cosine")
+    spiked = rows[0].get("settings", {}).get("inject_spike_at")
     norms = sorted(
         float(norm)
         for step, _, _, norm in _curve(rows[0])
@@ -184,16 +201,24 @@ def _full_size_runs(subject: Subject, arm: str) -> tuple[RecordedRun, list[Row]]
     """Return the newest lessons run, and its rows of an arm at the lessons' own size: their losses have its scale."""
     run = newest_run("lessons", subject.name)
     named = [row for row in run.of_kind("run") if row.get("arm") == arm]
-    full: Callable[[Row], bool] = lambda row: (  # noqa: E731 - said once, used once
-        row.get("vocabulary_size") == GPT2_VOCABULARY and int(row.get("parameters") or 0) >= SMALLEST_124M
-    )
-    if rows := [row for row in named if full(row)]:
+    if rows := [row for row in named if _is_full_size(row)]:
         return run, rows
     sizes = sorted({f"{int(row.get('parameters') or 0):,}" for row in named})
     raise MissingResource(
         f"a run of {arm} at GPT-2's size: on a GPU, `gpt-harness lessons --preset gpt2-124m --only {arm} --budget 8`"
         + (f" (the newest lessons run has models of {', '.join(sizes)} parameters)" if sizes else "")
     )
+
+
+def _largest_runs(subject: Subject, lesson: str, arm: str, *, full_size_arm: str) -> tuple[RecordedRun, list[Row]]:
+    """Return the newest lessons run, and its rows of an arm at GPT-2's size, or else of a lesson and arm."""
+    run = newest_run("lessons", subject.name)
+    rows = [row for row in run.of_kind("run") if row.get("arm") == full_size_arm and _is_full_size(row)]
+    return (run, rows) if rows else _runs(subject, lesson, arm)
+
+
+def _is_full_size(row: Row) -> bool:
+    return row.get("vocabulary_size") == GPT2_VOCABULARY and int(row.get("parameters") or 0) >= SMALLEST_124M
 
 
 def _reading(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +57,22 @@ def newest_run(kind: str, subject: str) -> RecordedRun:
     command = COMMANDS[kind]
     paths = sorted(folder.glob(f"{kind}-*.jsonl"), key=age, reverse=True)
     for path in paths:
-        run = RecordedRun(path.name, read(path))
+        run = _recorded_run(path, path.stat().st_mtime_ns)
         name = str((run.header.get("subject") or {}).get("name", ""))
-        if name == subject or (kind == "lessons" and _package(name) == _package(subject)):
+        if name == subject or (kind == "lessons" and _package(name) == _package(subject) is not None):
             return run
     if paths:
         raise MissingResource(f"`{command}` has not run for {subject}; the runs in {folder} are of other subjects")
     raise MissingResource(f"`{command}` has not run")
 
 
-def _package(name: str) -> str:
-    """Return the package or file of a subject or trainer: `gpt` of `gpt:GPT` and of `gpt.train`."""
-    return re.split(r"[.:]", name)[0]
+@functools.lru_cache(maxsize=8)
+def _recorded_run(path: Path, modified: int) -> RecordedRun:
+    """Return the run of a record file, which is read once for all claims. Do not write into its rows."""
+    return RecordedRun(path.name, read(path))
+
+
+def _package(name: str) -> str | None:
+    """Return the package of a subject or trainer, `gpt` of `gpt:GPT` and of `gpt.train`; None of a file's."""
+    location = name.partition(":")[0]
+    return None if location.endswith(".py") or "/" in location else location.split(".")[0]
