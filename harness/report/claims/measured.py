@@ -26,9 +26,6 @@ def reading_text(reading: MeasuredReading) -> str:
         text += f" at a loss of {number(reading.details.get('loss'))}: “{plain(sample, longest=LONGEST_TEXT)}”"
     if reading.setting:
         text = f"with {reading.setting}: {text}"
-    about = as_mapping(reading.details.get("about"))
-    if parameters := about.get("parameters"):
-        text += f" ({number(parameters)} parameters)"
     if origin := reading.origin:
         text += f" ({plain(origin.get('file') or '')}, {plain(origin.get('machine') or '', longest=80)})"
     return text
@@ -74,10 +71,12 @@ def places_text(values: dict[str, object], unit: str) -> str:
 
 
 def finding_text(claim: ClaimRow) -> str:
-    """Return the finding, with the correction, the setting, or what the ledger says if it says otherwise."""
+    """Return the finding, with the size of a run's model, the correction, the setting, or what the ledger says else."""
     if not claim.finding:
         return f"no finding: {claim.verdict}"
     text = claim.finding
+    if parameters := claim.deciding and as_mapping(claim.deciding.details.get("about")).get("parameters"):
+        text += f" at {number(parameters)} parameters"
     if claim.finding == CORRECTED:
         text += f": {corrected_text(claim)}"
     if claim.readings and claim.deciding is not None and claim.deciding.setting:

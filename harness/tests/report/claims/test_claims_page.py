@@ -70,10 +70,10 @@ def test_a_correction_and_a_setting_are_beside_the_verdict():
     assert "1.13 std; with Kaiming-normal weights: 6.87 std" in line_with(text, "default initialisation")
 
 
-def test_a_value_has_its_spread_and_a_run_its_machine():
+def test_a_value_has_its_spread_and_a_run_its_machine_and_its_finding_the_size_that_it_is_found_at():
     text = text_of(claim_rows())
     assert "10.995 [10.957, 11.057] nats over 4 batches" in text
-    assert "(345,000 parameters) (lessons-20261127T100000Z.jsonl, Intel Xeon, 2 cores)" in text
+    assert "(lessons-20261127T100000Z.jsonl, Intel Xeon, 2 cores) | **does not hold at 345,000 parameters** |" in text
 
 
 def test_a_ledger_that_says_otherwise_is_named_at_the_top():
