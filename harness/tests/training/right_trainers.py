@@ -108,6 +108,25 @@ RIGHT_TRAINERS = (
         rehearsals=("epoch", "validate-often", "validate-never"),
     ),
     Trainer(
+        "estimate-on-random-training-windows",
+        "The estimate of the training loss draws its windows from a generator of its own, others each time.",
+        "folklore",
+        (
+            (
+                "    for batch in batches[: eval_iters or None]:\n        x, y = windows(val_data, batch)\n",
+                """    batches = batches[: eval_iters or None]
+    for batch in batches:
+        drawn = torch.randint(len(train_data) - block_size, (len(batch),), generator=estimates).tolist()
+        sum_of_losses(model(windows(train_data, drawn)[0]), windows(train_data, drawn)[1])
+    for batch in batches:
+        x, y = windows(val_data, batch)
+""",
+            ),
+            ("torch.manual_seed(seed)\n", "torch.manual_seed(seed)\nestimates = torch.Generator().manual_seed(seed)\n"),
+        ),
+        rehearsals=("epoch", "plain", "validate-often", "validate-never"),
+    ),
+    Trainer(
         "zero-grad-first-and-fused",
         "zero_grad at the beginning of a step, and the fused kernel of AdamW.",
         "torch.optim.AdamW",

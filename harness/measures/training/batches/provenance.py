@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import torch
 
 from harness.core.errors import MissingAbility
 from harness.measures.training.batches.token_streams import WRAPPED_BITS, Batches, Place, Row
+from harness.measures.training.batches.training_estimate import TrainingEstimates
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
+from harness.training.recording import Forward
 
 Tokens = set[tuple[int, int]]  # (stream, position)
 
@@ -48,7 +50,7 @@ def shared_tokens(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     """
     batches = Batches(program.record(rehearsal))
     trained = _tokens(batches, batches.training)
-    validation = _without_training_estimate(batches, trained)
+    validation = _without_training_estimate(batches)
     validated = _tokens(batches, validation)
     if not trained or not validated:
         what = "trains" if not trained else "validates"
@@ -66,19 +68,14 @@ def shared_tokens(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     return Reading({"tokens in both parts": len(shared)}, "tokens", hint)
 
 
-def _without_training_estimate(batches: Batches, trained: Tokens) -> list[Row]:
-    """Return the validation rows, less those of an estimate of the training loss.
-
-    These are whole forward passes over tokens that are trained on, as many as those over tokens that are not.
-    """
-    forwards: dict[int, list[Row]] = {}
+def _without_training_estimate(batches: Batches) -> list[Row]:
+    """Return the validation rows, less those of an estimate of the training loss."""
+    evaluations: dict[int, dict[int, Forward]] = defaultdict(dict)
     for row in batches.validation:
-        forwards.setdefault(row.forward.order, []).append(row)
-    outside = {order: rows for order, rows in forwards.items() if not _tokens(batches, rows) & trained}
-    inside = [order for order, rows in forwards.items() if rows and _tokens(batches, rows) <= trained]
-    if outside and len(outside) == len(inside):
-        return [row for rows in outside.values() for row in rows]
-    return batches.validation
+        evaluations[row.forward.step][row.forward.order] = row.forward
+    estimates = TrainingEstimates(batches)
+    chosen = {each.order for passes in evaluations.values() for each in estimates.without(list(passes.values()))}
+    return [row for row in batches.validation if row.forward.order in chosen]
 
 
 def _tokens(batches: Batches, rows: Iterable[Row]) -> Tokens:

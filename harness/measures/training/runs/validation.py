@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 from harness.core.errors import MissingAbility
+from harness.measures.training.batches.token_streams import Batches
+from harness.measures.training.batches.training_estimate import TrainingEstimates
 from harness.measures.training.runs.printed_numbers import nearest_print
 from harness.suites.measure_registry import Reading, Scalar, measure
 from harness.training.protocols import Trains
@@ -42,8 +44,13 @@ def evaluations_of(recording: Recording) -> dict[int, list[Forward]]:
 
 @measure
 def changes_of_the_validation_set(program: Trains, *, rehearsal: str = "validate-often") -> Reading:
-    """Return "the same" or "other windows" for each validation after the first, by the windows that it is on."""
-    evaluations = evaluations_of(program.record(rehearsal))
+    """Return "the same" or "other windows" for each validation after the first, by the windows that it is on.
+
+    An estimate of the training loss, on as many batches as the validation, may be on other windows each time.
+    """
+    recording = program.record(rehearsal)
+    estimates = TrainingEstimates(Batches(recording))
+    evaluations = {step: estimates.without(passes) for step, passes in evaluations_of(recording).items()}
     if len(evaluations) < 2:
         raise MissingAbility(f"{program.name} validated {len(evaluations)} times in the rehearsal '{rehearsal}'")
     (first_step, first), *rest = evaluations.items()
@@ -64,15 +71,17 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
     """Return the distance of each printed validation loss from the mean over all its targets, in half printed digits.
 
     Of a printed number with d digits after the point, half a digit is 0.5 * 10^-d. At each validation the printed
-    number that is nearest to the mean is taken. A validation may be the second half of the passes, after an estimate of
-    the training loss on as many batches.
+    number that is nearest to the mean is taken. Half of the passes may be an estimate of the training loss; where it is
+    not known on which part a pass is, that may be the first half.
     """
     recording = program.record(rehearsal)
+    estimates = TrainingEstimates(Batches(recording))
     found: dict[str, float] = {}
     hint = ""
     for step, passes in evaluations_of(recording).items():
-        halves = [passes, passes[len(passes) // 2 :]] if len(passes) % 2 == 0 else [passes]
-        means = [sum(each.total_loss for each in part) / sum(each.counted for each in part) for part in halves]
+        own = estimates.without(passes)
+        parts = [own] if estimates.known(passes) or len(passes) % 2 else [passes, passes[len(passes) // 2 :]]
+        means = [sum(each.total_loss for each in part) / sum(each.counted for each in part) for part in parts]
         words = ("val", "eval", "test")
         nearest = [nearest_print(recording, mean, after=passes[-1].order, words=words) for mean in means]
         printed = [number for number in nearest if number is not None]
@@ -80,7 +89,7 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
             continue
         mean, near = means[0], min(printed, key=lambda number: number.half_digits)
         found[f"validation before step {step}"] = near.half_digits
-        averages = [forward.total_loss / forward.counted for forward in passes if forward.counted]
+        averages = [forward.total_loss / forward.counted for forward in own if forward.counted]
         average = sum(averages) / len(averages)
         if not hint and not near.half_digits <= 1:
             why = "the mean of the batches' means" if abs(near.value - average) <= near.half else "another number"

@@ -13,7 +13,7 @@ RANDOM = torch.randint(SPLIT - T, (400, 4), generator=torch.Generator().manual_s
 def batches(starts=RANDOM, *, tokens=TOKENS, validation=(), streams=None, change=lambda ids, targets: (ids, targets)):
     """Return a recording of training on windows that start there, and of one validation."""
     training = passes(tokens, starts, change=change)
-    tested = passes(tokens, validation, phase="eval", first=len(starts) + 1)
+    tested = passes(tokens, validation, phase="eval", first=len(starts) + 1, step=0)
     return recording([*(streams or [stream(tokens)]), *training, *tested])
 
 
@@ -140,6 +140,8 @@ def test_an_estimate_of_the_training_loss_is_no_leak(judge):
     starts = in_order(epochs=1)
     both = batches(starts, change=cut(starts), validation=[[0, 8], [80, 88], [SPLIT, 3700], [3800, 3900]])
     assert judge("data::parts-share-no-token", epoch=both).verdict == "pass"
+    leak = batches(starts, change=cut(starts, SPLIT + 1), validation=[[SPLIT, SPLIT + T], [SPLIT + 2 * T]])
+    assert judge("data::parts-share-no-token", epoch=leak).verdict == "fail", "two halves of one validation"
     whole = batches(starts, change=cut(starts), validation=[[0, 8], [80, 88], [160, 240], [SPLIT, 3700]])
     assert judge("data::parts-share-no-token", epoch=whole).verdict == "fail", "a validation on all of the text"
 

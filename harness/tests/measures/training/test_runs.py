@@ -242,13 +242,13 @@ def test_a_step_that_is_done_twice_after_a_resume_is_found(judge):
 # validation
 
 
-def validated(change=lambda number, forwards: forwards, *, printed=None, losses=(3.0, 2.0), lengths=(4, 1)):
+def validated(change=lambda number, forwards: forwards, *, printed=None, losses=(3.0, 2.0), lengths=(4, 1), start=3000):
     """Return a run with a validation of two passes before steps 0 and 2."""
     events = list(Trainer().run().events)
     tokens = text()
     for step in (0, 2):
         before = min(e.order for e in events if isinstance(e, Forward) and e.step == step)
-        starts = [[100 * i + 3000 for i in range(length)] for length in lengths]
+        starts = [[100 * i + start for i in range(length)] for length in lengths]
         forwards = [
             replace(passes(tokens, [row], phase="eval", loss=loss)[0], step=step, order=before - 1 + i / 10)
             for i, (row, loss) in enumerate(zip(starts, losses, strict=True))
@@ -304,6 +304,28 @@ def test_a_pass_with_gradients_for_the_log_at_every_step_is_no_micro_batch(judge
     for check in ("steps-and-tokens", "printed-loss,rehearsal=accumulate"):
         assert judge(f"training::{check}", accumulate=run).verdict == "pass"
     assert judge("data::batches-differ", plain=run).verdict == "pass", "the rows of the log come again"
+
+
+def with_an_estimate(*, of, losses=(9.0, 8.0)):
+    """Return a run with a validation of two passes, and an estimate on as many windows that are trained on: `of`."""
+
+    def change(step, forwards):
+        rows = [of(step) for _ in forwards]
+        estimate = [
+            replace(f, ids=ids, targets=targets, loss=loss, order=f.order - 0.3)
+            for f, (ids, targets), loss in zip(forwards, rows, losses, strict=True)
+        ]
+        return [*estimate, *forwards]
+
+    return validated(change, printed="train loss 8.5000, val loss 2.8000", start=3996 - 4 * 100)
+
+
+def test_an_estimate_of_the_training_loss_may_be_on_other_windows_each_time(judge):
+    draw = torch.Generator().manual_seed(3)
+    run = with_an_estimate(of=lambda step: windows(text(), torch.randint(3000, (4,), generator=draw).tolist()))
+    for check in ("validation-set-stays", "printed-validation-loss"):
+        record = judge(f"training::{check}", validate_often=run)
+        assert record.verdict == "pass", record.message
 
 
 def test_other_validation_windows_are_found(judge):

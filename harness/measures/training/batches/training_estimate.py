@@ -1,0 +1,76 @@
+"""The estimate of the training loss that some programs make with each validation, on as many batches (nanoGPT's do)."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.measures.training.batches.token_streams import Batches, Place, Row
+from harness.training.recording import Forward
+
+Token = tuple[bool, int]  # False for the stream that is trained on, which then comes first; and the position in it
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The tokens of a pass, inputs and targets: the first one of each row, and the last one of all."""
+
+    forward: Forward
+    starts: list[Token]
+    last: Token
+
+
+class TrainingEstimates:
+    """Tells the passes of an evaluation that are on the validation part from those on the training part."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        placed = [place for row in batches.training if (place := batches.place(row)) is not None]
+        self._stream = Counter(place.stream for place in placed).most_common(1)[0][0] if placed else -1
+        self._trained: Token = max(
+            (
+                (place.stream != self._stream, place.position + len(row.ids))
+                for row, place in self._placed(batches.training)
+            ),
+            default=(False, -1),
+        )
+        self._rows: dict[int, list[Row]] = defaultdict(list)
+        for row in batches.validation:
+            self._rows[row.forward.order].append(row)
+
+    def without(self, passes: Sequence[Forward]) -> list[Forward]:
+        """Return the passes of one evaluation without an estimate of the training loss.
+
+        It is the half of the passes whose tokens come first, if most of its rows begin before the last token that is
+        trained on, and if all tokens of the other half are behind it and behind the first half. Two halves of one
+        part that is read from its beginning to its end are no such pair: the one ends where the other begins.
+        """
+        spans = [self._span(forward) for forward in passes]
+        known = sorted((span for span in spans if span is not None), key=lambda span: min(span.starts))
+        if len(known) < len(passes) or len(passes) % 2:
+            return list(passes)
+        lower, upper = known[: len(known) // 2], known[len(known) // 2 :]
+        first = min((start for span in upper for start in span.starts), default=(False, -1))
+        inside = [start <= self._trained for span in lower for start in span.starts]
+        if (
+            not inside
+            or 2 * sum(inside) <= len(inside)
+            or not max(*(span.last for span in lower), self._trained) < first
+        ):
+            return list(passes)
+        return sorted((span.forward for span in upper), key=lambda forward: forward.order)
+
+    def known(self, passes: Sequence[Forward]) -> bool:
+        """Return True if it is known where the rows of all these passes are."""
+        return all(self._span(forward) is not None for forward in passes)
+
+    def _span(self, forward: Forward) -> _Span | None:
+        placed = self._placed(self._rows[forward.order])
+        if not placed:
+            return None
+        ends = [(place.stream != self._stream, place.position + len(row.ids)) for row, place in placed]
+        return _Span(forward, [(place.stream != self._stream, place.position) for _, place in placed], max(ends))
+
+    def _placed(self, rows: list[Row]) -> list[tuple[Row, Place]]:
+        return [(row, place) for row in rows if (place := self.batches.place(row)) is not None]
