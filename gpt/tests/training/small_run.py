@@ -54,3 +54,15 @@ def manifest(out: Path, name: str) -> dict[str, Any]:
 def saved(out: Path) -> list[str]:
     """Return the names of what is in the folder of checkpoints."""
     return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def shown_steps(out: Path) -> list[list[int]]:
+    """Return the steps of all best checkpoints, validations and samples in a log."""
+    best = [event["step"] for event in events(out, "checkpoint") if event["name"] == "best"]
+    return [best, *([event["step"] for event in events(out, kind)] for kind in ("validation", "sample"))]
+
+
+def same_weights(one: Path, other: Path, name: str = "step-00000008") -> bool:
+    """Return True if two runs have the same bytes of weights in a checkpoint."""
+    sums = [manifest(out, name)["files"]["weights.safetensors"] for out in (one, other)]
+    return bool(sums[0] == sums[1])
