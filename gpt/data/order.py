@@ -1,6 +1,7 @@
 """The order of a run: which windows are in its batch number n, as a pure function of the seed and n."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,9 @@ class Order:
     """The batches of an epoch; in "random" order, those that have as many targets as the text."""
     limit: int = 0
     """Repeat the first `limit` batches for ever; 0 has no limit."""
-    _permutations: dict[int, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _permutations: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.name not in ORDERS:
@@ -58,12 +61,12 @@ class Order:
             return drawn
         epoch, place = divmod(number, self.batches_per_epoch)
         found = self._permutation(epoch)[place * self.batch : (place + 1) * self.batch]
-        return [*found, *[-1] * (self.batch - len(found))]
+        return [*found.tolist(), *[-1] * (self.batch - len(found))]
 
-    def _permutation(self, epoch: int) -> list[int]:
+    def _permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if epoch not in self._permutations:
             self._permutations.clear()  # one epoch at a time: a large text has millions of windows
-            self._permutations[epoch] = self._generator(epoch).permutation(self.windows).tolist()
+            self._permutations[epoch] = self._generator(epoch).permutation(self.windows)
         return self._permutations[epoch]
 
     def _generator(self, number: int) -> np.random.Generator:
