@@ -83,11 +83,6 @@ class Loader(Iterator[Batch]):
         self._prepared: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
-    def batches_per_epoch(self) -> int:
-        """The batches of an epoch; in "random" order, those that have as many targets as the text."""
-        return self._order.batches_per_epoch
-
-    @property
     def epoch(self) -> int:
         """The epoch of the next batch, from 0; with a limit, how often its batches were all used."""
         return self._order.epoch(self._number)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from gpt.config import GPTConfig, check_choice, check_type
 from gpt.errors import ConfigError
 
+# PRECISIONS, ORDERS and VOCABULARIES are repeated from precision.TYPES, data/order.py and data/vocabulary.py, whose
+# imports (torch, numpy) take seconds: the command line answers --help and mistakes without them. A test compares them.
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "bfloat16", "float16", "pure-bfloat16")
 ORDERS = ("epoch", "random")
@@ -146,11 +148,6 @@ class TrainConfig:
             attention=self.attention,
             init=self.init,
         )
-
-    @property
-    def windows(self) -> int:
-        """The windows of a step on each rank."""
-        return self.batch_size * self.accumulation
 
 
 CHOICES = {"vocabulary": VOCABULARIES, "order": ORDERS, "schedule": SCHEDULES, "precision": PRECISIONS}

@@ -1,7 +1,6 @@
 """What a run is: the configuration, the text, the vocabulary and the ranks that its checkpoints belong to."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,17 +15,10 @@ def identity(config: TrainConfig, *, text: str, vocabulary: Vocabulary, ranks: i
     """Return what a checkpoint says about its run, as JSON."""
     return {
         "config": asdict(config),
-        "config_sha256": config_digest(config),
         "text_sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
         "vocabulary": {"name": vocabulary.name, "size": vocabulary.size, "sha256": vocabulary.digest},
         "ranks": ranks,
     }
-
-
-def config_digest(config: TrainConfig) -> str:
-    """Return a checksum of the fields that make a run what it is; those that may change on resuming do not count."""
-    fixed = {name: value for name, value in asdict(config).items() if name not in CHANGEABLE}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def check_identity(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -72,10 +72,6 @@ class Ranks:
         rows = zip(self.sum(table).tolist(), lengths.tolist(), strict=True)
         return [bytes(row[:length]).decode() for row, length in rows]
 
-    def wait(self) -> None:
-        """Return when all ranks have called this."""
-        self.any(False)
-
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Yield the gradients in order, in groups of one type and of at most `BUCKET_ELEMENTS` where there are several."""

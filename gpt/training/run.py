@@ -208,8 +208,7 @@ class Run:
 
     def _step(self) -> None:
         logged = self.trainer.step % self.config.log_every == 0
-        self.trainer.measure_lost_updates = logged
-        result = self.trainer.train_step()
+        result = self.trainer.train_step(measure_lost_updates=logged)
         self.step_seconds = result.seconds
         if logged or result.spike or self.trainer.step == self.config.steps:
             self._log_step(result)

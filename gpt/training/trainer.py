@@ -71,11 +71,8 @@ class Trainer:
     shorter than a window, and the errors of `sample_text` for a prompt that cannot be continued.
     """
 
-    def __init__(
-        self, config: TrainConfig, corpus: Corpus, ranks: Ranks | None = None, *, measure_lost_updates: bool = False
-    ) -> None:
+    def __init__(self, config: TrainConfig, corpus: Corpus, ranks: Ranks | None = None) -> None:
         self.config, self.corpus, self.ranks = config, corpus, ranks or Ranks()
-        self.measure_lost_updates = measure_lost_updates
         self.device = self.ranks.device
         self.precision = Precision(config.precision, self.device)
         corpus.require_windows(config.block_size)
@@ -114,8 +111,8 @@ class Trainer:
 
     # ------------------------------------------------------------------------ the step
 
-    def train_step(self) -> StepResult:
-        """Do one optimizer step and return its numbers.
+    def train_step(self, *, measure_lost_updates: bool = False) -> StepResult:
+        """Do one optimizer step and return its numbers, with the share of lost updates if that is to be measured.
 
         The gradient is that of the mean cross entropy over all targets of the step, whichever micro-batch and rank
         they are in. It is summed over the ranks, unscaled, measured and clipped, in this order.
@@ -124,11 +121,11 @@ class Trainer:
         failure of any kind leaves the trainer as it was: weights, moments, random states and the place in the data.
         """
         started = time.perf_counter()
-        with self._undone_on_failure():
+        with self._undone_on_failure() as random:
             batches = self._batches()
-            loss, targets = self._gradient(batches)
+            loss, targets = self._gradient(batches, random)
             clipped, skipped = self._clip()
-        sample = WeightSample(self.parameters) if self.measure_lost_updates and not skipped else None
+        sample = WeightSample(self.parameters) if measure_lost_updates and not skipped else None
         lr = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -172,9 +169,11 @@ class Trainer:
             for batch in batches
         ]
 
-    def _gradient(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """Leave the gradient of the step's mean loss in the parameters; return the loss and the number of targets."""
-        before = RandomState.now(self.device)
+    def _gradient(self, batches: Sequence[Batch], before: RandomState) -> tuple[float, int]:
+        """Leave the gradient of the step's mean loss in the parameters; return the loss and the number of targets.
+
+        `before` is the random state of the first forward pass, to find out where a loss was first not finite.
+        """
         counts = [int((batch.targets != IGNORED).sum()) for batch in batches]
         total = int(self.ranks.sum(torch.tensor(sum(counts), device=self.device)))
         losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
@@ -224,11 +223,11 @@ class Trainer:
     # ------------------------------------------------------------------------ failures
 
     @contextmanager
-    def _undone_on_failure(self) -> Iterator[None]:
-        """Take back what the block did to the trainer if it fails."""
+    def _undone_on_failure(self) -> Iterator[RandomState]:
+        """Take back what the block did to the trainer if it fails; yield the random state before it."""
         random, loader, scaler = RandomState.now(self.device), self.loader.state_dict(), self.scaler.state_dict()
         try:
-            yield
+            yield random
         except BaseException:  # Ctrl-C too: what is saved then is the last complete step
             self.optimizer.zero_grad(set_to_none=True)
             random.restore(self.device)

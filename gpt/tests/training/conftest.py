@@ -22,10 +22,10 @@ def stopped(tmp_path, monkeypatch):
     """Return the folder of a run that was stopped after 6 of 8 steps, between two checkpoints."""
     original = Trainer.train_step
 
-    def step(trainer):
+    def step(trainer, **options):
         if trainer.step == 5:
             signal.raise_signal(signal.SIGINT)
-        return original(trainer)
+        return original(trainer, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", step)

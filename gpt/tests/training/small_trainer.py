@@ -37,11 +37,9 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**small | changes)
 
 
-def trainer(
-    ranks: Ranks | None = None, *, text: Corpus | None = None, measure_lost_updates: bool = False, **changes: Any
-) -> Trainer:
+def trainer(ranks: Ranks | None = None, *, text: Corpus | None = None, **changes: Any) -> Trainer:
     """Return a trainer of a small run."""
-    return Trainer(config(**changes), text or corpus(), ranks, measure_lost_updates=measure_lost_updates)
+    return Trainer(config(**changes), text or corpus(), ranks)
 
 
 def in_float64(made: Trainer) -> Trainer:

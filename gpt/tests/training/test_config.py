@@ -9,9 +9,12 @@ import pytest
 
 import gpt.training
 from gpt import GPT, PRESETS, ConfigError
-from gpt.training.config import CHANGEABLE, TrainConfig, differences
+from gpt.data.order import ORDERS
+from gpt.data.vocabulary import NAMES as VOCABULARIES
+from gpt.training.config import CHANGEABLE, CHOICES, TrainConfig, differences
 from gpt.training.config_file import preset_file, presets, read_config, read_settings, to_toml
 from gpt.training.field_docs import field_docs
+from gpt.training.precision import TYPES
 
 NAMES = [field.name for field in fields(TrainConfig)]
 
@@ -62,6 +65,11 @@ def test_every_field_has_a_docstring_and_a_heading():
 def test_a_value_that_describes_no_run_is_a_named_error(wrong, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**wrong)
+
+
+def test_the_choices_are_those_of_the_modules_that_make_them():
+    expected = {"precision": TYPES, "order": ORDERS, "vocabulary": VOCABULARIES}
+    assert {name: set(CHOICES[name]) for name in expected} == {name: set(names) for name, names in expected.items()}
 
 
 def test_every_numeric_field_has_a_lower_limit():

@@ -73,8 +73,8 @@ def test_pure_bfloat16_loses_updates_that_float32_weights_keep():
     """At lr 1e-4, a weight of 0.02 moves by 1e-4, and one of 1 (a gain) is 0.0039 from its lower neighbour."""
     shares = {}
     for precision in ("float32", "bfloat16", "pure-bfloat16"):
-        made = trainer(precision=precision, lr=2e-5, min_lr=2e-5, warmup=0, measure_lost_updates=True)
-        shares[precision] = [made.train_step().lost_updates for _ in range(3)][-1]
+        made = trainer(precision=precision, lr=2e-5, min_lr=2e-5, warmup=0)
+        shares[precision] = [made.train_step(measure_lost_updates=True).lost_updates for _ in range(3)][-1]
     assert shares["float32"] < 0.01
     assert shares["bfloat16"] < 0.01
     assert shares["pure-bfloat16"] > 0.2
@@ -130,9 +130,9 @@ def test_the_gradient_is_unscaled_before_it_is_measured_and_clipped():
 
 
 def test_an_overflow_skips_the_step_and_scales_less():
-    made = scaled(2.0**127, measure_lost_updates=True)
+    made = scaled(2.0**127)
     before = {name: weight.clone() for name, weight in made.weights().items()}
-    result = made.train_step()
+    result = made.train_step(measure_lost_updates=True)
     assert result.skipped
     assert result.lost_updates is None
     assert not math.isfinite(result.norm)

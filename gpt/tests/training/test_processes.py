@@ -35,8 +35,8 @@ def test_a_folder_that_another_process_uses_is_left_alone(tmp_path, monkeypatch,
     out, (reading, writing) = tmp_path / "run", os.pipe()
     original = Trainer.train_step
 
-    def step_and_wait(trainer):
-        original(trainer)
+    def step_and_wait(trainer, **options):
+        original(trainer, **options)
         os.write(writing, b".")
         signal.pause()
 
@@ -73,7 +73,7 @@ def test_of_two_processes_that_start_a_run_in_one_folder_the_second_is_refused(t
 def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, monkeypatch, capfd):
     write_text(tmp_path)
 
-    def step(trainer):
+    def step(trainer, **options):
         for word in ("first", "second"):
             os.write(1, f"before the {word}\n".encode())
             os.kill(os.getpid(), signal.SIGINT)
@@ -90,10 +90,10 @@ def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(tmp_path, m
     write_text(tmp_path)
     original = Trainer.train_step
 
-    def step(trainer):
+    def step(trainer, **options):
         if trainer.step == 5 and trainer.ranks.rank == 1:
             signal.raise_signal(signal.SIGTERM)
-        return original(trainer)
+        return original(trainer, **options)
 
     monkeypatch.setattr(Trainer, "train_step", step)
     assert as_ranks(*FLAGS, "--text", tmp_path / "text.txt", "--out", tmp_path / "run") == [143, 143]

@@ -23,10 +23,10 @@ def before_step(monkeypatch, number, action):
     """Do something just before a step of a run."""
     original = Trainer.train_step
 
-    def step(trainer):
+    def step(trainer, **options):
         if trainer.step == number:
             action(trainer)
-        return original(trainer)
+        return original(trainer, **options)
 
     monkeypatch.setattr(Trainer, "train_step", step)
 
@@ -70,7 +70,11 @@ def test_a_budget_counts_the_step_that_would_go_over_it(tmp_path, monkeypatch):
     clock = iter([0.0] + [50.0] * 1000)  # seconds
     monkeypatch.setattr(run_module.time, "monotonic", lambda: next(clock))
     original = Trainer.train_step
-    monkeypatch.setattr(Trainer, "train_step", lambda trainer: dataclasses.replace(original(trainer), seconds=11.0))
+    monkeypatch.setattr(
+        Trainer,
+        "train_step",
+        lambda trainer, **options: dataclasses.replace(original(trainer, **options), seconds=11.0),
+    )
     assert train(tmp_path / "run", "--budget", 1) == 3
     assert len(events(tmp_path / "run", "step")) == 1
 
