@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from harness.core.errors import MissingAbility
 from harness.measures.training.largest_error import largest
-from harness.measures.training.steps.schedule_forms import Declared, fitted, known_forms, wrong_forms
+from harness.measures.training.steps.schedule_forms import EXACT, Declared, fitted, known_forms, wrong_forms
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
-
-EXACT = 1e-6  # of the peak: a schedule that fits so well at a step has that form there
 
 
 @measure
@@ -61,6 +59,7 @@ def _declared(recording: Recording) -> Declared:
         floor=settings.get("min_lr"),
         warmup=settings.get("warmup"),
         horizon=int(horizon) if horizon else None,
+        ends=bool(settings.get("horizon")),
         kind=settings.get("schedule"),
         accumulation=int(settings.get("accumulation") or 1),
     )

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+EXACT = 1e-6  # of the peak: a schedule that fits so well at a step has that form there
+
 # A curve maps a step k, the warm-up w and the horizon h (steps) to the share of the peak.
 Curve = Callable[[float, int, int], float]
 
@@ -18,6 +20,7 @@ class Declared:
     Attributes:
         peak, floor: Learning rates.
         warmup, horizon: Steps.
+        ends: The horizon was given as such, and not taken to be the number of steps.
         kind: "cosine", "linear", "constant" or another word of the program's own.
         accumulation: Micro-batches of a step.
     """
@@ -26,6 +29,7 @@ class Declared:
     floor: float | None = None
     warmup: int | None = None
     horizon: int | None = None
+    ends: bool = False
     kind: str | None = None
     accumulation: int = 1
 
@@ -82,7 +86,7 @@ def known_forms(declared: Declared, steps: int) -> Iterator[Form]:
     """Yield every right schedule with the declared warm-up and horizon, or with any where they are not declared."""
     warmups = range(steps) if declared.warmup is None else [declared.warmup]
     horizons = range(1, 2 * steps + 1) if declared.horizon is None else [declared.horizon]
-    constant = declared.kind == "constant" or (declared.floor is None and declared.horizon is None)
+    constant = declared.kind == "constant" or (declared.floor is None and not declared.ends)
     for w, (up_name, up) in itertools.product(warmups, UPS):
         warm = f"warm-up {up_name} of {w} steps" if w else "no warm-up"
         if constant:
@@ -140,7 +144,11 @@ def wrong_forms(declared: Declared, steps: int) -> Iterator[tuple[str, list[tupl
 
 
 def fitted(weights: list[tuple[float, float]], rates: list[float], declared: Declared) -> list[float]:
-    """Return peak * weight + floor * weight at each step, with the values that are not declared by least squares."""
+    """Return peak * weight + floor * weight at each step, with the values that are not declared by least squares.
+
+    A minimum that fits only as the peak itself, or above it, is none: it would make a constant of every form. Such a
+    form is taken to go down to 0.
+    """
     peak, floor = declared.peak, declared.floor
     a = [pair[0] for pair in weights]
     b = [pair[1] for pair in weights]
@@ -151,6 +159,9 @@ def fitted(weights: list[tuple[float, float]], rates: list[float], declared: Dec
         floor = _slope(b, [rate - peak * x for rate, x in zip(rates, a, strict=True)])
     elif peak is None:
         peak = _slope(a, [rate - floor * y for rate, y in zip(rates, b, strict=True)])
+    if declared.floor is None and floor >= peak * (1 - EXACT):
+        floor = 0.0
+        peak = _slope(a, rates) if declared.peak is None else declared.peak
     return [peak * x + floor * y for x, y in weights]
 
 
