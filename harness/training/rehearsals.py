@@ -148,14 +148,14 @@ REHEARSALS: Mapping[str, Rehearsal] = {
         Rehearsal(
             "starts",
             "where random windows start",
-            {"steps": 80, "eval_every": NEVER, "log_every": 50},
+            {"steps": 80, "eval_every": 40, "log_every": 50},  # a validation says where the training part ends
             ("text",),
             detail="losses",
         ),
         Rehearsal(
             "epoch",
             "windows side by side over a short text, for more than one epoch",
-            {"order": "epoch", "steps": 45, "eval_every": NEVER},
+            {"order": "epoch", "steps": 45, "eval_every": 20},  # not before step 0 only: some programs do not then
             ("text",),
             length=1500,
             detail="losses",

@@ -46,6 +46,23 @@ RIGHT_TRAINERS = (
         rehearsals=("epoch", "starts"),
     ),
     Trainer(
+        "validates-after-the-first-steps",
+        "There is no validation before the first step.",
+        "karpathy/build-nanogpt",
+        (("if eval_interval and it % eval_interval == 0:", "if eval_interval and it and it % eval_interval == 0:"),),
+        rehearsals=("epoch", "starts"),
+    ),
+    Trainer(
+        "random-windows-and-a-validation-after-the-first-steps",
+        "Windows that start anywhere, and no validation before the first step.",
+        "folklore",
+        (
+            ("if eval_interval and it % eval_interval == 0:", "if eval_interval and it and it % eval_interval == 0:"),
+            ('if sampling == "random":', "if True:"),
+        ),
+        rehearsals=("epoch", "starts"),
+    ),
+    Trainer(
         "sgd-with-momentum",
         "SGD with Nesterov's momentum and L2 decay.",
         "torch.optim.SGD",
