@@ -18,7 +18,7 @@ class Trainer:
         source: Who reported it.
         change: Pairs of a text that the specimen has exactly once, and its replacement.
         red: The checks that must turn red, by `suite::id`: all those that do on the rehearsals they need.
-        hint: What the hint of one of them must say.
+        hint: What the hint of one of them must say; empty if none of them gives a hint.
         rehearsals: Of a control: those whose checks must all pass.
     """
 

@@ -107,6 +107,7 @@ DATA = (
             ),
         ),
         (TARGETS_EPOCH,),
+        "the next token is 0",
     ),
     Trainer(
         "data-token-dtype-overflow",
@@ -195,6 +196,7 @@ DATA = (
         "a-r-r-o-w/finetrainers pull 415",
         (("divmod(i, len(train_starts))", "divmod(i // 2, len(train_starts))"),),
         (COVERAGE,),
+        "leaves out target 0, the first of",
     ),
     Trainer(
         "data-subset-only",
@@ -221,6 +223,7 @@ GRADIENTS = (
         "folklore",
         (("    for x, y in batches:\n", "    for x, y in batches:\n        optimizer.zero_grad(set_to_none=True)\n"),),
         (ACCUMULATION,),
+        "times the expected gradient, the cosine to it is",
     ),
     Trainer(
         "accum-not-divided",
@@ -228,6 +231,7 @@ GRADIENTS = (
         "karpathy/nanoGPT issue 168",
         ((LOSS, LOSS.replace("count", "(y != -100).sum()")),),
         (ACCUMULATION, LOGGED_K),
+        "3 times that of the mean loss of its 3 micro-batches",
     ),
     Trainer(
         "accum-divided-twice",
@@ -243,6 +247,7 @@ GRADIENTS = (
         "huggingface/transformers issue 34242",
         ((LOSS, LOSS.replace("count", "(y != -100).sum() / gradient_accumulation_steps")),),
         (ACCUMULATION, LOGGED_K),
+        "which is the mean of the micro-batches' means",
     ),
     Trainer(
         "clip-inside-accumulation",
@@ -253,6 +258,7 @@ GRADIENTS = (
             (f"    {CLIP}\n    optimizer", "    optimizer"),
         ),
         (ACCUMULATION,),
+        "times the expected gradient, the cosine to it is",
     ),
     Trainer(
         "opt-step-skipped",
@@ -260,6 +266,7 @@ GRADIENTS = (
         "folklore",
         (("    optimizer.step()\n", "    if it % 2:\n        optimizer.step()\n"),),
         (STEPS, ACCUMULATION, SCHEDULE_K, LOGGED_K),
+        "optimizer steps: 2, declared 5",
     ),
     Trainer(
         "clip-missing",
@@ -291,6 +298,7 @@ GRADIENTS = (
         "folklore",
         ((CLIP, "norm = torch.zeros(())\n    nn.utils.clip_grad_value_(model.parameters(), grad_clip / 10)"),),
         (CLIPPING,),
+        "the cosine between them",
     ),
 )
 
@@ -372,6 +380,40 @@ STEP = (
         (SETTINGS,),
     ),
     Trainer(
+        "adam-eps-before-correction",
+        "eps is added to the root of the second moment before its bias correction.",
+        "Kingma and Ba 2015, the efficient form of section 2",
+        (
+            (
+                ADAMW,
+                f"""class AdamW(torch.optim.Optimizer):
+    def __init__(self, groups, lr, betas):
+        super().__init__(groups, dict(lr=lr, betas=betas, eps=1e-8))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1
+                t = int(state["step"])
+                m = state["exp_avg"].lerp_(p.grad, 1 - b1)
+                v = state["exp_avg_sq"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
+                p *= 1 - group["lr"] * group["weight_decay"]
+                p -= group["lr"] * (1 - b2**t) ** 0.5 / (1 - b1**t) * m / (v.sqrt() + group["eps"])
+
+
+{ADAMW.replace("torch.optim.", "")}""",
+            ),
+        ),
+        UPDATE,
+        "eps is added before the bias correction",
+    ),
+    Trainer(
         "adamw-decay-twice",
         "An optimizer of one's own decays before it calls AdamW, which decays too.",
         "folklore",
@@ -407,6 +449,7 @@ STEP = (
         "folklore",
         (('"weight_decay": weight_decay}', '"weight_decay": 0.0}'),),
         (DECAY,),
+        "no parameter decays",
     ),
     Trainer(
         "opt-misses-pos-embedding",
@@ -430,6 +473,7 @@ STEP = (
         "Micikevicius et al. 2018, section 3.1",
         (("model = TinyGPT()\n", "model = TinyGPT().bfloat16()\n"),),
         (FLOAT32, LOST, MOVES),
+        "100.0% of blocks.0.ln_1.weight",
     ),
 )
 
@@ -456,6 +500,7 @@ RUNS = (
         "karpathy.github.io/2019/04/25/recipe",
         ((LOSS, f"{LOSS.replace('= ', '= (')}).clamp(max=2.0)"),),
         (OVERFIT,),
+        "lowest 5.5",
     ),
     Trainer(
         "not-repeatable",
@@ -549,6 +594,7 @@ RUNS = (
         "karpathy/nanochat pull 52",
         (("step_loss += loss.detach()", "step_loss = loss.detach() * gradient_accumulation_steps"),),
         (LOGGED_K,),
+        "the loss of the last micro-batch alone",
     ),
     Trainer(
         "loss-printed-as-a-sum",
@@ -564,6 +610,7 @@ RUNS = (
         "karpathy/build-nanogpt pull 30",
         (("            dist.all_reduce(p.grad)\n", "            pass\n"),),
         (RANKS, ONE_BATCH),
+        "the ranks have [64, 64] targets",
     ),
     Trainer(
         "grad-sum-instead-of-mean",
@@ -579,6 +626,7 @@ RUNS = (
         "Shark-NLP/DiffuSeq issue 37",
         (("starts[rank * batch_size : (rank + 1) * batch_size]", "starts[:batch_size]"),),
         (ROWS_OF_RANKS,),
+        "is in its batch 2 times",
     ),
     Trainer(
         "init-rank-dependent",

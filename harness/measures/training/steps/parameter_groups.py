@@ -86,6 +86,8 @@ def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
 
 def _decay_cause(found: dict[str, float], predicted: dict[str, float], decay: float, wrong: list[str]) -> str:
     """Return what is wrong with the decay groups, as a sentence."""
+    if not any(found.values()):
+        return f"no parameter decays; matrices should, by {decay:g}"
     if all(value == found[wrong[0]] for value in found.values()):
         return f"every parameter has a decay of {found[wrong[0]]:g}, those of one dimension too"
     if all(found[name] == (0.0 if predicted[name] else decay) for name in found):

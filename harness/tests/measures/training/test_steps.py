@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.measures.training.steps import clipping, gradients, optimizer_step, schedule_forms
 from harness.tests.measures.training.hand_made import Program, T, Trainer, cosine, rates, windows
 from harness.training.recording import Parameter
 
@@ -244,6 +245,7 @@ def test_a_constant_rate_passes_where_no_other_was_declared(judge):
     warm = [min(1.0, (k + 1) / 3) * 1e-2 for k in range(9)]
     assert judge(check, past_horizon=rates(warm, lr=1e-2, warmup=3)).verdict == "pass"
     assert judge(check, past_horizon=rates([1e-2] * 9)).verdict == "pass"
+    assert judge(check, past_horizon=rates(warm, lr=1e-2, warmup=3, steps=9)).verdict == "pass", "no horizon as such"
 
 
 def unclamped(k):
@@ -281,6 +283,18 @@ def test_another_schedule_fails_and_its_first_step_and_cause_are_named(judge, sc
     assert record.verdict == "fail", record.details
     assert cause in record.details["hint"]
     assert place in record.where
+
+
+@pytest.mark.parametrize("mistake", ["not applied", "no decay", "warm-up never ends"])
+@pytest.mark.parametrize("known", [("min_lr",), ("min_lr", "lr")], ids=["no minimum", "no rates"])
+def test_a_rate_that_never_decays_is_found_also_where_no_minimum_was_declared(judge, mistake, known):
+    """A free minimum that may be the peak fits every one of them."""
+    schedule, _, cause = WRONG_SCHEDULES[mistake]
+    given = {word: value for word, value in SETTINGS.items() if word not in known}
+    recording = rates([schedule(k) for k in range(14)], **given)
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
+    assert record.verdict == "fail", record.details
+    assert cause in record.details["hint"]
 
 
 # the optimizer's step
@@ -345,6 +359,8 @@ class OwnAdamW(torch.optim.Optimizer):
             p *= 1 - lr * group["weight_decay"]
         correct = (1.0, 1.0) if self.wrong == "no correction" else (1 - b1**t, 1 - b2**t)
         below = (v / correct[1] + 1e-8).sqrt() if self.wrong == "eps" else (v / correct[1]).sqrt() + 1e-8
+        if self.wrong == "eps early":
+            below = (v.sqrt() + 1e-8) / correct[1] ** 0.5
         p -= lr * (m / correct[0]) / below
         if self.wrong == "decay after":
             p *= 1 - lr * group["weight_decay"]
@@ -373,6 +389,7 @@ WRONG_STEPS = {
     "no decay": "the weights do not decay",
     "no correction": "there is no bias correction",
     "eps": "eps is inside the square root",
+    "eps early": "eps is added before the bias correction",
 }
 
 
@@ -382,6 +399,16 @@ def test_another_rule_fails_at_its_first_step_with_its_cause(judge, mistake, cau
     assert (record.verdict, record.where[0]) == ("fail", "step 0")
     assert cause in record.details["hint"], record.details["hint"]
     assert min(record.value[place] for place in record.where) > 30
+
+
+def test_the_bounds_of_hints_are_those_of_the_checks(shipped):
+    for bound, checks in (
+        (optimizer_step.ROUNDING, ("optimizer-step,steps=1", "optimizer-step,steps=10")),
+        (gradients.NOISE, ("gradient-is-of-this-batch", "accumulation-is-one-batch", "ranks-are-one-batch")),
+        (clipping.EXACT, ("clipping",)),
+        (schedule_forms.EXACT, tuple(f"lr-at-each-step,rehearsal={name}" for name in ("past-horizon", "accumulate"))),
+    ):
+        assert {shipped[f"training::{check}"].expected["at_most"] for check in checks} == {bound}
 
 
 @pytest.mark.parametrize("name", ["table", "bias"])  # the first parameter and the last one
@@ -439,7 +466,8 @@ def test_a_parameter_in_two_groups_is_named(judge):
 WRONG_DECAY = {
     "everything decays": ((0.1, 0.1), "those of one dimension too"),
     "swapped": ((0.0, 0.1), "the groups are swapped"),
-    "none": ((0.0, 0.0), "table has a decay of 0, not 0.1"),
+    "none": ((0.0, 0.0), "no parameter decays; matrices should, by 0.1"),
+    "another": ((0.2, 0.0), "table has a decay of 0.2, not 0.1"),
 }
 
 
@@ -453,8 +481,7 @@ def test_another_decay_is_named(judge, decays, cause):
     )
     record = judge("training::decay-by-parameter", plain=recording)
     assert record.verdict == "fail"
-    if decays != (0.0, 0.0):
-        assert cause in record.details["hint"]
+    assert cause in record.details["hint"]
 
 
 def test_the_weight_decay_of_adam_is_no_decay(judge):
