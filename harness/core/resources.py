@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # A name, not an import: the harness does not depend on gpt, and another package can provide the text and tokenizer.
 TEXT_SOURCE = "gpt.data:tokens"
 TOKENIZER_SOURCE = "gpt.data:tokenizer"
+WINDOWS_SOURCE = "gpt.data:Windows"
+NO_TARGET = -100  # of a position that has none
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,30 @@ def gpt2_tokens(text: str) -> tuple[int, ...]:
     except Exception as error:
         raise MissingResource(f"GPT-2's vocabulary: {error}") from error
     return tuple(found)
+
+
+def next_token_examples(tokens: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
+    """Return the examples that a training data set makes of a text: the tokens of a window, and the one after them.
+
+    The windows are side by side and half as long as the text, so that the last one is shorter. Raises
+    `MissingResource` without the data set.
+    """
+    import torch  # slow to import
+
+    module, name = WINDOWS_SOURCE.split(":")
+    try:
+        with shipped_package(module.split(".")[0]):
+            data_set = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise MissingResource(f"a data set of windows: {error}") from error
+    windows = data_set(torch.tensor(tokens), max(1, len(tokens) // 2), every="stride")
+    found = [windows[index] for index in range(len(windows))]
+    return [
+        (tuple(ids[: position + 1].tolist()), int(target))
+        for ids, targets in found
+        for position, target in enumerate(targets)
+        if target != NO_TARGET
+    ]
 
 
 def pretrained_directory() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.core.resources import gpt2_tokens
+from harness.core.resources import gpt2_tokens, next_token_examples
 from harness.core.sizes import SIZES
 from harness.oracle.tokens import batch
 from harness.subjects.protocols import Subject
@@ -13,10 +13,16 @@ from harness.suites.measure_registry import Reading, measure
 
 @measure
 def sentence_examples(subject: Subject, *, sentence: str) -> Reading:
-    """Return the GPT-2 tokens of a sentence, how many they are, and how many examples of a next token they give."""
+    """Return the GPT-2 tokens of a sentence, how many they are, and how many examples of a next token they give.
+
+    The examples are those of the training program's own data set.
+    """
     ids = gpt2_tokens(sentence)
-    examples = [(ids[: n + 1], ids[n + 1]) for n in range(len(ids) - 1)]
-    return Reading({"ids": " ".join(map(str, ids)), "tokens": len(ids), "examples": len(examples)})
+    examples = next_token_examples(ids)
+    return Reading(
+        {"ids": " ".join(map(str, ids)), "tokens": len(ids), "examples": len(examples)},
+        details={"targets": [target for _, target in examples]},
+    )
 
 
 @measure
@@ -36,4 +42,5 @@ def clipped_gradient(subject: Subject, *, size: str, norm: float, limit: float =
     before = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
     clipped = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     cosine = float(torch.nn.functional.cosine_similarity(whole, clipped, dim=0))
-    return Reading({"before": before, "after": float(clipped.norm()), "cosine": cosine})
+    found = {"before": before, "after": float(clipped.norm()), "cosine": cosine}
+    return Reading(found, "", {"by": "torch alone"})

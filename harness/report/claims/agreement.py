@@ -43,9 +43,14 @@ def agreement(claims: Sequence[ClaimRow], caption: str) -> Plot | None:
 
 
 def difference(claim: ClaimRow) -> float | None:
-    """Return the measured value over the claimed one, minus 1; None if either is no positive number."""
+    """Return the measured value over the claimed one, minus 1; None if either is no positive number.
+
+    None also if the subject has no part in the value: agreement with arithmetic is no measurement.
+    """
     found = as_float(claim.readings[0].value) if claim.readings else None
     claimed = claim.claimed_value
+    if claim.readings and claim.readings[0].by:
+        return None
     if claim.finding not in MARKS or not found or not claimed or found <= 0 or claimed <= 0:
         return None
     off = found / claimed - 1

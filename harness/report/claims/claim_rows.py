@@ -51,6 +51,11 @@ class MeasuredReading:
         return as_mapping(self.details.get("spread"))
 
     @property
+    def by(self) -> str:
+        """What gave it if the subject had no part in it, `arithmetic` or `torch alone`; empty for a measurement."""
+        return plain(self.details.get("by") or "")
+
+    @property
     def origin(self) -> Row:
         """The run that it was read from; empty for a measurement of this run."""
         return as_mapping(self.details.get("run"))

@@ -26,6 +26,8 @@ def reading_text(reading: MeasuredReading) -> str:
         text += f" at a loss of {number(reading.details.get('loss'))}: “{plain(sample, longest=LONGEST_TEXT)}”"
     if reading.setting:
         text = f"with {reading.setting}: {text}"
+    if reading.by:
+        text += f" (by {reading.by})"
     if origin := reading.origin:
         text += f" ({plain(origin.get('file') or '')}, {plain(origin.get('machine') or '', longest=80)})"
     return text

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from harness.core import resources
 from harness.judging.run_check import run
 from harness.judging.runner import make_runner
 from harness.oracle.deviations import read as read_deviations
@@ -170,6 +171,23 @@ def test_tiles_of_the_online_softmax_and_the_scores_have_the_closed_forms_bytes(
     statistics = row_statistics(subject, tokens=256, heads=3)
     assert statistics.value == {"max and sum": 256 * 3 * 8, "logsumexp": 256 * 3 * 4}
     assert statistics.details["largest difference"] < 1e-6, "the tiles compute attention"
+
+
+def test_the_examples_of_a_sentence_are_those_of_the_data_set(shipped, subject, monkeypatch):
+    check = shipped["claims::examples-of-a-sentence"]
+    record = run(check, subject)
+    if record.verdict == "skip":
+        pytest.skip(record.message)
+    assert record.details["readings"][0]["details"]["targets"] == [3797, 3332, 319, 262, 2603]
+    monkeypatch.setattr(resources, "WINDOWS_SOURCE", f"{__name__}:Unshifted")
+    assert run(check, subject).value == "does not hold"
+
+
+class Unshifted(list):
+    """A data set that forgets the offset of one position: each token is its own target."""
+
+    def __init__(self, tokens, length, *, every):
+        super().__init__([(tokens, tokens)])
 
 
 def test_a_subject_of_another_style_is_skipped_where_a_claim_is_about_linear_layers(shipped):

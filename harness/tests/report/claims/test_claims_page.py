@@ -134,6 +134,18 @@ def test_the_headline_of_the_growth_names_the_start_that_is_near_the_claimed_std
     assert headline(wild["check"]) == f"{none}Kaiming-normal weights (7.30)", "the largest is not the nearest"
 
 
+def test_what_no_subject_can_change_is_said_to_be_and_counts_for_no_agreement():
+    claimed = {"claimed": {"equals": 1.0}}
+    alone = claim(
+        "ratio", lesson="scaling", figure="1", found="holds", value=1.17, expected=claimed,
+        details={"by": "arithmetic"},
+    )  # fmt: skip
+    rows = [*claim_rows(), alone]
+    assert "| 1.17 (by arithmetic) | holds |" in text_of(rows)
+    drawn = {plot.name: plot.headline for plot in plots(run_of(rows))}
+    assert drawn["claims"] == "2 of 6 figures are as the lessons state them"
+
+
 def test_a_size_is_escaped_in_the_description_of_a_figure():
     (row,) = [row for row in claim_rows() if row["check"] == "positions-cached"]
     row["details"]["readings"][0]["details"]["size"] = HOSTILE
