@@ -2,13 +2,13 @@
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gpt.errors import CheckpointMismatch, CheckpointMissing, ConfigError, did_you_mean
-from gpt.training.config import CHANGEABLE, TrainConfig, differences
+from gpt.training.config import CHANGEABLE, CHANGES_NUMBERS, TrainConfig, differences
 from gpt.training.config_file import preset_file, preset_summary, presets, read_config, read_settings, toml_value
 from gpt.training.field_docs import FieldDoc, field_docs
 
@@ -29,17 +29,24 @@ DESCRIPTION = """Train a GPT on a text. The run's folder then has
 
 A value comes from the first of these that sets it: a flag, the file of --config, the preset, the default."""
 
-_CHANGEABLE_FLAGS = textwrap.fill(
-    ", ".join("--" + name.replace("_", "-") for name in sorted(CHANGEABLE)) + ".",
-    width=110,
-    initial_indent="  ",
-    subsequent_indent="  ",
-    break_on_hyphens=False,
-)
+
+def _flags(names: Iterable[str]) -> str:
+    """Return the flags of some settings, as a paragraph of the help."""
+    flags = ", ".join(_flag(name) for name in sorted(names)) + "."
+    return textwrap.fill(flags, width=110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
 
 EPILOG = f"""resuming:
-  A resumed run ends in the same weights, bit for bit, as one that was never stopped. These flags may change:
-{_CHANGEABLE_FLAGS}
+  A resumed run ends in the same weights, bit for bit, as one that was never stopped: on a CPU of the same kind, with
+  the same number of threads and the same version of torch. Elsewhere, and on CUDA, the rounding may differ: the log
+  and the checkpoints have the environment of each part. These flags may change, and the weights stay the same:
+{_flags(CHANGEABLE - CHANGES_NUMBERS)}
+  These may change too, and with them the numbers (the schedule, the rounding):
+{_flags(CHANGES_NUMBERS)}
   With other --steps the learning rate keeps its schedule, unless --horizon changes it.
 
 stopping:
@@ -172,10 +179,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _normalised(argument: str) -> str:

@@ -159,15 +159,18 @@ AT_LEAST: dict[str, int] = {
     "inject_spike_at": -1,
 }
 
-CHANGEABLE = frozenset(
+CHANGES_NUMBERS = frozenset({"horizon", "device", "compile"})
+"""The changeable fields on which the numbers depend: another schedule, and another rounding."""
+
+CHANGEABLE = CHANGES_NUMBERS | frozenset(
     {
         # Where the text is. What it says may not change: checkpoints have its checksum.
         "text",
         # How long the run is, and what it shows on its way: the weights after a step do not depend on them.
-        *("steps", "horizon", "budget", "eval_every", "sample_every", "sample_tokens", "sample_prompt"),
+        *("steps", "budget", "eval_every", "sample_every", "sample_tokens", "sample_prompt"),
         *("save_every", "keep", "log_every", "tensorboard"),
-        # How a step is computed: the same step, but for rounding on another device.
-        *("workers", "gradient_checkpointing", "compile", "device"),
+        # How a step is computed: the same weights, bit for bit, on a CPU.
+        *("workers", "gradient_checkpointing"),
     }
 )
 """The fields that may change when a run is resumed. All others belong to its identity."""

@@ -11,7 +11,7 @@ import pytest
 from gpt.errors import CheckpointMismatch, CheckpointMissing, ConfigError
 from gpt.train import main
 from gpt.training.command_line import Command, parse
-from gpt.training.config import TrainConfig
+from gpt.training.config import CHANGEABLE, CHANGES_NUMBERS, TrainConfig
 from gpt.training.config_file import preset_file, presets, read_config, to_toml
 from gpt.training.field_docs import field_docs
 
@@ -101,6 +101,23 @@ def test_help_documents_every_field_with_its_default_and_every_preset(capsys):
         assert name in found
     for status in ("130, 143 stopped by Ctrl-C or SIGTERM", "3 the budget is used up"):
         assert status in found
+
+
+def test_help_says_what_may_change_on_resuming_and_where_the_weights_stay_the_same(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    found = " ".join(capsys.readouterr().out.split())
+    same, _, numbers = found.partition("These flags may change, and the weights stay the same: ")[2].partition(
+        " These may change too, and with them the numbers (the schedule, the rounding): "
+    )
+    assert set(same.rstrip(".").split(", ")) == {flag(name) for name in CHANGEABLE - CHANGES_NUMBERS}
+    assert numbers.startswith("--compile, --device, --horizon. With other --steps")
+    for scope in ("on a CPU of the same kind", "the same number of threads and the same version of torch"):
+        assert scope in found
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')}"
 
 
 def test_help_and_mistakes_are_answered_without_importing_torch():

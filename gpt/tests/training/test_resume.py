@@ -115,6 +115,7 @@ def test_a_run_that_was_stopped_by_a_signal_resumes_the_same(stopped, straight):
 
 def test_what_a_run_shows_and_how_it_computes_may_change_and_its_weights_stay(stopped, straight):
     changes = ["--eval-every", 1, "--sample-every", 2, "--save-every", 1, "--log-every", 2, "--workers", 1, "--keep", 1]
+    changes += ["--gradient-checkpointing"]
     assert resume(stopped, *changes) == 0
     assert same_weights(stopped, straight)
     config = read_config(stopped / "config.toml")
@@ -123,6 +124,7 @@ def test_what_a_run_shows_and_how_it_computes_may_change_and_its_weights_stay(st
     assert event["checkpoint"] == "step-00000006"
     assert event["changed"] == {
         "workers": 1,
+        "gradient_checkpointing": True,
         "eval_every": 1,
         "sample_every": 2,
         "save_every": 1,
