@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from gpt.data.published import cache_folder
 from gpt.data.token_file import VERSION, TokenFile
 from gpt.data.vocabulary import Vocabulary
 from gpt.data.vocabulary import vocabulary as vocabulary_of
-from gpt.errors import ConfigError, TextError, TextTooShort
+from gpt.errors import ConfigError, TextError, TextTooShort, TokenFileCorrupt, TokenFileError
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ def corpus(text: str, vocabulary: str, *, validation_fraction: float, folder: Pa
     """Return the corpus of a text, split by position before any window is cut.
 
     The text is encoded once: its token file stays in `folder`; without one, in the folder that the environment variable
-    GPT_HARNESS_TOKENS names, or else in `tokens` in the user's cache folder. The first
+    GPT_HARNESS_TOKENS names, or else in `tokens` in the user's cache folder. A token file that was damaged there is
+    replaced, with a message on stderr: the text is at hand, so that nothing is lost. The first
     int(N * (1 - validation_fraction)) tokens are trained on, as in nanoGPT's prepare.py; 0 leaves no validation part.
 
     Raises `ConfigError` for a fraction outside [0, 1) or an unknown vocabulary, `TextError` for an empty text, and the
@@ -54,7 +56,6 @@ def corpus(text: str, vocabulary: str, *, validation_fraction: float, folder: Pa
         raise ConfigError(f"validation_fraction is {validation_fraction}; expected at least 0 and less than 1")
     if not text:
         raise TextError("the text is empty; expected a text")
-    folder = folder or Path(os.environ.get("GPT_HARNESS_TOKENS") or cache_folder() / "tokens")
     made, tokens = _encoded(text, vocabulary, folder)
     first = int(len(tokens) * (1 - validation_fraction))
     return Corpus(made, tokens[:first], tokens[first:])
@@ -66,10 +67,22 @@ def token_file_path(text: str, made: Vocabulary, folder: Path) -> Path:
     return folder / f"{made.name}-{key[:32]}.tokens"
 
 
-def _encoded(text: str, name: str, folder: Path) -> tuple[Vocabulary, Tensor]:
+def _encoded(text: str, name: str, folder: Path | None) -> tuple[Vocabulary, Tensor]:
     made = vocabulary_of(name, text)
-    path = token_file_path(text, made, folder)
-    if not path.exists():
-        # Ranks may come here at the same time: each writes its own file and the last one, with the same bytes, stays.
+    default = Path(os.environ.get("GPT_HARNESS_TOKENS") or cache_folder() / "tokens")
+    path = token_file_path(text, made, folder or default)
+    if path.exists():
+        try:
+            return made, TokenFile.open(path, made).tokens
+        except TokenFileCorrupt as error:
+            print(f"{error}\nthe text is encoded again", file=sys.stderr)
+    # Ranks may come here at the same time: each writes its own file and the last one, with the same bytes, stays.
+    try:
         TokenFile.write(path, made.encode(text), made)
+    except TokenFileError as error:
+        if folder:
+            raise
+        raise TokenFileError(
+            f"{error} with the environment variable GPT_HARNESS_TOKENS, or XDG_CACHE_HOME for all that is cached"
+        ) from error
     return made, TokenFile.open(path, made).tokens

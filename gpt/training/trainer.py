@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt.data import Batch, Corpus, Loader, Windows
-from gpt.errors import CheckpointMismatch, NonFinite, TextTooShort, WeightsError
+from gpt.errors import CheckpointMismatch, NonFinite, TextTooShort, UnknownCharacter, WeightsError
 from gpt.generate import check_prompt
 from gpt.model import GPT
 from gpt.token_ids import IGNORED
@@ -77,7 +77,7 @@ class Trainer:
         self.precision = Precision(config.precision, self.device)
         corpus.require_windows(config.block_size)
         if config.sample_every:  # an error now, not after 500 steps
-            prompt = corpus.vocabulary.encode(config.sample_prompt)[None]
+            prompt = _encoded_prompt(config, corpus)[None]
             check_prompt(prompt, corpus.vocabulary.size, config.block_size)
 
         # The weights are drawn on the CPU, so that every device starts from the same ones.
@@ -355,6 +355,16 @@ class Trainer:
         self.spikes.load_state_dict(state["spikes"])
         self.step, self.tokens = state["step"], state["tokens"]
         RandomState.from_json(state["random"][self.ranks.rank]).restore(self.device)
+
+
+def _encoded_prompt(config: TrainConfig, corpus: Corpus) -> Tensor:
+    try:
+        return corpus.vocabulary.encode(config.sample_prompt)
+    except UnknownCharacter as error:
+        raise UnknownCharacter(
+            f"sample_prompt={config.sample_prompt!r} has a character that the text has not; give --sample-prompt with "
+            "characters of the text, or --sample-every 0 for no samples"
+        ) from error
 
 
 def _described(tensor: Tensor | None) -> str:

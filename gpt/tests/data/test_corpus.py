@@ -1,6 +1,7 @@
 """The corpus: a text encoded once, and divided by position."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from gpt import ConfigError, TextError
 from gpt.data import corpus, vocabulary
 from gpt.data.corpus import Corpus
 from gpt.data.vocabulary import ByteVocabulary
-from gpt.errors import TextTooShort, TokenFileCorrupt
+from gpt.errors import TextTooShort, TokenFileError
 
 TEXT = "".join(chr(97 + number % 26) for number in range(1000))
 
@@ -73,12 +74,41 @@ def test_an_environment_variable_moves_token_files_out_of_the_users_cache_folder
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_damaged_token_file_is_a_named_error_and_not_used(tmp_path):
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1] + b"?", lambda raw: raw[:-1]], ids=["changed", "cut off"])
+def test_a_damaged_token_file_is_not_used_but_replaced_with_a_message(tmp_path, capsys, damage):
+    """The text is at hand: to delete the file by hand would give the same one."""
     corpus(TEXT, "bytes", validation_fraction=0, folder=tmp_path)
     (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(TokenFileCorrupt, match="delete it"):
+    intact = path.read_bytes()
+    path.write_bytes(damage(intact))
+    assert corpus(TEXT, "bytes", validation_fraction=0, folder=tmp_path).train.tolist() == list(TEXT.encode())
+    assert re.search(r"bytes-\w+\.tokens: .*\nthe text is encoded again", capsys.readouterr().err)
+    assert path.read_bytes() == intact
+    corpus(TEXT, "bytes", validation_fraction=0, folder=tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_variables_that_move_it(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("GPT_HARNESS_TOKENS", raising=False)
+    with pytest.raises(
+        TokenFileError, match=r"file/.* give another folder with .* GPT_HARNESS_TOKENS, or XDG_CACHE_HOME"
+    ):
+        corpus(TEXT, "bytes", validation_fraction=0)
+    with pytest.raises(TokenFileError, match=r"give another folder$"):
+        corpus(TEXT, "bytes", validation_fraction=0, folder=tmp_path / "file")
+
+
+def test_a_token_file_of_a_newer_program_is_an_error_and_stays(tmp_path):
+    """It is not damaged: whoever wrote it would read it."""
+    corpus(TEXT, "bytes", validation_fraction=0, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    newer = path.read_bytes().replace(b'"version": 1', b'"version": 2', 1)
+    path.write_bytes(newer)
+    with pytest.raises(TokenFileError, match="newer than this program's 1"):
         corpus(TEXT, "bytes", validation_fraction=0, folder=tmp_path)
+    assert path.read_bytes() == newer
 
 
 def test_two_processes_can_write_the_token_file_at_the_same_time(tmp_path, monkeypatch):

@@ -210,7 +210,7 @@ def test_a_folder_with_other_files_may_get_a_run(tmp_path):
     [
         (["--text", "none.txt"], 1, "none.txt: cannot be read"),
         (["--block-size", "500"], 1, "the validation part has 105 of the text's 1050 tokens, and a window of 500"),
-        (["--sample-prompt", "#"], 1, "'#'"),
+        (["--sample-prompt", "#"], 1, "sample_prompt='#' has a character that the text has not; give --sample-prompt"),
         (["--precision", "float16"], 2, "precision='float16' needs a CUDA device"),
         (["--device", "cuda:9"], 2, "device='cuda:9'"),
         (
