@@ -82,6 +82,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     own_process = config.getoption("--isolate") or config.getoption("--trainer")
     if config.getoption("--memory-limit") is not None and not own_process:
         raise pytest.UsageError("--memory-limit limits the subject's own process: add --isolate")
+    if config.getoption("--deviations") and not subject_names(config):
+        raise pytest.UsageError("--deviations FILE is of a GPT, and only a training program is named: add --subject")
     if config.getoption("--deviations") and len(subject_names(config)) > 1:
         raise pytest.UsageError(
             "--deviations FILE takes one --subject; for several, put FILE.deviations.toml beside each FILE.py"

@@ -13,6 +13,7 @@ from harness.measures.all_measures import measures
 from harness.pytest_plugin.options import subject_names, trainer_names
 from harness.suites.record import Record
 from harness.suites.suite_file import read_suite
+from harness.training.protocols import needs_a_trainer
 
 
 def known_checks(rows: Iterable[Row], config: pytest.Config) -> dict[str, str]:
@@ -39,7 +40,8 @@ def row_of_crash(nodeid: str, config: pytest.Config) -> Row | None:
         return None
     message = "the process died in this check (it exited, crashed, or was killed); --isolate says how and where"
     for check in checks:
-        for subject in (*subject_names(config), *trainer_names(config)):
+        trains = needs_a_trainer(measures()[check.measure].needs)
+        for subject in trainer_names(config) if trains else subject_names(config):
             if item in (check.id, f"{check.id}@{subject}"):
                 return Record(check, subject, "error", message, 0.0, details={"crashed": True}).as_row(id=nodeid)
     return None

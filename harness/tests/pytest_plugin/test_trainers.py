@@ -3,6 +3,7 @@
 import pytest
 
 from harness.core.record_files import read
+from harness.pytest_plugin.suites_of_run import row_of_crash
 from harness.tests.training.tiny import script
 
 SUITES = {
@@ -74,6 +75,19 @@ def test_a_training_program_that_does_not_exist_is_a_usage_error_of_one_line(pro
     result = project.runpytest("--trainer", "none.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --trainer none.py: none.py: no such file in *; give the path of a script"])
+
+
+def test_deviations_of_a_training_program_alone_are_a_usage_error(project):
+    result = project.runpytest("--trainer", "train.py", "--deviations", "some.toml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --deviations FILE is of a GPT, and only a training program is named: *"])
+
+
+def test_a_crash_in_a_check_of_a_training_program_is_recorded_as_its_own(project):
+    config = project.parseconfigure("--subject", "mine.py:GPT", "--trainer", "train.py")
+    for name, subject in (("training.toml::groups", "train.py"), ("small.toml::count", "mine.py:GPT")):
+        row = row_of_crash(f"verifications/{name}", config)
+        assert (row["subject"], row["verdict"]) == (subject, "error")
 
 
 def test_a_program_that_hangs_is_told_in_full_once_and_not_run_again(project):
