@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sysconfig
 import traceback
 from pathlib import Path
@@ -55,3 +56,11 @@ def _message(error: BaseException) -> str:
         return str(error)
     except Exception as second:
         return f"(its message cannot be shown: {type(second).__name__})"
+
+
+def describe_exit(status: int) -> str:
+    """Return how a process ended: its exit status, or the signal, which is a negative one."""
+    if status >= 0:
+        return f"the process exited with status {status}"
+    killed = " (out of memory, or killed from outside)" if status == -signal.SIGKILL else ""
+    return f"the process ended with {signal.Signals(-status).name}{killed}"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from harness.core.error_text import display_path, is_user_file
+from harness.core.error_text import describe_exit, display_path, is_user_file
 from harness.core.errors import SubjectError
 from harness.core.limits import Limits, resident_bytes
 from harness.core.record_files import Row, decode, encode
@@ -165,10 +165,7 @@ class WorkerProcess:
         code = self.process.poll()
         if code is None:
             return f"the process closed its pipes{self._from_dump()}"
-        if code >= 0:
-            return f"the process exited with status {code}{self._from_dump()}"
-        killed = " (out of memory, or killed from outside)" if code == -signal.SIGKILL else ""
-        return f"the process ended with {signal.Signals(-code).name}{killed}{self._from_dump()}"
+        return f"{describe_exit(code)}{self._from_dump()}"
 
     def _from_dump(self) -> str:
         """Return the innermost line of the user's in the last dump of the stack."""

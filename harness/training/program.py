@@ -8,15 +8,15 @@ import shlex
 import signal
 import socket
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.core.error_text import describe_exit
 from harness.core.errors import HarnessError, Missing, MissingAbility, SubjectError
 from harness.core.limits import MEMORY_SHARE, Limits, machine_memory_gib
 from harness.training.child.program_source import ProgramSource, constants_of
-from harness.training.child.request import Request
+from harness.training.child.request import PRINTED, Request
 from harness.training.child_processes import ChildProcesses, Outcome
 from harness.training.recording import Ended, Recording, Save
 from harness.training.recording_files import RecordingReader
@@ -27,7 +27,6 @@ from harness.training.settings import Assignment, Settings, read_settings
 SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longest takes
 SPARE_STEPS = 2  # times the steps that were asked for: a program that makes more of them is stopped
 LAST_LINES = 4  # of what a failed program printed, in the message
-PRINTED = "printed.txt"
 TOKENS = "GPT_HARNESS_TOKENS"  # where the reference keeps token files: not in the user's cache, for texts of rehearsals
 
 
@@ -180,11 +179,9 @@ class TrainingProgram:
             )
             for rank, environment in enumerate(_ranks(rehearsal.ranks))
         ]
-        started = time.monotonic()
         outcomes = self.processes.run(requests, self.limits)
-        seconds = time.monotonic() - started
         found = [
-            self._read(rehearsal, request, outcome, assignment, seconds)
+            self._read(rehearsal, request, outcome, assignment)
             for request, outcome in zip(requests, outcomes, strict=True)
         ]
         self._check(rehearsal, found)
@@ -198,9 +195,7 @@ class TrainingProgram:
         steps: int = rehearsal.values["steps"]
         return steps * SPARE_STEPS if "steps" in self.settings else max(1, steps - first_step)
 
-    def _read(
-        self, rehearsal: Rehearsal, request: Request, outcome: Outcome, assignment: Assignment, seconds: float
-    ) -> Recording:
+    def _read(self, rehearsal: Rehearsal, request: Request, outcome: Outcome, assignment: Assignment) -> Recording:
         reader = RecordingReader(Path(request.folder))
         end = reader.one("end")
         ended, message = _how_it_ended(end, outcome, request)
@@ -209,14 +204,11 @@ class TrainingProgram:
         return Recording(
             program=self.name,
             rehearsal=rehearsal.name,
-            argv=request.arguments,
-            seconds=end.get("seconds", seconds),
             ended=ended,
             message=message,
             events=reader.events(),
             parameters=reader.parameters(),
             settings=assignment.values,
-            defaults={word: value for word, value in self.settings.defaults.items() if word not in assignment.values},
             source=rehearsal.source if "text" in self.settings else None,
             text=rehearsal.make_text() if "text" in self.settings else "",
             rank=end.get("rank", 0),
@@ -311,10 +303,7 @@ def _how_it_ended(end: Mapping[str, Any], outcome: Outcome, request: Request) ->
         return end["ended"], end["message"]
     if outcome.status == -signal.SIGKILL and request.kill_after is not None:
         return "killed", ""
-    if outcome.status < 0:
-        killed = " (out of memory, or killed from outside)" if outcome.status == -signal.SIGKILL else ""
-        return "failed", f"the process ended with {signal.Signals(-outcome.status).name}{killed}"
-    return "failed", f"the process exited with status {outcome.status}"
+    return "failed", describe_exit(outcome.status)
 
 
 def _last_lines(printed: Path) -> str:

@@ -95,10 +95,9 @@ class Forward(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Backward(Event):
-    """One backward pass: the value that was differentiated, with all scaling in it."""
+    """One backward pass."""
 
     step: int
-    value: float
     line: str = ""
 
 
@@ -107,13 +106,9 @@ class Clip(Event):
     """One call of torch's clipping functions."""
 
     step: int
-    kind: Literal["norm", "value"]
     limit: float
-    norm: float
-    """The norm that the function returned, before clipping; NaN for clipping by value."""
     names: tuple[str, ...]
     """The parameters whose gradients were given to it; those without a gradient are among them."""
-    norm_type: float = 2.0
     line: str = ""
 
 
@@ -136,7 +131,8 @@ class Step(Event):
 
     `tensors` has the parts by name: "before", "after", "gradient", "unclipped", "state_before", "state_after",
     "replayed" and "replayed32". `hashes` has a hash of each tensor of "before", "after", "gradient" and "unclipped",
-    and of each parameter's whole state ("state_after"). They are recorded at any size; a long rehearsal has none.
+    and of each parameter's whole state ("state_before", "state_after"). They are recorded at any size; a long rehearsal
+    has none.
     """
 
     number: int
@@ -267,10 +263,6 @@ class Recording:
     program: str
     """The training program, as `--trainer` names it."""
     rehearsal: str
-    argv: tuple[str, ...]
-    """The arguments that the program was given."""
-    seconds: float
-    """From the start of the program to its end."""
     ended: Ended
     """"finished" by itself, "stopped" after the steps that were needed, "killed" on purpose, or "failed"."""
     message: str = ""
@@ -283,8 +275,6 @@ class Recording:
 
     A word that the program has no setting for is absent; its own default applies then.
     """
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The program's own values of settings that the rehearsal left alone, as far as they are known."""
     source: MarkovSource | None = None
     """The source of the text, where it is a Markov source of known entropy."""
     text: str = field(default="", repr=False)

@@ -65,12 +65,6 @@ class Settings:
     def __contains__(self, word: str) -> bool:
         return word not in self.given and (word in self.flags or word in self.constants)
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Return the program's own values, as far as they are known."""
-        found = {word: constant.default for word, constant in self.constants.items()}
-        return found | {word: flag.default for word, flag in self.flags.items() if flag.default is not None}
-
     def assign(self, values: Mapping[str, Any]) -> Assignment:
         """Return how these values are set; those that it has no setting for are left out."""
         arguments: list[str] = []

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
+from harness.measures.chi_squared import chi_squared_tail
 from harness.oracle import noise_verdict
 from harness.oracle.probe_weights import Weights
 from harness.oracle.tokens import batch
@@ -188,4 +189,4 @@ def _p_value_of_uniform(numbers: list[Tensor], *, bins: int) -> float:
     counts = torch.bincount(cell, minlength=cells).double()
     expected = len(cell) / cells
     statistic = ((counts - expected) ** 2 / expected).sum()
-    return float(torch.special.gammaincc(torch.tensor((cells - 1) / 2.0).double(), statistic / 2))
+    return chi_squared_tail(float(statistic), cells - 1)

@@ -87,8 +87,6 @@ def record(folder: Path, text: str, **request) -> Recording:
     return Recording(
         program="train.py",
         rehearsal="by hand",
-        argv=made.arguments,
-        seconds=0.0,
         ended=end["ended"] if end else "killed",
         message=end["message"] if end else str(outcome.status),
         events=reader.events(),

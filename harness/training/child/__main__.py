@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes seconds
 
-from harness.training.child.request import Request
+from harness.training.child.request import PRINTED, Request
 from harness.training.child.run import run
 
 POLL = 0.01  # seconds between two looks at the child processes
-PRINTED = "printed.txt"
 
 
 class Server:

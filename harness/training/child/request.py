@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Detail = Literal["tensors", "hashes", "losses"]
+PRINTED = "printed.txt"  # what the program printed, in the folder of its recording
 MOST_PARAMETERS = 2_000_000  # of a model whose tensors are recorded; larger ones have hashes
 MOST_BYTES = 512 * 2**20  # of tensors in a recording
 

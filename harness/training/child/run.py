@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +31,6 @@ def run(request: Request) -> None:
     writer = RecordingWriter(Path(request.folder))
     recorder = Recorder(request, writer)
     passes = Passes(recorder)
-    started = time.perf_counter()
     ended, message = "finished", ""
     try:
         if request.task == "options":
@@ -48,8 +46,7 @@ def run(request: Request) -> None:
             ended, message = "failed", f"exited with status {leaving.code}"
     except BaseException as error:
         ended, message = "failed", describe_error(error)
-    seconds = time.perf_counter() - started
-    writer.event("end", {"ended": ended, "message": message, "seconds": seconds, **recorder.ranks})
+    writer.event("end", {"ended": ended, "message": message, **recorder.ranks})
     if request.replay and request.detail == "tensors":
         replay(recorder, passes.training, RecordingReader(Path(request.folder)))
     writer.close()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.core.errors import MissingAbility
+from harness.measures.chi_squared import chi_squared_tail
 from harness.measures.training.batches.provenance import token_counts, training_part
 from harness.measures.training.batches.token_streams import Batches, Row
 from harness.suites.measure_registry import Reading, measure
@@ -137,7 +138,7 @@ def start_uniformity(program: Trains, *, rehearsal: str = "starts") -> Reading:
         raise MissingAbility(f"{len(starts)} windows are too few to tell their distribution")
     counts = torch.histc(starts.double(), bins, 0, possible)
     expected = len(starts) / bins
-    p = _chi_squared_tail(float(((counts - expected) ** 2 / expected).sum()), bins - 1)
+    p = chi_squared_tail(float(((counts - expected) ** 2 / expected).sum()), bins - 1)
     last = int(starts.max())
     hint = {"hint": f"{len(starts)} starts from {int(starts.min())} to {last}, of {possible} possible ones"}
     return Reading(p, "probability", hint if p < 1e-3 else {})
@@ -150,8 +151,3 @@ def on_a_grid(starts: torch.Tensor, length: int) -> bool:
         return True
     gaps = ordered.diff()
     return int(gaps.min()) >= length  # windows at random overlap
-
-
-def _chi_squared_tail(value: float, freedom: int) -> float:
-    """Return P(X >= value) of the chi-squared distribution: the regularised upper incomplete gamma function."""
-    return float(torch.special.gammaincc(torch.tensor(freedom / 2.0).double(), torch.tensor(value / 2.0).double()))

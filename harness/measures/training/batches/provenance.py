@@ -135,8 +135,7 @@ def repeated_batches(program: Trains, *, rehearsal: str = "plain") -> Reading:
 
 def _recordings(program: Trains, rehearsal: str) -> list[Batches]:
     """Return the batches of every rank."""
-    recordings = program.record_ranks(rehearsal) if "ranks" in rehearsal else [program.record(rehearsal)]
-    return [Batches(recording) for recording in recordings]
+    return [Batches(recording) for recording in program.record_ranks(rehearsal)]
 
 
 def _steps(recordings: list[Batches]) -> Iterable[tuple[int, list[tuple[int, ...]]]]:

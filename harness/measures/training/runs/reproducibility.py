@@ -14,7 +14,7 @@ from harness.measures.training.runs.run_comparison import (
 )
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
-from harness.training.recording import NotRecorded, Recording, Step
+from harness.training.recording import Recording, Step
 
 
 @measure
@@ -90,7 +90,7 @@ def state_lost_by_resume(program: Trains, *, rehearsal: str = "straight", other:
     passes, others = straight.forwards_of(step.number), resumed.forwards_of(step.number)
     parts = {
         "weights": same_part(same, step, "before"),
-        "moments": _same_moments(same, step),
+        "moments": same_part(same, step, "state_before"),
         "learning rate": [group.lr for group in same.groups] == [group.lr for group in step.groups],
         "batch": same_batches(passes, others),
     }
@@ -106,11 +106,3 @@ def _first_resumed(resumed: Recording) -> Step:
     if not resumed.steps:
         raise MissingAbility(f"{resumed.program} made no step after it was resumed")
     return resumed.steps[0]
-
-
-def _same_moments(one: Step, other: Step) -> bool:
-    """Return True if the optimizer's state before a step is equal; by the state after it where only that is known."""
-    try:
-        return same_part(one, other, "state_before")
-    except NotRecorded:
-        return same_part(one, other, "state_after")

@@ -34,7 +34,8 @@ class Program:
         return self.recordings[rehearsal]
 
     def record_ranks(self, rehearsal):
-        return self.recordings[rehearsal]
+        found = self.recordings[rehearsal]
+        return found if isinstance(found, list) else [found]
 
 
 def text(length=4000, *, seed=0):
@@ -47,7 +48,7 @@ def stream(ids, name="train.bin"):
 
 def recording(events, **fields):
     events = tuple(sorted(events, key=lambda event: event.order))
-    given = {"program": "by hand", "rehearsal": "plain", "argv": (), "seconds": 1.0, "ended": "finished"} | fields
+    given = {"program": "by hand", "rehearsal": "plain", "ended": "finished"} | fields
     return Recording(events=events, **given)
 
 
@@ -152,11 +153,11 @@ class Trainer:
             self.record(Forward, phase="train", used=True, **own)
             weighted = loss * self.weight(targets, sum(counts))
             weighted.backward()
-            self.record(Backward, value=float(weighted.detach()))
+            self.record(Backward)
         unclipped = self.gradients()
         norm = self.clip_gradients()
         if norm is not None:
-            self.record(Clip, kind="norm", limit=self.clip, norm=float(norm), names=tuple(self.parameters))
+            self.record(Clip, limit=self.clip, names=tuple(self.parameters))
         tensors = {
             "before": self.values(),
             "gradient": self.gradients(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -100,8 +99,8 @@ class GradientWatch:
         """Replace torch's backward and clipping functions by ones that are watched."""
         clipping = torch.nn.utils.clip_grad
         for owner in (torch.nn.utils, clipping):
-            patches.replace(owner, "clip_grad_norm_", lambda original: self._clips(original, "norm", "max_norm"))
-            patches.replace(owner, "clip_grad_value_", lambda original: self._clips(original, "value", "clip_value"))
+            patches.replace(owner, "clip_grad_norm_", lambda original: self._clips(original, "max_norm"))
+            patches.replace(owner, "clip_grad_value_", lambda original: self._clips(original, "clip_value"))
         patches.replace(torch.autograd, "backward", self._backward)
         for name in COLLECTIVES if torch.distributed.is_available() else ():
             patches.replace(torch.distributed, name, self._collective)
@@ -115,10 +114,9 @@ class GradientWatch:
                 return
             root = tensors if isinstance(tensors, Tensor) else next(iter(tensors), None)
             with self.recorder.observing():
-                value = float(root) if isinstance(root, Tensor) and root.numel() == 1 else math.nan
                 self.passes.differentiated(root)
                 self.find_model()
-                self.recorder.event("Backward", step=self.recorder.step, value=value, line=self.recorder.line())
+                self.recorder.event("Backward", step=self.recorder.step, line=self.recorder.line())
             self.recorder.in_backward = True
             try:
                 original(tensors, *args, **options)
@@ -137,7 +135,7 @@ class GradientWatch:
 
         return collective
 
-    def _clips(self, original: Callable[..., Any], kind: str, limit_name: str) -> Callable[..., Any]:
+    def _clips(self, original: Callable[..., Any], limit_name: str) -> Callable[..., Any]:
         def clip(parameters: Any, *args: Any, **options: Any) -> Any:
             if not self.recorder.active:
                 return original(parameters, *args, **options)
@@ -154,10 +152,7 @@ class GradientWatch:
                 self.recorder.event(
                     "Clip",
                     step=self.recorder.step,
-                    kind=kind,
                     limit=float(args[0] if args else options[limit_name]),
-                    norm=float(result) if isinstance(result, Tensor) else math.nan,
-                    norm_type=float(args[1] if kind == "norm" and len(args) > 1 else options.get("norm_type", 2.0)),
                     names=[self.recorder.names.name_of(each) for each in given],
                     line=line,
                 )
