@@ -71,6 +71,7 @@ class Lesson:
             "claim": self.claim,
             "about": self.about,
             "runs": [run.name for run in self.runs],
+            "preset": next((run.preset for run in self.runs), ""),
         }
 
 

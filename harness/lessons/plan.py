@@ -59,7 +59,7 @@ def plan_preset(reports: Path, preset: str, only: Sequence[str], *, minutes: flo
     lesson = read_full_size(preset)
     wanted = chosen([lesson], only=only) if only else lesson.runs[:1]
     folders = [_preset_folder(reports / RUNS, run, settings, minutes / len(wanted)) for run in wanted]
-    return Plan(folders, (*read_lessons(), lesson), 1, None)
+    return Plan(folders, (*read_lessons(), replace(lesson, runs=tuple(wanted))), 1, None)
 
 
 def _preset_folder(parent: Path, run: LessonRun, preset: Settings, minutes: float) -> RunFolder:

@@ -34,7 +34,6 @@ def write_records(
         "subject": {"name": TRAINER},
         "environment": machine,
         "lessons": [lesson.as_row() for lesson in lessons],
-        "chosen": [folder.run.name for folder in plan],
         "definitions": {"exploded_at": EXPLOSION},
     }
     recorder = RecordWriter(reports / "records" / f"lessons-{stamp}.jsonl", header)

@@ -37,11 +37,6 @@ class TrainingLog:
         return NOT_FINITE if failed else reason
 
     @property
-    def message(self) -> str:
-        """Why the run failed, as its last end says; empty if it did not."""
-        return str(self.end.get("message", ""))
-
-    @property
     def losses(self) -> list[float]:
         """The loss of each step; NaN where it was not finite."""
         return [as_loss(event.get("loss")) for event in self.steps]

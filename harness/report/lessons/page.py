@@ -70,9 +70,10 @@ def head(found: LessonRuns, drawn: dict[str, list[Plot]]) -> Iterator[str]:
     if found.missing:
         yield from (f"**Not finished: {plural(len(found.missing), 'run')}.** `{COMMAND}` does them and goes on:", "")
         reasons = as_mapping(footer.get("unfinished")) | as_mapping(footer.get("failed"))
-        for name in found.missing:
+        for name, preset in found.missing.items():
             why = f": {escape(reasons[name])}" if name in reasons else ""
-            yield f"- {code(name)}{why}"
+            by = f" (by {code(f'{COMMAND} --preset {preset} --budget MINUTES')})" if preset else ""
+            yield f"- {code(name)}{by}{why}"
         yield ""
     shown = [plot for plots in drawn.values() for plot in plots]
     if shown:

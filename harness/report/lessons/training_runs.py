@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from harness.core.record_files import Row
@@ -61,6 +61,11 @@ class TrainingRun:
         )
 
     @property
+    def preset(self) -> str:
+        """The preset of the trainer that it is a run of, empty for a run of its own settings."""
+        return short_name(self.settings.get("preset") or "")
+
+    @property
     def losses(self) -> Points:
         """The loss of training over steps."""
         return [(step, loss) for step, loss, *_ in self.curve if step is not None and loss is not None]
@@ -94,14 +99,9 @@ class LessonRuns:
         """Sort the rows of a record file by kind."""
         return cls(
             header=next((row for row in rows if row.get("kind") == "header"), {}),
-            runs=tuple(TrainingRun.of(row) for row in rows if row.get("kind") == "run"),
+            runs=tuple(with_presets([TrainingRun.of(row) for row in rows if row.get("kind") == "run"])),
             footer=next((row for row in rows if row.get("kind") == "footer"), None),
         )
-
-    @property
-    def environment(self) -> Row:
-        """The machine and the versions."""
-        return as_mapping(self.header.get("environment"))
 
     @property
     def lessons(self) -> dict[str, Row]:
@@ -109,11 +109,15 @@ class LessonRuns:
         return {plain(row.get("name"), longest=40): row for row in mappings(self.header.get("lessons"))}
 
     @property
-    def missing(self) -> list[str]:
-        """The names of the runs that were not done, or not to their end."""
+    def missing(self) -> dict[str, str]:
+        """The names of the runs that were not done, or not to their end, each with its preset or an empty string."""
         found = {plain(run.row.get("name")) for run in self.runs}
-        every = [plain(name) for lesson in self.lessons.values() for name in as_list(lesson.get("runs"))]
-        return [name for name in every if name not in found]
+        every = {
+            plain(name): plain(lesson.get("preset") or "", longest=40)
+            for lesson in self.lessons.values()
+            for name in as_list(lesson.get("runs"))
+        }
+        return {name: preset for name, preset in every.items() if name not in found}
 
     def arms(self, lesson: str) -> dict[str, list[TrainingRun]]:
         """Return the runs of a lesson by arm, in the order of the records."""
@@ -122,6 +126,16 @@ class LessonRuns:
             if run.lesson == lesson:
                 found.setdefault(run.arm, []).append(run)
         return found
+
+
+def with_presets(runs: Sequence[TrainingRun]) -> Iterator[TrainingRun]:
+    """Yield the runs; where a lesson has those of several presets, an arm is named with its own: no mean mixes two."""
+    presets: dict[str, set[str]] = {}
+    for run in runs:
+        presets.setdefault(run.lesson, set()).add(run.preset)
+    for run in runs:
+        several = run.preset and len(presets[run.lesson]) > 1
+        yield replace(run, arm=plain(f"{run.preset} {run.arm}", longest=40)) if several else run
 
 
 def smooth(points: Points, width: int = 0) -> Points:

@@ -82,6 +82,12 @@ def test_a_trial_that_fails_says_why(planned, monkeypatch):
         planned()
 
 
+def test_a_plan_has_the_runs_that_are_wanted_and_no_others(planned):
+    *_, lesson = planned().lessons
+    assert [run.name for run in lesson.runs] == ["debug-cosine-seed-0"]
+    assert lesson.as_row()["preset"] == "debug"
+
+
 def test_several_arms_share_the_minutes(planned):
     folders = planned(minutes=1.0, only=["cosine", "constant-6e-4"]).folders
     assert [folder.run.settings["steps"] for folder in folders] == [int(30 * full_size.FOR_STEPS / 0.1)] * 2

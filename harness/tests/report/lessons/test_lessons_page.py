@@ -133,6 +133,18 @@ def test_what_was_not_run_is_named_with_its_reason_and_a_page_of_nothing_can_be_
     assert "Nothing yet: run `gpt-harness lessons`." in (tmp_path / "lessons.md").read_text()
 
 
+def test_runs_of_two_presets_are_two_arms_and_a_preset_s_missing_run_has_its_command():
+    debug = row("full-size", "cosine", settings={"preset": "debug"}, last_loss=9.0)
+    text = page(lesson_rows([*FULL_SIZE, {**debug, "name": "debug-cosine-seed-0"}]))
+    assert "| full-size | gpt2-124m cosine |" in text
+    assert "| full-size | debug cosine |" in text
+    assert "debug cosine 9.00" in text, "and no mean of the two"
+    assert "| full-size | cosine |" in page(lesson_rows(FULL_SIZE))
+    lesson = {"name": "full-size", "title": "", "runs": ["gpt2-124m-cosine-seed-0"], "preset": "gpt2-124m"}
+    text = page(lesson_rows([], lessons=[lesson]))
+    assert "- `gpt2-124m-cosine-seed-0` (by `gpt-harness lessons --preset gpt2-124m --budget MINUTES`)" in text
+
+
 def test_a_report_written_twice_is_the_same_to_the_byte_and_links_every_file(tmp_path):
     rows = lesson_rows([story(), *clipping()])
     first = {path.name: path.read_bytes() for path in write(tmp_path / "a", rows)}
