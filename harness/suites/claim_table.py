@@ -137,6 +137,8 @@ def _check_elsewhere(
             raise lines.error(index, key, f"unknown key '{key}' of elsewhere; {did_you_mean(key, ELSEWHERE_KEYS)}")
     if not {"parameters", "at"} & set(other):
         raise lines.error(index, "elsewhere", "elsewhere: expected parameters or at, in which the setting differs")
+    if not isinstance(other.get("parameters", {}), dict) or not isinstance(other.get("at", ""), str):
+        raise lines.error(index, "elsewhere", "elsewhere: expected a table for parameters, and a string for at")
     validate_parameters(measure, {**parameters, **other.get("parameters", {})}, lines, index)
     _check_expectation(other.get("expect", {}), "elsewhere", lines, index)
 

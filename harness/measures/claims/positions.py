@@ -24,7 +24,8 @@ def positions_processed(subject: Generates, *, prompt_length: int, new_tokens: i
     """Count the positions that go through the model for a greedy answer: without a cache, with one, and their ratio.
 
     Counted where tokens are embedded, on a real generation of one sequence by a model of size `COUNTED`. Raises
-    MissingAbility if the subject generates in one way only, or embeds its tokens by no nn.Embedding.
+    MissingAbility if the subject generates in one way only, embeds its tokens by no nn.Embedding, or does not call the
+    model for each token.
     """
     counts = {use: _counted(subject, prompt_length, new_tokens, use) for use in (False, True)}
     uncached, cached = counts[False][-1], counts[True][-1]
@@ -57,6 +58,11 @@ def _counted(subject: Generates, prompt_length: int, new_tokens: int, use_cache:
             hook.remove()
     if calls.positions is None:
         raise MissingAbility(f"the positions of {subject.name} cannot be counted: it has no nn.Embedding of its tokens")
+    if len(processed) < new_tokens:
+        raise MissingAbility(
+            f"the positions of {subject.name} cannot be counted: its generation of {new_tokens} tokens calls the model "
+            f"{len(processed)} times from outside"
+        )
     # One call a token is the rule; where a subject makes more, the last ones are those of the answer.
     return (*processed[-new_tokens:-1], calls.positions)
 

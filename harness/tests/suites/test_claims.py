@@ -215,6 +215,8 @@ MISTAKES = {
     "two claimed figures": (LEDGER, "claimed = { equals = 96_576 }", "claimed = { equals = 1, at_most = 2 }", "ledger.toml:13: claimed: expected exactly one of"),
     "a correction without a figure": (LEDGER, 'corrected = { equals = 96_577 }\nelsewhere = { setting = "an untied head", parameters = { tied = false }, expect = { equals = 96_576 } }\nfinding = "holds"', 'finding = "holds with a correction"', "ledger.toml:14: the finding 'holds with a correction' needs the key 'corrected'"),
     "a setting that does not differ": (LEDGER, "parameters = { tied = false }, ", "", "ledger.toml:15: elsewhere: expected parameters or at"),
+    "a setting's parameters as a number": (LEDGER, "parameters = { tied = false }", "parameters = 3", "ledger.toml:15: elsewhere: expected a table for parameters, and a string for at"),
+    "a setting's place as a number": (LEDGER, "parameters = { tied = false }", "at = 3", "ledger.toml:15: elsewhere: expected a table for parameters, and a string for at"),
     "a setting without words": (LEDGER, 'setting = "an untied head", ', "", "ledger.toml:15: elsewhere: expected { setting = WORDS"),
     "a measured claim that leaves its finding to the run": (LEDGER, 'finding = "holds"', 'finding = "as the run finds"', "ledger.toml:16: 'as the run finds' is for claims by lessons, bench, pretrained"),
     "a measure of what cannot be measured": (UNMEASURED, "missing =", 'measure = "parameter_count"\nmissing =', "ledger.toml:12: a claim that is not measurable here has no 'measure'"),

@@ -107,6 +107,17 @@ def test_a_generation_that_ignores_its_cache_saves_nothing(shipped, subject):
     assert run(shipped["claims::positions-uncached"], wrong).verdict == "pass"
 
 
+def test_a_generation_whose_calls_cannot_be_seen_is_a_skip(shipped, subject):
+    def generate(model, ids, new_tokens, **options):
+        return subject.generate(model, ids, 1, **options)
+
+    record = run(shipped["claims::positions-cached"], Changed(subject, generate=generate))
+    assert record.verdict == "skip"
+    assert record.message.endswith(
+        "cannot be counted: its generation of 100 tokens calls the model 1 times from outside"
+    )
+
+
 def test_a_subject_that_never_ties_saves_nothing_by_tying(shipped, subject):
     def build(size, *, tied=True, **options):
         return subject.build(size, tied=False, **options)
