@@ -101,6 +101,14 @@ def warm_up(subject: Subject, *, lesson: str, arm: str) -> Reading:
 
 
 @measure
+def run_settings(subject: Subject, *, lesson: str, arm: str, names: list[str]) -> Reading:
+    """Return the settings of an arm's run as its trainer resolved them: the number, or several as `0.9, 0.95`."""
+    run, rows = _runs(subject, lesson, arm)
+    found = [_number(rows[0].get("settings", {}) | {"name": rows[0].get("name")}, name) for name in names]
+    return _reading(run, rows[:1], found[0] if len(found) == 1 else ", ".join(f"{value:g}" for value in found), "")
+
+
+@measure
 def usual_norms(subject: Subject, *, lesson: str, arm: str) -> Reading:
     """Return the 10th and the 90th percentile of the gradient norms, without the start and the injected spike.
 

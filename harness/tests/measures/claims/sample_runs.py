@@ -20,7 +20,7 @@ def lesson_row(lesson: str, arm: str, seed: int = 0, **fields: object) -> Row:
         "lesson": lesson,
         "arm": arm,
         "seed": seed,
-        "settings": {"warmup": 50},
+        "settings": {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1},
         "vocabulary_size": 65,
         "parameters": 345_000,
         "steps": steps,

@@ -19,6 +19,8 @@ BY_LESSONS = {
     "run-starts-at-a-uniform-guess": "holds",
     "warm-up-share": "holds",
     "peak-rate": "holds",
+    "betas-of-adamw": "holds",
+    "weight-decay": "holds",
     "constant-rate-explodes": "does not hold",
     "small-rate-is-slow": "holds",
     "cosine-beats-a-constant-rate": "holds",
@@ -78,6 +80,8 @@ CHANGES = {
     "run-starts-at-a-uniform-guess": ("first_loss", 3.0),
     "warm-up-share": ("curve", [[step, 4.2, 6e-4 * min(1.0, (step + 1) / 200), 0.7] for step in range(0, 1000, 10)]),
     "peak-rate": ("curve", [[0, 4.2, 1e-3, 0.7]]),
+    "betas-of-adamw": ("settings", {"beta1": 0.9, "beta2": 0.999}),
+    "weight-decay": ("settings", {"weight_decay": 0.01}),
     "small-rate-is-slow": ("last_loss", 2.0),
     "cosine-beats-a-constant-rate": ("best_validation", 2.1),
     "usual-norms": ("curve", [[step, 4.2, 6e-4, 3.0] for step in range(100, 300)]),
@@ -115,6 +119,11 @@ def test_an_explosion_is_counted_and_a_run_that_exploded_ends_above_all(judge, t
     with_lessons(tmp_path, lambda row: {**row, "exploded_at": 310} if row["arm"] == "constant-6e-4" else row)
     assert judge("constant-rate-explodes").value == "holds"
     assert judge("cosine-beats-a-constant-rate").details["readings"][0]["value"] == float("inf")
+
+
+def test_a_setting_that_a_run_does_not_state_is_missing(judge, tmp_path):
+    with_lessons(tmp_path, lambda row: {**row, "settings": {}})
+    assert judge("weight-decay").message == "weight_decay of the run schedule-cosine-seed-0: its row has None"
 
 
 def test_the_warm_up_is_that_of_the_run_s_rates_and_not_of_its_settings(judge, tmp_path):
