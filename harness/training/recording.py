@@ -231,7 +231,14 @@ class Stream(Event):
     dtype: str
     """The type that the program stores it in."""
     ids: Tensor
-    """int64 (N,)."""
+    """int64 (N,): the first ones, if it is a long stream."""
+    length: int | None = None
+    """The tokens of the whole stream; None if `ids` has all of them."""
+
+    @property
+    def complete(self) -> bool:
+        """Return True if `ids` has the whole stream."""
+        return self.length is None or self.length == len(self.ids)
 
 
 @dataclass(frozen=True, kw_only=True)

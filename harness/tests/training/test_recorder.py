@@ -295,6 +295,14 @@ def test_token_streams_are_recorded_once_and_batches_are_not(tmp_path):
     made, mapped = recording.streams
     assert (made.name, made.dtype, made.ids[:12].tolist()) == ("torch.tensor", "int64", [*range(11), 0])
     assert (mapped.name, mapped.dtype, mapped.ids.tolist()) == ("tokens.bin", "uint16", list(range(300)))
+    assert mapped.complete
+
+
+def test_a_stream_that_is_too_long_is_recorded_in_part_and_says_so(tmp_path):
+    np.zeros(4_000_001, dtype=np.uint8).tofile(tmp_path / "tokens.bin")
+    maps = "np.memmap('tokens.bin', dtype=np.uint8, mode='r')"
+    (mapped,) = record(tmp_path, script(before_step=maps)).streams
+    assert (len(mapped.ids), mapped.length, mapped.complete) == (4_000_000, 4_000_001, False)
 
 
 def test_saves_and_loads_have_the_keys_of_what_is_in_the_file(tmp_path):

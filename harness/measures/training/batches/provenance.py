@@ -17,18 +17,29 @@ from harness.training.protocols import Trains
 from harness.training.recording import Forward
 
 Tokens = set[tuple[int, int]]  # (stream, position)
+WRAPPED = "the ids are those of the stream modulo"
 
 
 @measure
 def rows_outside_streams(program: Trains, *, rehearsal: str = "plain") -> Reading:
-    """Count the rows whose ids occur in no token stream that the program read, in training and in validation."""
+    """Count the rows whose ids occur in no token stream that the program read, in training and in validation.
+
+    A row may be in the rest of a stream that is recorded in part: it is then not known.
+    """
     batches = Batches(program.record(rehearsal))
     parts = {"training": batches.training, "validation": batches.validation}
     lost = {name: [row for row in rows if not batches.places(row)] for name, rows in parts.items() if rows}
     if not batches.streams.roots or not lost:
         raise MissingAbility(f"no token stream of {program.name} was seen: it read and made none that was recognised")
     first = next((row for rows in lost.values() for row in rows), None)
-    hint = {"hint": _lost_because(batches, first)} if first else {}
+    cut = next((stream for stream in batches.recording.streams if not stream.complete), None)
+    cause = _lost_because(batches, first) if first else ""
+    if first and cut and WRAPPED not in cause:
+        raise MissingAbility(
+            f"{first.batch}, row {first.number} may be in what is not known of {cut.name}: "
+            f"of the {cut.length:,} tokens of it the first {len(cut.ids):,} are recorded"
+        )
+    hint = {"hint": cause} if first else {}
     return Reading({name: len(rows) for name, rows in lost.items()}, "rows", hint)
 
 
@@ -36,7 +47,7 @@ def _lost_because(batches: Batches, row: Row) -> str:
     """Return why a row is in no stream: a type too small for its ids, or another reason."""
     for bits in WRAPPED_BITS:
         if batches.streams.wrapped(bits).find(row.ids):
-            return f"the ids are those of the stream modulo {2**bits}: they do not fit in the type that stores them"
+            return f"{WRAPPED} {2**bits}: they do not fit in the type that stores them"
     return f"{row.batch}, row {row.number} begins {row.ids[:8].tolist()}"
 
 

@@ -1,5 +1,7 @@
 """The measures of batches, on recordings made by hand: what is right passes, and each mistake is named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -109,6 +111,17 @@ def test_ids_that_wrap_in_a_small_type_are_named(judge):
     assert record.verdict == "fail"
     assert "modulo 256" in record.details["hint"]
     assert judge("data::rows-are-of-the-text", plain=batches(tokens=tokens)).verdict == "pass"
+
+
+def test_a_row_that_may_be_in_the_rest_of_a_stream_that_is_known_in_part_is_skipped(judge):
+    cut = replace(stream(TOKENS[:2000]), length=4000)
+    record = judge("data::rows-are-of-the-text", plain=batches(streams=[cut]))
+    assert record.verdict == "skip"
+    assert "of the 4,000 tokens of it the first 2,000 are recorded" in record.message
+    within = [[start % 1900 for start in row] for row in RANDOM]
+    wraps = batches(within, streams=[cut], change=lambda ids, targets: (ids % 32, targets % 32))
+    assert judge("data::rows-are-of-the-text", plain=wraps).verdict == "fail"
+    assert judge("data::rows-are-of-the-text", plain=batches(within, streams=[cut])).verdict == "pass"
 
 
 def test_a_program_whose_streams_were_not_seen_is_skipped(judge):

@@ -50,7 +50,7 @@ class TokenStreams:
             self._seen.add(found)
             self._of_line[f"{key}"] += 1
             kind = str(value.dtype).removeprefix("torch.")
-            self.recorder.event("Stream", name=name, dtype=kind, ids=ids.detach().cpu())
+            self.recorder.event("Stream", name=name, dtype=kind, ids=ids.detach().cpu(), length=len(value))
 
     def _reader(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def read(*args: Any, **options: Any) -> Any:
