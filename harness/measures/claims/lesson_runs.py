@@ -238,7 +238,7 @@ def _reading(
 
 
 def _spread(values: Sequence[float], rows: Sequence[Row]) -> dict[str, Any]:
-    return {"low": min(values), "high": max(values), "over": f"{len(rows)} runs"}
+    return {"low": min(values), "high": max(values), "over": f"{len(rows)} runs" if len(rows) > 1 else "one run"}
 
 
 def _number(row: Row, key: str) -> float:

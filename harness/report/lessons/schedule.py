@@ -126,7 +126,7 @@ def explosion_headline(arms: Arms) -> str:
     rate, _, runs = exploded[0]
     first = min(run.exploded_at for run in runs if run.exploded_at is not None)
     below = max((r for r, _, _ in constant if r < rate), default=None)
-    text = f"A constant rate explodes at {decimal(rate, 2)}, at step {first}{recovery(runs)}"
+    text = f"A constant rate explodes at {decimal(rate, 2)} (at step {first}{recovery(runs)})"
     text += f"; at {decimal(below, 2)} it does not" if below else ""
     same = [runs for arm, runs in arms.items() if arm.startswith("cosine") and highest_rate(runs) == rate]
     if same:
@@ -136,11 +136,11 @@ def explosion_headline(arms: Arms) -> str:
 
 
 def recovery(runs: Sequence[TrainingRun]) -> str:
-    """Return `, and recovers to 3.24` if every run that exploded ends below its first loss, or nothing."""
+    """Return `, then recovers to 3.24` if every run that exploded ends below its first loss, or nothing."""
     exploded = [run for run in runs if run.exploded_at is not None]
     ends = [(run.number("last_loss"), run.number("first_loss")) for run in exploded]
     recovered = [last for last, first in ends if last is not None and first is not None and last < first]
-    return f", and recovers to {fmean(recovered):.2f}" if len(recovered) == len(exploded) else ""
+    return f", then recovers to {fmean(recovered):.2f}" if len(recovered) == len(exploded) else ""
 
 
 def last_losses(runs: Sequence[TrainingRun]) -> list[float]:

@@ -42,7 +42,7 @@ def test_no_word_of_a_figure_overlaps_another_or_leaves_the_figure(plot):
 def test_headlines_say_what_was_found():
     headlines = {plot.name: plot.headline for plot in plots(lesson_rows())}
     assert headlines["lessons-higher-rates"] == (
-        "A constant rate explodes at 0.1, at step 8, and recovers to 3.40; at 6e-4 it does not. "
+        "A constant rate explodes at 0.1 (at step 8, then recovers to 3.40); at 6e-4 it does not. "
         "With warm-up and cosine to the same peak it does not"
     )
     assert headlines["lessons-loss-and-text"].startswith(
@@ -66,13 +66,13 @@ def test_the_lowest_rate_that_explodes_is_named():
     rows += [row("schedule", arm, lr=lr, exploded_at=None if lr < 0.1 else 5) for arm, lr in rates.items()]
     for found in rows:
         found["last_loss"] = 41.5
-    assert plots(lesson_rows(rows))[1].headline == "A constant rate explodes at 0.1, at step 5; at 0.03 it does not"
+    assert plots(lesson_rows(rows))[1].headline == "A constant rate explodes at 0.1 (at step 5); at 0.03 it does not"
 
 
 def test_an_explosion_at_step_0_is_one():
     rows = [row("schedule", "cosine", seed) for seed in (0, 1)]
     rows.append(row("schedule", "constant-1", lr=1.0, exploded_at=0, last_loss=math.nan))
-    assert plots(lesson_rows(rows))[1].headline == "A constant rate explodes at 1, at step 0"
+    assert plots(lesson_rows(rows))[1].headline == "A constant rate explodes at 1 (at step 0)"
 
 
 def test_a_claimed_rate_that_explodes_is_said_to():
