@@ -99,14 +99,17 @@ class _Calls:
 
 @contextlib.contextmanager
 def observe_calls(model: Model) -> Iterator[_Calls]:
-    """Count the positions that enter the token embedding, and collect each call's last logits, inside the block."""
+    """Count the positions that enter the token embedding, and collect each call's last logits, inside the block.
+
+    A model may look its tokens up without calling a module for it: then the positions cannot be counted.
+    """
     vocabulary = model.size.vocab_size
     embeddings = [
         module
         for module in model.module.modules()
         if isinstance(module, nn.Embedding) and module.num_embeddings == vocabulary
     ]
-    calls = _Calls(0 if embeddings else None, [])
+    calls = _Calls(None, [])
 
     def count(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         calls.positions = (calls.positions or 0) + arguments[0].numel()
