@@ -54,6 +54,17 @@ def with_epsilon(epsilon: float) -> Norm:
     return lambda x, gain, bias: normalise(x, gain, bias, epsilon=epsilon)
 
 
+def rms_norm(epsilon: float) -> Norm:
+    """Return RMSNorm (Zhang and Sennrich 2019)."""
+    return lambda x, gain, bias: normalise(x, gain, epsilon=epsilon, centred=False)
+
+
+def rms_norm_says(epsilon: float) -> str:
+    """Return the sentence about an RMSNorm with another epsilon than GPT-2's; 0 is any too small to be seen."""
+    found = f"{epsilon:.4g}" if epsilon else "less than 1e-12 (without eps=, nn.RMSNorm takes the dtype's own)"
+    return f"{{norm}} is an RMSNorm, which subtracts no mean and adds no bias; its epsilon is {found}, not 1e-5"
+
+
 def over_axes(*axes: int) -> Norm:
     """Return LayerNorm with mean and variance over these axes of (B, T, C)."""
     return lambda x, gain, bias: normalise(x, gain, bias, axes=axes)
@@ -113,8 +124,9 @@ MISTAKES: tuple[Mistake, ...] = (
     ("ln-gain-ignored", "{norm}'s gain is not applied", lambda x, gain, bias: normalise(x, 1.0, bias)),
     ("ln-affine-ignored", "{norm} has neither gain nor bias", lambda x, gain, bias: normalise(x)),
     ("ln-gain-plus-one", "{norm} multiplies by 1 + gain", lambda x, gain, bias: normalise(x, 1 + gain, bias)),
-    ("ln-no-mean-subtraction", "{norm} does not subtract the mean: an RMS norm", lambda x, gain, bias: normalise(x, gain, bias, centred=False)),
-    ("ln-no-mean-subtraction", "{norm} divides by the root mean square and adds no bias: an RMS norm", lambda x, gain, bias: normalise(x, gain, centred=False)),
+    ("rms-norm", "{norm} is an RMSNorm: it divides by the root mean square, subtracts no mean and adds no bias", lambda x, gain, bias: normalise(x, gain, centred=False)),
+    *(("rms-norm", rms_norm_says(epsilon), rms_norm(epsilon)) for epsilon in (1e-6, 1e-8, 0.0)),
+    ("ln-no-mean-subtraction", "{norm} divides by the root mean square and subtracts no mean, but adds its bias", lambda x, gain, bias: normalise(x, gain, bias, centred=False)),
     ("ln-no-mean-subtraction", "{norm} divides by the standard deviation, but does not subtract the mean", uncentred),
     ("ln-no-variance", "{norm} subtracts the mean, but does not divide by the standard deviation", undivided),
     ("ln-divides-by-variance", "{norm} divides by the variance instead of its square root", divided_by_variance),
