@@ -61,7 +61,7 @@ class ResidualStream(TorchFunctionMode):
                 return self._record(result, place, in_place=name in IN_PLACE)
         elif name in ADDITIONS and (ended := [self.sums[id(t)] for t in free if id(t) in self.sums]) and free != inputs:
             return self._record(result, ended[0], in_place=name in IN_PLACE)  # a bias after the sum: (x + h W) + b
-        elif storages & self.tokens and not free and result.ndim == 3:
+        elif storages & self.tokens and (not free or not self.blocks) and result.ndim == 3:  # one-hot ids are free
             if "embedding" not in self.outputs:
                 self._follow(result, "embedding")
         elif storages & self.down and free:

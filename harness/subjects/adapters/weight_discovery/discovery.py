@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from harness.core.sizes import Size
 from harness.subjects.adapters.weight_discovery import unmatched_parameters
-from harness.subjects.adapters.weight_discovery.name_map import NameMap, missing_rows, read_names
+from harness.subjects.adapters.weight_discovery.name_map import EMBEDDING, HEAD, NameMap, missing_rows, read_names
 from harness.subjects.adapters.weight_discovery.projection_columns import Calling
 from harness.subjects.adapters.weight_discovery.traced_rows import traced_rows
 from harness.subjects.weight_map import MappedWeight, WeightMap, family
@@ -45,11 +47,14 @@ def _merged(named: NameMap, used: list[MappedWeight], size: Size) -> tuple[Mappe
     rows: list[MappedWeight] = []
     for row in named.rows:
         seen = by_own.get(row.own, [])
-        same = [other for other in seen if family(other.published) == family(row.published)]
+        same = [other for other in seen if family(other.published) == family(row.published) or row.published == HEAD]
         if row.own in named.undecided and same and (row.part is None or [o.part for o in same] == [row.part]):
             rows += same
         else:
             rows.append(row)
+    if not used and all(row.published != EMBEDDING for row in rows):
+        # Where the pass could not be followed, a head without an embedding is taken to be tied.
+        rows = [replace(row, published=EMBEDDING) if row.published == HEAD else row for row in rows]
     mapped = {row.own for row in rows}
     for row in used:
         gaps = {(gap.published, gap.part) for gap in missing_rows(tuple(rows), size)}

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weight_discovery.names import parse_name
+from harness.subjects.adapters.weight_discovery.layer_numbers import numbered
+from harness.subjects.adapters.weight_discovery.names import ParsedName, parse_name
 from harness.subjects.adapters.weight_discovery.parameter_rows import row_by_name
 from harness.subjects.weight_map import MappedWeight, WeightMap, published_shapes
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def read_names(module: nn.Module, size: Size) -> NameMap:
     shapes = published_shapes(size)
     rows: dict[tuple[str, tuple[int, int] | None], MappedWeight] = {}
     unmapped_parameters, undecided = [], set()
-    parsed_names = {name: parse_name(name, size) for name, _ in module.named_parameters()}
+    parsed_names = _parsed_names(module, size)
     numbers = sorted({p.layer for p in parsed_names.values() if p is not None and p.layer is not None})
     for name, parameter in module.named_parameters():
         parsed = parsed_names[name]
@@ -55,7 +58,30 @@ def read_names(module: nn.Module, size: Size) -> NameMap:
         rows[row.published, row.part] = row
         if not settled:
             undecided.add(name)
+    if (EMBEDDING, None) not in rows and (HEAD, None) in rows:
+        # A head without an embedding may be both, under this name alone: how it is used decides.
+        undecided.add(rows[HEAD, None].own)
     return NameMap(tuple(rows.values()), tuple(unmapped_parameters), frozenset(undecided))
+
+
+def _parsed_names(module: nn.Module, size: Size) -> dict[str, ParsedName | None]:
+    """Return the meaning of each parameter, by its first name: that of any of its names, the embedding's first.
+
+    A tied head and the token embedding are one parameter with two names. A name whose number of the layer is not one
+    that counts the layers, as in `attention_0.1.wq`, means nothing.
+    """
+    first: dict[int, str] = {}
+    found: dict[str, ParsedName | None] = {}
+    layers = numbered(module, size)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        parsed = parse_name(name, size)
+        if parsed is not None and parsed.layer is not None and name in layers and parsed.layer != layers[name].number:
+            parsed = None
+        own = first.setdefault(id(parameter), name)
+        before = found.get(own)
+        if before is None or (before.published == HEAD and parsed is not None):
+            found[own] = parsed
+    return found
 
 
 def missing_rows(rows: tuple[MappedWeight, ...], size: Size) -> tuple[MappedWeight, ...]:

@@ -82,17 +82,23 @@ def row_of_missing(
 def table_row(published: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> MappedWeight | None:
     """Return the row of an embedding or a head; None where its shape does not fit.
 
-    The own table may have axes of length one, and more rows than the vocabulary has tokens.
+    The own table may have axes of length one, more rows than the vocabulary has tokens, and the width first, as one
+    that is multiplied with one-hot ids.
     """
     core = tuple(n for n in shape if n != 1)
     if shape == expected:
         return MappedWeight(published, name, evidence="name")
     if core == expected:
         return MappedWeight(published, name, layout=Layout((0, 1), 1, view=expected), evidence="name")
-    if published == "lm_head.weight" and core == expected[::-1]:
-        return MappedWeight(published, name, transposed=True, evidence="name")
-    if len(core) == 2 and core[1] == expected[1] and core[0] > expected[0] and "wpe" not in published:
-        return MappedWeight(published, name, layout=Layout((0, 1), 1, core, ((0, expected[0]), None)), evidence="name")
+    if core == expected[::-1]:
+        layout = None if core == shape else Layout((1, 0), 1, core)
+        return MappedWeight(published, name, transposed=layout is None, layout=layout, evidence="name")
+    if len(core) == 2 and "wpe" not in published:
+        tokens = (0, expected[0])
+        if core[1] == expected[1] and core[0] > expected[0]:
+            return MappedWeight(published, name, layout=Layout((0, 1), 1, core, (tokens, None)), evidence="name")
+        if core[0] == expected[1] and core[1] > expected[0]:
+            return MappedWeight(published, name, layout=Layout((1, 0), 1, core, (None, tokens)), evidence="name")
     return None
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from harness.core.sizes import Size
 from harness.subjects.adapters.weight_discovery.labelled_parameters import LabelledParameters
+from harness.subjects.adapters.weight_discovery.layer_numbers import numbered
 from harness.subjects.adapters.weight_discovery.tracing import Use
-from harness.subjects.adapters.weight_discovery.unmatched_parameters import numbered
 
 
 @dataclass

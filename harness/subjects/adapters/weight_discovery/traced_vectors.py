@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from harness.core.sizes import Size
 from harness.subjects.adapters.weight_discovery.labelled_parameters import LabelledParameters
+from harness.subjects.adapters.weight_discovery.layer_numbers import numbered
 from harness.subjects.adapters.weight_discovery.traced_blocks import TracedBlock, own_name
 from harness.subjects.adapters.weight_discovery.tracing import Use
-from harness.subjects.adapters.weight_discovery.unmatched_parameters import numbered
 
 
 def norms(

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
 from harness.core.sizes import Size
+from harness.subjects.adapters.weight_discovery.layer_numbers import numbered
 from harness.subjects.adapters.weight_discovery.name_map import missing_rows
 from harness.subjects.adapters.weight_discovery.names import stem_and_leaf
 from harness.subjects.adapters.weight_discovery.parameter_rows import is_out_in, row_of_missing
 from harness.subjects.weight_map import MappedWeight, published_shapes
 
 Rows = tuple[MappedWeight, ...]
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """The layer of an own parameter, and its name without that number."""
-
-    layer: int
-    without: str
-
-
-def numbered(module: nn.Module, size: Size) -> dict[str, Numbered]:
-    """Return the own parameters with the number of their layer in the name.
-
-    That number is the first one that takes as many values as there are layers.
-    """
-    alike: dict[str, list[str]] = {}
-    for name, _ in module.named_parameters():
-        alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
-    found = {}
-    for group in alike.values():
-        words = {name: re.split(r"(\d+)", name) for name in group}
-        for at in range(1, len(words[group[0]]), 2):
-            values = sorted({int(word[at]) for word in words.values()})
-            if len(values) == size.layers > 1:
-                for name, word in words.items():
-                    without = "".join([*word[:at], "#", *word[at + 1 :]])
-                    found[name] = Numbered(values.index(int(word[at])), without)
-                break
-    return found
 
 
 def by_analogy(rows: Rows, module: nn.Module, size: Size) -> Iterator[MappedWeight]:
