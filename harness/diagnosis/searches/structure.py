@@ -40,8 +40,10 @@ def _shared(model: Model) -> list[Finding]:
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
     # A head is tied to the token embedding, whose rows may be padded: the one table with so many.
     shared = [ns for ns in names.values() if len(ns) > 1 and max(parameters[ns[0]].shape) < SIZES[SIZE].vocab_size]
-    if not shared or (model.weight_map is not None and not model.weight_map.missing):
-        return []  # all of GPT-2's parameters are there, each once: a module that is registered twice has two names
+    absent = () if model.weight_map is None else model.weight_map.missing
+    weights = [row for row in absent if ".h." in row.published and row.published.endswith("weight") and not row.part]
+    if not shared or (model.weight_map is not None and not weights):
+        return []  # each layer has its own weights: a module that is registered twice has two names
     evidence = f"{', '.join(shared[0][:3])} are one parameter"
     if len(shared) >= 8:  # about as many as a block has
         cause = "every layer is the same module ([Block()] * n): all layers share their weights"
