@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of one architecture. Widths and lengths are counts, not bytes."""
+    """The sizes of one architecture. Widths and lengths are counts, not bytes.
+
+    The fields with a default are GPT-2's. A subject may have others: a hidden width of its MLP other than 4C (`hidden`),
+    a second matrix beside the MLP's first, with which its output is multiplied (`gated`, as in SwiGLU), or fewer heads
+    of keys and values than of queries (`key_value_heads`, as in grouped-query attention).
+    """
 
     name: str
     vocab_size: int
@@ -15,11 +20,30 @@ class Size:
     layers: int
     heads: int
     width: int
+    hidden: int = 0  # 0: 4 · width
+    gated: bool = False
+    key_value_heads: int = 0  # 0: as many as heads
 
     @property
     def head_width(self) -> int:
         """The number of channels of one attention head."""
         return self.width // self.heads
+
+    @property
+    def hidden_width(self) -> int:
+        """The number of channels between the two projections of the MLP."""
+        return self.hidden or 4 * self.width
+
+    @property
+    def key_value_width(self) -> int:
+        """The number of channels of all keys, and of all values."""
+        return (self.key_value_heads or self.heads) * self.head_width
+
+    @property
+    def third_edges(self) -> tuple[int, int, int, int]:
+        """The columns of the fused projection at which queries, keys and values begin, and its number of columns."""
+        C, K = self.width, self.key_value_width
+        return 0, C, C + K, C + 2 * K
 
 
 # All dimensions of the debug size differ, so that two that are mixed up give an error or another result.

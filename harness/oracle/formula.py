@@ -1,9 +1,12 @@
-"""GPT-2 as one formula over the published weights: every operation has a name, is recorded, and can be replaced."""
+"""GPT-2 as one formula over the published weights: every operation has a name, is recorded, and can be replaced.
+
+While a subject that declares deviations is judged, the formula is GPT-2 with these (`harness/oracle/declared.py`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.core.sizes import Size
-from harness.subjects.weight_map import published_shapes
+from harness.oracle.declared import declared_gpt2
 
 EPSILON = 1e-5  # GPT-2's layer_norm_epsilon
 Operation = Callable[..., Any]
@@ -54,7 +57,7 @@ class Formula:
 
     def do(self, operation: str, layer: int | None, *inputs: Any) -> Any:
         """Apply the operation, or its replacement, to the inputs; record the output in `taps` and return it."""
-        function = OPERATIONS[operation]
+        function = operation_of(operation)
         for change in self.changes:
             if change.operation == operation and change.layer in (None, layer):
                 function = change.function
@@ -165,14 +168,18 @@ def linear(name: str) -> Operation:
 
 
 def split(at: At, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T, 3C) -> 3 × (B, H, T, D): thirds, then heads side by side."""
-    q, k, v = qkv.chunk(3, dim=-1)
-    return heads(at, q), heads(at, k), heads(at, v)
+    """(B, T, 3C) -> 3 × (B, H, T, D): thirds, then heads side by side.
+
+    Of fewer keys and values (grouped queries), each serves as many neighbouring heads of queries.
+    """
+    C, H = at.size.width, at.size.heads
+    q, k, v = (heads(at, x) for x in qkv.split((C, *2 * ((qkv.shape[-1] - C) // 2,)), dim=-1))
+    return q, k.repeat_interleave(H // k.shape[1], 1), v.repeat_interleave(H // v.shape[1], 1)
 
 
 def heads(at: At, x: Tensor) -> Tensor:
     """(B, T, C) -> (B, H, T, D)."""
-    split_up: Tensor = x.unflatten(-1, (at.size.heads, at.size.head_width))
+    split_up: Tensor = x.unflatten(-1, (-1, at.size.head_width))
     return split_up.transpose(1, 2)
 
 
@@ -194,6 +201,13 @@ def norm(name: str) -> Operation:
 def mlp(at: At, x: Tensor) -> Tensor:
     """(B, T, C) -> (B, T, C)."""
     return at.do("mlp.c_proj", at.do("mlp.activation", at.do("mlp.c_fc", x)))  # type: ignore[no-any-return]
+
+
+def head(at: At, x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, T, V), by the token embedding; by a matrix of its own if the weights have one, and a bias."""
+    weights = at.formula.weights
+    logits = x @ weights.get("lm_head.weight", at["wte.weight"]).mT
+    return logits + weights["lm_head.bias"] if "lm_head.bias" in weights else logits
 
 
 def loss(at: At, logits: Tensor, targets: Tensor) -> Tensor:
@@ -223,18 +237,18 @@ OPERATIONS: dict[str, Operation] = {
     "residual.attn": lambda at, x, branch: x + branch,
     "ln_2": norm("ln_2"),
     "mlp": mlp,
+    "mlp.c_gate": linear("mlp.c_gate"),  # of a gated MLP, which GPT-2's is not
     "mlp.c_fc": linear("mlp.c_fc"),
     "mlp.activation": lambda at, x: F.gelu(x, approximate="tanh"),
     "mlp.c_proj": linear("mlp.c_proj"),
     "residual.mlp": lambda at, x, branch: x + branch,
     "ln_f": norm("ln_f"),
-    "head": lambda at, x: x @ at["wte.weight"].mT,
+    "head": head,
     "loss": loss,
 }
 
 
-def places(size: Size) -> Iterator[str]:
-    """Return every place of the formula in execution order, without the composites `model` and `blocks`."""
-    formula = Formula(size, {name: torch.zeros(shape) for name, shape in published_shapes(size).items()})
-    formula(torch.zeros(1, 1, dtype=torch.int64))
-    return (name for name in formula.taps if name not in ("model", "blocks"))
+def operation_of(name: str) -> Operation:
+    """Return GPT-2's operation of that name, or the one that the subject declares in its place."""
+    gpt2 = declared_gpt2()
+    return OPERATIONS[name] if gpt2 is None else gpt2.operations.get(name, OPERATIONS[name])

@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from harness.core.errors import MissingResource
 from harness.core.resources import pretrained_directory
 from harness.core.sizes import SIZES, Size
+from harness.oracle.declared import declared_gpt2
 from harness.subjects.weight_map import family, published_shapes
 
 Weights = Literal["probe", "extreme", "standard", "pretrained"]
@@ -27,14 +29,22 @@ def state(size: str, weights: Weights) -> State:
         size: The name of a size.
         weights: `probe` and `extreme` make every parameter matter, `standard` is GPT-2's initialisation, and
             `pretrained` are the released weights of 124M. All but the last are seeded.
+
+    While a subject that declares deviations is judged, the names and shapes are those of the declared GPT-2.
     """
-    return _pretrained() if weights == "pretrained" else _seeded(size, weights)
+    gpt2 = declared_gpt2()
+    shapes = published_shapes(SIZES[size]) if gpt2 is None else gpt2.shapes(SIZES[size])
+    if weights == "pretrained":
+        if shapes != published_shapes(SIZES[size]):
+            raise MissingResource("GPT-2's released weights have other shapes than the declared GPT-2")
+        return _pretrained()
+    return _seeded(size, weights, tuple(shapes.items()))
 
 
 @functools.lru_cache(maxsize=1)
-def _seeded(size: str, weights: str) -> State:
+def _seeded(size: str, weights: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> State:
     make = {"probe": _probe, "extreme": _extreme, "standard": _standard}[weights]
-    return {name: make(name, shape, SIZES[size]) for name, shape in published_shapes(SIZES[size]).items()}
+    return {name: make(name, shape, SIZES[size]) for name, shape in shapes}
 
 
 def _pretrained() -> State:
@@ -65,11 +75,11 @@ def _probe(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
     if kind.endswith("bias"):
         return 0.2 * noise
     if kind == "attn.c_attn.weight":
-        noise[:, : 2 * size.width] *= 1.4  # queries and keys, for scores of std 1.4² = 2; values stay at std 1
+        noise[:, : _values_at(shape, size)] *= 1.4  # queries and keys, for scores of std 1.4² = 2; values stay at std 1
         return noise / math.sqrt(size.width)
-    if kind in ("wte.weight", "wpe.weight"):
+    if kind in ("wte.weight", "wpe.weight", "lm_head.weight"):
         return noise * 1.5 / math.sqrt(size.width)
-    gain = 1.2 if kind == "mlp.c_fc.weight" else 0.6
+    gain = 1.2 if kind in ("mlp.c_fc.weight", "mlp.c_gate.weight") else 0.6
     return noise * gain / math.sqrt(shape[0])
 
 
@@ -84,13 +94,19 @@ def _extreme(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
     tensor = _probe(name, shape, size)
     kind, C, D = family(name), size.width, size.head_width
     if kind.startswith("attn.c_attn"):
-        tensor[..., : 2 * C] *= 2.5
+        values = _values_at(shape, size)
+        tensor[..., :values] *= 2.5
         shift = math.sqrt(
             100 * math.sqrt(D)
         )  # one channel of each head contributes only this: -shift² / sqrt(D) = -100
-        for start, sign in ((0, 1.0), (C, -1.0)):
-            tensor[..., start : start + C : D] = sign * shift if kind.endswith("bias") else 0.0
+        for start, stop, sign in ((0, C, 1.0), (C, values, -1.0)):
+            tensor[..., start:stop:D] = sign * shift if kind.endswith("bias") else 0.0
     return tensor * {"mlp.c_fc.weight": 10.0, "ln_f.weight": 20.0}.get(kind, 1.0)
+
+
+def _values_at(shape: tuple[int, ...], size: Size) -> int:
+    """Return the column of the fused projection at which the values begin, after the queries and the keys."""
+    return (shape[-1] + size.width) // 2
 
 
 def _standard(name: str, shape: tuple[int, ...], size: Size) -> Tensor:

@@ -173,8 +173,11 @@ def joined(pieces: list[tuple[MappedWeight, Tensor]]) -> Tensor:
 
 
 def published_shapes(size: Size) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter of the published checkpoint, Conv1D's (in, out). The head is tied: wte."""
-    C = size.width
+    """Return the shape of every parameter of the published checkpoint, Conv1D's (in, out). The head is tied: wte.
+
+    A gated MLP has one matrix more, `mlp.c_gate`, which GPT-2 does not have.
+    """
+    C, F, QKV = size.width, size.hidden_width, size.third_edges[-1]
     shapes: dict[str, tuple[int, ...]] = {
         "transformer.wte.weight": (size.vocab_size, C),
         "transformer.wpe.weight": (size.context, C),
@@ -184,17 +187,19 @@ def published_shapes(size: Size) -> dict[str, tuple[int, ...]]:
         shapes |= {
             f"{block}.ln_1.weight": (C,),
             f"{block}.ln_1.bias": (C,),
-            f"{block}.attn.c_attn.weight": (C, 3 * C),
-            f"{block}.attn.c_attn.bias": (3 * C,),
+            f"{block}.attn.c_attn.weight": (C, QKV),
+            f"{block}.attn.c_attn.bias": (QKV,),
             f"{block}.attn.c_proj.weight": (C, C),
             f"{block}.attn.c_proj.bias": (C,),
             f"{block}.ln_2.weight": (C,),
             f"{block}.ln_2.bias": (C,),
-            f"{block}.mlp.c_fc.weight": (C, 4 * C),
-            f"{block}.mlp.c_fc.bias": (4 * C,),
-            f"{block}.mlp.c_proj.weight": (4 * C, C),
+            f"{block}.mlp.c_fc.weight": (C, F),
+            f"{block}.mlp.c_fc.bias": (F,),
+            f"{block}.mlp.c_proj.weight": (F, C),
             f"{block}.mlp.c_proj.bias": (C,),
         }
+        if size.gated:
+            shapes |= {f"{block}.mlp.c_gate.weight": (C, F), f"{block}.mlp.c_gate.bias": (F,)}
     return shapes | {"transformer.ln_f.weight": (C,), "transformer.ln_f.bias": (C,)}
 
 

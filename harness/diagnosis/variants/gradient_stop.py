@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core.sizes import Size
-from harness.oracle.formula import OPERATIONS, At, Operation, Replacement
+from harness.oracle.formula import At, Operation, Replacement, operation_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class GradientStop:
         """The operation with the stop."""
         if self.replacement is not None:
             return self.replacement
-        right = OPERATIONS[self.operation]
+        right = operation_of(self.operation)
 
         def detached(at: At, *inputs: Any) -> Any:
             return right(at, *(x.detach() if n == self.number else x for n, x in enumerate(inputs)))

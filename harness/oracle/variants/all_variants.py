@@ -5,10 +5,12 @@ from __future__ import annotations
 from harness.oracle.variants.attention.heads import MERGE, SPLIT
 from harness.oracle.variants.attention.mask import MASK
 from harness.oracle.variants.attention.projections import OUTPUT, QKV
+from harness.oracle.variants.attention.rotary import ROTARY
 from harness.oracle.variants.attention.scores import SCORES
 from harness.oracle.variants.attention.softmax import MIX, SOFTMAX
 from harness.oracle.variants.blocks import BLOCK, STACK
 from harness.oracle.variants.embedding import EMBEDDING
+from harness.oracle.variants.gated_mlp import GATED_MLP
 from harness.oracle.variants.head import HEAD
 from harness.oracle.variants.layer_norm import LAYER_NORM
 from harness.oracle.variants.mlp import MLP
@@ -22,6 +24,7 @@ _ALL = (
     *QKV,
     *SPLIT,
     *SCORES,
+    *ROTARY,
     *MASK,
     *SOFTMAX,
     *MIX,
@@ -29,6 +32,7 @@ _ALL = (
     *OUTPUT,
     *RESIDUAL_STREAM,
     *MLP,
+    *GATED_MLP,
     *BLOCK,
     *STACK,
     *HEAD,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.oracle.formula import OPERATIONS, At, Operation
+from harness.oracle.formula import At, Operation, operation_of
 from harness.oracle.variants.variant import Variant
 
 # One block, from x (B, T, C) to (B, T, C). GPT-2's own is `block` in formula.py.
@@ -82,12 +82,12 @@ def skip_from_ln_2(at: At, x: Tensor) -> Any:
 
 def block_twice(at: At, x: Tensor) -> Any:
     """Apply the block twice."""
-    return OPERATIONS["block"](at, OPERATIONS["block"](at, x))
+    return operation_of("block")(at, operation_of("block")(at, x))
 
 
 def with_weights_of_layer(layer: int) -> Operation:
     """Return the block with the weights of one fixed layer."""
-    return lambda at, x: OPERATIONS["block"](at.at(layer), x)
+    return lambda at, x: operation_of("block")(at.at(layer), x)
 
 
 BLOCK = (
@@ -126,7 +126,7 @@ def in_order(order: Callable[[int], list[int]]) -> Operation:
 def norm_after_each(at: At, x: Tensor) -> Tensor:
     """Apply ln_f after every block."""
     for layer in range(at.size.layers):
-        x = OPERATIONS["ln_f"](at, at.at(layer).do("block", x))
+        x = operation_of("ln_f")(at, at.at(layer).do("block", x))
     return x
 
 

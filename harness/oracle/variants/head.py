@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.oracle.formula import OPERATIONS, At, Operation
+from harness.oracle.formula import At, Operation, operation_of
 from harness.oracle.variants.variant import Variant
 
 
 def after_head(function: Callable[[Tensor], Tensor]) -> Operation:
     """Return GPT-2's head followed by `function(logits)`."""
-    return lambda at, x: function(OPERATIONS["head"](at, x))
+    return lambda at, x: function(operation_of("head")(at, x))
 
 
 def soft_capped(cap: float) -> Operation:
@@ -29,13 +29,13 @@ def clamped(bound: float) -> Operation:
 
 def divided_by_root_width(at: At, x: Tensor) -> Tensor:
     """Divide the logits by sqrt(C)."""
-    logits: Tensor = OPERATIONS["head"](at, x)
+    logits: Tensor = operation_of("head")(at, x)
     return logits / math.sqrt(at.size.width)
 
 
 def multiplied_by_root_width(at: At, x: Tensor) -> Tensor:
     """Multiply the logits by sqrt(C)."""
-    logits: Tensor = OPERATIONS["head"](at, x)
+    logits: Tensor = operation_of("head")(at, x)
     return logits * math.sqrt(at.size.width)
 
 

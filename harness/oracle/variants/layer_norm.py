@@ -61,7 +61,7 @@ def rms_norm(epsilon: float) -> Norm:
 
 def rms_norm_says(epsilon: float) -> str:
     """Return the sentence about an RMSNorm with another epsilon than GPT-2's; 0 is any too small to be seen."""
-    found = f"{epsilon:.4g}" if epsilon else "less than 1e-12 (without eps=, nn.RMSNorm takes the dtype's own)"
+    found = f"{epsilon:.4g}" if epsilon else "less than 1e-9 (without eps=, nn.RMSNorm takes the dtype's own)"
     return f"{{norm}} is an RMSNorm, which subtracts no mean and adds no bias; its epsilon is {found}, not 1e-5"
 
 

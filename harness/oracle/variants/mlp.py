@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.oracle.formula import OPERATIONS, At, Operation
+from harness.oracle.formula import At, Operation, operation_of
 from harness.oracle.variants.linear import linear_variants
 from harness.oracle.variants.variant import Variant
 
@@ -37,7 +37,7 @@ def with_input_clamped(bound: float) -> Operation:
 
 def gelu_after_c_proj(at: At, x: Tensor) -> Tensor:
     """Apply a second GELU to the MLP's output."""
-    return gelu(OPERATIONS["mlp.c_proj"](at, x))
+    return gelu(operation_of("mlp.c_proj")(at, x))
 
 
 def clamped(bound: float) -> tuple[Variant, Variant]:

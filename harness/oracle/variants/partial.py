@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.oracle.formula import OPERATIONS, At
+from harness.oracle.formula import At, operation_of
 from harness.oracle.variants.variant import Variant
 
 # The operations whose values have an axis of heads: (B, H, T, ...).
@@ -37,7 +37,7 @@ def in_parts(variant: Variant, *, heads: int) -> Iterator[Variant]:
 
 def _restricted(variant: Variant, axis: int, part: slice, says: str) -> Variant:
     """Return the variant restricted to `part` of one axis; the other values are GPT-2's."""
-    gpt2 = OPERATIONS[variant.operation]
+    gpt2 = operation_of(variant.operation)
 
     def function(at: At, *inputs: Any) -> Any:
         right, wrong = gpt2(at, *inputs), variant.function(at, *inputs)

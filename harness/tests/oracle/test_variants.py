@@ -4,7 +4,10 @@ import ast
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 import harness.diagnosis
 from harness.core.sizes import SIZES
@@ -13,6 +16,7 @@ from harness.oracle.formula import OPERATIONS, Formula, Replacement
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.oracle.variants import in_parts, variants
+from harness.subjects.weight_map import published_shapes
 
 DEBUG = SIZES["debug"]
 CATALOGUE = read_catalogue()
@@ -61,7 +65,8 @@ def test_the_ids_that_no_specimen_has_are_used():
 def test_no_variant_computes_what_gpt2_computes():
     """A variant that did would fit every correct model. Some differ for large numbers only: the extreme weights."""
     ids, _ = batch(DEBUG, "random", rows=2, length=DEBUG.context)
-    kinds = [{n: t.double() for n, t in state("debug", kind).items()} for kind in ("probe", "extreme")]
+    gates = {name: torch.ones(shape) for name, shape in published_shapes(replace(DEBUG, gated=True)).items()}
+    kinds = [{n: t.double() for n, t in {**gates, **state("debug", kind)}.items()} for kind in ("probe", "extreme")]
     right = [Formula(DEBUG, weights)(ids) for weights in kinds]
     silent = []
     for variant in (each for each in variants() if not each.harmless):

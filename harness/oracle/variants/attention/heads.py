@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.oracle.formula import OPERATIONS, At, Operation, heads
+from harness.oracle.formula import At, Operation, heads, operation_of
 from harness.oracle.variants.variant import Variant
 
 Heads = tuple[Tensor, ...]  # queries, keys and values, each (B, H, T, D)
@@ -62,7 +62,7 @@ def split_by(function: Callable[[At, Tensor], Tensor], names: str = "qkv") -> Op
 
 def after_split(function: Callable[[Tensor, Tensor, Tensor], Heads]) -> Operation:
     """Return GPT-2's split followed by `function(q, k, v)`."""
-    return lambda at, qkv: function(*OPERATIONS["attn.split"](at, qkv))
+    return lambda at, qkv: function(*operation_of("attn.split")(at, qkv))
 
 
 def of_head_0(x: Tensor) -> Tensor:

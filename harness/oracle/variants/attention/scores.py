@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.core.sizes import Size
-from harness.oracle.formula import OPERATIONS, At, Operation
+from harness.oracle.formula import At, Operation, operation_of
 from harness.oracle.variants.variant import Variant
 
 
@@ -26,12 +26,12 @@ def divided_by_layer(at: At, scores: Tensor) -> Tensor:
 
 def clamped(bound: float) -> Operation:
     """Return GPT-2's scaled scores clamped to ±bound."""
-    return lambda at, scores: OPERATIONS["attn.scale"](at, scores).clamp(-bound, bound)
+    return lambda at, scores: operation_of("attn.scale")(at, scores).clamp(-bound, bound)
 
 
 def soft_capped(cap: float) -> Operation:
     """Return GPT-2's scaled scores capped by a tanh."""
-    return lambda at, scores: cap * (OPERATIONS["attn.scale"](at, scores) / cap).tanh()
+    return lambda at, scores: cap * (operation_of("attn.scale")(at, scores) / cap).tanh()
 
 
 def limited(bound: float) -> tuple[Variant, Variant]:
