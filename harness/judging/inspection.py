@@ -24,7 +24,8 @@ from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
 from harness.subjects.build import build_with_weights
-from harness.subjects.forward_call import forward_parameters, targets_keyword
+from harness.subjects.forward_call import targets_keyword
+from harness.subjects.forward_style import forward_parameters
 from harness.subjects.model import Model
 from harness.subjects.protocols import Caches, Checkpoints, ChoosesAttention, ChoosesInit, Generates, Subject, Unties
 from harness.subjects.weight_map import MappedWeight, WeightMap, family

@@ -16,7 +16,7 @@ from harness.oracle import noise_verdict
 from harness.oracle.probe_weights import State, Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
-from harness.subjects.forward_call import unpack
+from harness.subjects.forward_answer import unpack
 from harness.subjects.model import Model
 from harness.subjects.protocols import ChoosesAttention, Subject
 from harness.suites.measure_registry import Reading, measure

@@ -10,7 +10,7 @@ from harness.measures.cached_model import cached_model
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
-from harness.subjects.forward_call import unpack
+from harness.subjects.forward_answer import unpack
 from harness.subjects.protocols import Generates
 from harness.suites.measure_registry import Reading, measure
 

@@ -16,6 +16,8 @@ from harness.subjects.adapters.weight_discovery.discovery import discover
 from harness.subjects.adapters.weight_discovery.map_at_other_sizes import at_size
 from harness.subjects.adapters.weight_discovery.name_map import read_names
 from harness.subjects.forward_call import call
+from harness.subjects.forward_search import find_style
+from harness.subjects.forward_style import is_known
 from harness.subjects.model import Model
 from harness.subjects.weight_map import WeightMap
 
@@ -42,6 +44,7 @@ class AdaptedSubject:
         self.kind = kind
         self.module = module
         self._maps: dict[tuple[Size, BuildOptions], WeightMap | None] = {}
+        self._has_been_called = False
 
     def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
         """Return a new model in eval mode; see `Subject.build`."""
@@ -62,6 +65,7 @@ class AdaptedSubject:
 
     def model_of(self, module: nn.Module, size: Size, shaping: BuildOptions = ()) -> Model:
         """Return the Model of a module that is already built. `shaping` are the SHAPING options it was built with."""
+        self._find_style(module, size)
         named = read_names(module, size)
         if not named.unmapped_parameters and not named.undecided and not named.missing(size):
             return Model(module, size, call, WeightMap(named.rows))
@@ -69,6 +73,16 @@ class AdaptedSubject:
         if found is None or not _is_useful(found, module, size):
             return Model(module, size, call, None, found.gaps if found is not None else "nothing was found")
         return Model(module, size, call, found)
+
+    def _find_style(self, module: nn.Module, size: Size) -> None:
+        """Find out how the class of `module` is called, on a small model of its own; once."""
+        if self._has_been_called or is_known(module):
+            return
+        self._has_been_called = True
+        for small in (SMALL, size):
+            with contextlib.suppress(Exception), torch.random.fork_rng(), torch.device("cpu"):
+                find_style(self.constructor.build(small))
+                return  # where no call is found, each check that calls the model reports why
 
     def weight_map(self, shaping: BuildOptions = ()) -> WeightMap | None:
         """Return the map found at the debug size; None if the subject cannot be built at that size."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import Size
-from harness.subjects.forward_call import parameters_of
+from harness.subjects.forward_style import parameters_of
 
 # The settings of `Generates.generate`, and the names that functions have for them.
 SETTINGS = {

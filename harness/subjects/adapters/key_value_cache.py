@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
-from harness.subjects.forward_call import forward_parameters, parameters_of, unpack
+from harness.subjects.forward_answer import unpack
+from harness.subjects.forward_style import forward_parameters, parameters_of
 
 GROWING = "growing"  # the parameter of new_cache by which a subject offers a cache that is concatenated
 # Parameters of `forward` that take the cache of the previous step.

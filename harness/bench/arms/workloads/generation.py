@@ -18,7 +18,7 @@ from harness.bench.arms.verifiers import Generated, GenerationVerifier
 from harness.bench.arms.workloads.cost_terms import element_bytes
 from harness.bench.work import Work
 from harness.core.errors import MissingAbility
-from harness.subjects.forward_call import unpack
+from harness.subjects.forward_answer import unpack
 from harness.subjects.model import Model
 from harness.subjects.protocols import Generates, Subject
 
