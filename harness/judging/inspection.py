@@ -24,8 +24,8 @@ from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
 from harness.subjects.build import build_with_weights
-from harness.subjects.forward_call import targets_keyword
-from harness.subjects.forward_style import forward_parameters
+from harness.subjects.forward_call import targets_keyword, why_no_targets
+from harness.subjects.forward_style import forward_parameters, style_of
 from harness.subjects.model import Model
 from harness.subjects.protocols import Caches, Checkpoints, ChoosesAttention, ChoosesInit, Generates, Subject, Unties
 from harness.subjects.weight_map import MappedWeight, WeightMap, family
@@ -159,10 +159,13 @@ def _describe_call(model: Model) -> str:
         model.logits(ids)
         _, loss = model.calling(model.module, ids, ids)
     parameters = ", ".join(forward_parameters(model.module))
-    keyword = targets_keyword(model.module)
+    keyword, style = targets_keyword(model.module), style_of(model.module)
     parts = [f"forward({parameters})", f"(2, 4) ids give {_describe_logits(alone, ids)}"]
+    parts += [f"it is given {name}: {argument.text}" for name, argument in style.arguments.items()]
+    if style.one_sequence:
+        parts.append("it takes one sequence (T,), and is called for each row")
     if keyword is None:
-        parts.append("it takes no targets, so that the loss is computed from the logits")
+        parts.append(f"it {why_no_targets(model.module)}, so that the loss is computed from the logits")
     else:
         parts.append(f"with {keyword}, logits of every position and {'a loss' if loss is not None else 'no loss'}")
     return "; ".join(parts)

@@ -10,7 +10,7 @@ from harness.oracle import noise_verdict
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
-from harness.subjects.forward_call import targets_keyword
+from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.protocols import Generates, Subject
 from harness.suites.measure_registry import Reading, measure
 
@@ -26,7 +26,9 @@ def answer_without_targets(
     """
     model = build_with_weights(subject, SIZES[size], state(size, weights), "float64")
     if targets_keyword(model.module) is None:
-        raise MissingAbility(f"forward of {subject.name} takes no targets, so there is nothing to compare")
+        raise MissingAbility(
+            f"forward of {subject.name} {why_no_targets(model.module)}, so there is nothing to compare"
+        )
     ids, targets = batch(SIZES[size], "random", rows=rows, length=length)
     with torch.no_grad():
         full = model.logits_and_loss(ids, targets)[0]

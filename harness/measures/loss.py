@@ -12,6 +12,7 @@ from harness.core.sizes import SIZES
 from harness.oracle.probe_weights import State, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
+from harness.subjects.forward_call import why_no_targets
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
@@ -68,6 +69,7 @@ def _logits_and_own_loss(
                 ) from None
             continue
         if loss is None:
-            raise MissingAbility(f"{subject.name} computes no loss of its own")
+            why = why_no_targets(model.module)
+            raise MissingAbility(f"{subject.name} computes no loss of its own: its forward {why}")
         return logits, loss
     raise AssertionError("unreachable")

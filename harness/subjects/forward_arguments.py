@@ -74,9 +74,9 @@ IDS = (
 )
 # A part of the name of a parameter says which values are tried first. All others are tried after them.
 LIKELY = (
+    (r"^use_|^return_|^is_|^do_|^need|^output_|train|verbose|causal|infer", FLAGS),
     (r"cache|past|kv|memor|mems|state", (NONE, *CACHES)),
     (r"mask", (NONE, *MASKS)),
-    (r"^use_|^return_|^is_|^do_|^need|^output_|train|verbose|causal|infer", FLAGS),
     (r"device", IDS[-1:]),
     (r"drop|prob|rate", NUMBERS[2:3]),
     (r"scale|temperature", NUMBERS[3:]),

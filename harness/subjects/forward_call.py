@@ -50,11 +50,11 @@ def targets_keyword(module: nn.Module) -> str | None:
 
 
 def why_no_targets(module: nn.Module) -> str:
-    """Return why the model computes no loss of targets alone, as the end of a sentence about its forward pass."""
+    """Return why a call with targets gives no loss, as the end of a sentence about the forward pass."""
     style = style_of(module)
     if style.loss_needs:
         return f"takes '{style.targets}' only together with '{style.loss_needs[0]}'"
-    return "takes no targets"
+    return f"takes '{style.targets}' and returns no loss" if style.targets else "takes no targets"
 
 
 def _call(module: nn.Module, ids: Tensor, targets: Tensor | None, style: ForwardStyle) -> tuple[Tensor, Tensor | None]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+import textwrap
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -25,6 +29,8 @@ SETTINGS = {
 }
 # A part of the name of the parameter that takes the number of new tokens.
 NEW_TOKENS = ("token", "length", "step", "new", "num", "max", "len", "count", "amount", "size")
+# Parts of names that have one of these parts in them, and take something else.
+NO_COUNT = ("tokenizer", "stop", "eos", "bos", "pad", "special", "start", "penalty", "vocab", "beam", "min")
 SAMPLING = ("do_sample", "sample", "sampling")
 GREEDY = ("greedy",)
 MODELS = ("model", "net", "gpt", "llm", "transformer")
@@ -38,41 +44,89 @@ class GenerateFunction:
     function: Callable[..., Any]
     parameters: Mapping[str, inspect.Parameter]
     takes_model: bool
+    count: str = ""  # the parameter that takes the number of new tokens
 
     def word(self, setting: str) -> str | None:
         """Return the function's own name for a setting (a key of SETTINGS); None if it lacks it."""
         return next((w for w in SETTINGS[setting] if w in self.parameters), None)
+
+    def counts_prompt(self, module: nn.Module, size: Size) -> bool:
+        """Return True if the number of tokens is that of the answer, the prompt included, as a `max_length` may be.
+
+        Where the name leaves it open, it is found out once, by asking for five tokens after a prompt of three.
+        """
+        if "len" not in self.count or "new" in self.count:
+            return False
+        if self.function not in _prompt_is_counted:
+            _prompt_is_counted[self.function] = False
+            prompt = torch.tensor([[1, 2, 3]], device=next(module.parameters()).device)
+            with contextlib.suppress(Exception), torch.random.fork_rng():
+                answer = _run(self, module, size, prompt, 5, {})
+                _prompt_is_counted[self.function] = answer.shape == (1, 5) and torch.equal(answer[:, :3], prompt)
+        return _prompt_is_counted[self.function]
 
     def flag(self, words: tuple[str, ...]) -> str | None:
         """Return the first of `words` that is a parameter; None if none is."""
         return next((w for w in words if w in self.parameters), None)
 
 
+_prompt_is_counted: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
+
+
 def generate_function_of(kind: type, module: ModuleType | None) -> GenerateFunction | None:
     """Return the generate function of a class; None if it has none.
 
-    It is a method generate(ids, new tokens, ...), or generate...(model, ids, new tokens, ...) in `module`.
+    It is a method generate(ids, new tokens, ...), or generate...(model, ids, new tokens, ...) in `module`. One that
+    takes its prompt as text is none: nothing is known of the tokenizer that it needs.
     """
     for name in ("generate", "generate_text", "sample"):
         method = getattr(kind, name, None)
         if callable(method):
             parameters = parameters_of(kind, name)
-            words = list(parameters)
-            if _is_transformers(kind) or (len(words) > 1 and _is_count(words[1])):
-                return GenerateFunction(method, parameters, False)
+            count = _count_of(list(parameters)[1:])
+            if _is_transformers(kind) or (count is not None and not _takes_text(method, parameters)):
+                return GenerateFunction(method, parameters, False, count or "")
     for name, function in vars(module).items() if module is not None else ():
         if not name.startswith("generate") or not inspect.isfunction(function):
             continue
         parameters = dict(inspect.signature(function).parameters)
         words = list(parameters)
-        if len(words) > 2 and words[0] in MODELS and _is_count(words[2]):
-            return GenerateFunction(function, parameters, True)
+        count = _count_of(words[2:])
+        if words and words[0] in MODELS and count is not None:
+            after_the_model = {word: parameters[word] for word in words[1:]}
+            if not _takes_text(function, after_the_model):
+                return GenerateFunction(function, parameters, True, count)
     return None
 
 
-def _is_count(word: str) -> bool:
-    """Return True if a parameter of this name takes the number of new tokens."""
-    return word in ("n", "k", "m") or any(part in word for part in NEW_TOKENS)
+def _count_of(words: Sequence[str]) -> str | None:
+    """Return the first parameter whose name says that it takes the number of new tokens; None if none does."""
+    taken = {word for names in (*SETTINGS.values(), SAMPLING, GREEDY, CONTEXTS) for word in names} - {"k"}
+    free = [word for word in words if word not in taken and not any(part in word for part in NO_COUNT)]
+    return next((w for w in free if w in ("n", "k", "m") or any(part in w for part in NEW_TOKENS)), None)
+
+
+def _takes_text(function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Return True if prompt or answer is text: it says so, it is encoded or decoded, or a tokenizer is required."""
+    prompt, *others = parameters
+    stated = (parameters[prompt].annotation, inspect.signature(function).return_annotation)
+    if any(each in (str, "str", list[str], "list[str]", "List[str]") for each in stated):
+        return True
+    if any("tokenizer" in w or "encod" in w for w in others if parameters[w].default is inspect.Parameter.empty):
+        return True
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    of_prompt = [
+        getattr(node.func, "attr", getattr(node.func, "id", ""))
+        for node in calls
+        if any(isinstance(inside, ast.Name) and inside.id == prompt for arg in node.args for inside in ast.walk(arg))
+    ]
+    answers = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    decoded = any(isinstance(answer, ast.Call) and getattr(answer.func, "attr", "") == "decode" for answer in answers)
+    return decoded or (any("encode" in word for word in of_prompt) and "isinstance" not in of_prompt)
 
 
 def _is_transformers(kind: type) -> bool:
@@ -221,11 +275,14 @@ def _run(
 ) -> Any:
     if (context := function.flag(CONTEXTS)) is not None:
         settings = {context: size.context, **settings}
+    if function.counts_prompt(module, size):
+        new_tokens += ids.shape[1]
+    settings = {function.count: new_tokens, **settings}
     if function.takes_model:
         with torch.no_grad():
-            return function.function(module, ids, new_tokens, **settings)
+            return function.function(module, ids, **settings)
     method = getattr(module, function.function.__name__)
-    return method(ids, new_tokens, **settings)
+    return method(ids, **settings)
 
 
 def _by_transformers(

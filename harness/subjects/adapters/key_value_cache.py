@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
 from harness.subjects.forward_answer import unpack
-from harness.subjects.forward_style import forward_parameters, parameters_of
+from harness.subjects.forward_style import forward_parameters, parameters_of, style_of
 
 GROWING = "growing"  # the parameter of new_cache by which a subject offers a cache that is concatenated
 # Parameters of `forward` that take the cache of the previous step.
@@ -34,6 +34,7 @@ class ReturnedCache:
 
     def __init__(self) -> None:
         self.state: Any = None
+        self.is_kept = False  # in a container of the caller, which the model fills
         self.length = 0
 
 
@@ -72,12 +73,14 @@ def step(module: nn.Module, ids: Tensor, cache: Any) -> Tensor:
     options: dict[str, Any] = {"use_cache": True} if "use_cache" in words else {}
     word = next((w for w in PASTS if w in words), None)
     if word is not None:
+        if cache.state is None and word in (needed := style_of(module).arguments):
+            cache.state, cache.is_kept = needed[word].make(module, ids), True
         options[word] = cache.state
     answer = module(ids, **options)
-    if word is not None:
-        cache.state = _cache_in(answer, word)
+    if word is not None and not (cache.is_kept and _has_tensor(cache.state)):
+        cache.state, cache.is_kept = _cache_in(answer, word), False
         if cache.state is None:
-            raise MissingAbility(f"forward takes '{word}' and returns no cache that the harness can find")
+            raise MissingAbility(f"forward takes '{word}', and the harness finds no cache in it, nor in the answer")
     cache.length += ids.shape[1]
     logits = unpack(answer, ids)[0]
     if logits.shape[1] != ids.shape[1]:
@@ -87,6 +90,12 @@ def step(module: nn.Module, ids: Tensor, cache: Any) -> Tensor:
 
 def _reset_of(kind: type) -> str | None:
     return next((name for name in RESETS if callable(getattr(kind, name, None))), None)
+
+
+def _has_tensor(nest: Any) -> bool:
+    if isinstance(nest, Mapping):
+        return any(map(_has_tensor, nest.values()))
+    return any(map(_has_tensor, nest)) if isinstance(nest, tuple | list) else isinstance(nest, Tensor)
 
 
 def _cache_in(answer: Any, word: str) -> Any:
