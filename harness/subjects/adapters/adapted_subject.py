@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from harness.core.errors import MissingAbility
+from harness.core.errors import Missing, MissingAbility, SubjectError
 from harness.core.sizes import SIZES, Size
 from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.construction.settle import settle
+from harness.subjects.adapters.construction.shapes import lacking, shapes_of
+from harness.subjects.adapters.construction.size_search import problem
+from harness.subjects.adapters.importing.project import Project
 from harness.subjects.adapters.weight_discovery.discovery import discover
 from harness.subjects.adapters.weight_discovery.map_at_other_sizes import at_size
 from harness.subjects.adapters.weight_discovery.name_map import read_names
@@ -37,12 +42,15 @@ class AdaptedSubject:
         constructor: Constructor,
         kind: type = nn.Module,
         module: ModuleType | None = None,
+        project: Project | None = None,
     ) -> None:
         self.name = name
         self.target = target
         self.constructor = constructor
         self.kind = kind
         self.module = module
+        self.project = project
+        self._is_settled = False
         self._maps: dict[tuple[Size, BuildOptions], WeightMap | None] = {}
         self._has_been_called = False
 
@@ -57,9 +65,9 @@ class AdaptedSubject:
             with (
                 contextlib.nullcontext() if torch.get_default_device() == torch.device(device) else torch.device(device)
             ):
-                module = self.constructor.build(size, **options)
+                module = self._built(size, options)
         else:
-            module = self.constructor.build(size, device=device, **options)
+            module = self._built(size, {**options, "device": device})
         self._refuse_another_size(module, size)
         return self.model_of(module.eval().to(getattr(torch, dtype)), size, shaping)
 
@@ -72,7 +80,7 @@ class AdaptedSubject:
         found = self._map(module, size, shaping)
         if found is None or not _is_useful(found, module, size):
             return Model(module, size, call, None, found.gaps if found is not None else "nothing was found")
-        return Model(module, size, call, found)
+        return Model(module, found.size or size, call, found)
 
     def _find_style(self, module: nn.Module, size: Size) -> None:
         """Find out how the class of `module` is called, on a small model of its own; once."""
@@ -103,11 +111,33 @@ class AdaptedSubject:
         """Return the map found on a float64 model of its own; None if it cannot be built."""
         try:
             with torch.random.fork_rng(), torch.device("cpu"), torch.enable_grad():
-                module = self.constructor.build(size, **dict(shaping)).eval().double()
+                module = self._built(size, dict(shaping)).eval().double()
                 self._refuse_another_size(module, size)
                 return discover(module, size, call)
         except Exception:
             return None  # building fails in every check, with its own error
+
+    def _built(self, size: Size, options: Mapping[str, Any]) -> nn.Module:
+        """Return the module. The first time, settings whose names say nothing are found by behaviour if it needs them.
+
+        Raises SubjectError if the module does not have the size because nothing sets it.
+        """
+        try:
+            module = self.constructor.build(size, **options)
+            if self._is_settled or not (lacking(shapes_of(module), size) or self.constructor.unknown):
+                self._is_settled = True
+                return module
+        except Missing:
+            raise
+        except Exception:
+            if self._is_settled or not self.constructor.words:
+                raise
+        self.constructor = settle(self.constructor, self.project, self.name.rpartition(":")[2])
+        module = self.constructor.build(size, **options)
+        if self.constructor.words and (wrong := problem(self.constructor, shapes_of(module), size)):
+            raise SubjectError(f"{self.name.rpartition(':')[2]} cannot be built at the size {size.name}: {wrong}")
+        self._is_settled = True
+        return module
 
     def _refuse_another_size(self, module: nn.Module, size: Size) -> None:
         if not self.constructor.words and not _has_size(module, size):

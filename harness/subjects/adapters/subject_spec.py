@@ -15,7 +15,10 @@ from harness.core.shipped_packages import shipped_package
 from harness.subjects.adapters.abilities import ABILITIES
 from harness.subjects.adapters.adapted_subject import SMALL, AdaptedSubject
 from harness.subjects.adapters.checkpoint_directory import checkpoint_target
-from harness.subjects.adapters.construction.constructor import Constructor, constructor
+from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.construction.find_constructor import find_constructor
+from harness.subjects.adapters.construction.module_constants import constructor_in
+from harness.subjects.adapters.importing.project import Project
 from harness.subjects.adapters.locate import locate, locate_module
 from harness.subjects.protocols import Subject
 
@@ -32,15 +35,17 @@ def adapt(spec: str, *, own: bool = True) -> Subject:
             return _subject(spec, *locate_module(spec))
     if spec.startswith("hf:"):
         return _subject(spec, *checkpoint_target(Path(spec.removeprefix("hf:"))))
-    return _subject(spec, *locate(spec))
+    target, project = locate(spec)
+    return _subject(spec, target, project.module, project)
 
 
-def _subject(spec: str, target: Any, module: ModuleType) -> Subject:
+def _subject(spec: str, target: Any, module: ModuleType, project: Project | None = None) -> Subject:
     if inspect.isclass(target) and not issubclass(target, nn.Module) and hasattr(target, "build"):
         target = _adapter(spec, target)
     if not isinstance(target, nn.Module) and isinstance(target, Subject):
         return target
-    return _adapted(spec, target, constructor(target, module), module)
+    made = find_constructor(target, module) if project is None else constructor_in(project, spec.rpartition(":")[2])
+    return _adapted(spec, target, made, module, project)
 
 
 def _adapter(spec: str, target: type) -> Any:
@@ -66,14 +71,14 @@ def _adapter(spec: str, target: type) -> Any:
     return made
 
 
-def _adapted(spec: str, target: Any, constructor: Constructor, module: ModuleType | None = None) -> Subject:
+def _adapted(spec: str, target: Any, constructor: Constructor, module: ModuleType, project: Project | None) -> Subject:
     """Return a subject with only the abilities that the target has, so that isinstance(subject, Protocol) is right."""
     kind = target if inspect.isclass(target) else type(target)
     if not issubclass(kind, nn.Module):
         kind = _class_built_by(target, constructor) or kind
     abilities = [ability for ability in ABILITIES if ability.found_in(kind, constructor, module)]
     made: AdaptedSubject = type("AdaptedSubject", (*abilities, AdaptedSubject), {})(
-        spec, target, constructor, kind, module
+        spec, target, constructor, kind, module, project
     )
     return made
 

@@ -1,6 +1,7 @@
 """A GPT is judged without an edit of its file, whatever its names and however it is built and called."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from harness.core.sizes import SIZES
 from harness.judging.run_check import run
 from harness.oracle.probe_weights import state
 from harness.subjects.adapters import adapt
-from harness.subjects.adapters.construction.constructor import constructor
+from harness.subjects.adapters.adapted_subject import AdaptedSubject
+from harness.subjects.adapters.construction.find_constructor import find_constructor
 from harness.subjects.adapters.weight_discovery.name_map import map_by_names
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_hooks import arranged
@@ -177,13 +179,14 @@ def test_the_layer_of_a_square_matrix_decides_if_it_is_transposed(foreign):
     assert not rows["tok_emb.weight"].transposed
 
 
-def test_a_class_that_cannot_be_called_says_what_was_expected(tmp_path):
+def test_a_class_whose_settings_say_nothing_and_do_nothing_names_them():
     class Strange(torch.nn.Module):
         def __init__(self, spam, eggs):
             super().__init__()
 
-    with pytest.raises(SubjectError, match=r"Strange\(spam, eggs\) cannot be called: expected one config"):
-        constructor(Strange, __import__("types").ModuleType("m"))
+    made = find_constructor(Strange, ModuleType("m"))
+    with pytest.raises(SubjectError, match=r"no setting was found for its sizes; .* not known: eggs=\?, spam=\?"):
+        AdaptedSubject("m.py:Strange", Strange, made).build(DEBUG)
 
 
 def test_logits_of_the_wrong_shape_are_named(shipped):

@@ -9,8 +9,7 @@ from harness.subjects.adapters.construction.setting_names import (
     WIDTH_OR_FEED_FORWARD_WIDTH,
     normalised,
 )
-
-UNKNOWN = "which the harness does not know"  # in the message of an unknown setting
+from harness.subjects.adapters.construction.stand_in import UNKNOWN
 
 
 class BuildSettings(dict[str, Any]):
@@ -50,3 +49,14 @@ class BuildSettings(dict[str, Any]):
             return None
         wrong = dict.fromkeys(read & set(WIDTH_OR_FEED_FORWARD_WIDTH), self["n_embd"])
         return {**self, **wrong} if wrong else None
+
+
+def unknown_setting(error: BaseException | None) -> str | None:
+    """Return the name of the setting that a subject read and that was not there; None for any other error."""
+    while error is not None:
+        if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+            return error.args[0]
+        if isinstance(error, AttributeError) and error.name and UNKNOWN in str(error):
+            return error.name
+        error = error.__cause__
+    return None

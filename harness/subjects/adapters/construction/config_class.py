@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from harness.subjects.adapters.construction.prototype import filled
+from harness.subjects.adapters.construction.prototype import DEPTH, filled
 from harness.subjects.adapters.construction.setting_names import SIZES, names_sizes, quantity_of
+
+PYTHONS = ("builtins", "inspect", "typing")  # modules whose classes are no configs
 
 
 def config_classes(parameter: inspect.Parameter, target: Any, modules: list[ModuleType]) -> list[Callable[..., Any]]:
@@ -22,18 +25,33 @@ def config_classes(parameter: inspect.Parameter, target: Any, modules: list[Modu
     for candidates in (stated, same_module, beside):
         found = [c for c in candidates if _is_config_class(c)]
         if found:
+            # Of a config and the one that contains it, as of another program, the one that names more comes first.
             return list(dict.fromkeys(found))
     return []
 
 
-def settings_of(config_class: Any) -> dict[str, inspect.Parameter]:
-    """Return the settings of a config class, with default and annotation: its parameters, else its attributes."""
+def settings_of(config_class: Any, depth: int = DEPTH) -> dict[str, inspect.Parameter]:
+    """Return the settings of a config class, with default and annotation: its parameters, else its attributes.
+
+    Those of a config class inside it have the name of its setting before theirs: `model.n_embd`.
+    """
+    own = _own_settings(config_class)
+    inner = {
+        f"{name}.{word}": setting
+        for name, parameter in own.items()
+        if depth > 1 and (inside := _class_inside(config_class, parameter)) is not None
+        for word, setting in settings_of(inside, depth - 1).items()
+    }
+    return {**own, **inner}
+
+
+def _own_settings(config_class: Any) -> dict[str, inspect.Parameter]:
     try:
         parameters = inspect.signature(config_class).parameters
     except (TypeError, ValueError):
         parameters = types.MappingProxyType({})
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    if any(quantity_of(name, named) in SIZES for name in named):
+    if any(quantity_of(name, named) in SIZES or _class_inside(config_class, p) for name, p in named.items()):
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # minGPT's: keywords become attributes
             for name in ("n_layer", "n_head", "n_embd"):
                 named.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY))
@@ -48,13 +66,41 @@ def settings_of(config_class: Any) -> dict[str, inspect.Parameter]:
 
 def make_config(config_class: Any, arguments: Mapping[str, Any]) -> Any:
     """Return a config of that class. If the class takes no arguments, set its attributes afterwards."""
-    keywords = {name: arguments[name] for name in settings_of(config_class) if name in arguments}
+    own = _own_settings(config_class)
+    keywords = {name: arguments[name] for name in own if name in arguments}
+    for name, parameter in own.items():
+        inside = _class_inside(config_class, parameter)
+        inner = {word.removeprefix(f"{name}."): v for word, v in arguments.items() if word.startswith(f"{name}.")}
+        if inside is not None and inner:
+            keywords[name] = make_config(inside, inner)
     try:
         return config_class(**keywords)
     except TypeError as error:
         if "unexpected keyword" not in str(error) and "takes no arguments" not in str(error):
             raise
-        return filled(config_class(), arguments)
+        return filled(config_class(), {**arguments, **keywords})
+
+
+def _class_inside(config_class: Any, parameter: inspect.Parameter) -> Any:
+    """Return the class of a setting that is a config itself, by its annotation or default; None if it is none."""
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        home = vars(sys.modules.get(getattr(config_class, "__module__", ""), types.ModuleType("none")))
+        annotation = home.get(annotation.strip("'\"").split("|")[0].strip())
+    default = parameter.default if inspect.isclass(parameter.default) else type(parameter.default)
+    for candidate in (annotation, default):
+        if not inspect.isclass(candidate) or candidate is config_class or candidate.__module__ in PYTHONS:
+            continue
+        if any(quantity_of(name, ()) in SIZES for name in _names(candidate)):
+            return candidate
+    return None
+
+
+def _names(candidate: type) -> Iterable[str]:
+    try:
+        return [*inspect.signature(candidate).parameters, *vars(candidate)]
+    except (TypeError, ValueError):
+        return list(vars(candidate))
 
 
 def _annotation(parameter: inspect.Parameter, modules: list[ModuleType]) -> Any:

@@ -81,8 +81,8 @@ SIZES = ("vocab_size", "context", "layers", "heads", "width")
 
 
 def normalised(name: str) -> str:
-    """Return a name in lower case and without underscores."""
-    return name.lower().replace("_", "")
+    """Return a name in lower case and without underscores; of a setting inside another, the last word."""
+    return name.rsplit(".", 1)[-1].lower().replace("_", "")
 
 
 QUANTITIES = {normalised(name): quantity for quantity, names in SYNONYMS.items() for name in names}
@@ -90,7 +90,7 @@ QUANTITIES = {normalised(name): quantity for quantity, names in SYNONYMS.items()
 
 def quantity_of(name: str, beside: Iterable[str]) -> str | None:
     """Return the quantity (a key of SYNONYMS) that a setting means, given the names beside it; None if unknown."""
-    if name.lower() in WIDTH_OR_FEED_FORWARD_WIDTH or normalised(name) in map(normalised, WIDTH_OR_FEED_FORWARD_WIDTH):
+    if normalised(name) in map(normalised, WIDTH_OR_FEED_FORWARD_WIDTH):
         others = {QUANTITIES.get(normalised(other)) for other in beside}
         return "feed_forward_width" if "width" in others else "width"
     return QUANTITIES.get(normalised(name))

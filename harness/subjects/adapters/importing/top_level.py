@@ -1,0 +1,356 @@
+"""The top level of a module, statement by statement: what defines, what acts, and what a name needs."""
+
+from __future__ import annotations
+
+import ast
+import symtable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from harness.subjects.adapters.construction.setting_names import SIZES, quantity_of
+
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+# Calls that neither read, nor wait, nor train. Of anything else it is assumed that it may.
+CHEAP_BUILTINS = frozenset(
+    [
+        "abs",
+        "all",
+        "any",
+        "bool",
+        "dict",
+        "divmod",
+        "enumerate",
+        "filter",
+        "float",
+        "frozenset",
+        "getattr",
+        "hasattr",
+        "int",
+        "isinstance",
+        "issubclass",
+        "len",
+        "list",
+        "map",
+        "max",
+        "min",
+        "object",
+        "pow",
+        "print",
+        "property",
+        "range",
+        "repr",
+        "reversed",
+        "round",
+        "set",
+        "setattr",
+        "slice",
+        "sorted",
+        "str",
+        "sum",
+        "super",
+        "tuple",
+        "type",
+        "vars",
+        "zip",
+    ]
+)
+CHEAP_ROOTS = frozenset(
+    [
+        "F",
+        "argparse",
+        "collections",
+        "dataclasses",
+        "enum",
+        "functools",
+        "itertools",
+        "logging",
+        "math",
+        "nn",
+        "np",
+        "numpy",
+        "os",
+        "pathlib",
+        "platform",
+        "random",
+        "re",
+        "sys",
+        "time",
+        "torch",
+        "types",
+        "typing",
+        "warnings",
+    ]
+)
+CHEAP_NAMES = frozenset(
+    [
+        "Literal",
+        "NewType",
+        "ParamSpec",
+        "Path",
+        "SimpleNamespace",
+        "TypeVar",
+        "ArgumentParser",
+        "defaultdict",
+        "deque",
+        "namedtuple",
+        "partial",
+        "getLogger",
+        "OrderedDict",
+        "NamedTuple",
+        "TypedDict",
+        "field",
+        "Enum",
+    ]
+)
+CONFIG_ENDS = ("config", "args", "settings", "params", "parameters", "options", "conf", "cfg")
+READS = frozenset(
+    [
+        "load",
+        "loadtxt",
+        "open",
+        "memmap",
+        "fromfile",
+        "genfromtxt",
+        "system",
+        "popen",
+        "makedirs",
+        "mkdir",
+        "remove",
+        "exit",
+        "_exit",
+        "init_process_group",
+        "save",
+        "read",
+        "read_text",
+        "read_bytes",
+        "readlines",
+        "parse_args",
+        "parse_known_args",
+        "compile",
+        "exec",
+        "sleep",
+        "listdir",
+        "scandir",
+        "walk",
+        "chdir",
+        "init_device_mesh",
+        "set_device",
+        "synchronize",
+    ]
+)
+# What goes to a network: never run at import, not even if something needs it.
+REMOTE = frozenset(
+    [
+        "get_encoding",
+        "encoding_for_model",
+        "from_pretrained",
+        "load_dataset",
+        "urlretrieve",
+        "urlopen",
+        "hf_hub_download",
+        "snapshot_download",
+        "download",
+        "get",
+        "post",
+        "init",
+        "login",
+        "input",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement of the top level: the names that it binds or changes, those that it needs, and if it acts."""
+
+    index: int  # in the body of the module
+    node: ast.stmt
+    binds: frozenset[str]
+    needs: frozenset[str]
+    acts: bool
+
+    @property
+    def text(self) -> str:
+        """The statement's line and its beginning, as `line 12: model = GPT(config)`."""
+        first = ast.unparse(self.node).splitlines()[0]
+        return f"line {self.node.lineno}: {first if len(first) <= 48 else first[:45] + '...'}"
+
+
+class TopLevel:
+    """The top level of a module's source. Raises SyntaxError."""
+
+    def __init__(self, source: str, file: str) -> None:
+        self.tree = ast.parse(source, file)
+        self._tables = list(_scopes(symtable.symtable(source, file, "exec")))
+
+    @cached_property
+    def statements(self) -> list[Statement]:
+        """The statements in order, each with what it binds and needs; `if __name__ == "__main__"` is none of them."""
+        nodes = self.tree.body
+        imported = frozenset(n for s in nodes if isinstance(s, ast.Import | ast.ImportFrom) for n in _bound(s))
+        bound = [_bound(n) if isinstance(n, (*DEFINES, ast.Try, ast.If)) else _bound(n) - imported for n in nodes]
+        return [
+            Statement(index, node, names, self._needs(node), self._acts(node))
+            for index, (node, names) in enumerate(zip(nodes, bound, strict=True))
+            if not _is_main(node)
+        ]
+
+    def is_remote(self, statement: Statement) -> bool:
+        """Return True if a statement would fetch something from a network."""
+        calls = [n for n in _outside_functions(statement.node) if isinstance(n, ast.Call)]
+        return any(_dotted(call.func)[-1] in REMOTE for call in calls if _dotted(call.func)[0] != "os")
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every name that the top level binds."""
+        return frozenset(name for statement in self.statements for name in statement.binds)
+
+    def needed(self, names: Iterable[str]) -> list[Statement]:
+        """Return the statements that `names` need, transitively, in order. A size needs nothing: it is replaced."""
+        waiting, seen, found = list(names), set[str](), set[int]()
+        while waiting:
+            name = waiting.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            for number, statement in enumerate(self.statements):
+                if name not in statement.binds or number in found:
+                    continue
+                found.add(number)
+                if not (isinstance(statement.node, ast.Assign | ast.AnnAssign) and self.is_computed_size(statement)):
+                    waiting += statement.needs
+        return [self.statements[number] for number in sorted(found)]
+
+    def is_computed_size(self, statement: Statement) -> bool:
+        """Return True for a size that is computed from what acts: `vocab_size = len(characters)`."""
+        return (
+            isinstance(statement.node, ast.Assign | ast.AnnAssign)
+            and len(statement.binds) == 1
+            and quantity_of(next(iter(statement.binds)), ()) in SIZES
+            and (statement.acts or self._depends_on_action(statement.needs))
+        )
+
+    def _depends_on_action(self, needs: Iterable[str], seen: frozenset[str] = frozenset()) -> bool:
+        for name in frozenset(needs) - seen:
+            for other in self.statements:
+                if name not in other.binds or isinstance(other.node, DEFINES):
+                    continue
+                if other.acts or self._depends_on_action(other.needs, seen | {name}):
+                    return True
+        return False
+
+    def _needs(self, node: ast.stmt) -> frozenset[str]:
+        loaded = {n.id for n in _outside_functions(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        first, last = node.lineno, node.end_lineno or node.lineno
+        first = min([first, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        for line, names in self._tables:
+            if first <= line <= last:
+                loaded |= names
+        return frozenset(loaded)
+
+    def _acts(self, node: ast.stmt) -> bool:
+        if isinstance(node, (*DEFINES, ast.Pass, ast.Raise, ast.Assert, ast.Global, ast.Delete)):
+            return False
+        if isinstance(node, ast.With | ast.AsyncWith):
+            return True
+        if isinstance(node, ast.If | ast.Try) and not any(isinstance(n, ast.For | ast.While) for n in ast.walk(node)):
+            inner = [child for part in ast.iter_child_nodes(node) for child in _statements_in(part)]
+            test = [node.test] if isinstance(node, ast.If) else []
+            return any(map(self._acts, inner)) or any(map(self._calls_action, test))
+        return self._calls_action(node)
+
+    def _calls_action(self, node: ast.AST) -> bool:
+        return any(isinstance(n, ast.Call) and not self._is_cheap(n) for n in _outside_functions(node))
+
+    def _is_cheap(self, call: ast.Call) -> bool:
+        words = _dotted(call.func)
+        last = words[-1] if words else ""
+        if last in READS | REMOTE and words[:2] != ["os", "environ"]:
+            return False
+        if len(words) > 1:
+            root = words[0]
+            return root in CHEAP_ROOTS or root == "" or self._is_plain_value(root)
+        return (
+            last in CHEAP_BUILTINS | CHEAP_NAMES
+            or last.lower().endswith(CONFIG_ENDS)
+            or any(isinstance(s, ast.ClassDef) and s.name == last and not self.is_module(s) for s in self.tree.body)
+        )
+
+    def _is_plain_value(self, name: str) -> bool:
+        """Return True if a name's first value is a literal, or what a cheap call returns."""
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and name in _bound(node) and node.value is not None:
+                calls = [n for n in _outside_functions(node.value) if isinstance(n, ast.Call)]
+                return all(_dotted(n.func)[:1] != [name] and self._is_cheap(n) for n in calls)
+        return False
+
+    def is_module(self, node: ast.ClassDef) -> bool:
+        """Return True if a class has a forward method or is called a Module by its bases."""
+        bases = [_dotted(base)[-1:] for base in node.bases]
+        local = [s for s in self.tree.body if isinstance(s, ast.ClassDef) and [s.name] in bases and s is not node]
+        has_forward = any(isinstance(s, ast.FunctionDef) and s.name == "forward" for s in node.body)
+        named = any("Module" in word for base in bases for word in base)
+        return has_forward or named or any(map(self.is_module, local))
+
+
+def _scopes(table: symtable.SymbolTable) -> Iterator[tuple[int, frozenset[str]]]:
+    """Yield the line of each function and class, and the names of the module that it reads."""
+    for child in table.get_children():
+        yield child.get_lineno(), frozenset(s.get_name() for s in child.get_symbols() if s.is_global())
+        yield from _scopes(child)
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the node and what is below it, but for the bodies of functions, which do not run."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if isinstance(node, SCOPES) and name == "body":
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _outside_functions(child)
+
+
+def _statements_in(node: ast.AST) -> list[ast.stmt]:
+    if isinstance(node, ast.stmt):
+        return [node]
+    return [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+
+
+def _bound(node: ast.stmt) -> frozenset[str]:
+    """Return the names that a statement binds, and those whose value it changes: x = 1, x.a = 1, x.add(1)."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return frozenset((node.name,))
+    found = set[str]()
+    for child in _outside_functions(node):
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            found.add(child.id)
+        elif isinstance(child, ast.Attribute | ast.Subscript) and isinstance(child.ctx, ast.Store):
+            found |= set(_dotted(child)[:1])
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.split(".")[0] for alias in child.names}
+        elif isinstance(child, ast.FunctionDef | ast.ClassDef):
+            found.add(child.name)
+        elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
+            words = _dotted(child.value.func)
+            found |= set(words[:1]) if len(words) > 1 else set()
+    return frozenset(found - {""})
+
+
+def _dotted(node: ast.AST) -> list[str]:
+    """Return the words of a dotted name, calls and subscripts left out; a first word "" for what is no name."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    if isinstance(node, ast.Attribute):
+        return [*_dotted(node.value), node.attr]
+    if isinstance(node, ast.Subscript):
+        return _dotted(node.value)
+    if isinstance(node, ast.Call):
+        return _dotted(node.func)
+    return [""]
+
+
+def _is_main(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
