@@ -22,7 +22,6 @@ NESTS = (
     "p",
     "theta",
     "w",
-    "ws",
     "variables",
     "tree",
     "state_dict",
@@ -106,7 +105,7 @@ class FunctionModule(nn.Module):
         found = {name: _setting(name, own, settings) for name in own if name not in entries}
         self._given = {name: value for name, value in found.items() if value is not None}
         free = [parameter for name, parameter in own.items() if name not in entries and name not in self._given]
-        type(self).forward = _forward_taking(free)  # type: ignore[method-assign]
+        type(self).forward = _forward_taking(free)
 
     def _call(self, given: Mapping[str, Any]) -> Any:
         parameters = dict(self.named_parameters())
@@ -128,7 +127,7 @@ def _forward_taking(free: list[inspect.Parameter]) -> Callable[..., Any]:
 
 
 def _setting(name: str, own: Parameters, settings: Mapping[str, Any]) -> Any:
-    """Return the value of a setting under its own name, as the same quantity, or as the config; None if there is none."""
+    """Return the value of a setting by its name, its quantity, or as the config; None if there is none."""
     if name in settings:
         return settings[name]
     quantity = quantity_of(name, own)

@@ -104,11 +104,7 @@ def _trained(wrapped: Any, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    return (
-        tensor.ndim == 2
-        and tensor.shape[0] == tensor.shape[1]
-        and bool((tensor.triu(1) == tensor.triu(1)[0, -1]).any())
-    )
+    return tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1] and len(tensor.unique()) <= 2
 
 
 def _members(holder: Any, path: str, seen: set[int], *, holders: bool = False) -> Iterator[tuple[str, Any, Setter]]:
