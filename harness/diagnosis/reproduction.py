@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from harness.core.error_text import is_user_file
 from harness.core.sizes import SIZES, Size
 from harness.diagnosis.finding import Finding
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
+from harness.subjects.dropout_calls import has_dropout_setting
+from harness.subjects.forward_style import style_of
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
 
@@ -31,7 +34,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {roots!r}
 {imports}
 
 torch.set_default_dtype(torch.float64)
@@ -74,17 +77,19 @@ class ConstructionRecorder:
 def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
     """Return the script, and the weights that it reads (safetensors, in base64).
 
-    Return "" for both if the script cannot be written: the module's arguments are no Python source, or its answer has
-    no logits.
+    Return "" for both if the script cannot be written: the module's arguments are no Python source, its answer has no
+    logits, or importing its file does more than define it.
     """
     size = SIZES[SIZE]
     with ConstructionRecorder() as recorder:
         model = build_with_weights(subject, size, state(SIZE, "probe"), "float64", **_without_dropout(subject))
     module = model.module
     arguments = recorder.arguments.get(id(module), {})
-    source = inspect.getsourcefile(type(module))
-    call = _call(type(module).__name__, arguments)
-    if source is None or call is None or "." in type(module).__qualname__:
+    kind = type(module)
+    home = sys.modules.get(kind.__module__)
+    call = _call(kind.__name__, arguments)
+    # A class that its module does not have under its name was made by a function, or with other constants.
+    if call is None or getattr(home, kind.__qualname__, None) is not kind or _is_imported_in_part(subject):
         return "", ""
     ids, _ = batch(size, "random", rows=2, length=24)
     logits, positions = _logits(model, ids)
@@ -92,8 +97,8 @@ def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
         return "", ""
     script = TEMPLATE.format(
         title=f"{subject.name} is not GPT-2: {finding.where}: {finding.cause}".replace('"""', "'''"),
-        folder=str(Path(source).resolve().parent),
-        imports=_imports(type(module), arguments, Path(source)),
+        roots=list(dict.fromkeys(_import_name_and_root(name)[1] for name in _own_modules(kind.__module__))),
+        imports=_imports(kind, arguments),
         call=call,
         sizes=_sizes(size),
         logits=logits,
@@ -103,8 +108,43 @@ def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
 
 
 def _without_dropout(subject: Subject) -> dict[str, Any]:
-    how = getattr(subject, "how", None)
-    return {"dropout": 0.0} if how is not None and how.takes("dropout") else {}
+    return {"dropout": 0.0} if has_dropout_setting(subject) else {}
+
+
+def _is_imported_in_part(subject: Subject) -> bool:
+    """Return True if statements of the subject's file were left out, or other modules took the place of some."""
+    notes = getattr(getattr(subject, "project", None), "notes", None)
+    return bool(notes is not None and (notes.left_out or notes.replaced))
+
+
+def _own_modules(name: str) -> list[str]:
+    """Return the name of a user's module, and of all of the user's modules that it uses, directly or not."""
+    found, waiting = [], [name]
+    while waiting:
+        own = waiting.pop(0)
+        module = sys.modules.get(own)
+        file = getattr(module, "__file__", None)
+        if module is None or own in found or file is None or not is_user_file(file):
+            continue
+        found.append(own)
+        used = [value.__name__ if inspect.ismodule(value) else _module_of(value) for value in vars(module).values()]
+        waiting += list(dict.fromkeys(used))
+    return found
+
+
+def _module_of(value: Any) -> str:
+    own = getattr(value, "__module__", "") if inspect.isclass(value) or inspect.isfunction(value) else ""
+    return str(own or "")
+
+
+def _import_name_and_root(name: str) -> tuple[str, str]:
+    """Return the name under which a plain script imports a user's module, and the folder that must be on its path."""
+    path = Path(str(sys.modules[name].__file__)).resolve()
+    parts = path.parent.parts if path.stem == "__init__" else path.with_suffix("").parts
+    words = name.split(".")
+    if parts[-len(words) :] == tuple(words):
+        return name, str(Path(*parts[: -len(words)]))
+    return path.stem, str(path.parent)
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> str | None:
@@ -133,20 +173,25 @@ def _as_source(value: Any) -> str | None:
     return _call(name, fields)
 
 
-def _imports(kind: type, arguments: Mapping[str, Any], source: Path) -> str:
+def _imports(kind: type, arguments: Mapping[str, Any]) -> str:
     """Return the lines that import the module's class and the classes of its arguments."""
-    names = [kind.__name__]
-    others = []
-    for value in arguments.values():
+    names = {_import_name_and_root(kind.__module__)[0]: [kind.__name__]}
+    for value in _objects(arguments.values()):
         if dataclasses.is_dataclass(value):
-            own = inspect.getsourcefile(type(value))
-            if own is not None and Path(own) == source:
-                names.append(type(value).__name__)
-            else:
-                others.append(f"from {type(value).__module__} import {type(value).__name__}")
-        elif value is not None and not isinstance(value, bool | int | float | str | dict):
-            others.append("from types import SimpleNamespace")
-    return "\n".join([f"from {source.stem} import {', '.join(sorted(names))}", *dict.fromkeys(others)])
+            names.setdefault(_import_name_and_root(type(value).__module__)[0], []).append(type(value).__name__)
+        else:
+            names["types"] = ["SimpleNamespace"]
+    return "\n".join(f"from {module} import {', '.join(sorted(set(own)))}" for module, own in names.items())
+
+
+def _objects(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield the values that are no plain numbers, text or dicts, and those in their fields."""
+    for value in values:
+        if isinstance(value, dict):
+            yield from _objects(value.values())
+        elif value is not None and not isinstance(value, bool | int | float | str):
+            yield value
+            yield from _objects(vars(value).values() if hasattr(value, "__dict__") else ())
 
 
 def _logits(model: Model, ids: Tensor) -> tuple[str, str]:
@@ -155,6 +200,8 @@ def _logits(model: Model, ids: Tensor) -> tuple[str, str]:
     The slice is "" for all positions. Return "" for both if there are no logits.
     """
     call = "mine(weights['ids'])"
+    if (style := style_of(model.module)).arguments or style.one_sequence:
+        return "", ""  # it is called with more than the ids, or row by row
     with torch.no_grad():
         answer = model.module(ids)
     candidates: list[tuple[str, Any]] = [(call, answer)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Literal
 
 import torch
@@ -17,6 +16,8 @@ from harness.oracle.probe_weights import State, Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_answer import unpack
+from harness.subjects.forward_arguments import PADDING
+from harness.subjects.forward_style import call_forward, forward_parameters, style_of
 from harness.subjects.model import Model
 from harness.subjects.protocols import ChoosesAttention, Subject
 from harness.suites.measure_registry import Reading, measure
@@ -168,9 +169,9 @@ def padding_seen(
     and 0 at padding, as in Hugging Face. Raises MissingAbility if `forward` takes no padding mask.
     """
     model = cached_model(subject, size, weights, "float64")
-    keywords = inspect.signature(model.module.forward).parameters
-    keyword = next((name for name in PADDING_MASKS if name in keywords), None)
-    if keyword is None:
+    keyword = next((name for name in PADDING_MASKS if name in forward_parameters(model.module)), None)
+    needed = style_of(model.module).arguments.get(keyword or "")
+    if keyword is None or (needed is not None and needed not in PADDING):  # a required mask of another kind
         raise MissingAbility(f"forward of {subject.name} takes no padding mask ({', '.join(PADDING_MASKS)})")
     ids, other = batch(SIZES[size], "random", rows=2, length=length)
     padding = torch.zeros_like(ids, dtype=torch.bool)
@@ -179,8 +180,8 @@ def padding_seen(
 
     def logits(tokens: Tensor, mask: Tensor | None) -> Tensor:
         with torch.no_grad(), model.precision():
-            answer: Tensor = unpack(model.module(tokens, **({} if mask is None else {keyword: mask})))[0]
-        return answer
+            given = {} if mask is None else {keyword: mask}
+            return unpack(call_forward(model.module, tokens, style_of(model.module), **given), tokens)[0]
 
     mask = (~padding).long()
     before, after = logits(ids, mask), logits(torch.where(padding, other, ids), mask)

@@ -50,9 +50,12 @@ CACHES = (
     Argument("[[None, None], ...], one a layer", lambda module, ids: [[None, None] for _ in range(layers_of(module))]),
     Argument("{layer: None}", lambda module, ids: dict.fromkeys(range(layers_of(module)))),
 )
-MASKS = (
+PADDING = (
     Argument("ones (B, T)", lambda module, ids: torch.ones_like(ids)),
     Argument("True (B, T)", lambda module, ids: torch.ones_like(ids, dtype=torch.bool)),
+)
+MASKS = (
+    *PADDING,
     Argument("tril (T, T), True where it may attend", lambda module, ids: _square(ids).tril()),
     Argument("triu (T, T), True where it may not attend", lambda module, ids: _square(ids).triu(1)),
     Argument("(T, T), -inf where it may not attend", lambda module, ids: _additive(module, ids)),

@@ -54,7 +54,7 @@ def why_no_targets(module: nn.Module) -> str:
     style = style_of(module)
     if style.loss_needs:
         return f"takes '{style.targets}' only together with '{style.loss_needs[0]}'"
-    return f"takes '{style.targets}' and returns no loss" if style.targets else "takes no targets"
+    return f"takes '{style.targets}' and returns no single loss" if style.targets else "takes no targets"
 
 
 def _call(module: nn.Module, ids: Tensor, targets: Tensor | None, style: ForwardStyle) -> tuple[Tensor, Tensor | None]:

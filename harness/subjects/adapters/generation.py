@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import inspect
 import textwrap
 import weakref
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import Size
-from harness.subjects.forward_style import parameters_of
+from harness.subjects.forward_style import parameters_of, style_of
 
 # The settings of `Generates.generate`, and the names that functions have for them.
 SETTINGS = {
@@ -33,6 +34,7 @@ NEW_TOKENS = ("token", "length", "step", "new", "num", "max", "len", "count", "a
 NO_COUNT = ("tokenizer", "stop", "eos", "bos", "pad", "special", "start", "penalty", "vocab", "beam", "min")
 SAMPLING = ("do_sample", "sample", "sampling")
 GREEDY = ("greedy",)
+TOKENIZERS = ("enc", "tok", "sp", "bpe", "stoi", "itos", "decode")
 MODELS = ("model", "net", "gpt", "llm", "transformer")
 CONTEXTS = ("context_size", "context_length", "block_size", "ctx_len", "max_context", "context")
 
@@ -108,11 +110,12 @@ def _count_of(words: Sequence[str]) -> str | None:
 
 def _takes_text(function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> bool:
     """Return True if prompt or answer is text: it says so, it is encoded or decoded, or a tokenizer is required."""
-    prompt, *others = parameters
+    prompt = next(iter(parameters))
     stated = (parameters[prompt].annotation, inspect.signature(function).return_annotation)
     if any(each in (str, "str", list[str], "list[str]", "List[str]") for each in stated):
         return True
-    if any("tokenizer" in w or "encod" in w for w in others if parameters[w].default is inspect.Parameter.empty):
+    needed = [word for word in parameters if parameters[word].default is inspect.Parameter.empty]
+    if any("tokenizer" in word or "encod" in word or word in TOKENIZERS for word in needed):
         return True
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -279,10 +282,13 @@ def _run(
         new_tokens += ids.shape[1]
     settings = {function.count: new_tokens, **settings}
     if function.takes_model:
-        with torch.no_grad():
-            return function.function(module, ids, **settings)
-    method = getattr(module, function.function.__name__)
-    return method(ids, **settings)
+        method = functools.partial(function.function, module)
+    else:
+        method = getattr(module, function.function.__name__)
+    with torch.no_grad() if function.takes_model else contextlib.nullcontext():
+        if style_of(module).one_sequence:
+            return torch.stack([torch.as_tensor(method(row, **settings)) for row in ids])
+        return method(ids, **settings)
 
 
 def _by_transformers(
