@@ -16,7 +16,7 @@ from harness.oracle.probe_weights import State, Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_answer import unpack
-from harness.subjects.forward_arguments import PADDING
+from harness.subjects.forward_arguments import NONE, PADDING
 from harness.subjects.forward_style import call_forward, forward_parameters, style_of
 from harness.subjects.model import Model
 from harness.subjects.protocols import ChoosesAttention, Subject
@@ -171,7 +171,7 @@ def padding_seen(
     model = cached_model(subject, size, weights, "float64")
     keyword = next((name for name in PADDING_MASKS if name in forward_parameters(model.module)), None)
     needed = style_of(model.module).arguments.get(keyword or "")
-    if keyword is None or (needed is not None and needed not in PADDING):  # a required mask of another kind
+    if keyword is None or (needed is not None and needed not in (NONE, *PADDING)):  # a required mask of another kind
         raise MissingAbility(f"forward of {subject.name} takes no padding mask ({', '.join(PADDING_MASKS)})")
     ids, other = batch(SIZES[size], "random", rows=2, length=length)
     padding = torch.zeros_like(ids, dtype=torch.bool)
