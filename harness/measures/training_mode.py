@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
@@ -14,6 +12,7 @@ from harness.oracle import noise_verdict
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
+from harness.subjects.dropout_calls import DropoutCalls, WithoutDropout, draws_numbers, has_dropout_setting
 from harness.subjects.protocols import Subject
 from harness.subjects.weight_map import family
 from harness.suites.measure_registry import Reading, measure
@@ -45,15 +44,19 @@ def forward_changes(subject: Subject, *, size: str, weights: Weights = "probe", 
 def training_against_evaluation(subject: Subject, *, size: str, weights: Weights = "probe") -> Reading:
     """Return the relative distance of training mode without dropout from eval mode, in float64.
 
-    Compares the loss, and the gradient of every family of weights.
+    Compares the loss, and the gradient of every family of weights. PyTorch's dropouts are switched off whatever their
+    rate. Raises MissingAbility if the model draws other random numbers at a rate of 0.
     """
     model = build_with_weights(subject, SIZES[size], state(size, weights), "float64", dropout=0.0)
     ids, targets = batch(SIZES[size], "random", rows=2, length=24)
+    if draws_numbers(model.module, lambda: model.loss(ids, targets)):
+        raise MissingAbility(f"{subject.name} draws random numbers in training mode that no dropout rate switches off")
     losses, gradients = [], []
     for training in (False, True):
         model.module.train(training)
         model.module.zero_grad(set_to_none=True)
-        loss = model.loss(ids, targets)
+        with WithoutDropout():
+            loss = model.loss(ids, targets)
         loss.backward()
         losses.append(loss.detach())
         gradients.append({name: tensor.clone() for name, tensor in model.gradients().items()})
@@ -70,43 +73,32 @@ def dropout_sites(subject: Subject, *, size: str, rate: float = 0.1) -> Reading:
 
     GPT-2 drops the sum of the embeddings, the attention weights, and the output of both projections of a block. The
     count is of calls: torch's dropout functions, and the dropout of its fused attention. Raises MissingAbility if
-    nothing is dropped.
+    nothing is dropped, if the rate cannot be set, or if the model drops by other means.
+    """
+    if not has_dropout_setting(subject):
+        raise MissingAbility(f"{subject.name} has no setting for the rate of a dropout")
+    counts = _dropouts_by_rate(subject, size, rate)
+    sites = {f"rate {found:g}": round(count) for found, count in sorted(counts.items())}
+    wanted = 1 + 3 * SIZES[size].layers
+    hint = f"{sum(sites.values())} dropouts in a training pass, GPT-2 has {wanted}: {sites}"
+    return Reading(round(counts[rate]) - wanted, "dropouts beyond GPT-2's", {"found": sites, "hint": hint})
+
+
+def _dropouts_by_rate(subject: Subject, size: str, rate: float) -> defaultdict[float, float]:
+    """Return the number of dropouts in one training pass by their rate; a call for one head counts as 1/heads.
+
+    Raises MissingAbility if there is none, or if the model also drops by other means than PyTorch's dropout.
     """
     model = subject.build(SIZES[size], dropout=rate)
     ids, _ = batch(SIZES[size], "random", rows=2, length=24)
+    if draws_numbers(model.module, lambda: model.logits(ids)):
+        raise MissingAbility(f"{subject.name} drops by other means than torch's dropout, whose calls are counted")
     model.module.train()
-    with _DropoutCounter(heads=SIZES[size].heads) as counter, torch.no_grad():
+    with DropoutCalls() as recorder, torch.no_grad():
         model.logits_and_loss(ids, ids)  # one pass: `logits` may need two for a model like nanoGPT
-    if not counter.rates:
-        raise MissingAbility(f"{subject.name} drops nothing in training mode: it has no dropout, or not torch's")
-    sites = {f"rate {found:g}": round(count) for found, count in sorted(counter.rates.items())}
-    wanted = 1 + 3 * SIZES[size].layers
-    hint = f"{sum(sites.values())} dropouts in a training pass, GPT-2 has {wanted}: {sites}"
-    return Reading(round(counter.rates[rate]) - wanted, "dropouts beyond GPT-2's", {"found": sites, "hint": hint})
-
-
-class _DropoutCounter(TorchFunctionMode):
-    """Count the calls inside the block that drop something, by rate; a call for one head, (B, T, T), is 1/heads."""
-
-    def __init__(self, *, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.rates: defaultdict[float, float] = defaultdict(float)
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        rate = 0.0
-        if function in (torch.nn.functional.dropout, torch.dropout, torch.dropout_):
-            names = ("input", "p", "training" if function is torch.nn.functional.dropout else "train")
-            bound = {"p": 0.5, "training": True, "train": True, **dict(zip(names, args, strict=False)), **given}
-            rate = bound["p"] if bound["training"] and bound["train"] else 0.0
-        elif function is torch.nn.functional.scaled_dot_product_attention:
-            rate = given.get("dropout_p", args[4] if len(args) > 4 else 0.0)
-        elif function is torch.nn.functional.multi_head_attention_forward and given.get("training", True):
-            rate = given.get("dropout_p", args[10] if len(args) > 10 else 0.0)
-        if rate:
-            shape = args[0].shape if args else (given["input"] if "input" in given else given["query"]).shape
-            dropout = function is not torch.nn.functional.multi_head_attention_forward
-            of_one_head = dropout and len(shape) == 3 and shape[1] == shape[2]
-            self.rates[rate] += 1 / self.heads if of_one_head else 1
-        return function(*args, **given)
+    if not recorder.calls:
+        raise MissingAbility(f"{subject.name} drops nothing in training mode")
+    counts: defaultdict[float, float] = defaultdict(float)
+    for call in recorder.calls:
+        counts[call.rate] += 1 / SIZES[size].heads if call.of_one_head else 1
+    return counts
