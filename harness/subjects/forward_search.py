@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import SubjectError
 from harness.subjects.forward_answer import loss_in, unpack
-from harness.subjects.forward_arguments import Argument, candidates
+from harness.subjects.forward_arguments import PADDING, Argument, candidates
 from harness.subjects.forward_style import (
     POSITIONS,
     ForwardStyle,
@@ -149,7 +149,8 @@ def _with_targets(module: nn.Module, ids: Tensor, style: ForwardStyle) -> Forwar
                 for argument in candidates(name):
                     if _gives_loss(module, ids, style, {style.targets: targets, name: argument.make(module, ids)}):
                         return replace(style, loss_needs=(name,))
-        return style
+        weighted = [name for name in style.arguments if _weighs_loss(module, ids, style, name)]
+        return replace(style, loss_needs=tuple(weighted))
     if hasattr(getattr(module, "config", None), "use_cache"):
         return style  # transformers, whose labels are known to be shifted
     for name in [*required(parameters), *_none_by_default(parameters, ForwardStyle()), SHIFTED_ONCE_MORE]:
@@ -173,6 +174,22 @@ def _gives_loss(module: nn.Module, ids: Tensor, style: ForwardStyle, options: Ma
     except Exception:
         return False
     return loss is not None and bool(torch.isfinite(loss))
+
+
+def _weighs_loss(module: nn.Module, ids: Tensor, style: ForwardStyle, name: str) -> bool:
+    """Return True if a mask (B, T) says which targets count: the loss follows it, and the logits do not."""
+    if style.arguments[name] not in PADDING or style.one_sequence:
+        return False
+    some = style.arguments[name].make(module, ids)
+    some[:, -1] = 0
+    given = {style.targets: ids.roll(-1, dims=1)}
+    try:
+        whole, part = (call_forward(module, ids, style, **given, **more) for more in ({}, {name: some}))
+        losses = loss_in(whole), loss_in(part)
+        same = torch.equal(unpack(whole, ids)[0], unpack(part, ids)[0])
+    except Exception:
+        return False
+    return same and losses[0] is not None and losses[1] is not None and not torch.equal(losses[0], losses[1])
 
 
 def _are_targets(module: nn.Module, ids: Tensor, style: ForwardStyle, name: str) -> bool:

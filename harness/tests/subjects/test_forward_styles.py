@@ -87,14 +87,15 @@ def test_a_wrong_gpt_with_a_mask_that_hides_nothing_is_still_wrong(shipped):
     assert (record.verdict, record.where[0]) == ("fail", "block 0")
 
 
-def test_a_loss_that_needs_more_than_targets_is_skipped_by_name(shipped):
-    subject = adapt(f"{HERE}.calls:WeightedLoss")
+@pytest.mark.parametrize(("style", "needed"), [("calls:WeightedLoss", "weight"), ("calls:MaskedLoss", "loss_mask")])
+def test_a_loss_that_needs_more_than_targets_is_skipped_by_name(shipped, style, needed):
+    subject = adapt(f"{HERE}.{style}")
     assert targets_keyword(subject.build(DEBUG).module) is None
     record = run(shipped["loss::loss-by-definition,case=plain"], subject)
     assert record.verdict == "skip"
-    assert "takes 'targets' only together with 'weight'" in record.message
+    assert f"takes 'targets' only together with '{needed}'" in record.message
     assert run(shipped["parity::debug,weights=probe,compare=gradients"], subject).verdict == "pass"
-    assert "only together with 'weight'" in run(shipped["interface::answer-without-targets,length=24"], subject).message
+    assert f"together with '{needed}'" in run(shipped["interface::answer-without-targets,length=24"], subject).message
 
 
 def test_a_loss_that_raises_in_any_case_is_an_error(shipped):

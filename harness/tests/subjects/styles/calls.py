@@ -188,6 +188,15 @@ class WeightedLoss(Base):
         return logits, (each * weight.reshape(-1)).sum() / weight.sum()
 
 
+class MaskedLoss(Base):
+    """The caller says which targets count."""
+
+    def forward(self, ids, targets, loss_mask):
+        logits = self.logits(ids)
+        each = cross_entropy(logits, targets, reduction="none")
+        return logits, (each * loss_mask.reshape(-1)).sum() / loss_mask.sum()
+
+
 class BrokenLoss(Base):
     """Wrong: the loss raises, whatever it is given."""
 
