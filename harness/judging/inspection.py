@@ -213,7 +213,8 @@ def _compare_with_oracle(subject: Subject, size: Size) -> str:
         return f"proved: with probe weights the logits are Hugging Face's, to {gap:.0e} in float64"
     return (
         f"not proved: with probe weights the logits differ from Hugging Face's by {gap:.1g} of the largest. The map "
-        "may be right and the model not be GPT-2: `pytest verifications/` shows where"
+        "may be right and the model not be GPT-2: `pytest verifications/` shows where, and `gpt-harness faults --list` "
+        "which differences have a name, by which they can be declared"
     )
 
 
