@@ -24,6 +24,7 @@ OTHER_PAGES = {
     "lessons.md": "the lessons' training runs",
     "claims.md": "the lessons' claims, derived and measured",
     "faults.md": "known faults, and the checks that kill them",
+    "survey.md": "a survey of other people's GPTs",
 }
 MOST_RUNS = 50  # the newest, that are looked through for claims and suites
 OTHER_PAGES_TITLE = "## Other pages"
