@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.core.errors import Missing, MissingAbility, SubjectError
 from harness.core.sizes import SIZES, Size
@@ -19,6 +19,7 @@ from harness.subjects.adapters.construction.size_search import problem
 from harness.subjects.adapters.importing.project import Project
 from harness.subjects.adapters.weight_discovery.discovery import discover
 from harness.subjects.adapters.weight_discovery.map_at_other_sizes import at_size
+from harness.subjects.adapters.weight_discovery.map_by_registration import by_registration
 from harness.subjects.adapters.weight_discovery.name_map import read_names
 from harness.subjects.forward_call import call
 from harness.subjects.forward_search import find_style
@@ -30,6 +31,7 @@ SMALL = SIZES["debug"]
 # Options under which a subject may have other parameters: each combination has its own weight map.
 SHAPING = ("attention", "tied", "bias")
 BuildOptions = tuple[tuple[str, Any], ...]
+Calling = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 class AdaptedSubject:
@@ -43,6 +45,7 @@ class AdaptedSubject:
         kind: type = nn.Module,
         module: ModuleType | None = None,
         project: Project | None = None,
+        calling: Calling = call,
     ) -> None:
         self.name = name
         self.target = target
@@ -50,6 +53,7 @@ class AdaptedSubject:
         self.kind = kind
         self.module = module
         self.project = project
+        self.calling = calling
         self._is_settled = False
         self._maps: dict[tuple[Size, BuildOptions], WeightMap | None] = {}
         self._has_been_called = False
@@ -76,11 +80,11 @@ class AdaptedSubject:
         self._find_style(module, size)
         named = read_names(module, size)
         if not named.unmapped_parameters and not named.undecided and not named.missing(size):
-            return Model(module, size, call, WeightMap(named.rows))
+            return Model(module, size, self.calling, WeightMap(named.rows))
         found = self._map(module, size, shaping)
         if found is None or not _is_useful(found, module, size):
-            return Model(module, size, call, None, found.gaps if found is not None else "nothing was found")
-        return Model(module, found.size or size, call, found)
+            return Model(module, size, self.calling, None, found.gaps if found is not None else "nothing was found")
+        return Model(module, found.size or size, self.calling, found)
 
     def _find_style(self, module: nn.Module, size: Size) -> None:
         """Find out how the class of `module` is called, on a small model of its own; once."""
@@ -102,10 +106,19 @@ class AdaptedSubject:
         """Return the map for `module`: found once at the debug size, which is cheap, and transferred to `size`."""
         small = self.weight_map(shaping)
         if small is not None:
-            return small if size == SMALL else at_size(small, SMALL, size, module)
+            return small if size == SMALL else self._map_at(size, module, small, shaping)
         if (size, shaping) not in self._maps:  # the subject has only this size
             self._maps[size, shaping] = self._discover(size, shaping)
         return self._maps[size, shaping]
+
+    def _map_at(self, size: Size, module: nn.Module, small: WeightMap, shaping: BuildOptions) -> WeightMap:
+        """Return the map of the debug size for `module` at `size`: by names, or by the order of registration."""
+        found = at_size(small, SMALL, size, module)
+        if found.unmapped_parameters and not small.unmapped_parameters:  # the names do not count the layers
+            with torch.device("meta"), contextlib.suppress(Exception):
+                names = [name for name, _ in self._built(SMALL, dict(shaping)).named_parameters()]
+                return by_registration(small, names, SMALL, size, module) or found
+        return found
 
     def _discover(self, size: Size, shaping: BuildOptions) -> WeightMap | None:
         """Return the map found on a float64 model of its own; None if it cannot be built."""
@@ -113,7 +126,7 @@ class AdaptedSubject:
             with torch.random.fork_rng(), torch.device("cpu"), torch.enable_grad():
                 module = self._built(size, dict(shaping)).eval().double()
                 self._refuse_another_size(module, size)
-                return discover(module, size, call)
+                return discover(module, size, self.calling)
         except Exception:
             return None  # building fails in every check, with its own error
 
@@ -140,14 +153,8 @@ class AdaptedSubject:
         return module
 
     def _refuse_another_size(self, module: nn.Module, size: Size) -> None:
-        if not self.constructor.words and not _has_size(module, size):
+        if not self.constructor.words and set(lacking(shapes_of(module), size)) - {"heads"}:
             raise MissingAbility(f"{self.name} is built at a fixed size, which is not {size.name}")
-
-
-def _has_size(module: nn.Module, size: Size) -> bool:
-    """Return True if a module that takes no sizes has these: both embeddings have the expected shapes."""
-    shapes = {tuple(n for n in parameter.shape if n != 1) for parameter in module.parameters()}
-    return {(size.vocab_size, size.width), (size.context, size.width)} <= shapes
 
 
 def _is_useful(found: WeightMap, module: nn.Module, size: Size) -> bool:

@@ -76,3 +76,38 @@ def test_options_that_forward_passes_on_are_still_abilities():
 
     subject = AdaptedSubject("passes on", PassesOn, adapt(f"{HERE}.conv1d:LMHead").constructor, PassesOn)
     assert [a.__name__ for a in ABILITIES if a.found_in(PassesOn, subject.constructor, None)] == ["_Caches"]
+
+
+GENERATES = "CountLast", "TotalLength", "LengthOfWhatIsNew", "OneSequence", "TextOrIds"
+
+
+@pytest.mark.parametrize("style", GENERATES)
+def test_the_number_of_tokens_may_have_any_place_and_any_meaning(shipped, style):
+    subject = adapt(f"{HERE}.generates:{style}")
+    names = (
+        "parity::greedy-tokens,size=debug,prompt_length=8,new_tokens=24",
+        "generation::greedy-by-definition,size=debug,prompt_length=6,new_tokens=20",
+        "generation::answer-lengths",
+        "generation::generation-changes-nothing",
+    )
+    assert {name: run(shipped[name], subject).verdict for name in names if name in shipped} == dict.fromkeys(
+        (name for name in names if name in shipped), "pass"
+    )
+
+
+@pytest.mark.parametrize("style", ["TextPrompt", "Encodes", "NeedsTokenizer", "Decodes"])
+def test_a_generate_for_text_is_no_ability(shipped, style):
+    """The checks of generation are skipped by name: nothing is known of the tokenizer."""
+    subject = adapt(f"{HERE}.generates:{style}")
+    assert not isinstance(subject, Generates)
+    assert run(shipped["generation::answer-lengths"], subject).verdict == "skip"
+
+
+def test_a_cache_may_be_a_container_of_the_caller_that_the_model_fills(shipped, tmp_path):
+    check = shipped["generation::cached-logits,size=debug,chunks=5+1+3+1+1+8+1"]
+    assert run(check, adapt(f"{HERE}.generates:CachesOfTheCaller")).verdict == "pass"
+    wrong = altered(tmp_path, "generates:CachesOfTheCaller", "torch.arange(past, past + ids", "torch.arange(0, ids")
+    assert run(check, adapt(wrong)).verdict == "fail"
+    record = run(check, adapt(f"{HERE}.generates:CachesNothing"))
+    assert record.verdict == "skip"
+    assert "finds no cache in it, nor in the answer" in record.message

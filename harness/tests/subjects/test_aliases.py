@@ -19,6 +19,10 @@ TIED = [
     "aliases:WidthFirst",
     "aliases:Twice",
     "aliases:Counted",
+    "aliases:Interleaved",
+    "aliases:Letters",
+    "aliases:LeadingZeros",
+    "aliases:Stages",
 ]
 CHECKS = (
     "structure::parameter-count,size=debug,tied=true",

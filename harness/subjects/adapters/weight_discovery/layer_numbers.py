@@ -22,19 +22,20 @@ class Numbered:
 def numbered(module: nn.Module, size: Size) -> dict[str, Numbered]:
     """Return the own parameters with the number of their layer in the name.
 
-    That number is the first one that takes as many values as there are layers.
+    That number is the first one that takes as many values as there are layers, over parameters of one shape whose
+    names are equal otherwise.
     """
-    alike: dict[str, list[str]] = {}
-    for name, _ in module.named_parameters():
-        alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
-    found = {}
-    for group in alike.values():
-        words = {name: re.split(r"(\d+)", name) for name in group}
-        for at in range(1, len(words[group[0]]), 2):
-            values = sorted({int(word[at]) for word in words.values()})
-            if len(values) == size.layers > 1:
-                for name, word in words.items():
-                    without = "".join([*word[:at], "#", *word[at + 1 :]])
-                    found[name] = Numbered(values.index(int(word[at])), int(word[at]), without)
-                break
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    found: dict[str, Numbered] = {}
+    for at in range(1, max((len(re.split(r"(\d+)", name)) for name in shapes), default=0), 2):
+        alike: dict[tuple[str, tuple[int, ...]], dict[int, str]] = {}
+        for name, shape in shapes.items():
+            words = re.split(r"(\d+)", name)
+            if at < len(words) and name not in found:
+                without = "".join([*words[:at], "#", *words[at + 1 :]])
+                alike.setdefault((without, shape), {})[int(words[at])] = name
+        for (without, _), names in alike.items():
+            if len(names) == size.layers > 1:
+                for layer, number in enumerate(sorted(names)):
+                    found[names[number]] = Numbered(layer, number, without)
     return found

@@ -139,6 +139,70 @@ class Counted(nn.Module):
         return F.linear(self.ln_f(x), self.wte.weight)
 
 
+class Trunk(nn.Module):
+    """The frame of the three below: `make` gives the layers their names, `run` calls them."""
+
+    def __init__(self, vocab_size, n_ctx, n_layer, n_head, n_embd):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(vocab_size, n_embd), nn.Embedding(n_ctx, n_embd)
+        self.make(n_layer, n_head, n_embd)
+        self.ln_f = nn.LayerNorm(n_embd)
+
+    def forward(self, ids):
+        x = self.run(self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device)))
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+
+class Interleaved(Trunk):
+    """Attention has the even numbers, feed-forward the odd ones, and a norm has the same name in both."""
+
+    def make(self, layers, heads, width):
+        parts = []
+        for _ in range(layers):
+            parts.append(Residual(nn.LayerNorm(width), Mix(width, heads)))
+            linear = nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width)
+            parts.append(Residual(nn.LayerNorm(width), *linear))
+        self.net = nn.Sequential(*parts)
+
+    def run(self, x):
+        return self.net(x)
+
+
+class Letters(Trunk):
+    """No number at all."""
+
+    def make(self, layers, heads, width):
+        self.by_letter = nn.ModuleDict({chr(ord("a") + n): Layer(width, heads) for n in range(layers)})
+
+    def run(self, x):
+        for layer in self.by_letter.values():
+            x = layer(x)
+        return x
+
+
+class LeadingZeros(Trunk):
+    def make(self, layers, heads, width):
+        self.by_name = nn.ModuleDict({f"layer_{n:03d}": Layer(width, heads) for n in range(layers)})
+
+    def run(self, x):
+        for layer in self.by_name.values():
+            x = layer(x)
+        return x
+
+
+class Stages(Trunk):
+    """Three stages of layers."""
+
+    def make(self, layers, heads, width):
+        of_one = layers // 3
+        self.stages = nn.ModuleList(nn.Sequential(*(Layer(width, heads) for _ in range(of_one))) for _ in range(3))
+
+    def run(self, x):
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
 class Residual(nn.Sequential):
     def forward(self, x):
         return x + super().forward(x)
