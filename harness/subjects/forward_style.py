@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from harness.subjects.forward_arguments import Argument
@@ -129,6 +130,4 @@ def required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 def positions(ids: Tensor) -> Tensor:
     """Return the positions of ids (B, T), each row 0 ... T - 1."""
-    import torch
-
     return torch.arange(ids.shape[-1], device=ids.device).expand(ids.shape)
