@@ -63,6 +63,8 @@ def _logits_and_own_loss(
             with torch.no_grad():
                 logits, loss = model.calling(model.module, ids, torch.where(counted, targets, value))
         except (IndexError, RuntimeError):  # target out of bounds: the model uses another ignore_index
+            if value not in IGNORE_INDEXES:
+                raise
             if value == values[-1]:
                 raise MissingAbility(
                     f"the loss of {subject.name} accepts no value for an ignored target (tried {IGNORE_INDEXES})"
