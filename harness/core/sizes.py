@@ -40,6 +40,11 @@ class Size:
         return (self.key_value_heads or self.heads) * self.head_width
 
     @property
+    def has_gpt2_widths(self) -> bool:
+        """True if the MLP and the attention are as wide as GPT-2's."""
+        return not (self.hidden or self.gated or self.key_value_heads)
+
+    @property
     def third_edges(self) -> tuple[int, int, int, int]:
         """The columns of the fused projection at which queries, keys and values begin, and its number of columns."""
         C, K = self.width, self.key_value_width

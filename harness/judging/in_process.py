@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from harness.core import global_state
 from harness.core.captured_output import CapturedOutput, captured_output
@@ -13,8 +14,11 @@ from harness.core.process_exit import subject_at_work
 from harness.core.record_files import Row
 from harness.diagnosis import diagnose
 from harness.judging.run_check import run
-from harness.oracle.deviations import Deviation, override_oracle
-from harness.oracle.gpt2_with_deviations import forms_with_deviations
+from harness.judging.unreadable import why_unreadable
+from harness.oracle.declared import compared_with
+from harness.oracle.deviation_fit import DeviationFit
+from harness.oracle.deviations import Deviation
+from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 from harness.subjects.adapters import adapt
 from harness.subjects.protocols import Subject
 from harness.suites.check import Check
@@ -36,7 +40,8 @@ class InProcessJudge:
 
     def __init__(self, spec: str, *, limits: Limits, echo: bool = False, own: bool = True) -> None:
         self.limits, self.echo = limits, echo
-        self._with_deviations: dict[object, Subject] = {}
+        self._fits: dict[tuple[Deviation, ...], DeviationFit] = {}
+        self._with_deviations: dict[DeviatingGPT2, Subject] = {}
         changed: dict[str, str] = {}
         before = global_state.snapshot()
         try:
@@ -55,29 +60,55 @@ class InProcessJudge:
         """See `Judge.judge`."""
         if not deviations:
             return run(check, self.subject, limits=limits, echo=self.echo)
-        record = None
-        for form in forms_with_deviations(deviations, self.subject):
-            if form not in self._with_deviations:
-                self._with_deviations[form] = form.copy_of_subject(self.subject)
-            with override_oracle(form.oracle):
-                record = run(check, self._with_deviations[form], limits=limits, echo=self.echo)
-            record = form.judge_again(record, self.subject)
-            if record.verdict == "pass":
-                return record
-        assert record is not None
-        return record
+        gpt2 = self._fit(deviations).gpt2
+        with compared_with(gpt2):
+            record = run(check, self._compared(gpt2), limits=limits, echo=self.echo)
+        return gpt2.judge_again(record, self.subject)
 
-    def diagnose(self, rows: Sequence[Row]) -> Row:
+    def diagnose(self, rows: Sequence[Row], deviations: Sequence[Deviation] = ()) -> Row:
         """See `Judge.diagnose`."""
         records = [Record.from_row(Check.from_row(row), row) for row in rows]
+        with self._at_work():
+            gpt2 = self._fit(deviations).gpt2 if deviations else None
+            with compared_with(gpt2):
+                return diagnose(self.subject if gpt2 is None else self._compared(gpt2), records).as_row()
+
+    def unfounded(self, deviations: Sequence[Deviation]) -> dict[str, str]:
+        """See `Judge.unfounded`."""
+        with self._at_work():
+            return self._fit(deviations).unfounded()
+
+    def why_unreadable(self) -> str:
+        """See `Judge.why_unreadable`."""
+        with self._at_work():
+            return why_unreadable(self.subject)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Let the subject run inside the block, without a check."""
         with (
             global_state.isolated_global_state({}),
             subject_at_work(),
             captured_output(CapturedOutput()),
             alarm(self.limits.seconds),
         ):
-            return diagnose(self.subject, records).as_row()
+            yield
+
+    def _fit(self, deviations: Sequence[Deviation]) -> DeviationFit:
+        """Return the GPT-2 with these deviations that explains the subject best; it is found once."""
+        key = tuple(deviations)
+        if key not in self._fits:
+            with self._at_work():
+                self._fits[key] = DeviationFit(key, self.subject)
+        return self._fits[key]
+
+    def _compared(self, gpt2: DeviatingGPT2) -> Subject:
+        """Return the copy of the subject that is compared with this GPT-2."""
+        if gpt2 not in self._with_deviations:
+            self._with_deviations[gpt2] = gpt2.copy_of_subject(self.subject)
+        return self._with_deviations[gpt2]
 
     def close(self) -> None:
         """See `Judge.close`."""
         self._with_deviations.clear()
+        self._fits.clear()

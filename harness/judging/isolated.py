@@ -70,9 +70,23 @@ class IsolatedJudge:
             self.close()
             return Record(check, self.spec, "error", str(ended), time.perf_counter() - started)
 
-    def diagnose(self, rows: Sequence[Row]) -> Row:
+    def diagnose(self, rows: Sequence[Row], deviations: Sequence[Deviation] = ()) -> Row:
         """See `Judge.diagnose`. Raises WorkerEnded if the process ends."""
-        return self._ready().ask({"do": "diagnose", "rows": list(rows)}, self.limits)
+        declared = [dataclasses.asdict(each) for each in deviations]
+        return self._ready().ask({"do": "diagnose", "rows": list(rows), "deviations": declared}, self.limits)
+
+    def unfounded(self, deviations: Sequence[Deviation]) -> dict[str, str]:
+        """See `Judge.unfounded`. Raises WorkerEnded if the process ends."""
+        declared = [dataclasses.asdict(each) for each in deviations]
+        return self._ready().ask({"do": "unfounded", "deviations": declared}, self.limits)
+
+    def why_unreadable(self) -> str:
+        """See `Judge.why_unreadable`. A subject that ends the process is for its checks to report."""
+        try:
+            return str(self._ready().ask({"do": "read"}, self.limits)["screen"])
+        except WorkerEnded:
+            self.close()
+            return ""
 
     def close(self) -> None:
         """End the worker and every process that it started."""

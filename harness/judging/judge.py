@@ -19,8 +19,16 @@ class Judge(Protocol):
         """Return the record of one check. With deviations, the subject is compared with GPT-2 that has them."""
         ...
 
-    def diagnose(self, rows: Sequence[Row]) -> Row:
-        """Return the diagnosis of the subject as a row, given its records as rows."""
+    def diagnose(self, rows: Sequence[Row], deviations: Sequence[Deviation] = ()) -> Row:
+        """Return the diagnosis of the subject as a row, given its records as rows; beyond the deviations, if any."""
+        ...
+
+    def unfounded(self, deviations: Sequence[Deviation]) -> dict[str, str]:
+        """Return what is wrong with each computed deviation that the subject does not have, by `file:line`."""
+        ...
+
+    def why_unreadable(self) -> str:
+        """Return the screen that says why the subject cannot be built or called; "" if it can."""
         ...
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,12 +39,13 @@ class Runner:
         size = str(check.parameters.get("size") or "debug")
         because = self._unusable.get(size) or self._hung.get((check.measure, size))
         if because:
-            return Record(check, self.name, "error", because, 0.0, details={"because": because})
+            record = Record(check, self.name, "error", because, 0.0, details={"because": because})
+            return record if self._unusable.get(size) else self._excused(check, record) or record
         record = self.judge.judge(check, self.limits)
         if record.verdict == "error":
             self._probe(check, record, size)
-        if record.verdict in ("fail", "error") and self.deviations and size not in self._unusable:
-            record = self._as_declared(check, record)
+        if record.verdict in ("fail", "error") and self.deviations and not self._unusable.get(size):
+            record = self._excused(check, record) or self._computed(check, record)
         return record
 
     def _probe(self, check: Check, record: Record, size: str) -> None:
@@ -64,43 +64,60 @@ class Runner:
             else ""
         )
 
-    def _as_declared(self, check: Check, record: Record) -> Record:
-        """Return the record marked as declared, if a deviation explains it; otherwise what remains beyond them."""
+    def _excused(self, check: Check, record: Record) -> Record | None:
+        """Return the record marked as declared, if a deviation excuses the check whatever it finds."""
         name = f"{check.suite}::{check.id}"
         for each in self.deviations:
             if each.excuses(name):
                 details = _details_with(record, [each], name)
                 return replace(record, declared=f"{each.says}: {each.reason}", details=details)
-        computed = [each for each in self.deviations if each.what]
-        if not computed:
+        return None
+
+    def _computed(self, check: Check, record: Record) -> Record:
+        """Return the record marked as declared, if the check passes with them; otherwise what remains beyond them."""
+        computed = [each for each in self.deviations if each.computed]
+        if not computed or (check.measure, str(check.parameters.get("size"))) in self._hung:
             return record
         if check.claim is not None and record.verdict == "fail":
             # A claim is about GPT-2, and the subject declares that it is another model.
             return replace(record, declared="; ".join(f"{each.says}: {each.reason}" for each in computed))
         again = self.judge.judge(check, self.limits, computed)
-        if again.verdict != "pass":
+        if again.verdict not in ("pass", "skip"):
             # The difference that remains beyond what is declared is what the user needs to see.
-            return again if again.verdict == record.verdict and again.message != record.message else record
-        needed = self._fewest_that_explain(check, computed)
+            return again if again.message and again.message != record.message else record
+        needed = self._needed_for(check, computed)
         reason = "; ".join(f"{each.says}: {each.reason}" for each in needed)
-        return replace(record, declared=reason, details=_details_with(record, needed, name))
+        return replace(record, declared=reason, details=_details_with(record, needed, f"{check.suite}::{check.id}"))
 
-    def _fewest_that_explain(self, check: Check, deviations: list[Deviation]) -> list[Deviation]:
-        """Return the fewest deviations with which the check passes; beyond the debug size, those needed so far."""
+    def _needed_for(self, check: Check, deviations: list[Deviation]) -> list[Deviation]:
+        """Return the deviations without which the check does not pass; beyond the debug size, those needed so far."""
         if check.parameters.get("size") != "debug":
             return [each for each in deviations if each in self._needed] or deviations
-        for count in range(1, len(deviations)):
-            for some in itertools.combinations(deviations, count):
-                if self.judge.judge(check, self.limits, some).verdict == "pass":
-                    self._needed |= set(some)
-                    return list(some)
-        self._needed |= set(deviations)
-        return deviations
+        needed = []
+        for each in deviations if len(deviations) > 1 else ():
+            others = [other for other in deviations if other is not each]
+            if self.judge.judge(check, self.limits, others).verdict not in ("pass", "skip"):
+                needed.append(each)
+        self._needed |= set(needed or deviations)
+        return needed or deviations
+
+    def unfounded(self) -> dict[str, str]:
+        """Return what is wrong with each computed deviation that the subject does not have, by `file:line`.
+
+        Return nothing if the subject breaks.
+        """
+        try:
+            return self.judge.unfounded(self.deviations) if any(each.computed for each in self.deviations) else {}
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # its checks say so
+            return {}
 
     def diagnose(self, rows: Sequence[Row]) -> Row:
         """Return the diagnosis as a row, with declared findings marked. If it breaks, `trouble` says why in a line."""
         try:
-            diagnosis = self.judge.diagnose(rows)
+            undeclared = [row for row in rows if not row.get("declared")]
+            diagnosis = self.judge.diagnose(undeclared, [each for each in self.deviations if each.computed])
         except KeyboardInterrupt:
             raise
         except TooLong as late:
@@ -111,6 +128,10 @@ class Runner:
         declared = declared_faults(self.deviations)
         findings = [{**each, "declared": each.get("fault") in declared} for each in diagnosis["findings"]]
         return {**diagnosis, "findings": findings}
+
+    def why_unreadable(self) -> str:
+        """Return the screen that says why the subject cannot be built or called; "" if it can."""
+        return self.judge.why_unreadable()
 
     def close(self) -> None:
         """Release the subject, and end its process if it has one."""

@@ -63,10 +63,14 @@ class _Worker:
         """Return the answer, ready for JSON."""
         if question["do"] == "start":
             return self._start(question)
+        deviations = [Deviation.from_fields(each) for each in question["deviations"]]
+        if question["do"] == "read":
+            return {"screen": self.judge.why_unreadable()}
         if question["do"] == "diagnose":
-            return self.judge.diagnose(question["rows"])
+            return self.judge.diagnose(question["rows"], deviations)
+        if question["do"] == "unfounded":
+            return self.judge.unfounded(deviations)
         check = Check.from_fields(question["check"])
-        deviations = [Deviation(**{**each, "checks": tuple(each["checks"])}) for each in question["deviations"]]
         try:
             return self.judge.judge(check, Limits(**question["limits"]), deviations).as_row()
         except KeyboardInterrupt as raised:  # the subject raised it: this process is in no terminal's foreground

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import fnmatch
+import functools
 import importlib.util
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
+from harness.oracle.named_deviations import ALIASES, BIASES, LACKS, NAMED, NamedDeviation, excused_by
 
-KEYS = {"what", "checks", "reason"}
+SETTINGS = ("epsilon", "base", "biases")  # which deviation has which: see `NamedDeviation.settings`
+KEYS = {"what", "checks", "reason", *SETTINGS}
 SUFFIX = ".deviations.toml"
+CATALOGUE = Path(__file__).parents[1] / "faults" / "catalogue.toml"  # read as data: the room of faults is below
 
 
 class DeviationError(HarnessError):
@@ -24,49 +26,34 @@ class DeviationError(HarnessError):
 
 
 @dataclass(frozen=True)
-class NamedDeviation:
-    """A deviation that has a name.
+class Deviation:
+    """One declaration: the id of a deviation (`what`) or patterns of `suite::check`, the reason, and its location.
 
     Attributes:
-        says: How the verdict describes it.
-        faults: The ids of the catalogue that it is the same as.
-        decided_by: Patterns of the checks that fail if the subject has the deviation. If all of them pass, the
-            declaration is stale.
-        excuses: Patterns of the checks that test for this deviation alone, and so may fail in any way.
+        epsilon: The epsilon of the norms; None to read it off the subject.
+        base: The base of the rotary positions' angles; None for 10,000.
+        biases: The components that have no bias, such as `attn.c_proj`.
     """
-
-    says: str
-    faults: tuple[str, ...]
-    decided_by: tuple[str, ...]
-    excuses: tuple[str, ...] = ()
-
-
-COUNTED = "structure::parameter-count,size=debug,tied=true"
-NAMED: dict[str, NamedDeviation] = {
-    "exact-gelu": NamedDeviation("exact GELU", ("gelu-erf-for-tanh",), ("parity::debug*",)),
-    "untied-head": NamedDeviation("untied head", ("head-untied",), (COUNTED,), ("structure::head-is-tied*",)),
-    "bias-free": NamedDeviation(
-        "no bias",
-        ("qkv-bias-missing", "ln-bias-ignored", "load-biases-dropped"),
-        (COUNTED,),
-        # The sum of the attention rows is measured through the bias of the values.
-        ("structure::published-names*", "attention::attention-rows-sum-to-one*"),
-    ),
-    "padded-vocabulary": NamedDeviation(
-        "padded vocabulary", ("vocab-padding-unmasked",), (COUNTED,), ("structure::head-is-tied*",)
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One declaration: the id of a deviation (`what`) or patterns of `suite::check`, the reason, and its location."""
 
     what: str
     checks: tuple[str, ...]
     reason: str
     file: str
     line: int
+    epsilon: float | None = None
+    base: float | None = None
+    biases: tuple[str, ...] = ()
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Deviation:
+        """Return the deviation of its fields as JSON has them: the inverse of `dataclasses.asdict`."""
+        lists = {key: tuple(fields[key]) for key in ("checks", "biases")}
+        return cls(**{**fields, **lists})
+
+    @property
+    def id(self) -> str:
+        """The id under which the deviation is listed, for any of its ids."""
+        return ALIASES.get(self.what, self.what)
 
     @property
     def kind(self) -> NamedDeviation | None:
@@ -74,14 +61,31 @@ class Deviation:
         return kind(self.what) if self.what else None
 
     @property
+    def computed(self) -> bool:
+        """True if the subject is compared with a GPT-2 that has the deviation."""
+        return self.kind is not None and self.kind.computed
+
+    @property
     def says(self) -> str:
         """The description of the deviation in the verdict."""
-        return self.kind.says if self.kind else ", ".join(self.checks)
+        details = [
+            f"{word} {value:g}" for word, value in (("epsilon", self.epsilon), ("base", self.base)) if value is not None
+        ]
+        details += [", ".join(self.biases)] * bool(self.biases)
+        said = self.kind.says if self.kind else ", ".join(self.checks)
+        return f"{said} ({'; '.join(details)})" if details else said
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """The families of GPT-2's parameters that the subject may not have."""
+        return (*(self.kind.lacks if self.kind else ()), *(f"{component}.bias" for component in self.biases))
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """Patterns of the checks that fail as long as the declaration applies."""
-        return self.kind.decided_by if self.kind else self.checks
+        if self.kind is None:
+            return self.checks
+        return self.kind.decided_by if self.kind.computed else self.kind.excuses
 
     @property
     def place(self) -> str:
@@ -93,21 +97,32 @@ class Deviation:
         return any(fnmatch.fnmatchcase(check, p) for p in (self.kind.excuses if self.kind else self.checks))
 
 
+@functools.cache
 def kind(what: str) -> NamedDeviation | None:
-    """Return the named deviation with this id: one of NAMED, or a fault that has a variant. None if there is none."""
+    """Return the named deviation with this id: one of NAMED, or a fault of the catalogue. None if there is none."""
+    what = ALIASES.get(what, what)
     if what in NAMED:
         return NAMED[what]
     from harness.oracle.variants import variants  # imports torch, which a run without deviations need not wait for here
 
     found = [variant for variant in variants() if variant.fault == what]
-    return NamedDeviation(found[0].says, (what,), ("parity::debug*",)) if found else None
+    if found:
+        return NamedDeviation(found[0].says, (what,), LACKS.get(what, ()))
+    checks = excused_by(what) if what in _catalogue() else ()
+    return NamedDeviation(what, (what,), decided_by=(), excuses=checks, computed=False) if checks else None
 
 
-def _known() -> set[str]:
+def _catalogue() -> set[str]:
+    """Return the ids of the catalogue of faults."""
+    return set(re.findall(r'^id = "(.+)"', CATALOGUE.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def known() -> set[str]:
     """Return every id that `what` may be."""
     from harness.oracle.variants import variants  # imports torch
 
-    return {*NAMED, *(variant.fault for variant in variants())}
+    named = {*NAMED, *ALIASES, *(variant.fault for variant in variants())}
+    return named | {fault for fault in _catalogue() if excused_by(fault)}
 
 
 def beside(spec: str) -> Path | None:
@@ -171,10 +186,29 @@ def _deviation(table: Mapping[str, Any], path: Path, line: int) -> Deviation:
         raise DeviationError(f"{path}:{line}: expected either what = '...' or checks = ['suite::check', ...]")
     what, checks = table.get("what", ""), table.get("checks", [])
     if not isinstance(what, str) or ("what" in table and kind(what) is None):
-        raise DeviationError(f"{path}:{line}: unknown deviation '{what}'; {did_you_mean(str(what), _known())}")
+        raise DeviationError(f"{path}:{line}: unknown deviation '{what}'; {did_you_mean(str(what), known())}")
     if not isinstance(checks, list) or not all(isinstance(each, str) for each in checks) or not (what or checks):
         raise DeviationError(f"{path}:{line}: checks: expected a list of 'suite::check', found {checks!r}")
-    return Deviation(what, tuple(checks), " ".join(reason.split()), str(path), line)
+    deviation = Deviation(what, tuple(checks), " ".join(reason.split()), str(path), line)
+    return replace(deviation, **_settings(deviation, table))
+
+
+def _settings(deviation: Deviation, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the further keys of a declaration. Raise DeviationError for one that it does not have."""
+    allowed = deviation.kind.settings if deviation.kind else ()
+    found = {key: table[key] for key in SETTINGS if key in table}
+    for key, value in found.items():
+        if key not in allowed:
+            raise DeviationError(f"{deviation.place}: '{deviation.what or 'checks'}' has no key '{key}'")
+        if key != "biases" and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise DeviationError(f"{deviation.place}: {key}: expected a number, found {value!r}")
+    if "biases" in allowed:
+        components = [name.removesuffix(".bias") for name in BIASES]
+        listed = found.get("biases")
+        if not isinstance(listed, list) or not listed or not all(each in components for each in listed):
+            raise DeviationError(f"{deviation.place}: biases: expected some of {components}, found {listed!r}")
+        found["biases"] = tuple(listed)
+    return found
 
 
 def except_for(deviations: Sequence[Deviation]) -> str:
@@ -188,71 +222,56 @@ def declared_faults(deviations: Iterable[Deviation]) -> set[str]:
 
 
 def problems(
-    deviations: Sequence[Deviation], applied: set[str], judged: Mapping[str, str], known: Mapping[str, str]
+    deviations: Sequence[Deviation],
+    applied: set[str],
+    judged: Mapping[str, str],
+    known: Mapping[str, str],
+    unfounded: Mapping[str, str],
 ) -> list[str]:
     """Return one line, beginning with `file:line:`, for each declaration that names no check or no longer applies.
 
-    A declaration no longer applies if every check that it names passes. That is decided only if every debug-size check
-    that it names was run, or every check if it names none of debug size.
+    Patterns no longer apply if every check that they name passes. That is decided only if every debug-size check that
+    they name has run, or every check if they name none of debug size: a check that was skipped, hung or was not
+    selected decides nothing. A computed deviation no longer applies if the subject is found not to have it, and is
+    reported if one of its checks has run.
 
     Args:
         deviations: The declarations of the subject.
         applied: The locations of what excused a check in this run: `file:line`, and `file:line pattern`.
         judged: The verdicts of this run by `suite::check`.
         known: Every check that exists, with its size.
+        unfounded: What is wrong with the computed deviations that the subject does not have, by location.
     """
-    return [
-        problem
-        for each in deviations
-        for problem in (
-            _problems_of_named(each, applied, judged, known)
-            if each.what
-            else _problems_of_patterns(each, applied, judged, known)
-        )
-    ]
+    found: list[str] = []
+    for each in deviations:
+        if not each.computed:
+            found += _problems_of_patterns(each, applied, judged, known)
+        elif each.place in unfounded and _has_run(each, judged):
+            found.append(f"{each.place}: {unfounded[each.place]}")
+    return found
+
+
+def _has_run(deviation: Deviation, judged: Mapping[str, str]) -> bool:
+    """Return True if a check that decides on the deviation has run to its end."""
+    ended = [check for check, verdict in judged.items() if verdict in ("pass", "fail", "declared")]
+    return any(fnmatch.fnmatchcase(check, pattern) for check in ended for pattern in deviation.patterns)
 
 
 def _problems_of_patterns(
     deviation: Deviation, applied: set[str], judged: Mapping[str, str], known: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield the patterns that match no check, and those that excused no check in this run."""
+    stale = []
     for pattern in deviation.patterns:
         matching = [check for check in known if fnmatch.fnmatchcase(check, pattern)]
-        if not matching:
+        if not matching and not deviation.what:
             hint = did_you_mean(pattern.rstrip("*"), {check.split(",")[0] for check in known})
             yield f"{deviation.place}: '{pattern}' names no check; {hint}"
         decisive = [check for check in matching if known[check] == "debug"] or matching
-        all_run = matching and all(check in judged for check in decisive)
-        if all_run and f"{deviation.place} {pattern}" not in applied:
-            yield f"{deviation.place}: nothing that '{pattern}' names fails any more; remove it"
-
-
-def _problems_of_named(
-    deviation: Deviation, applied: set[str], judged: Mapping[str, str], known: Mapping[str, str]
-) -> Iterator[str]:
-    """Yield a line if all checks that decide on the deviation pass."""
-    decisive = [check for check in known if any(fnmatch.fnmatchcase(check, p) for p in deviation.patterns)]
-    # A check that fails for another reason leaves it open whether the deviation exists. If all pass, it does not.
-    verdicts = {judged.get(check, "") for check in decisive}
-    if deviation.place not in applied and "pass" in verdicts and verdicts <= {"pass", "skip"}:
-        yield f"{deviation.place}: the subject has no '{deviation.what}' any more ({deviation.says}); remove it"
-
-
-# What `hugging_face.oracle(size, state, dtype)` returns instead of GPT-2: GPT-2 with the declared deviations. It is a
-# context variable, because the measures call the oracle themselves and know nothing of deviations.
-_override: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar("oracle override", default=None)
-
-
-def oracle_override() -> Callable[..., Any] | None:
-    """Return the function that replaces the oracle at present; None if nothing does."""
-    return _override.get()
-
-
-@contextlib.contextmanager
-def override_oracle(build: Callable[..., Any]) -> Iterator[None]:
-    """Use `build(size, state, dtype)` as the oracle inside the block."""
-    token = _override.set(build)
-    try:
-        yield
-    finally:
-        _override.reset(token)
+        all_pass = matching and all(judged.get(check) == "pass" for check in decisive)
+        if all_pass and f"{deviation.place} {pattern}" not in applied:
+            stale.append(pattern)
+    if deviation.what and len(stale) == len(deviation.patterns):
+        yield f"{deviation.place}: the subject has no '{deviation.what}': every check of it passes; remove it"
+    elif not deviation.what:
+        yield from (f"{deviation.place}: nothing that '{pattern}' names fails any more; remove it" for pattern in stale)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.oracle import noise_verdict
+from harness.oracle.declared import declared_gpt2
 from harness.oracle.formula import Replacement
 from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 from harness.oracle.probe_weights import State
@@ -33,7 +36,10 @@ def compare_allowing_equivalents(
         return comparison
     for variant in variants():
         if variant.harmless:
-            gpt2 = DeviatingGPT2((Replacement(variant.operation, variant.function),))
+            declared = declared_gpt2()
+            base = declared if isinstance(declared, DeviatingGPT2) else DeviatingGPT2()
+            change = Replacement(variant.operation, variant.function)
+            gpt2 = replace(base, replacements=(*base.replacements, change))
             with torch.enable_grad():
                 other = noise_verdict.run_reference(
                     lambda dtype, gpt2=gpt2: gpt2.oracle(size, state, dtype),  # type: ignore[misc]

@@ -203,6 +203,13 @@ def mlp(at: At, x: Tensor) -> Tensor:
     return at.do("mlp.c_proj", at.do("mlp.activation", at.do("mlp.c_fc", x)))  # type: ignore[no-any-return]
 
 
+def gate(at: At, x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, T, 4C), of a gated MLP, which GPT-2's is not; the gate need not have a bias."""
+    product = x @ at["mlp.c_gate.weight"]
+    name = f"transformer.h.{at.layer}.mlp.c_gate.bias"
+    return product + at["mlp.c_gate.bias"] if name in at.formula.weights else product
+
+
 def head(at: At, x: Tensor) -> Tensor:
     """(B, T, C) -> (B, T, V), by the token embedding; by a matrix of its own if the weights have one, and a bias."""
     weights = at.formula.weights
@@ -237,7 +244,7 @@ OPERATIONS: dict[str, Operation] = {
     "residual.attn": lambda at, x, branch: x + branch,
     "ln_2": norm("ln_2"),
     "mlp": mlp,
-    "mlp.c_gate": linear("mlp.c_gate"),  # of a gated MLP, which GPT-2's is not
+    "mlp.c_gate": gate,
     "mlp.c_fc": linear("mlp.c_fc"),
     "mlp.activation": lambda at, x: F.gelu(x, approximate="tanh"),
     "mlp.c_proj": linear("mlp.c_proj"),

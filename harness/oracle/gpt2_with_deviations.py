@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.core.errors import Missing
 from harness.core.sizes import SIZES, Size
-from harness.oracle.deviations import Deviation
 from harness.oracle.formula import OPERATIONS, At, Formula, Operation, Replacement
-from harness.oracle.variants import variants
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
 from harness.subjects.weight_map import MappedWeight, WeightMap, family, published_shapes
@@ -23,7 +21,7 @@ from harness.suites.expectations import judge
 from harness.suites.measure_registry import Reading
 from harness.suites.record import Record
 
-HEAD = "lm_head.weight"
+HEAD, HEAD_BIAS, GATE_BIAS = "lm_head.weight", "lm_head.bias", "mlp.c_gate.bias"
 
 
 @dataclass(frozen=True)
@@ -32,15 +30,46 @@ class DeviatingGPT2:
 
     Attributes:
         replacements: The operations that are computed differently.
-        absent: The families of biases that the model does not have.
-        untied: Whether the head has a matrix of its own.
-        padded: Whether the vocabulary has more rows than GPT-2's.
+        absent: The families of GPT-2's parameters that the model does not have.
+        has: What the model has beyond GPT-2: keys of `BEYOND_GPT2`.
+        subject: The subject whose widths count for what the model has beyond GPT-2.
     """
 
     replacements: tuple[Replacement, ...] = ()
     absent: frozenset[str] = frozenset()
-    untied: bool = False
-    padded: bool = False
+    has: frozenset[str] = frozenset()
+    subject: Subject | None = None
+
+    @property
+    def is_gpt2(self) -> bool:
+        """True if nothing deviates."""
+        return not (self.replacements or self.absent or self.has)
+
+    @functools.cached_property
+    def operations(self) -> Mapping[str, Operation]:
+        """The operations of the formula that are computed differently."""
+        return {replacement.operation: replacement.function for replacement in self.replacements}
+
+    def sized(self, size: Size) -> Size:
+        """Return `size` with the subject's own widths where these are declared to be other than GPT-2's."""
+        if self.subject is None or not self.has & {"gate", "hidden width", "key-value heads"}:
+            return size
+        own = own_size(self.subject, size)
+        return replace(
+            size,
+            gated="gate" in self.has,
+            hidden=own.hidden if "hidden width" in self.has else 0,
+            key_value_heads=own.key_value_heads if "key-value heads" in self.has else 0,
+        )
+
+    def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter by its published name, with those of GPT-2 that are absent."""
+        head = {HEAD: (size.vocab_size, size.width)} if "head" in self.has else {}
+        bias = {HEAD_BIAS: (size.vocab_size,)} if "head bias" in self.has else {}
+        own = published_shapes(self.sized(size))
+        if GATE_BIAS in self.absent:
+            own = {name: shape for name, shape in own.items() if family(name) != GATE_BIAS}
+        return own | head | bias
 
     def oracle(self, size: Size, state: Mapping[str, Tensor], dtype: str) -> Model:
         """Return GPT-2 with the deviations and the weights `state` in `dtype`; the same arguments as the oracle's."""
@@ -54,7 +83,7 @@ class DeviatingGPT2:
         Only the logits of the vocabulary are judged when it is padded.
         """
         copied = copy.copy(subject)
-        if self.padded:
+        if "padding" in self.has:
             copied.build = lambda *args, **kwargs: _cut(subject.build(*args, **kwargs))  # type: ignore[method-assign]
         return copied
 
@@ -68,45 +97,42 @@ class DeviatingGPT2:
             return record
         value = record.value
         if record.check.measure == "parameter_count":
-            value -= self.excess(size, subject, bool(record.check.parameters.get("tied", True)))
+            value -= sum(self.excess(size, subject, bool(record.check.parameters.get("tied", True))).values())
+        elif record.check.measure == "parameters_by_component":
+            excess = self.excess(size, subject)
+            value = {key: found - excess.get(key, 0) for key, found in value.items()}
         elif isinstance(value, Mapping):
-            own = {HEAD} if self.untied else set()
-            value = {key: found for key, found in value.items() if key not in self.absent | own}
-            if self.padded and "wte.weight" in value and record.check.measure == "parameters_by_component":
-                value["wte.weight"] -= _padding(subject, size) * size.width
+            value = {key: found for key, found in value.items() if key not in self.absent}
         verdict = judge(Reading(value, record.unit), record.check.expected)
         if not verdict.passed:
             return record
         return replace(record, verdict="pass", message="", value=value, where=(), found=verdict.found)
 
-    def excess(self, size: Size, subject: Subject, tied: bool = True) -> int:
-        """Return how many parameters more than GPT-2 the model has, negative if fewer.
+    def excess(self, size: Size, subject: Subject, tied: bool = True) -> dict[str, int]:
+        """Return how many parameters more than GPT-2 the model has, negative if fewer, by family over all layers.
 
         `tied`: whether the GPT-2 that it is compared with has a tied head.
         """
-        absent = sum(
-            torch.Size(shape).numel() for name, shape in published_shapes(size).items() if family(name) in self.absent
-        )
-        padding = _padding(subject, size) * size.width if self.padded else 0
-        head = size.vocab_size * size.width + padding if self.untied and tied else 0
-        return head + padding - absent
+        found: Counter[str] = Counter()
+        head = {} if tied else {HEAD: (size.vocab_size, size.width)}
+        for name, shape in (head | self.shapes(size)).items():
+            found[family(name)] += 0 if family(name) in self.absent else torch.Size(shape).numel()
+        for name, shape in (published_shapes(size) | head).items():
+            found[family(name)] -= torch.Size(shape).numel()
+        if "padding" in self.has:
+            extra = padding(subject, size) * size.width
+            found["wte.weight"] += extra
+            found[HEAD] += extra if "head" in self.has else 0
+        return dict(found)
 
 
-def forms_with_deviations(deviations: Sequence[Deviation], subject: Subject) -> Iterator[DeviatingGPT2]:
-    """Yield every GPT-2 that the declarations may mean: several if a declared fault has several variants."""
-    named = {each.what for each in deviations}
-    base = DeviatingGPT2(
-        absent=_absent_biases(subject) if "bias-free" in named else frozenset(),
-        untied="untied-head" in named,
-        padded="padded-vocabulary" in named,
-    )
-    forms: list[tuple[Replacement, ...]] = [()]
-    for each in deviations:
-        faults = each.kind.faults if each.kind else ()
-        found = [Replacement(v.operation, v.function) for v in variants() if v.fault in faults]
-        if found and each.what not in ("bias-free", "untied-head", "padded-vocabulary"):
-            forms = [(*others, replacement) for others in forms for replacement in found]
-    yield from (replace(base, replacements=replacements) for replacements in forms)
+@functools.lru_cache(maxsize=16)
+def own_size(subject: Subject, size: Size) -> Size:
+    """Return `size` with the widths that the subject has at it."""
+    try:
+        return subject.build(size, device="meta").size
+    except (NotImplementedError, RuntimeError):
+        return subject.build(size).size
 
 
 class _Formula(nn.Module):
@@ -121,11 +147,7 @@ class _Formula(nn.Module):
             else:
                 _put(self, name, tensor.to(dtype, copy=True), trained=True)
                 self.names.append(name)
-        functions = {replacement.operation: replacement.function for replacement in gpt2.replacements}
-        if gpt2.untied:
-            _put(self, HEAD, state["transformer.wte.weight"].to(dtype, copy=True), trained=True)
-            self.names.append(HEAD)
-            functions["head"] = lambda at, x: x @ at.formula.weights[HEAD].mT
+        functions = dict(gpt2.operations)
         for operation in PARTS:
             for part in self._parts(operation):
                 part.operation = functions.get(operation, OPERATIONS[operation])
@@ -185,18 +207,7 @@ def _put(module: nn.Module, name: str, tensor: Tensor, *, trained: bool) -> None
         module.register_buffer(last, tensor)
 
 
-def _absent_biases(subject: Subject) -> frozenset[str]:
-    """Return the families of biases that the subject has no parameter for."""
-    try:
-        rows = subject.build(SIZES["debug"]).weights.rows
-    except Missing:
-        return frozenset()
-    mapped = {family(row.published) for row in rows}
-    published = {family(name) for name in published_shapes(SIZES["debug"])}
-    return frozenset(name for name in published - mapped if name.endswith("bias"))
-
-
-def _padding(subject: Subject, size: Size) -> int:
+def padding(subject: Subject, size: Size) -> int:
     """Return the number of rows of the subject's token embedding beyond the vocabulary."""
     shapes = [tuple(p.shape) for p in subject.build(size, device="meta").module.parameters() if p.ndim == 2]
     rows = [shape[0] for shape in shapes if shape[1] == size.width and size.vocab_size < shape[0] < 2 * size.vocab_size]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.sizes import Size
-from harness.oracle.deviations import oracle_override
+from harness.oracle.declared import declared_gpt2
 from harness.oracle.probe_weights import State
 from harness.subjects.adapters.weight_discovery.name_map import map_by_names
 from harness.subjects.model import Model
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def oracle(size: Size, state: State, dtype: str) -> Model:
     """Return Hugging Face's GPT2LMHeadModel with the weights `state` in `dtype`, in eval mode.
 
-    In float32 it shares memory with `state`. Inside a block of `override_oracle`, return GPT-2 with the declared
+    In float32 it shares memory with `state`. Inside a block of `compared_with`, return GPT-2 with the declared
     deviations instead.
     """
     from transformers import GPT2LMHeadModel  # takes seconds to import
 
-    if (override := oracle_override()) is not None:
-        return override(size, state, dtype)  # type: ignore[no-any-return]
+    if (gpt2 := declared_gpt2()) is not None:
+        return gpt2.oracle(size, state, dtype)
 
     with torch.device("meta"):
         module = GPT2LMHeadModel(huggingface_config(size))

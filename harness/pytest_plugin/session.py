@@ -181,7 +181,9 @@ class Session:
                     for row in own
                 }
                 applied = {place for row in own for place in row["details"].get("deviations", ())}
-                found += problems(declared, applied, judged, known_checks(own, self.config))
+                broken = any({"because", "crashed"} & set(row["details"]) for row in own)
+                unfounded = {} if broken else runner_of(self.config, subject).unfounded()
+                found += problems(declared, applied, judged, known_checks(own, self.config), unfounded)
         self.trouble += found
         if found and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -28,7 +28,8 @@ def build_with_weights(
         with _SkipInitialisation():
             model = subject.build(size, dtype=dtype, **options)
         # Parameters that the state dict does not overwrite need the initial values that the subject gives them.
-        if model.weights.unmapped_parameters or model.vocabulary_is_padded:
+        beyond = not model.size.has_gpt2_widths or any(row.is_beyond_gpt2 for row in model.weights.rows)
+        if beyond or model.weights.unmapped_parameters or model.vocabulary_is_padded:
             model = subject.build(size, dtype=dtype, **options)
     finally:
         torch.set_default_dtype(before)

@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import Size
 from harness.subjects.float32_as_float64 import Float32AsFloat64
-from harness.subjects.forward_call import without_targets
+from harness.subjects.forward_call import call, without_targets
 from harness.subjects.forward_hooks import hooked
 from harness.subjects.residual_stream import ResidualStream
-from harness.subjects.weight_map import WeightMap
+from harness.subjects.weight_map import WeightMap, published_shapes
 
 
 @dataclass
 class Model:
     """A built module, with the same `logits`, `loss` and named weights for every style of GPT.
 
-    `calling(module, ids, targets or None)` returns logits (B, T, V) and a loss or None. Without a weight map,
-    `weight_map_missing` says why.
+    `calling(module, ids, targets or None)` returns logits (B, T, V) and a loss or None; by default, the call is found.
+    Without a weight map, `weight_map_missing` says why; if neither is given, as by an adapter, the map is found.
     """
 
     module: nn.Module
     size: Size
-    calling: Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+    calling: Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]] = call
     weight_map: WeightMap | None = None
     weight_map_missing: str = ""
     _ids_shape: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)  # (B, T) of the last call
@@ -71,7 +71,14 @@ class Model:
 
     def load(self, published: Mapping[str, Tensor]) -> Model:
         """Copy a state dict with Hugging Face's names and orientation into the module, in place. Return the model."""
-        self.weights.write(published, dict(self.module.named_parameters()))
+        shapes = published_shapes(self.size)
+        # Widths that are not GPT-2's are reported by the checks of structure: those weights keep their own values.
+        fitting = {
+            name: tensor
+            for name, tensor in published.items()
+            if self.size.has_gpt2_widths or name not in shapes or tuple(tensor.shape) == shapes[name]
+        }
+        self.weights.write(fitting, dict(self.module.named_parameters()))
         return self
 
     def gradients(self) -> dict[str, Tensor]:

@@ -30,6 +30,11 @@ class MappedWeight:
     layout: Layout | None = None
     evidence: str = "by hand"
 
+    @property
+    def is_beyond_gpt2(self) -> bool:
+        """True for a parameter that GPT-2 does not have, as the gate of an MLP: it keeps its own values by default."""
+        return self.published == "lm_head.bias" or ".mlp.c_gate." in self.published
+
     def part_of(self, published: Tensor) -> Tensor:
         """Return the part of the published tensor that this row stands for, as a view."""
         if self.part is None:
@@ -99,13 +104,14 @@ class WeightMap:
 
     `missing`: published parameters that the subject lacks, as rows without an own name. `unmapped_parameters`: own
     parameters that GPT-2 does not have; they keep their own values. `notes`: remarks on layout differences, which are
-    not bugs.
+    not bugs. `size`: the sizes whose published shapes the map covers, if some of them are not GPT-2's.
     """
 
     rows: tuple[MappedWeight, ...]
     missing: tuple[MappedWeight, ...] = ()
     unmapped_parameters: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    size: Size | None = None
 
     @property
     def gaps(self) -> str:
@@ -127,8 +133,10 @@ class WeightMap:
         with torch.no_grad():
             for row in self.rows:
                 # The checkpoint's head is tied: an untied one gets a copy of the token embedding.
-                name = "transformer.wte.weight" if row.published == "lm_head.weight" else row.published
-                row.write(published[name], own[row.own])
+                tied = row.published == "lm_head.weight" and row.published not in published
+                name = "transformer.wte.weight" if tied else row.published
+                if name in published:
+                    row.write(published[name], own[row.own])
 
     def read(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return own tensors (weights or gradients) under their published names, in the published orientation.

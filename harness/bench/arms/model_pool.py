@@ -15,8 +15,10 @@ from harness.bench.arms.registry import ArmSpec
 from harness.bench.peers import peer
 from harness.core.errors import Missing, MissingResource
 from harness.core.sizes import SIZES, Size
-from harness.oracle.deviations import Deviation, override_oracle
-from harness.oracle.gpt2_with_deviations import DeviatingGPT2, forms_with_deviations
+from harness.oracle.declared import compared_with
+from harness.oracle.deviation_fit import DeviationFit
+from harness.oracle.deviations import Deviation
+from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
@@ -98,7 +100,7 @@ class ModelPool:
                 model = self.subject.build(self.size, seed=0, dtype="float64", device=self.device)
                 self._own_weights[id(model)] = _clone(model)
             else:
-                with override_oracle(self.deviating_gpt2.oracle) if self.deviating_gpt2 else contextlib.nullcontext():
+                with compared_with(self.deviating_gpt2):
                     model = oracle(self.size, state(self.size.name, "probe"), "float64")
                 model.module.to(self.device)
             self._models[key] = model
@@ -122,8 +124,8 @@ class ModelPool:
     @functools.cached_property
     def deviating_gpt2(self) -> DeviatingGPT2 | None:
         """The declared deviations of the oracle from GPT-2; None if no declaration changes GPT-2."""
-        form = next(iter(forms_with_deviations(self.deviations, self.subject))) if self.deviations else DeviatingGPT2()
-        return None if form == DeviatingGPT2() else form
+        gpt2 = DeviationFit(self.deviations, self.subject).gpt2 if self.deviations else DeviatingGPT2()
+        return None if gpt2.is_gpt2 else gpt2
 
     def restore(self, model: Model, stored_in: torch.dtype | None = None) -> Model:
         """Reset the weights to those that every arm starts with, clear the gradients, and return the model.
@@ -134,7 +136,8 @@ class ModelPool:
         if id(model) in self._own_weights:
             model.module.load_state_dict(self._own_weights[id(model)])
         elif model.size.name == self.size.name:
-            model.load(state(self.size.name, "probe"))
+            with compared_with(self.deviating_gpt2):
+                model.load(state(self.size.name, "probe"))
         model.module.zero_grad(set_to_none=True)
         round_parameters(model, stored_in)
         return model

@@ -37,8 +37,7 @@ def search(
     """
     own, line = _own_gradients(model, ids, targets, sites)
     if HEAD in own:  # an untied head, which another search reports: its gradient is not the embedding's
-        weights = {**weights, HEAD: weights["transformer.wte.weight"]}
-        changes = [*changes, Replacement("head", lambda at, x: x @ at.formula.weights[HEAD].mT)]
+        weights = {HEAD: weights["transformer.wte.weight"], **weights}
     right = gradients(size, weights, changes, ids, targets)
     wrong = [name for name in reversed(list(right)) if name in own and not _agree(own[name], right[name])]
     if not wrong:
@@ -106,8 +105,10 @@ def _finding(
     rows = _rows_that_differ(own[first], right[first])
     if rows and len(wrong) == 1:
         numbers = f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}"
-        cause = f"{numbers} of {family(first)} get no gradient from the embedding's input"
-        fault = "embedding-padding-index" if "wte" in first else ""
+        smaller = float(own[first][rows].abs().sum()) < float(right[first][rows].abs().sum())
+        fault = "embedding-padding-index" if "wte" in first and smaller else ""
+        cause = f"{numbers} of {family(first)} get another gradient, and the other rows the right one"
+        cause += ", as with padding_idx" * bool(fault)
         return Finding(_component(first), fault, cause, differs, *location(line))
     ratio = _ratio(own, right, wrong)
     if ratio is not None:

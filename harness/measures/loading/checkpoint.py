@@ -26,7 +26,7 @@ from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
 from harness.subjects.model import Model
 from harness.subjects.protocols import Checkpoints, Subject
-from harness.subjects.weight_map import family, published_shapes
+from harness.subjects.weight_map import family
 from harness.suites.measure_registry import Reading, measure
 
 
@@ -44,9 +44,12 @@ def weight_map_gaps(subject: Subject, *, size: str) -> Reading:
             f"{missing}. Without it nothing is compared with GPT-2: see 'Add a subject' in CONTRIBUTING.md"
         ) from missing
     back = model.weights.read(dict(model.module.named_parameters()))
-    gaps = dict.fromkeys((family(name) for name in published_shapes(SIZES[size])), 0)
-    for name, tensor in state(size, "probe").items():
+    given = state(size, "probe")
+    gaps = dict.fromkeys((family(name) for name in given), 0)
+    for name, tensor in given.items():
         gaps[family(name)] += name not in back or not torch.equal(back[name], tensor)
+    beyond = dict.fromkeys(row.own for row in model.weights.rows if row.is_beyond_gpt2 and row.published not in given)
+    gaps |= dict.fromkeys((f"{name}, which GPT-2 does not have" for name in beyond), 1)
     gaps |= dict.fromkeys((f"{name}, which GPT-2 does not have" for name in model.weights.unmapped_parameters), 1)
     rows = {row.published: f"{row.own}{' (transposed)' if row.transposed else ''}" for row in model.weights.rows}
     return Reading(gaps, "tensors", {"map": rows, "hint": model.weights.gaps, "notes": list(model.weights.notes)})

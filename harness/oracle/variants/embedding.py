@@ -50,7 +50,8 @@ def sinusoids(*, in_halves: bool) -> Operation:
         steps = torch.arange(at.start, at.start + ids.shape[1], dtype=torch.float64)[:, None]
         angles = steps / 10000 ** (torch.arange(0, C, 2, dtype=torch.float64) / C)
         pairs = torch.stack((angles.sin(), angles.cos()), dim=-1)  # (T, C / 2, 2)
-        return pairs.mT.flatten(1) if in_halves else pairs.flatten(1)
+        table = pairs.mT.flatten(1) if in_halves else pairs.flatten(1)
+        return table.to(at["wte.weight"].dtype)
 
     return position_embedding
 

@@ -57,8 +57,9 @@ CHANGES = {
     "exact-gelu": ('nn.GELU("tanh")', "nn.GELU()"),
     "mlp-silu": ('nn.GELU("tanh")', "nn.SiLU()"),
     "untied-head": ("        self.head.weight = self.tok_emb.weight\n", ""),
-    "bias-free": ("nn.Linear(dim, dim)", "nn.Linear(dim, dim, bias=False)"),
+    "bias-missing": ("nn.Linear(dim, dim)", "nn.Linear(dim, dim, bias=False)"),
 }
+SETTINGS = {"bias-missing": "\nbiases = ['attn.c_attn', 'attn.c_proj']"}
 BENEATH = ("masked_fill(hidden, -math.inf)", "masked_fill(hidden.roll(1, 1), -math.inf)")
 PARITY = [f"parity::debug,weights=probe,compare={part}" for part in ("blocks", "logits", "loss", "gradients")]
 COUNTS = ["structure::parameter-count,size=debug,tied=true", "structure::parameters-by-component,size=debug"]
@@ -85,7 +86,7 @@ def declared(folder, *tables):
 def test_a_declared_deviation_fails_with_its_reason_and_an_undeclared_one_without(shipped, tmp_path, what):
     spec = written(tmp_path, CHANGES[what])
     strict = make_runner(spec)
-    lenient = make_runner(spec, deviations=declared(tmp_path, f"what = '{what}'"))
+    lenient = make_runner(spec, deviations=declared(tmp_path, f"what = '{what}'{SETTINGS.get(what, '')}"))
     failing = [name for name in (*PARITY, *COUNTS) if strict.run(shipped[name]).verdict != "pass"]
     assert failing
     for name in failing:
@@ -96,7 +97,10 @@ def test_a_declared_deviation_fails_with_its_reason_and_an_undeclared_one_withou
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_another_fault_beneath_a_declared_one_still_fails(shipped, tmp_path, what):
-    runner = make_runner(written(tmp_path, CHANGES[what], BENEATH), deviations=declared(tmp_path, f"what = '{what}'"))
+    runner = make_runner(
+        written(tmp_path, CHANGES[what], BENEATH),
+        deviations=declared(tmp_path, f"what = '{what}'{SETTINGS.get(what, '')}"),
+    )
     record = runner.run(shipped[PARITY[0]])
     assert (record.verdict, record.declared) == ("fail", "")
     assert record.where[0] == "block 0"
@@ -146,6 +150,14 @@ def test_the_file_is_found_beside_the_subject(tmp_path):
         ("[[deviation]]\nchecks = 'a::b'\nreason = 'r'", 1, "checks: expected a list of 'suite::check', found 'a::b'"),
         ("[[deviation]]\nchecks = []\nreason = 'r'", 1, "checks: expected a list "),
         ("[[deviation]]\nwhat = 3\nreason = 'r'", 1, "unknown deviation '3'"),
+        ("[[deviation]]\nwhat = 'exact-gelu'\nepsilon = 1e-6\nreason = 'r'", 1, "'exact-gelu' has no key 'epsilon'"),
+        ("[[deviation]]\nwhat = 'rms-norm'\nepsilon = 'small'\nreason = 'r'", 1, "epsilon: expected a number, found"),
+        ("[[deviation]]\nwhat = 'bias-missing'\nreason = 'r'", 1, "biases: expected some of ['ln_1', 'attn.c_attn', "),
+        (
+            "[[deviation]]\nwhat = 'bias-missing'\nbiases = ['qkv']\nreason = 'r'",
+            1,
+            "biases: expected some of ['ln_1', ",
+        ),
         ("[[deviation]]\nwaht = 'exact-gelu'\nreason = 'r'", 1, "unknown key 'waht'; did you mean 'what'?"),
         ("\n[[deviations]]\nwhat = 'exact-gelu'", 2, "unknown table 'deviations'; did you mean 'deviation'?"),
         ("[deviation]\nwhat = 'exact-gelu'", 1, "expected [[deviation]], in double brackets"),
@@ -161,37 +173,44 @@ def test_an_invalid_declaration_is_an_error_with_its_line(tmp_path, text, line, 
     assert str(raised.value).startswith(f"{path}:{line}: {message}")
 
 
-KNOWN = {"structure::count,size=debug": "debug", "structure::count,size=124M": "124M", "parity::debug,x": "debug"}
+KNOWN = {
+    "structure::count,size=debug": "debug",
+    "structure::count,size=124M": "124M",
+    "parity::debug,x": "debug",
+    "initialisation::x": "debug",
+}
+
+
+EXACT, NONE = {"mine.deviations.toml:1": "the subject has no 'exact-gelu'"}, {}
 
 
 @pytest.mark.parametrize(
-    ("table", "applied", "judged", "message"),
+    ("table", "applied", "judged", "unfounded", "message"),
     [
-        (
-            "checks = ['structure::cuont*']",
-            [],
-            {},
-            "'structure::cuont*' names no check; did you mean 'structure::count'?",
-        ),
-        (
-            "checks = ['structure::count*']",
-            [],
-            {"structure::count,size=debug": "pass"},
-            "'structure::count*' names fails",
-        ),
-        ("checks = ['structure::count*']", [" structure::count*"], {"structure::count,size=debug": "declared"}, None),
-        ("checks = ['structure::count*']", [], {"parity::debug,x": "pass"}, None),
-        ("checks = ['structure::count,size=124M']", [], {"structure::count,size=debug": "pass"}, None),
-        ("what = 'exact-gelu'", [], {"parity::debug,x": "pass"}, "the subject has no 'exact-gelu' any more"),
-        ("what = 'exact-gelu'", [""], {"parity::debug,x": "declared"}, None),
-        ("what = 'exact-gelu'", [], {"parity::debug,x": "fail"}, None),
-        ("what = 'exact-gelu'", [], {"structure::count,size=debug": "pass"}, None),
-        ("what = 'exact-gelu'", [], {"parity::debug,x": "skip"}, None),
+        ("checks = ['structure::cuont*']", [], {}, NONE, "names no check; did you mean 'structure::count'?"),
+        ("checks = ['structure::count*']", [], {"structure::count,size=debug": "pass"}, NONE, "count*' names fails"),
+        ("checks = ['structure::count*']", [" structure::count*"],
+         {"structure::count,size=debug": "declared"}, NONE, None),
+        ("checks = ['structure::count*']", [], {"structure::count,size=debug": "skip"}, NONE, None),
+        ("checks = ['structure::count*']", [], {"structure::count,size=debug": "error"}, NONE, None),
+        ("checks = ['structure::count*']", [], {"parity::debug,x": "pass"}, NONE, None),
+        ("checks = ['structure::count,size=124M']", [], {"structure::count,size=debug": "pass"}, NONE, None),
+        ("what = 'exact-gelu'", [], {"parity::debug,x": "pass"}, EXACT, "the subject has no 'exact-gelu'"),
+        ("what = 'exact-gelu'", [], {"parity::debug,x": "fail"}, EXACT, "the subject has no 'exact-gelu'"),
+        ("what = 'exact-gelu'", [], {"parity::debug,x": "declared"}, NONE, None),
+        ("what = 'exact-gelu'", [], {"structure::count,size=debug": "pass"}, EXACT, None),
+        ("what = 'exact-gelu'", [], {"parity::debug,x": "skip"}, EXACT, None),
+        ("what = 'exact-gelu'", [], {"parity::debug,x": "error"}, EXACT, None),
+        ("what = 'init-uniform'", [], {"initialisation::x": "pass"}, NONE, "the subject has no 'init-uniform'"),
+        ("what = 'init-uniform'", [], {"initialisation::x": "skip"}, NONE, None),
     ],
-)
-def test_a_declaration_that_names_nothing_or_no_longer_applies_is_reported(tmp_path, table, applied, judged, message):
+)  # fmt: skip
+def test_a_declaration_that_names_nothing_or_does_not_apply_is_reported_once_its_checks_have_run(
+    tmp_path, table, applied, judged, unfounded, message
+):
     (each,) = declared(tmp_path, table)
-    found = problems([each], {f"{each.place}{mark}" for mark in applied}, judged, KNOWN)
+    there = {f"{tmp_path}/{place}": text for place, text in unfounded.items()}
+    found = problems([each], {f"{each.place}{mark}" for mark in applied}, judged, KNOWN, there)
     assert len(found) == (message is not None)
     assert all(line.startswith(f"{tmp_path}/mine.deviations.toml:1: ") and message in line for line in found)
 
@@ -260,7 +279,7 @@ def test_a_declaration_that_no_longer_applies_makes_the_run_red(project):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
-            "*mine.deviations.toml:1: the subject has no 'exact-gelu' any more (exact GELU); remove it",
+            "*mine.deviations.toml:1: the subject has no 'exact-gelu' (exact GELU); remove it",
             "*mine.deviations.toml:5: 'parity::cuont' names no check; did you mean 'parity::count'?",
         ]
     )

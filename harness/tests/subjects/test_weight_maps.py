@@ -95,7 +95,7 @@ def test_a_parameter_that_gpt2_lacks_keeps_its_own_values_and_is_named(shipped, 
     spec = altered(tmp_path, "dict_config:GPTModel", "emb_dim\"], cfg[\"vocab_size\"], bias=False)",
                    "emb_dim\"], cfg[\"vocab_size\"]); nn.init.constant_(self.out_head.bias, 0.25)")  # fmt: skip
     model = build_with_weights(adapt(spec), DEBUG, state("debug", "probe"))
-    assert model.weights.unmapped_parameters == ("out_head.bias",)
+    assert [row.own for row in model.weights.rows if row.is_beyond_gpt2] == ["out_head.bias"]
     assert torch.equal(model.module.out_head.bias, torch.full((211,), 0.25))
     record = run(shipped["loading::weight-map-is-complete,size=debug"], adapt(spec))
     assert record.verdict == "fail"

@@ -8,10 +8,19 @@ from torch import nn
 
 from harness.core.sizes import Size
 from harness.subjects.adapters.weight_discovery import unmatched_parameters
-from harness.subjects.adapters.weight_discovery.name_map import EMBEDDING, HEAD, NameMap, missing_rows, read_names
+from harness.subjects.adapters.weight_discovery.name_map import (
+    EMBEDDING,
+    HEAD,
+    NameMap,
+    missing_in_gpt2,
+    missing_rows,
+    read_names,
+)
 from harness.subjects.adapters.weight_discovery.projection_columns import Calling
 from harness.subjects.adapters.weight_discovery.traced_rows import traced_rows
 from harness.subjects.weight_map import MappedWeight, WeightMap, family
+
+GATED = {f"mlp.{component}.{leaf}" for component in ("c_gate", "c_fc") for leaf in ("weight", "bias")}
 
 
 def discover(module: nn.Module, size: Size, call: Calling) -> WeightMap:
@@ -26,7 +35,9 @@ def discover(module: nn.Module, size: Size, call: Calling) -> WeightMap:
         return WeightMap(named.rows, named.missing(size))
     notes: list[str] = []
     try:
-        used = traced_rows(module, size, call, notes)
+        used, own_size = traced_rows(module, size, call, notes)
+        if own_size != size:
+            size, named = own_size, read_names(module, own_size)
     except Exception as error:  # the names still count where the forward pass cannot be traced
         used = []
         notes.append(f"the forward pass could not be followed: {type(error).__name__}: {error}")
@@ -34,9 +45,10 @@ def discover(module: nn.Module, size: Size, call: Calling) -> WeightMap:
     rows += tuple(unmatched_parameters.by_analogy(rows, module, size))
     rows += tuple(unmatched_parameters.with_their_weights(rows, module, size))
     rows += tuple(unmatched_parameters.by_elimination(rows, module, size))
+    rows += tuple(unmatched_parameters.head_bias(rows, module, size))
     mapped = {row.own for row in rows}
     unmapped_parameters = tuple(name for name, _ in module.named_parameters() if name not in mapped)
-    return WeightMap(rows, missing_rows(rows, size), unmapped_parameters, tuple(notes))
+    return WeightMap(rows, missing_in_gpt2(rows, size), unmapped_parameters, tuple(notes), size)
 
 
 def _merged(named: NameMap, used: list[MappedWeight], size: Size) -> tuple[MappedWeight, ...]:
@@ -45,7 +57,12 @@ def _merged(named: NameMap, used: list[MappedWeight], size: Size) -> tuple[Mappe
     for row in used:
         by_own.setdefault(row.own, []).append(row)
     rows: list[MappedWeight] = []
+    gates = (
+        {family(row.published) for row in used} & GATED if size.gated else set()
+    )  # their names do not tell them apart
     for row in named.rows:
+        if family(row.published) in gates:
+            continue
         seen = by_own.get(row.own, [])
         same = [other for other in seen if family(other.published) == family(row.published) or row.published == HEAD]
         if row.own in named.undecided and same and (row.part is None or [o.part for o in same] == [row.part]):

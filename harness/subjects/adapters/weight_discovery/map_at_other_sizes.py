@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from harness.core.sizes import Size
-from harness.subjects.adapters.weight_discovery.name_map import missing_rows
+from harness.subjects.adapters.weight_discovery.name_map import missing_in_gpt2
 from harness.subjects.adapters.weight_discovery.parameter_rows import table_row
 from harness.subjects.weight_map import Layout, MappedWeight, WeightMap, family, published_shapes
 
@@ -39,10 +40,35 @@ def at_size(found: WeightMap, small: Size, size: Size, module: nn.Module) -> Wei
     Parameters whose names do not continue those of the small size are unmapped.
     """
     own = dict(module.named_parameters())
+    if found.size is not None and found.size != small:
+        small, size = found.size, _with_own_widths(found, found.size, size, own)
     rows = tuple(row for row in _rows(found, small, size, own))
     mapped = {row.own for row in rows}
     unmapped_parameters = tuple(name for name in own if name not in mapped)
-    return WeightMap(rows, missing_rows(rows, size), unmapped_parameters, found.notes)
+    return WeightMap(rows, missing_in_gpt2(rows, size), unmapped_parameters, found.notes, size)
+
+
+def _with_own_widths(found: WeightMap, small: Size, size: Size, own: dict[str, nn.Parameter]) -> Size:
+    """Return `size` with the widths that are not GPT-2's: those of the first layer's parameters."""
+
+    def columns(family_name: str) -> int:
+        """Return how many columns, C numbers each, the first layer's parameters of a family have."""
+        layers: dict[str, set[str]] = {}
+        for row in found.rows:
+            if family(row.published) == family_name:
+                layers.setdefault(row.own, set()).add(row.published)
+        first = [name for name, of in layers.items() if any(".h.0." in published for published in of)]
+        stacked = any(len(layers[name]) > 1 for name in first)
+        numbers = sum(own[name].numel() for name in first if name in own)
+        return numbers // size.width // (size.layers if stacked else 1)
+
+    heads = (columns("attn.c_attn.weight") - size.width) // (2 * size.head_width)
+    return replace(
+        size,
+        hidden=columns("mlp.c_proj.weight") if small.hidden else 0,
+        gated=small.gated,
+        key_value_heads=heads if small.key_value_heads and heads > 0 and size.heads % heads == 0 else 0,
+    )
 
 
 def _rows(found: WeightMap, small: Size, size: Size, own: dict[str, nn.Parameter]) -> Iterator[MappedWeight]:
@@ -84,7 +110,9 @@ def _row(samples: list[_Sample], layer: int, head: int, small: Size, size: Size)
         number = _extrapolated(samples, [int(w[at]) for w in words], layer, head)
         if number is None:
             return None
-        numbers.append(str(number))
+        first_number = words[0][at]
+        # A number with leading zeros keeps its length: block_00, ..., block_11.
+        numbers.append(str(number).zfill(len(first_number) if first_number.startswith("0") else 0))
     own = "".join(x for pair in zip(words[0][::2], [*numbers, ""], strict=True) for x in pair)
     published = re.sub(r"\.h\.\d+\.", f".h.{layer}.", first.published)
     stacked = len({sample.row.own for sample in samples}) == 1 and len({sample.layer for sample in samples}) > 1
@@ -95,7 +123,7 @@ def _row(samples: list[_Sample], layer: int, head: int, small: Size, size: Size)
         if own_head is None:
             part = (scale(part[0]), scale(part[1]))
         else:
-            start = (kind[0] if kind else 0) * size.width + head * size.head_width
+            start = size.third_edges[kind[0] if kind else 0] + head * size.head_width
             part = (start, start + size.head_width)
     layout = first.layout
     if layout is not None:
@@ -158,7 +186,9 @@ def _scaled(small: Size, size: Size, stacked: bool) -> Callable[[int], int]:
 
     def lengths(of: Size) -> list[int]:
         multiples = [m * of.width for m in (1, 2, 3, 4)]
-        return [of.vocab_size, of.context, *multiples, of.heads, of.head_width, *([of.layers] if stacked else [])]
+        widths = [of.hidden_width, 2 * of.hidden_width, of.key_value_width, 2 * of.key_value_width, *of.third_edges]
+        heads = [of.heads, of.head_width, of.key_value_heads or of.heads]
+        return [of.vocab_size, of.context, *multiples, *heads, *widths, *([of.layers] if stacked else [])]
 
     table = dict(zip(lengths(small), lengths(size), strict=True))
     return lambda n: table.get(n, n)
@@ -170,10 +200,15 @@ def _layer(published: str) -> int | None:
 
 
 def _place(row: MappedWeight, size: Size) -> tuple[tuple[int, int] | None, int | None]:
-    """Return the part of the published tensor in multiples of the width, and the head if it belongs to only one."""
+    """Return between which edges of the published tensor's parts a row lies, and its head if it belongs to only one.
+
+    The edges of the fused projection are numbered; of another tensor they are multiples of the width.
+    """
     if row.part is None:
         return None, None
     start, stop = row.part
-    if stop - start == size.head_width:
-        return (start // size.width, start // size.width), start % size.width // size.head_width
-    return (start // size.width, stop // size.width), None
+    edges = size.third_edges if ".c_attn." in row.published else tuple(range(0, 5 * size.width, size.width))
+    at = max(number for number, edge in enumerate(edges) if edge <= start)
+    if stop - start == size.head_width and (start, stop) not in itertools.pairwise(edges):
+        return (at, at), (start - edges[at]) // size.head_width
+    return (at, max(number for number, edge in enumerate(edges) if edge <= stop)), None

@@ -101,3 +101,8 @@ def missing_rows(rows: tuple[MappedWeight, ...], size: Size) -> tuple[MappedWeig
         if position < shape[axis]:
             missing.append(MappedWeight(name, "", part=(position, shape[axis]), axis=axis))
     return tuple(missing)
+
+
+def missing_in_gpt2(rows: tuple[MappedWeight, ...], size: Size) -> tuple[MappedWeight, ...]:
+    """Return the missing rows without those of a gate's bias: GPT-2 has no gate, and a gate need not have a bias."""
+    return tuple(row for row in missing_rows(rows, size) if not row.is_beyond_gpt2)

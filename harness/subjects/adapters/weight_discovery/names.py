@@ -30,6 +30,7 @@ BLOCK = {
     ),
     rf"{ATTENTION}\.(c_proj|out_proj|proj|o_proj|to_out(\.0)?|W_?[oO]|out|output|dense|wo)": "attn.c_proj",
     rf"{FEED_FORWARD}\.(c_fc|fc_?1|up|up_proj|fc_in|(layers|net)\.0|0|lin(ear)?_?1|w1|in|W_in)|linear1": "mlp.c_fc",
+    rf"{FEED_FORWARD}\.(c_gate|gate|gate_proj|fc_gate|W_?gate|w_?gate)": "mlp.c_gate",
     rf"{FEED_FORWARD}\.(c_proj|fc_?2|down|down_proj|fc_out|(layers|net)\.2|2|lin(ear)?_?2|w2|out|W_out)|linear2": (
         "mlp.c_proj"
     ),
@@ -108,8 +109,9 @@ def _columns(match: re.Match[str], size: Size) -> tuple[int, int] | None:
         return None
     word = re.sub(r"^(to|c|w)?_", "", groups["part"].lower())
     word = word.removeprefix("w") if len(word) > 1 and word[0] == "w" else word
-    start = "qkv".index(word[0]) * size.width
+    kind = "qkv".index(word[0])
+    start, stop = size.third_edges[kind : kind + 2]
     if groups.get("head") is None:
-        return start, start + size.width
+        return start, stop
     start += int(groups["head"]) * size.head_width
     return start, start + size.head_width

@@ -25,12 +25,13 @@ def row_by_name(
     `shapes` are the published shapes. The row is None where the shape does not fit the published tensor.
     """
     component, part, published = parsed.component, parsed.part, parsed.published
-    expected = shapes.get("transformer.wte.weight" if published == "lm_head.weight" else published)
+    beyond = {"lm_head.weight": shapes["transformer.wte.weight"], "lm_head.bias": (size.vocab_size,)}
+    expected = beyond.get(published, shapes.get(published))
     if expected is None:
         return None, False
     if part is not None:
         expected = (*expected[:-1], part[1] - part[0])
-    if component.endswith(("wte", "wpe", "lm_head")):
+    if len(expected) == 2 and component.endswith(("wte", "wpe", "lm_head")):
         return table_row(published, name, shape, expected), True
     if len(expected) == 1:
         return _vector_row(name, parsed, shape, expected, size, module)
@@ -107,6 +108,8 @@ def layouts(shape: tuple[int, ...], expected: tuple[int, ...], size: Size) -> li
     core = tuple(n for n in shape if n != 1)
     factors = {size.width: [(size.width,), (size.heads, size.head_width)]}
     factors[3 * size.width] = [(3 * size.width,), (3, size.width), (3, size.heads, size.head_width)]
+    if size.key_value_width < size.width:
+        factors[size.key_value_width] = [(size.key_value_width,), (size.key_value_heads, size.head_width)]
     forms = [factors.get(n, [(n,)]) for n in expected]
     found = []
     for split in itertools.product(*forms):

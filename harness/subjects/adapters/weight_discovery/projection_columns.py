@@ -27,7 +27,7 @@ class Column:
     """The role of one column of a projection."""
 
     kind: int  # 0 query, 1 key, 2 value
-    head: int
+    head: int  # of the queries, or of the keys and values, which may be fewer
 
 
 def projection_columns(
@@ -35,7 +35,7 @@ def projection_columns(
 ) -> dict[Use, list[Column]]:
     """Return the role of each column of a block's input projections; empty where behaviour does not decide for all."""
     widths = [use.entries.shape[1] for use in block.attention_in]
-    if sum(widths) != 3 * size.width or not block.attention_out:
+    if sum(widths) != size.third_edges[-1] or not block.attention_out:
         return {}
     perturbation = ColumnPerturbation(block, gains, parameters, size, call)
     try:
@@ -64,7 +64,7 @@ class ColumnPerturbation:
         self, block: TracedBlock, gains: list[Use], parameters: LabelledParameters, size: Size, call: Calling
     ) -> None:
         self.block, self.gains, self.parameters, self.size, self.call = block, gains, parameters, size, call
-        self.total = 3 * size.width
+        self.total = size.third_edges[-1]
         self.time_first = False
 
     def columns(self, *, time_first: bool = False) -> list[Column] | None:
@@ -87,12 +87,25 @@ class ColumnPerturbation:
             )
             if kind is None or changed is None:
                 return None
-            heads = set((changed.nonzero().flatten() // self.size.head_width).tolist())
-            if len(heads) != 1:
+            head = self._head(kind, set((changed.nonzero().flatten() // self.size.head_width).tolist()))
+            if head is None:
                 return None
-            found.append(Column(kind, heads.pop()))
+            found.append(Column(kind, head))
         counts = [sum(column.kind == kind for column in found) for kind in range(3)]
-        return found if counts == [self.size.width] * 3 else None
+        K = self.size.key_value_width
+        return found if counts == [self.size.width, K, K] else None
+
+    def _head(self, kind: int, changed: set[int]) -> int | None:
+        """Return the head of a column, given the heads of queries that it changes; None if these are no such group.
+
+        Keys and values of fewer heads than the queries change several: neighbours, or every so many.
+        """
+        shared = 1 if kind == 0 else self.size.width // self.size.key_value_width
+        first = min(changed)
+        if changed == set(range(first, first + shared)) and first % shared == 0:
+            return first // shared
+        apart = self.size.heads // shared
+        return first if changed == set(range(first, self.size.heads, apart)) and first < apart else None
 
     def _fill_parameters(self) -> None:
         """Fill every parameter with small random numbers: a softmax that a wrong scale saturates would not change."""

@@ -13,8 +13,13 @@ from harness.subjects.adapters.weight_discovery.projection_columns import Column
 
 def spelled_columns(name: str, width: int, size: Size) -> list[Column]:
     """Return the columns in the order that the projection's name spells (`to_kv`); empty where it spells none."""
-    C, D = size.width, size.head_width
-    return [Column(kind, column // D) for kind in spelled_order(name, width // C) for column in range(C)]
+    edges, D = size.third_edges, size.head_width
+    widths = {kind: edges[kind + 1] - edges[kind] for kind in range(3)}
+    for parts in (1, 2, 3):
+        order = spelled_order(name, parts)
+        if order and sum(widths[kind] for kind in order) == width:
+            return [Column(kind, column // D) for kind in order for column in range(widths[kind])]
+    return []
 
 
 def column_groups(
@@ -25,7 +30,7 @@ def column_groups(
     `known` are the roles of the columns; where it is empty, they are taken to begin at `position`. With `plain`, the
     heads keep the order in which they are stored.
     """
-    C, D = size.width, size.head_width
+    edges, D = size.third_edges, size.head_width
     if not known:
         yield list(range(width)), position
         return
@@ -37,13 +42,13 @@ def column_groups(
         return
     for kind, own in groups.items():
         heads = [known[index].head for index in own]
-        if width == C // (C // D):  # the projection of one head
-            yield own, kind * C + heads[0] * D
-        elif plain or width == C:
+        if width == D:  # the projection of one head
+            yield own, edges[kind] + heads[0] * D
+        elif plain or len(own) == width:
             # Separate projections: the stride of their heads belongs to the computation, not to the layout.
-            yield own, kind * C
+            yield own, edges[kind]
         else:
-            yield sorted(own, key=lambda index: (known[index].head, index)), kind * C
+            yield sorted(own, key=lambda index: (known[index].head, index)), edges[kind]
 
 
 def layout_note(own: str, known: list[Column], C: int) -> list[str]:

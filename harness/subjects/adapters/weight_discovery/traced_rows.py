@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from harness.core.sizes import Size
 from harness.subjects.adapters.weight_discovery import traced_vectors
 from harness.subjects.adapters.weight_discovery.entry_layout import with_layout
+from harness.subjects.adapters.weight_discovery.gated_mlp import gate_columns, mlp_projections
 from harness.subjects.adapters.weight_discovery.labelled_parameters import LabelledParameters
+from harness.subjects.adapters.weight_discovery.own_widths import own_widths
 from harness.subjects.adapters.weight_discovery.parameter_rows import order_is_known, table_row
 from harness.subjects.adapters.weight_discovery.projection_columns import Calling, Column, projection_columns
 from harness.subjects.adapters.weight_discovery.projection_order import column_groups, layout_note, spelled_columns
@@ -21,10 +23,10 @@ from harness.subjects.adapters.weight_discovery.tracing import Tracing, Use
 from harness.subjects.weight_map import MappedWeight, published_shapes
 
 
-def traced_rows(module: nn.Module, size: Size, call: Calling, notes: list[str]) -> list[MappedWeight]:
-    """Return every row that a forward pass of `module` gives, and append remarks on its layout to `notes`.
+def traced_rows(module: nn.Module, size: Size, call: Calling, notes: list[str]) -> tuple[list[MappedWeight], Size]:
+    """Return every row that a forward pass of `module` gives, and `size` with the widths that are not GPT-2's.
 
-    The module's parameters are overwritten.
+    Remarks on its layout are appended to `notes`. The module's parameters are overwritten.
     """
     parameters = LabelledParameters(module)
     parameters.label()
@@ -32,6 +34,7 @@ def traced_rows(module: nn.Module, size: Size, call: Calling, notes: list[str]) 
         call(module, torch.tensor([[1, 2]]), None)
     uses = _without_repetitions(tracing.uses)
     blocks, tables = traced_blocks([use for use in uses if use.kind == "matrix"], parameters, size)
+    size = own_widths(blocks, parameters, uses, size)
     writer = _Rows(parameters, size)
     rows = list(writer.tables([use for use in uses if use.kind == "table"] + tables))
     for component, gain, bias in traced_vectors.norms(uses, blocks, parameters, size):
@@ -39,19 +42,19 @@ def traced_rows(module: nn.Module, size: Size, call: Calling, notes: list[str]) 
         if bias is not None:
             rows += writer.rows(f"{component}.bias", bias.entries)
     if not blocks:
-        return rows
+        return rows, size
     biases = traced_vectors.biases(uses)
     first = next(iter(blocks.values()))
+    gated = gate_columns(first, [use for use in uses if use.kind == "gain"], parameters, size, call)
     columns = projection_columns(first, [use for use in uses if use.kind == "gain"], parameters, size, call)
     for layer, block in blocks.items():
         h = f"transformer.h.{layer}"
-        for component, use in ((f"{h}.mlp.c_fc", block.up), (f"{h}.mlp.c_proj", block.down)):
-            if use is not None:
-                rows += writer.projection(component, use, biases)
+        for component, use, columns_of_it in mlp_projections(block, first, gated):
+            rows += writer.projection(f"{h}.{component}", use, biases, columns_of_it)
         rows += writer.attention_out(f"{h}.attn.c_proj", block.attention_out, biases)
         block_notes = notes if block is first else []  # all layers are alike: one remark is enough
         rows += writer.attention_in(f"{h}.attn.c_attn", block, first, columns, biases, block_notes)
-    return rows
+    return rows, size
 
 
 def _without_repetitions(uses: list[Use]) -> list[Use]:
@@ -125,11 +128,13 @@ class _Rows:
                     yield replace(row, evidence="order of use")
                     break
 
-    def projection(self, component: str, use: Use, biases: dict[Use, Use]) -> Iterator[MappedWeight]:
-        """Yield the rows of a matrix and of its bias."""
-        yield from self.rows(f"{component}.weight", use.entries)
+    def projection(
+        self, component: str, use: Use, biases: dict[Use, Use], columns: slice = slice(None)
+    ) -> Iterator[MappedWeight]:
+        """Yield the rows of a matrix, or of some of its columns, and of its bias."""
+        yield from self.rows(f"{component}.weight", use.entries[:, columns])
         if use in biases:
-            yield from self.rows(f"{component}.bias", biases[use].entries)
+            yield from self.rows(f"{component}.bias", biases[use].entries[columns])
 
     def attention_out(self, component: str, uses: list[Use], biases: dict[Use, Use]) -> Iterator[MappedWeight]:
         """Yield the rows of the output projection, computed in one product or in one for each head."""
@@ -155,9 +160,9 @@ class _Rows:
         notes: list[str],
     ) -> Iterator[MappedWeight]:
         """Yield the rows of queries, keys and values; `columns` are the roles found in the first block."""
-        C = self.size.width
+        C, columns_in_all = self.size.width, self.size.third_edges[-1]
         widths = [use.entries.shape[1] for use in block.attention_in]
-        if sum(widths) != 3 * C or len(widths) != len(first.attention_in):
+        if sum(widths) != columns_in_all or len(widths) != len(first.attention_in):
             return
         position = 0  # the order of use is queries, keys, values, where nothing else decides
         # A separate projection whose heads are cut differently is a bug, not a layout: the others keep their order.
@@ -170,7 +175,7 @@ class _Rows:
             if not promised and not known and (spelled := spelled_columns(name, width, self.size)):
                 known, evidence = spelled, "name"
             for own, start in column_groups(known, width, position, self.size, plain=plain):
-                part = None if len(own) == 3 * C else (start, start + len(own))
+                part = None if len(own) == columns_in_all else (start, start + len(own))
                 yield from self.rows(f"{component}.weight", use.entries[:, own], part=part, evidence=evidence)
                 if bias is not None:
                     yield from self.rows(f"{component}.bias", bias.entries[own], part=part, evidence=evidence)

@@ -37,8 +37,9 @@ def _norm_before_next_matrix(gain: Use, uses: list[Use], blocks: dict[int, Trace
     """Return the norm that a gain belongs to, by the matrix that is used next."""
     following = next((u for u in uses if u.number > gain.number and u.kind == "matrix"), None)
     for layer, block in blocks.items():
-        if following is not None and following in (*block.attention_in, *block.attention_out, block.up, block.down):
-            return f"transformer.h.{layer}.ln_{2 if following in (block.up, block.down) else 1}"
+        mlp = (*block.up, block.down)
+        if following is not None and following in (*block.attention_in, *block.attention_out, *mlp):
+            return f"transformer.h.{layer}.ln_{2 if following in mlp else 1}"
     return "transformer.ln_f"
 
 

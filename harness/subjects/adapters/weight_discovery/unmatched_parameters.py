@@ -87,6 +87,13 @@ def by_elimination(rows: Rows, module: nn.Module, size: Size) -> Iterator[Mapped
                     yield rows[-1]
 
 
+def head_bias(rows: Rows, module: nn.Module, size: Size) -> Iterator[MappedWeight]:
+    """Yield the row of a bias of the head, which GPT-2 does not have: the one vector with a number for each token."""
+    found = [name for name, shape in _unmapped(rows, module) if shape == (size.vocab_size,)]
+    if len(found) == 1 and all(row.published != "lm_head.bias" for row in rows):
+        yield MappedWeight("lm_head.bias", found[0], evidence="shape")
+
+
 def _interchangeable(shape: tuple[int, ...], leaf: str, oriented: bool) -> tuple[object, ...]:
     """Return a key that is equal for parameters that can stand for one another.
 
