@@ -10,22 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # this module imports torch, which takes seconds that other subcommands need not wait for
     from harness.judging.inspection import Inspection
 
-ADAPTER = """\
-from harness.subjects.forward_call import call
-from harness.subjects.model import Model
-from harness.subjects.weight_map import MappedWeight, WeightMap
-
-
-class Mine:
-    name = "mine"
-
-    def build(self, size, *, seed=0, dtype="float32", device="cpu", **options):
-        module = MyGPT(size.vocab_size, size.context, size.width, size.layers, size.heads)
-        # The published name, then yours; transposed=True for nn.Linear.
-        rows = (MappedWeight("transformer.wte.weight", "emb.table"), ...)
-        return Model(module.eval(), size, call, WeightMap(rows))
-"""
-
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `gpt-harness inspect FILE.py:NAME [--json]`."""
@@ -80,8 +64,8 @@ def format_inspection(inspection: Inspection, width: int = 110) -> str:
     if inspection.failed:
         lines.append("")
         put("failed", f"to {inspection.failed}: {inspection.error}")
-        put("", "If this cannot be changed in the file, write an adapter, and name the adapter as the subject:")
-        lines += ["", *textwrap.indent(ADAPTER, "    ").splitlines()]
+        if inspection.paste:
+            lines += ["", *inspection.paste.splitlines()]
     return "\n".join(line.rstrip() for line in lines)
 
 

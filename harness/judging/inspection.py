@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from harness.core.errors import Missing, SubjectError
 from harness.core.process_exit import subject_at_work
 from harness.core.sizes import SIZES, Size
+from harness.judging.unreadable import import_notes, lines_to_paste, settings_notes
 from harness.oracle import noise_verdict
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
 from harness.subjects.adapters.adapted_subject import AdaptedSubject
+from harness.subjects.adapters.construction.constructor import BY_SIZE
 from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
@@ -49,7 +51,7 @@ class Inspection:
     """The results of each step as text, by label; and the step that failed with its error, if one did.
 
     `abilities` maps the name of an ability to its details, `lacking` to what was looked for. Each row of `weights` has
-    the keys own, shape, published, as and by.
+    the keys own, shape, published, as and by. `paste` are lines with which the subject can be judged, if it cannot as it is.
     """
 
     spec: str
@@ -62,6 +64,7 @@ class Inspection:
     missing: list[str] = field(default_factory=list)
     failed: str = ""
     error: str = ""
+    paste: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that are not empty, ready for JSON."""
@@ -80,10 +83,12 @@ class _Steps:
     def find(self) -> None:
         self.subject = adapt(self.result.spec)
         self.result.facts["found"] = _describe_origin(self.subject)
+        self.result.notes += import_notes(self.subject)
 
     def build(self) -> None:
         self.model = self.subject.build(self.size)
         self.result.facts["built"] = _describe_build(self.subject, self.size)
+        self.result.notes += settings_notes(self.subject, self.model)
 
     def call(self) -> None:
         self.result.facts["called"] = _describe_call(self.model)
@@ -122,6 +127,8 @@ def inspect_subject(spec: str) -> Inspection:
             result.error = (
                 message if isinstance(error, SubjectError | Missing) else f"{type(error).__name__}: {message}"
             )
+            if steps.subject is not None and name in ("build it", "call it"):
+                result.paste = lines_to_paste(steps.subject, steps.model)
             break
     return result
 
@@ -143,20 +150,20 @@ def _describe_origin(subject: Subject) -> str:
 def _describe_build(subject: Subject, size: Size) -> str:
     if not isinstance(subject, AdaptedSubject):
         return f"by its own build, at the {size.name} size"
-    if not subject.constructor.words:
+    if not subject.constructor.words and subject.constructor.description != BY_SIZE:
         return f"by {subject.constructor.description}; it has one size, which is {size.name}"
     arguments = subject.constructor.arguments(size)
     if subject.constructor.description == "a dict":
         return f"from a dict with every name that people use for a size, vocab_size={size.vocab_size} and so on"
     shown = ", ".join(f"{word}={value!r}" for word, value in sorted(arguments.items()))
-    return f"from {subject.constructor.description}: {shown}"
+    return f"from {subject.constructor.description}{': ' if shown else ''}{shown}"
 
 
 def _describe_call(model: Model) -> str:
     ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     with torch.no_grad():
-        alone = model.logits_alone(ids)
         model.logits(ids)
+        alone = model.logits_alone(ids)
         _, loss = model.calling(model.module, ids, ids)
     parameters = ", ".join(forward_parameters(model.module))
     keyword, style = targets_keyword(model.module), style_of(model.module)
@@ -194,7 +201,7 @@ def _add_weights(result: Inspection, subject: Subject, model: Model) -> None:
     weights = model.weights
     own = dict(model.module.named_parameters())
     result.weights = _fold_layers(weights, own)
-    result.notes = list(weights.notes)
+    result.notes += weights.notes
     result.unmapped_parameters = [f"{name} {tuple(own[name].shape)}" for name in weights.unmapped_parameters]
     result.missing = list(dict.fromkeys(_published(row) for row in weights.missing))
     result.facts["weights"] = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from harness.core.errors import HarnessError
 from harness.core.process_exit import ExitGuard
 from harness.core.record_files import encode
 from harness.core.resources import Resources
+from harness.core.waiting import said_if_slow
 from harness.pytest_plugin.items import CheckItem, SuiteFile
 from harness.pytest_plugin.options import add_options, deviations_of, reports_folder, subject_names, trainer_names
 from harness.pytest_plugin.runners import close_runners, runner_of, trainer_runner_of
 from harness.pytest_plugin.session import SESSION, Session
+from harness.suites.suite_order import place_of
 
 SUITE_FOLDER = "verifications"
 _exit_guard = pytest.StashKey[ExitGuard]()
@@ -95,14 +98,27 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             raise pytest.UsageError(str(error)) from None
         if config.getoption("--subject") is not None:
             try:
-                runner_of(config, name)
+                import harness.judging.runner  # noqa: F401  # torch takes seconds, which are not the subject's
+
+                with _said_while_waiting(config, f"--subject {name}"):
+                    unreadable = runner_of(config, name).why_unreadable()
             except HarnessError as error:
                 raise pytest.UsageError(f"--subject {name}: {error}") from None
+            if unreadable:
+                raise pytest.UsageError(f"--subject {name}: {unreadable}")
     for name in trainer_names(config) if config.getoption("--trainer") is not None else ():
         try:
             trainer_runner_of(config, name)
         except HarnessError as error:
             raise pytest.UsageError(f"--trainer {name}: {error}") from None
+
+
+@contextlib.contextmanager
+def _said_while_waiting(config: pytest.Config, what: str) -> Iterator[None]:
+    """Say on the terminal what is waited for, if it takes long; pytest's own capturing is off meanwhile."""
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled(), said_if_slow(what):
+        yield
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -128,6 +144,16 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile 
     if file_path.suffix == ".toml" and (SUITE_FOLDER in file_path.parts[-2:-1] or parent.session.isinitpath(file_path)):
         return SuiteFile.from_parent(parent, path=file_path)
     return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the suites from coarse to fine, each in the order of its file, so that `-x` stops at what explains most."""
+    checks = sorted(
+        (item for item in items if isinstance(item, CheckItem)), key=lambda item: place_of(item.check.suite)
+    )
+    in_order = iter(checks)
+    items[:] = [next(in_order) if isinstance(item, CheckItem) else item for item in items]
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

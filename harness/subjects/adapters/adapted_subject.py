@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.core.errors import Missing, MissingAbility, SubjectError
 from harness.core.sizes import SIZES, Size
 from harness.subjects.adapters.construction.constructor import Constructor
-from harness.subjects.adapters.construction.settle import settle
+from harness.subjects.adapters.construction.settle import is_settled, settle
 from harness.subjects.adapters.construction.shapes import lacking, shapes_of
 from harness.subjects.adapters.construction.size_search import problem
 from harness.subjects.adapters.importing.project import Project
@@ -137,7 +137,7 @@ class AdaptedSubject:
         """
         try:
             module = self.constructor.build(size, **options)
-            if self._is_settled or not (lacking(shapes_of(module), size) or self.constructor.unknown):
+            if self._is_settled or is_settled(self.constructor, shapes_of(module), size):
                 self._is_settled = True
                 return module
         except Missing:

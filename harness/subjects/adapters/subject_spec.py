@@ -14,8 +14,9 @@ from harness.core.errors import SubjectError
 from harness.core.shipped_packages import shipped_package
 from harness.subjects.adapters.abilities import ABILITIES
 from harness.subjects.adapters.adapted_subject import SMALL, AdaptedSubject
+from harness.subjects.adapters.completed_build import CompletedBuild
 from harness.subjects.adapters.checkpoint_directory import checkpoint_target
-from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.construction.constructor import BY_SIZE, Constructor
 from harness.subjects.adapters.construction.find_constructor import find_constructor
 from harness.subjects.adapters.construction.module_constants import constructor_in
 from harness.subjects.adapters.importing.project import Project
@@ -56,18 +57,8 @@ def _adapter(spec: str, target: type) -> Any:
         raise SubjectError(
             f"{spec} has a build method, so it is an adapter, but {target.__name__}() cannot be called: {error}"
         ) from error
-    if not isinstance(getattr(made, "name", None), str):
-        raise SubjectError(
-            f'{spec} has a build method, so it is an adapter, but no name; expected a class attribute name = "..."'
-        )
-    parameters = inspect.signature(made.build).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        lacking = [word for word in ("seed", "dtype", "device") if word not in parameters]
-        if lacking:
-            raise SubjectError(
-                f"{spec}.build({', '.join(parameters)}) takes no '{lacking[0]}'; expected "
-                "build(self, size, *, seed=0, dtype='float32', device='cpu', **options)"
-            )
+    made.name = spec  # the name by which a run finds it again, as for its diagnosis
+    made.build = CompletedBuild(spec, made.build)
     return made
 
 
@@ -88,7 +79,7 @@ def _class_built_by(target: Any, constructor: Constructor) -> type | None:
     annotation = inspect.get_annotations(target).get("return") if inspect.isfunction(target) else None
     if inspect.isclass(annotation) and issubclass(annotation, nn.Module) and annotation is not nn.Module:
         return annotation
-    if not constructor.words:
+    if not constructor.words and constructor.description != BY_SIZE:
         return None  # the factory has one size, which may be a large one
     try:
         with torch.random.fork_rng():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import ItemsView, Iterator, KeysView
 from typing import Any
 
 from harness.subjects.adapters.construction.setting_names import (
@@ -18,6 +19,26 @@ class BuildSettings(dict[str, Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.__dict__["_read"] = set()
+
+    @property
+    def names_read(self) -> set[str]:
+        """The names that were read so far; every name if the settings were listed."""
+        read: set[str] = self.__dict__["_read"]
+        return read
+
+    def __iter__(self) -> Iterator[str]:
+        self.__dict__["_read"] |= set(super().keys())
+        return super().__iter__()
+
+    def keys(self) -> KeysView[str]:
+        """Return the names, as a dict does, and record that all were read."""
+        self.__dict__["_read"] |= set(super().keys())
+        return super().keys()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return names and values, as a dict does, and record that all were read."""
+        self.__dict__["_read"] |= set(super().keys())
+        return super().items()
 
     def __getitem__(self, name: str) -> Any:
         self.__dict__["_read"].add(name)
@@ -44,11 +65,11 @@ class BuildSettings(dict[str, Any]):
 
         None if they were right. `hidden_size` is first given as the feed-forward layer's width.
         """
-        read = self.__dict__["_read"]
+        read = self.names_read
         if len(read) == 0 or any(QUANTITIES.get(normalised(name)) == "width" for name in read):
             return None
-        wrong = dict.fromkeys(read & set(WIDTH_OR_FEED_FORWARD_WIDTH), self["n_embd"])
-        return {**self, **wrong} if wrong else None
+        wrong = dict.fromkeys(read & set(WIDTH_OR_FEED_FORWARD_WIDTH), self.get("n_embd"))
+        return {**dict(super().items()), **wrong} if wrong else None
 
 
 def unknown_setting(error: BaseException | None) -> str | None:

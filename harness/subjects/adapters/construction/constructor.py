@@ -14,7 +14,7 @@ from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.setting_names import SYNONYMS, quantity_of
 from harness.subjects.adapters.construction.stand_in import StandIn
 
-NUMBERS = "a number"  # the meaning of a setting that the module's shapes do not follow
+BY_SIZE = "its own build(size)"  # the description of a function that takes the size itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Constructor:
     """The names of the settings that a subject takes, the call that builds it, and the choices that it states.
 
     `defaults` are its own numbers. `unknown` are settings that have to be given, and whose names say nothing.
-    `meanings` and `values` are what was decided by behaviour, and `notes` say so.
+    `meanings` and `values` are what was decided by behaviour, and `notes` say so. `read` are the names that were
+    read from a dict that is made of every name. `direct` is the constructor without constants of modules.
     """
 
     words: frozenset[str]
@@ -34,10 +35,16 @@ class Constructor:
     meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    read: set[str] = dataclasses.field(default_factory=set)
+    direct: Constructor | None = None
 
     def meaning(self, word: str) -> str | None:
         """Return the quantity (a key of SYNONYMS) that a setting is: as seen by behaviour, else by its name."""
         return self.meanings.get(word) or quantity_of(word, self.words)
+
+    def unexplained(self) -> list[str]:
+        """Return the settings whose names say nothing, and that have to be given or have a number."""
+        return [*self.unknown, *(w for w, value in self.defaults.items() if value >= 1 and self.meaning(w) is None)]
 
     def takes(self, quantity: str) -> bool:
         """Return True if the subject has a setting for `quantity` (a key of SYNONYMS)."""
@@ -71,7 +78,7 @@ class Constructor:
             if isinstance(value, StandIn):
                 inside = {w.removeprefix(f"{word}."): v for w, v in arguments.items() if w.startswith(f"{word}.")}
                 value.values = {**named, **{w: v for w, v in arguments.items() if w != word}, **inside}
-        return self.call(arguments)
+        return self.call({**arguments, "size": size} if self.description == BY_SIZE else arguments)
 
     def _choice(self, quantity: str, value: str) -> str:
         """Return the subject's own word for a value. Raises MissingAbility if it has none."""

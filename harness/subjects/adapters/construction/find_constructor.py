@@ -15,7 +15,7 @@ from harness.core.errors import SubjectError
 from harness.subjects.adapters.construction.build_settings import BuildSettings, unknown_setting
 from harness.subjects.adapters.construction.choices import stated_choices
 from harness.subjects.adapters.construction.config_class import config_classes, make_config, settings_of
-from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.construction.constructor import BY_SIZE, Constructor
 from harness.subjects.adapters.construction.keys_read import keys_read
 from harness.subjects.adapters.construction.prototype import entries_of, filled, prototypes
 from harness.subjects.adapters.construction.setting_names import (
@@ -29,7 +29,6 @@ from harness.subjects.adapters.construction.signature import modules_of, name_of
 from harness.subjects.adapters.construction.stand_in import UNKNOWN
 from harness.subjects.adapters.not_modules.module_builder import module_builder
 
-BY_SIZE = "its own build(size)"
 CONFIG_NAMES = ("config", "cfg", "conf", "args", "params", "settings", "options")  # in the name of a config
 
 
@@ -47,15 +46,24 @@ def find_constructor(target: Any, module: ModuleType) -> Constructor:
     read = keys_read(target, modules)
     if names_sizes([*own, *read]):
         return _from_keywords(target, own, read, modules)
+    parameter = takes_config(target, module)
+    return (
+        _from_keywords(target, own, read, modules)
+        if parameter is None
+        else _from_config(target, parameter, own, modules)
+    )
+
+
+def takes_config(target: Any, module: ModuleType) -> inspect.Parameter | None:
+    """Return the parameter of a subject that takes a config; None if it takes its sizes otherwise."""
+    own, modules = parameters_of(target), modules_of(target, module)
+    if names_sizes([*own, *keys_read(target, modules)]):
+        return None
     required = [p for p in own.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
-    config_parameter = next(iter(required or own.values()), None)
-    if config_parameter is None or config_parameter.kind is config_parameter.KEYWORD_ONLY:
-        return _from_keywords(target, own, read, modules)
-    if _is_config(config_parameter, own, required, target, modules):
-        others = [p.name for p in required if p is not config_parameter]
-        keyword_only = [name for name, p in own.items() if p.kind is p.KEYWORD_ONLY]
-        return _from_config(target, config_parameter, [*keyword_only, *others], own, modules)
-    return _from_keywords(target, own, read, modules)
+    parameter = next(iter(required or own.values()), None)
+    if parameter is None or parameter.kind is parameter.KEYWORD_ONLY:
+        return None
+    return parameter if _is_config(parameter, own, required, target, modules) else None
 
 
 def _is_config(
@@ -70,7 +78,7 @@ def _is_config(
         return False
     if len(required) <= 1 or any(word in parameter.name.lower() for word in CONFIG_NAMES):
         return True
-    if any(quantity_of(p.name, own) is None for p in required if p is not parameter):
+    if any(quantity_of(p.name, own) is None for p in required if p.name != parameter.name):
         return parameter.annotation is not parameter.empty and bool(config_classes(parameter, target, modules))
     return bool(config_classes(parameter, target, modules) or prototypes(parameter, target, modules))
 
@@ -94,7 +102,7 @@ def _from_keywords(
     kinds = {name: p.kind for name, p in own.items()}
 
     def call(arguments: dict[str, Any]) -> nn.Module:
-        given = {word: value for word, value in arguments.items() if word in words or not own}
+        given = {word: value for word, value in arguments.items() if word in words}
         alone = [given.pop(n) for n, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_ONLY and n in given]
         return _build(target, *alone, **given)
 
@@ -106,11 +114,13 @@ def _from_keywords(
 def _from_config(
     target: Any,
     parameter: inspect.Parameter,
-    beside: list[str],
     own: Mapping[str, inspect.Parameter],
     modules: list[ModuleType],
 ) -> Constructor:
     """Return the constructor of a subject that takes a config: of a class, a copy of a prototype, or a dict."""
+    beside = [
+        name for name, p in own.items() if name != parameter.name and (p.default is p.empty or p.kind is p.KEYWORD_ONLY)
+    ]
     classes = config_classes(parameter, target, modules)
     copied = [] if classes else prototypes(parameter, target, modules)
     defaults: dict[str, Any] = {name: own[name].default for name in beside}
@@ -128,6 +138,8 @@ def _from_config(
     stated = {**own, **{n: p for c in classes for n, p in settings_of(c).items()}}
     choices = stated_choices(stated, classes or target, modules)
 
+    read: set[str] = set()
+
     def call(arguments: dict[str, Any]) -> nn.Module:
         keywords = {key: value for key, value in arguments.items() if key in beside}
         settings = BuildSettings(arguments)
@@ -136,6 +148,7 @@ def _from_config(
         if not copied:
             configs.append(lambda: settings)
         module = _build_from_first(target, parameter, configs, keywords)
+        read.update(settings.names_read)
         again = settings.corrected()
         return _build_from_first(target, parameter, [lambda: BuildSettings(again)], keywords) if again else module
 
@@ -143,7 +156,7 @@ def _from_config(
     unknown = tuple(
         name for name in beside if own[name].default is inspect.Parameter.empty and quantity_of(name, own) is None
     )
-    return Constructor(words | frozenset(beside), call, description, choices, _numbers(defaults), unknown)
+    return Constructor(words | frozenset(beside), call, description, choices, _numbers(defaults), unknown, read=read)
 
 
 def _numbers(defaults: Mapping[str, Any]) -> dict[str, Any]:

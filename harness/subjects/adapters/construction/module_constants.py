@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from harness.core.errors import SubjectError
-from harness.subjects.adapters.construction.constructor import Constructor
-from harness.subjects.adapters.construction.find_constructor import BY_SIZE, find_constructor
+from harness.subjects.adapters.construction.constructor import BY_SIZE, Constructor
+from harness.subjects.adapters.construction.find_constructor import find_constructor
 from harness.subjects.adapters.construction.setting_names import SIZES, quantity_of
 from harness.subjects.adapters.importing.project import Project
 
@@ -46,6 +46,7 @@ def with_constants(direct: Constructor, project: Project, name: str, words: froz
     described = "constants of its module" if not direct.words else f"{direct.description} and constants of its module"
     return dataclasses.replace(
         direct,
+        direct=direct,
         words=direct.words | words,
         call=call,
         description=described,

@@ -59,23 +59,27 @@ class SizeSearch:
             if base is None:
                 assert self.error is not None
                 raise self.error
-            arguments, shapes = base
-            if lacking(shapes, self.size) or self.constructor.unknown:
-                self._decide(arguments, shapes)
+            if self.constructor.read:  # of the names in a dict that has every name, those that it reads
+                read = self.constructor.read | {*self.constructor.unknown}
+                self.constructor = dataclasses.replace(self.constructor, words=self.constructor.words & read)
+            self._decide(*base)
         return self.constructor
 
     def _base(self) -> tuple[dict[str, Any], Shapes] | None:
         """Return settings with which the subject can be built, and its shapes: known sizes and its own defaults."""
         for _ in range(READS):
+            first: BaseException | None = None
             for values in self._candidates():
                 self.constructor = dataclasses.replace(self.constructor, values=values)
                 arguments = self.constructor.arguments(self.size)
                 shapes = self._shapes(arguments)
                 if shapes is not None:
                     return arguments, shapes
+                first = first or self.error
                 if (name := unknown_setting(self.error)) is not None and name not in self.constructor.unknown:
                     break
             else:
+                self.error = first
                 return self._own_defaults()
             self.constructor = dataclasses.replace(
                 self.constructor,
@@ -123,7 +127,7 @@ class SizeSearch:
     def _decide(self, arguments: dict[str, Any], shapes: Shapes) -> None:
         """Change each setting whose name says nothing, note what follows it, and take the meanings that are lacking."""
         found: dict[str, str] = {}
-        stated = {quantity for quantity in SIZES if self.constructor.takes(quantity)}
+        stated = {quantity for quantity in WORDS if self.constructor.takes(quantity)}
         tables: list[str] = []
         without: list[str] = []
         for word, old in self._numbers(arguments):

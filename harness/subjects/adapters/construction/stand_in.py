@@ -34,6 +34,10 @@ class StandIn(int):
         self.used_as.add("flag")
         return False
 
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Raise TypeError: what is called is no setting."""
+        raise TypeError(f"'{self.name}' is called as a function")
+
     def __len__(self) -> int:
         self.used_as.add("tokenizer")
         return int(self.values.get("vocab_size", 50257))

@@ -189,13 +189,17 @@ class TopLevel:
     def statements(self) -> list[Statement]:
         """The statements in order, each with what it binds and needs; `if __name__ == "__main__"` is none of them."""
         nodes = self.tree.body
-        imported = frozenset(n for s in nodes if isinstance(s, ast.Import | ast.ImportFrom) for n in _bound(s))
-        bound = [_bound(n) if isinstance(n, (*DEFINES, ast.Try, ast.If)) else _bound(n) - imported for n in nodes]
+        imported = frozenset(name for node in nodes for name in _imported(node))
         return [
-            Statement(index, node, names, self._needs(node), self._acts(node))
-            for index, (node, names) in enumerate(zip(nodes, bound, strict=True))
+            Statement(index, node, self._binds(node) - imported | _imported(node), self._needs(node), self._acts(node))
+            for index, node in enumerate(nodes)
             if not _is_main(node)
         ]
+
+    def _binds(self, node: ast.stmt) -> frozenset[str]:
+        """Return what a statement binds or changes. What acts on a value, as training does, is not needed for it."""
+        changes = not (isinstance(node, ast.Expr | ast.For | ast.While) and self._acts(node))
+        return _bound(node, changes=changes)
 
     def is_remote(self, statement: Statement) -> bool:
         """Return True if a statement would fetch something from a network."""
@@ -319,24 +323,28 @@ def _statements_in(node: ast.AST) -> list[ast.stmt]:
     return [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
 
 
-def _bound(node: ast.stmt) -> frozenset[str]:
-    """Return the names that a statement binds, and those whose value it changes: x = 1, x.a = 1, x.add(1)."""
+def _imported(node: ast.stmt) -> frozenset[str]:
+    """Return the names that the import statements in a statement bind."""
+    found = [child for child in _outside_functions(node) if isinstance(child, ast.Import | ast.ImportFrom)]
+    return frozenset(alias.asname or alias.name.split(".")[0] for child in found for alias in child.names)
+
+
+def _bound(node: ast.stmt, *, changes: bool = True) -> frozenset[str]:
+    """Return the names that a statement binds, and with `changes` those whose value it changes: x.a = 1, x.add(1)."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return frozenset((node.name,))
     found = set[str]()
     for child in _outside_functions(node):
         if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             found.add(child.id)
-        elif isinstance(child, ast.Attribute | ast.Subscript) and isinstance(child.ctx, ast.Store):
+        elif changes and isinstance(child, ast.Attribute | ast.Subscript) and isinstance(child.ctx, ast.Store):
             found |= set(_dotted(child)[:1])
-        elif isinstance(child, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name.split(".")[0] for alias in child.names}
         elif isinstance(child, ast.FunctionDef | ast.ClassDef):
             found.add(child.name)
-        elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
+        elif changes and isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
             words = _dotted(child.value.func)
             found |= set(words[:1]) if len(words) > 1 else set()
-    return frozenset(found - {""})
+    return frozenset(found - {""}) | _imported(node)
 
 
 def _dotted(node: ast.AST) -> list[str]:

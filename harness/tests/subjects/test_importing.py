@@ -1,0 +1,195 @@
+"""A subject is imported as its project would import it, and nothing of it is run that only trains, reads or waits."""
+
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from harness.core.errors import SubjectError
+from harness.core.sizes import SIZES
+from harness.subjects.adapters import adapt
+from harness.tests.subjects.constructor_styles import PARTS
+
+DEBUG = SIZES["debug"]
+MODEL = PARTS + textwrap.dedent("""
+    class GPT(Base):
+        def __init__(self, vocab_size=90, block_size=40, n_embd=32, n_head=4, n_layer=2):
+            super().__init__()
+            self.make(vocab_size, block_size, n_embd, n_head, n_layer)
+""")
+LECTURE = PARTS + textwrap.dedent("""
+    text = open("input.txt").read()
+    characters = sorted(set(text))
+    vocab_size = len(characters)
+    block_size, n_embd = 40, 32
+    n_head = 4
+    n_layer = 2
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = {c: i for i, c in enumerate(characters)}
+    encode = lambda s: [table[c] for c in s]
+    data = torch.tensor(encode(text))
+
+
+    def get_batch():
+        starts = torch.randint(len(data) - block_size, (4,))
+        return torch.stack([data[i : i + block_size] for i in starts]).to(device)
+
+
+    class GPT(Base):
+        def __init__(self):
+            super().__init__()
+            self.make(vocab_size, block_size, n_embd, n_head, n_layer)
+
+
+    model = GPT().to(device)
+    for step in range(10**9):
+        model(get_batch()).sum().backward()
+""")
+
+
+@pytest.fixture(autouse=True)
+def _own_modules(tmp_path, monkeypatch):
+    """Work in an empty folder, and forget afterwards what was imported from it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = dict(sys.modules)
+    yield
+    for name in set(sys.modules) - set(before):
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def write(folder, files):
+    """Write files by their names without `.py`."""
+    for name, text in files.items():
+        path = folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def notes_of(subject):
+    return " ".join(subject.project.notes.lines())
+
+
+def is_right(subject):
+    """Return True if the subject is built at the debug size."""
+    return tuple(subject.build(DEBUG).logits(torch.arange(8)[None]).shape) == (1, 8, 211)
+
+
+def test_a_file_that_trains_is_read_by_its_definitions_and_what_was_not_run_is_listed(tmp_path):
+    write(tmp_path, {"trains": MODEL + "data = open('none.txt').read()\nmodel = GPT()\nwhile True:\n    model(data)\n"})
+    subject = adapt("trains.py:GPT")
+    assert is_right(subject)
+    assert "trains.py does more than define" in notes_of(subject)
+    assert "data = open('none.txt').read()" in notes_of(subject)
+    assert "while True:" in notes_of(subject)
+
+
+def test_sizes_at_module_level_are_changed_and_the_data_that_the_vocabulary_is_counted_from_is_not_read(tmp_path):
+    write(tmp_path, {"lecture": LECTURE})
+    subject = adapt("lecture.py:GPT")
+    assert is_right(subject)
+    assert "constants of its module" in subject.constructor.description
+    big = subject.build(SIZES["124M"], device="meta").module
+    assert (big.tokens.weight.shape, len(big.layers)) == ((50257, 768), 12)
+    assert is_right(subject), "each size has modules of its own"
+
+
+def test_what_the_model_needs_of_an_acting_top_level_is_run(tmp_path):
+    needed = "def make_mask():\n    return torch.ones(3)\nMASK = make_mask()\nunused = make_mask().backward()\n"
+    model = MODEL.replace("self.make(vocab", "self.mask = MASK\n        self.make(vocab")
+    write(tmp_path, {"needs": model + needed})
+    subject = adapt("needs.py:GPT")
+    assert is_right(subject)
+    assert "unused = make_mask" in notes_of(subject)
+
+
+def test_an_instance_is_built_and_not_trained(tmp_path):
+    sizes = "vocab_size=211, block_size=32, n_embd=48, n_head=4, n_layer=3"
+    write(tmp_path, {"made": MODEL + f"model = GPT({sizes})\nmodel.eval()\nfor _ in range(10**9):\n    model.step()\n"})
+    assert is_right(adapt("made.py:model"))
+
+
+def test_a_file_that_only_defines_is_imported_as_python_does(tmp_path):
+    write(
+        tmp_path,
+        {"plain": "import torch\ntorch.manual_seed(3)\nSTATE = torch.get_rng_state()\n" + MODEL + "print(3)\n"},
+    )
+    subject = adapt("plain.py:GPT")
+    assert not subject.project.notes.lines()
+    assert torch.equal(subject.module.STATE, torch.Generator().manual_seed(3).get_state())
+
+
+def test_arguments_are_parsed_from_an_empty_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--subject", "x"])
+    parser = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--scale', type=int, default=1)\n"
+    model = MODEL.replace("self.make(vocab", "self.scale = args.scale\n        self.make(vocab")
+    write(tmp_path, {"parses": model + parser + "args = p.parse_args()\n"})
+    assert is_right(adapt("parses.py:GPT"))
+    assert sys.argv[0] == "pytest"
+
+
+@pytest.mark.parametrize(
+    ("where", "files"),
+    [
+        ("proj/models/gpt.py", {"proj/models/gpt": "from models.parts import *\n", "proj/models/parts": MODEL}),
+        ("proj/models/gpt.py", {"proj/models/gpt": "from .parts import *\n", "proj/models/parts": MODEL}),
+        ("proj/a/b/gpt.py", {"proj/a/b/gpt": "from ..c.parts import *\n", "proj/a/c/parts": "from ...d import *", "proj/d": MODEL}),
+        ("src/lib/gpt.py", {"src/lib/gpt": "from lib.parts import GPT\n", "src/lib/__init__": "", "src/lib/parts": MODEL}),
+        ("scripts/gpt.py", {"scripts/gpt": "from lib.parts import GPT\n", "src/lib/parts": MODEL}),
+        ("pkg/gpt.py", {"pkg/gpt": "from parts import GPT\n", "pkg/__init__": "", "pkg/parts": MODEL}),
+    ],
+)  # fmt: skip
+def test_the_folder_that_a_project_is_imported_from_is_found(tmp_path, where, files):
+    write(tmp_path, files)
+    assert is_right(adapt(f"{where}:GPT"))
+
+
+def test_a_package_that_imports_a_trainer_is_imported_without_what_the_trainer_needs(tmp_path):
+    trainer = "import a_missing_tracker\n\n\nclass Trainer(a_missing_tracker.Base):\n    pass\n"
+    package = "from .train import Trainer\nfrom .gpt import GPT\n"
+    write(tmp_path, {"lib/__init__": package, "lib/train": trainer, "lib/gpt": MODEL})
+    subject = adapt("lib/gpt.py:GPT")
+    assert is_right(subject)
+    assert "the package 'a_missing_tracker' is not installed; lib/train.py:1 imports it" in notes_of(subject)
+
+
+def test_a_missing_package_that_the_model_uses_is_named_with_the_line_that_imports_it(tmp_path):
+    model = MODEL.replace("self.make(vocab", "k.start()\n        self.make(vocab")
+    write(tmp_path, {"uses": "import a_missing_kernel as k\n" + model})
+    subject = adapt("uses.py:GPT")
+    with pytest.raises(SubjectError, match=r"the package 'a_missing_kernel' is not installed; uses\.py:1 needs it"):
+        subject.build(DEBUG)
+
+
+def test_a_fallback_for_a_missing_package_is_the_users_own(tmp_path):
+    fallback = "try:\n    import a_missing_kernel as k\nexcept ImportError:\n    k = None\nimport a_missing_tracker\n"
+    write(tmp_path, {"falls": fallback + MODEL})
+    assert adapt("falls.py:GPT").module.k is None
+
+
+def test_constants_of_another_module_reach_the_model(tmp_path):
+    model = MODEL.replace("vocab_size=90, block_size=40, n_embd=32, n_head=4, n_layer=2", "vocab_size=90, n_layer=2")
+    imports = "from sizes import n_embd, block_size\nimport sizes as s\nn_head = s.n_head\n"
+    write(tmp_path, {"sizes": "n_embd = 32\nblock_size = 40\nn_head = 4\n", "gpt_of_parts": imports + model})
+    subject = adapt("gpt_of_parts.py:GPT")
+    assert is_right(subject)
+    assert subject.constructor.arguments(DEBUG)["n_embd"] == 48
+    assert sys.modules["sizes"].n_embd == 32, "what is imported keeps its own values"
+
+
+def test_two_projects_with_modules_of_the_same_name_are_read_apart(tmp_path):
+    write(tmp_path, {"a/gpt": "from parts import GPT\n", "a/parts": MODEL})
+    write(tmp_path, {"b/gpt": "from parts import Other\n", "b/parts": MODEL.replace("class GPT", "class Other")})
+    assert is_right(adapt("a/gpt.py:GPT"))
+    assert is_right(adapt("b/gpt.py:Other"))
+
+
+@pytest.mark.parametrize(
+    "line", ["subject import Model", "adapters.calling import call", "weights import Row, WeightMap"]
+)
+def test_an_adapter_that_imports_by_earlier_names_is_read(tmp_path, line):
+    write(tmp_path, {"older": f"from harness.{line}\n" + MODEL})
+    assert is_right(adapt("older.py:GPT"))
+    assert "harness.subject" not in sys.modules, "the earlier names are for subjects alone"
