@@ -15,7 +15,7 @@ from harness.report.verifications import fault_matrix, fault_tally
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `gpt-harness faults [ID ...] [--processes N] [--suites DIR] [--output DIR]`."""
+    """Add `gpt-harness faults [ID ...] [--list] [--processes N] [--suites DIR] [--output DIR]`."""
     command = commands.add_parser(
         "faults",
         help="put every known fault into a correct GPT and see which check kills it",
@@ -23,6 +23,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "matrix of checks and faults. Exit status 1 if a requirement is missed.",
     )
     command.add_argument("ids", nargs="*", metavar="ID", help="faults or controls of the catalogue (default: all)")
+    command.add_argument(
+        "--list",
+        action="store_true",
+        help="print every id that a diagnosis may name, and that a [[deviation]] may declare, with its meaning",
+    )
     command.add_argument(
         "--processes", type=int, default=cores(), metavar="N", help="worker processes (one a core: %(default)s)"
     )
@@ -37,6 +42,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Run the matrix, write its records and its report, and print the tally; 1 if a requirement is missed."""
+    if options.list:
+        for name, what in sorted(read_catalogue().meanings.items()):
+            print(f"{name:38} {what}")
+        return 0
     # The matrix imports torch, which takes seconds that `gpt-harness --help` need not wait for.
     from harness.faults.matrix import debug_checks, judge_faults
 

@@ -10,6 +10,7 @@ from harness.core.error_text import is_user_file
 from harness.core.errors import HarnessError, Missing
 from harness.core.sizes import SIZES
 from harness.diagnosis import failed_checks, reproduction, teacher_forcing
+from harness.diagnosis.consequences import without_consequences
 from harness.diagnosis.finding import NO_VARIANT, Diagnosis, Finding
 from harness.diagnosis.searches import (
     computation,
@@ -56,7 +57,10 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
         found = failed_checks.findings_from(failed)
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", NO_VARIANT, failed[0].message)]
-    found = _without_repetitions(found)
+    try:
+        found = without_consequences(found, subject)
+    except Exception as error:
+        trouble.append(f"findings are not put together: {type(error).__name__}: {error}")
     script, data = "", ""
     try:
         shown = next((finding for finding in found if _shows_in_logits(finding)), None)
@@ -86,7 +90,7 @@ def _searched(subject: Subject, suites: set[str] | None) -> tuple[list[Finding],
             trouble.append(str(error))
         except BaseException as error:  # SystemExit, too
             trouble.append(f"{type(error).__name__}: {error}")
-            if search is computation.search and (broken := _broken(error)) is not None:
+            if search is computation.search and (broken := _broken(subject, error)) is not None:
                 found.append(broken)
                 break  # the other searches would fail in the same line
     return found, trouble
@@ -97,33 +101,27 @@ def _is_noisy(found: Sequence[Finding]) -> bool:
     return any("low-precision" in finding.fault or finding.where == "dropout" for finding in found)
 
 
-def _broken(error: BaseException) -> Finding | None:
+def _broken(subject: Subject, error: BaseException) -> Finding | None:
     """Return the finding for an error that the subject's own code raised, with its line."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_user_file(frame.filename)]
     if not frames:
         return None
     line = SourceLine(frames[-1].filename, frames[-1].lineno or 0)
-    cause = f"building or calling it fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    what = "in float64, as the diagnosis runs it, it fails" if _answers(subject) else "building or calling it fails"
+    cause = f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return Finding(
         "forward", "", cause, "at the debug size, where all dimensions are different numbers", *location(line)
     )
 
 
-def _without_repetitions(found: Sequence[Finding]) -> list[Finding]:
-    """Return one finding for each fault on one line, which may have several places, as in every norm of a class."""
-    findings: list[Finding] = []
-    for finding in found:
-        same = [
-            number
-            for number, other in enumerate(findings)
-            if finding.fault and finding.source and (other.fault, other.source) == (finding.fault, finding.source)
-        ]
-        if same:
-            first = findings[same[0]]
-            findings[same[0]] = dataclasses.replace(first, cause=f"{first.cause}; the same in {finding.where}")
-        else:
-            findings.append(finding)
-    return findings
+def _answers(subject: Subject) -> bool:
+    """Return True if the subject can be built and called as it is."""
+    try:
+        ids, _ = batch(SIZES[computation.SIZE], "random", rows=2, length=24)
+        subject.build(SIZES[computation.SIZE]).logits(ids)
+    except Exception:
+        return False
+    return True
 
 
 def _shows_in_logits(finding: Finding) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.rules import RULES
+from harness.diagnosis.rules import RULES, Rule
 from harness.suites.record import Record
 
 LONGEST_EVIDENCE = 220  # characters
@@ -14,18 +14,22 @@ LONGEST_EVIDENCE = 220  # characters
 
 def findings_from(records: Sequence[Record]) -> list[Finding]:
     """Return one finding for each fault that a rule reads from a failed check, in the order of the rules."""
-    failed = [record for record in records if record.verdict in ("fail", "error")]
-    found: dict[str, Finding] = {}
+    found: dict[tuple[str, str], Finding] = {}
     for rule in RULES:
-        for record in failed:
-            if (
-                record.check.measure == rule.measure
-                and rule.fault not in found
-                and re.search(rule.pattern, _text(record))
-            ):
-                evidence = f"{record.check.suite}/{record.check.id}: {record.message}"
-                found[rule.fault] = Finding(rule.where, rule.fault, rule.cause, evidence[:LONGEST_EVIDENCE])
+        for record in records:
+            if _applies(rule, record) and re.search(rule.pattern, _text(record)):
+                evidence = f"{record.check.suite}/{record.check.id}: {record.message}"[:LONGEST_EVIDENCE]
+                # One fault has one finding: that of the first rule that reads it.
+                key = (rule.fault, "" if rule.fault else rule.cause)
+                found.setdefault(key, Finding(rule.where, rule.fault, rule.cause, evidence))
     return list(found.values())
+
+
+def _applies(rule: Rule, record: Record) -> bool:
+    """Return True if a rule may read a record: what a check that raised says of its measure is not known."""
+    if record.check.measure != rule.measure or record.details.get("because"):
+        return False
+    return record.verdict == "fail" or (record.verdict == "error" and rule.errors)
 
 
 def _text(record: Record) -> str:

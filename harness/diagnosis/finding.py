@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from harness.oracle.named_deviations import ALIASES, NAMED
+
 NO_VARIANT = "no known variant matches"
+# What people do on purpose, as the deviations that have a name: a finding of it says how it is declared.
+CHOICES = frozenset(("post-norm", "parallel-block", "embedding-scaled", "activation-wrong"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Finding:
     `where` is a published component (`h.1.attn.mask`, `ln_f`, `init.wte.weight`, `cache.position`), with `h.*` if it
     is wrong in every layer. `fault` is the catalogue's id, "" if no known variant matches. `source` and `text` are the
     location and the text of the line to look at in the user's file, "" if unknown. `alike` are the ids of other faults
-    that make the very same program.
+    that make the very same program. `settings` are further lines of its declaration.
     """
 
     where: str
@@ -26,10 +30,18 @@ class Finding:
     source: str = ""
     text: str = ""
     alike: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    @property
+    def declaration(self) -> str:
+        """The lines that declare it in the subject's deviations file; "" if people do not do it on purpose."""
+        if self.fault not in CHOICES and ALIASES.get(self.fault, self.fault) not in NAMED:
+            return ""
+        return "\n".join(("[[deviation]]", f'what = "{self.fault}"', *self.settings, 'reason = "..."'))
 
     def as_row(self) -> dict[str, Any]:
         """Return the finding as a JSON-ready dict."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "declaration": self.declaration}
 
 
 @dataclasses.dataclass(frozen=True)

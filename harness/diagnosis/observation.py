@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import inspect
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -38,11 +39,14 @@ class Observation:
             entries.sort()
 
     def find(self, expected: Tensor, *, after: int = -1, tolerance: float = SAME) -> int | None:
-        """Return the first step that computed `expected`, its axes in any order; None if no step did."""
-        candidates = self._index.get(expected.numel())
-        own = sums(expected)
+        """Return the first step that computed `expected`, its axes in any order; None if no step did.
+
+        A value that is one number everywhere, as zeros are, is never found: that it is the same would mean nothing.
+        """
+        candidates = self._index.get(expected.numel()) if varies(expected) else None
         if not candidates:
             return None
+        own = sums(expected)
         slack = 10 * tolerance * max(own[1], 1e-300)
         first = bisect.bisect_left(candidates, own[0] - slack, key=lambda entry: entry[0])
         near = itertools.takewhile(lambda entry: entry[0] <= own[0] + slack, candidates[first:])
@@ -76,6 +80,17 @@ def own_files(model: Model) -> set[str]:
         with contextlib.suppress(TypeError, OSError):
             files.add(inspect.getsourcefile(kind) or "")
     return {file for file in files if file and not file.startswith(TORCH)}
+
+
+def varies(tensor: Tensor) -> bool:
+    """Return True if the values are not all one number, within rounding; NaN counts as another number."""
+    if not tensor.numel():
+        return False
+    low, high = (float(edge) for edge in tensor.detach().aminmax())
+    if math.isfinite(low) and math.isfinite(high):
+        return high - low > SAME * max(abs(low), abs(high))
+    rest = tensor[~tensor.isnan()]
+    return bool(rest.numel()) and (rest.numel() < tensor.numel() or low != high)
 
 
 def sums(tensor: Tensor) -> Sums:

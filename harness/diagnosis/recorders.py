@@ -30,9 +30,9 @@ class Step:
     made: SourceLine | None = None
     stack: Stack = ()
 
-    def line_in(self, owner: nn.Module | None) -> SourceLine | None:
-        """Return the line within a method of `owner` on the stack; the innermost line if there is none."""
-        return next((line for line, own in self.stack if owner is not None and own == id(owner)), self.line)
+    def line_in(self, owners: frozenset[int] | None) -> SourceLine | None:
+        """Return the innermost line within a method of one of these modules (ids); the innermost if there is none."""
+        return next((line for line, own in self.stack if owners and own in owners), self.line)
 
 
 class ModuleCreationSites:

@@ -107,6 +107,11 @@ class Catalogue:
         """The ids of all tables: those that a diagnosis may name."""
         return frozenset((*(fault.id for fault in (*self.faults, *self.controls)), *self.named, *self.later))
 
+    @property
+    def meanings(self) -> dict[str, str]:
+        """The ids that a diagnosis may name, each with one sentence."""
+        return {**{fault.id: fault.what for fault in self.faults}, **self.named}
+
     def chosen(self, ids: list[str]) -> list[Fault]:
         """Return the faults and controls with these ids, or all; controls last.
 

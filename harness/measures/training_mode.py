@@ -100,5 +100,5 @@ def _dropouts_by_rate(subject: Subject, size: str, rate: float) -> defaultdict[f
         raise MissingAbility(f"{subject.name} drops nothing in training mode")
     counts: defaultdict[float, float] = defaultdict(float)
     for call in recorder.calls:
-        counts[call.rate] += 1 / SIZES[size].heads if call.of_one_head else 1
+        counts[call.rate] += call.share(ids, SIZES[size].heads)
     return counts

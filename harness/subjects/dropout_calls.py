@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
 
 DROPOUTS = frozenset(
@@ -23,9 +25,9 @@ DROPOUTS = frozenset(
 FUSED = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class DropoutCall:
-    """One call that drops something: its rate, and the shape of what it drops; () for the weights of a fused kernel."""
+    """One call that drops something: its rate, and the shape of what it drops; () for nn.MultiheadAttention's."""
 
     rate: float
     shape: tuple[int, ...]
@@ -35,10 +37,14 @@ class DropoutCall:
         """True if attention weights are dropped: the last two axes are positions."""
         return not self.shape or (len(self.shape) > 2 and self.shape[-1] == self.shape[-2])
 
-    @property
-    def of_one_head(self) -> bool:
-        """True if attention weights (B, T, T) of a single head are dropped."""
-        return self.of_attention and len(self.shape) == 3
+    def share(self, ids: Tensor, heads: int) -> float:
+        """Return how much of one of GPT-2's dropouts for `ids` (B, T) a call is: 1/H for one head, 1/B for one row.
+
+        Heads may have an axis of their own, (B, H, T, T), or share one with the rows, (B·H, T, T).
+        """
+        if not self.of_attention:
+            return 1 / len(ids) if len(self.shape) == 2 and self.shape[0] == ids.shape[1] else 1
+        return min(1.0, math.prod(self.shape[:-2]) / (len(ids) * heads)) if self.shape else 1
 
 
 class DropoutCalls(TorchFunctionMode):
@@ -51,8 +57,7 @@ class DropoutCalls(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         if (rate := _rate(function, args, given)) > 0:
-            dropped = () if function in FUSED else tuple((args[0] if args else given["input"]).shape)
-            self.calls.append(DropoutCall(rate, dropped))
+            self.calls.append(DropoutCall(rate, _dropped(function, args, given)))
         return function(*args, **given)
 
 
@@ -70,8 +75,18 @@ class WithoutDropout(TorchFunctionMode):
         return function(*args, **given)
 
 
+def without_dropout(model: Model) -> Model:
+    """Return the model with every dropout of PyTorch's off in its calls, whatever its rate."""
+
+    def call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        with WithoutDropout():
+            return model.calling(module, ids, targets)
+
+    return dataclasses.replace(model, calling=call)
+
+
 def has_dropout_setting(subject: Subject) -> bool:
-    """Return False if the subject has no setting for a dropout's rate, so that one that is asked for changes nothing."""
+    """Return False if the subject has no setting for the rate of a dropout, so that asking for one changes nothing."""
     constructor = getattr(subject, "constructor", None)  # an adapter has none: it says what it does
     return constructor is None or bool(constructor.takes("dropout"))
 
@@ -89,6 +104,16 @@ def draws_numbers(module: nn.Module, run: Callable[[], Tensor]) -> bool:
     finally:
         module.train(was_training)
     return not torch.equal(*found)
+
+
+def _dropped(function: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the shape of what a call drops; of a fused attention, the shape that its weights would have."""
+    if function is F.multi_head_attention_forward:
+        return ()
+    if function is F.scaled_dot_product_attention:
+        query, key = args[0] if args else given["query"], args[1] if len(args) > 1 else given["key"]
+        return (*query.shape[:-1], key.shape[-2])
+    return tuple((args[0] if args else given["input"]).shape)
 
 
 def _rate(function: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.core.sizes import SIZES
 from harness.diagnosis.finding import Finding
@@ -19,6 +19,7 @@ from harness.diagnosis.source_lines import location
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
+from harness.subjects.dropout_calls import WithoutDropout, draws_numbers, has_dropout_setting, without_dropout
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
 
@@ -48,7 +49,7 @@ def search(subject: Subject) -> list[Finding]:
 
 def built(subject: Subject, weights: Weights, *, training: bool) -> tuple[Model, ModuleCreationSites]:
     """Return the subject in float64 with these weights, and the lines that created its modules."""
-    options: dict[str, Any] = {"dropout": 0.0} if training else {}
+    options: dict[str, Any] = {"dropout": 0.0} if training and has_dropout_setting(subject) else {}
     with ModuleCreationSites() as sites:
         model = build_with_weights(subject, SIZES[SIZE], state(SIZE, weights), "float64", **options)
     model.module.train(training)
@@ -56,11 +57,13 @@ def built(subject: Subject, weights: Weights, *, training: bool) -> tuple[Model,
 
 
 def published_weights(model: Model, weights: Weights) -> dict[str, Tensor]:
-    """Return the published weights in float64; those that the subject has no parameter for have no effect.
+    """Return the weights in float64 under their published names, those that GPT-2 does not have included.
 
-    Missing parameters are reported by another search.
+    Those that the subject has no parameter for have no effect: another search reports them.
     """
     given = {name: tensor.double() for name, tensor in state(SIZE, weights).items()}
+    own = model.weights.read(dict(model.module.named_parameters()))
+    given |= {name: t.double() for name, t in own.items() if name not in given or given[name].shape != t.shape}
     for row in model.weights.missing:
         neutral = 1.0 if "ln_" in row.published and row.published.endswith("weight") else 0.0
         given[row.published] = given[row.published].clone()
@@ -70,21 +73,26 @@ def published_weights(model: Model, weights: Weights) -> dict[str, Tensor]:
 
 def _run(subject: Subject, weights: Weights, *, training: bool) -> list[Finding]:
     """Search the forward pass over the whole context; if it is matched, the loss; if that is right, the gradients."""
-    size = SIZES[SIZE]
-    ids, targets = batch(size, "random", rows=2, length=size.context)
+    ids, targets = batch(SIZES[SIZE], "random", rows=2, length=SIZES[SIZE].context)
     model, sites = built(subject, weights, training=training)
-    given = published_weights(model, weights)
+    if training and draws_numbers(model.module, lambda: model.logits(ids)):
+        return []  # no pass in training mode can be compared with another
+    return _differences(without_dropout(model), sites, weights, ids, targets)
+
+
+def _differences(
+    model: Model, sites: ModuleCreationSites, weights: Weights, ids: Tensor, targets: Tensor
+) -> list[Finding]:
+    size, given = model.size, published_weights(model, weights)
     observed, low = precision.without_downcasts(model, ids, sites, observe(model, ids, sites), given, size)
     # With downcasts undone, the values that hooks read are not those observed.
     own_values = {} if low else _residual_stream(model, ids)
-    result = forward.search(observed, ids, given, size, own_values, _blocks(model))
+    result = forward.search(observed, ids, given, size, own_values, _owners(model))
     findings = [*low, *result.findings]
     if low or not result.complete or result.forced or weights == "extreme":
         return findings
-    wrong_loss = loss.search(model, given, size, result.changes, sites)
-    if wrong_loss:
-        return findings + wrong_loss
-    return findings + backward.search(model, ids, targets, given, size, result.changes, sites)
+    wrong_loss, changes = loss.search(model, given, size, result.changes, sites)
+    return findings + (wrong_loss or backward.search(model, ids, targets, given, size, changes, sites))
 
 
 def _in_training_only(finding: Finding) -> Finding:
@@ -103,13 +111,15 @@ def _residual_stream(model: Model, ids: Tensor) -> dict[str, Tensor]:
     return {name.replace("block ", "h."): tensor.detach().double() for name, tensor in outputs.items()}
 
 
-def _blocks(model: Model) -> dict[int, nn.Module]:
-    """Return the modules that are blocks, by layer."""
-    found = {}
+def _owners(model: Model) -> dict[int | None, frozenset[int]]:
+    """Return the ids of the modules that connect the parts: by layer the block; by None all that contain blocks."""
+    found: dict[int | None, frozenset[int]] = {}
     for layer in range(model.size.layers):
         with contextlib.suppress(Exception):
-            found[layer] = model.component(f"transformer.h.{layer}")
-    return found
+            found[layer] = frozenset((id(model.component(f"transformer.h.{layer}")),))
+    blocks = frozenset().union(*found.values())
+    around = (m for m in model.module.modules() if blocks & {id(part) for part in m.modules() if part is not m})
+    return {**found, None: frozenset(map(id, around)) | {id(model.module)}}
 
 
 def _changing(subject: Subject) -> Finding | None:
@@ -124,10 +134,13 @@ def _changing(subject: Subject) -> Finding | None:
     line = first.line(number)
     difference = float((first.logits - second.logits).abs().max())
     evidence = f"two forward passes in eval mode differ by {difference:.1e} in the logits"
-    if number is None or "drop" not in first.steps[number].operation + (line.text if line else ""):
+    with torch.no_grad(), WithoutDropout():
+        same = torch.equal(model.logits(ids), model.logits(ids))
+    if number is None or not same:
         return Finding("block", "", "the same input gives other logits the second time", evidence, *location(line))
     attention = is_attention(tuple(first.steps[number].tensor.shape))
     fault = "attn-dropout-active-in-eval" if attention else "dropout-active-in-eval"
+    evidence += "; without PyTorch's dropout they agree"
     return Finding("dropout", fault, "dropout is active in eval mode", evidence, *location(line))
 
 

@@ -1,41 +1,65 @@
-"""The search for dropouts of GPT-2 that are missing, have another rate, or are active in eval mode."""
+"""The search for dropouts of GPT-2 that are missing, or have another rate than asked for."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from harness.core.sizes import SIZES
 from harness.diagnosis.finding import Finding
 from harness.oracle.tokens import batch
+from harness.subjects.dropout_calls import DropoutCall, DropoutCalls, draws_numbers, has_dropout_setting
 from harness.subjects.protocols import Subject
 
 SIZE = "debug"
 RATE = 0.1
-LENGTH = 24  # attention weights are (..., LENGTH, LENGTH), which distinguishes them from the residual stream
+LENGTH = 24
 
 
 def search(subject: Subject) -> list[Finding]:
-    """Return which of GPT-2's dropouts is missing or has another rate: the embeddings' sum, and three a block."""
-    size = SIZES[SIZE]
-    model = subject.build(size, dropout=RATE)
-    ids, _ = batch(size, "random", rows=2, length=LENGTH)
-    model.module.train()
-    with DropoutRecorder() as dropouts, torch.no_grad():
-        model.logits(ids)
-    if not dropouts.calls:
-        return []  # the subject has no dropout, or does not use PyTorch's
-    wrong = [rate for _, rate in dropouts.calls if abs(rate - RATE) > 1e-9]
+    """Return which of GPT-2's dropouts is missing or has another rate: the embeddings' sum, and three a block.
+
+    Return [] where the calls do not tell: no rate can be asked for, nothing is dropped, or something is by other means.
+    """
+    if not has_dropout_setting(subject):
+        return []
+    calls, others = _calls(subject, RATE), _calls(subject, 2 * RATE)
+    if not calls or others is None or len(calls) != len(others):
+        return []
+    rates = [(call.rate, other.rate) for call, other in zip(calls, others, strict=True)]
+    wrong = [pair for pair in rates if abs(pair[0] - RATE) > 1e-9 or abs(pair[1] - 2 * RATE) > 1e-9]
     if wrong:
-        cause = f"a dropout has a rate of {wrong[0]:g}, expected {RATE:g}"
-        fault = "dropout-rate-tripled" if abs(wrong[0] - 3 * RATE) < 1e-9 else "dropout-rate"
-        return [Finding("dropout", fault, cause, "")]
-    kinds = ["attn" if is_attention(shape) else "stream" for shape, _ in dropouts.calls]
-    if kinds.count("attn") == size.layers * size.heads:  # head by head: count the first head's
+        return [_another_rate(wrong, len(rates))]
+    size = SIZES[SIZE]
+    kinds = ["attn" if call.of_attention else "stream" for call in calls]
+    if kinds.count("attn") == size.layers * size.heads:
+        # Head by head: count the first head's.
         kinds = [kind for n, kind in enumerate(kinds) if kind == "stream" or kinds[:n].count("attn") % size.heads == 0]
     return _missing(kinds, size.layers)
+
+
+def _calls(subject: Subject, rate: float) -> Sequence[DropoutCall] | None:
+    """Return the dropouts of one training pass; None if the model also drops by other means than PyTorch's."""
+    model = subject.build(SIZES[SIZE], dropout=rate)
+    ids, _ = batch(SIZES[SIZE], "random", rows=2, length=LENGTH)
+    if draws_numbers(model.module, lambda: model.logits(ids)):
+        return None
+    model.module.train()
+    recorder = DropoutCalls()
+    with recorder, torch.no_grad():
+        model.logits_and_loss(ids, ids)  # one pass: `logits` may need two
+    return recorder.calls
+
+
+def _another_rate(wrong: list[tuple[float, float]], count: int) -> Finding:
+    """Return the finding for rates other than RATE and its double, which were asked for."""
+    first, second = wrong[0]
+    evidence = f"{len(wrong)} of {count} dropouts in a training pass, asked for {RATE:g} and for {2 * RATE:g}"
+    if first == second:
+        return Finding("dropout", "dropout-rate", f"the rate of a dropout is {first:g} whatever is asked for", evidence)
+    fault = "dropout-rate-tripled" if abs(first - 3 * RATE) < 1e-9 else "dropout-rate"
+    return Finding("dropout", fault, f"a dropout has a rate of {first:g} where {RATE:g} is asked for", evidence)
 
 
 def _missing(kinds: list[str], layers: int) -> list[Finding]:
@@ -56,28 +80,3 @@ def _missing(kinds: list[str], layers: int) -> list[Finding]:
 def is_attention(shape: tuple[int, ...]) -> bool:
     """Return True for the shape of attention weights, (..., LENGTH, LENGTH)."""
     return shape.count(LENGTH) > 1
-
-
-class DropoutRecorder(TorchFunctionMode):
-    """Record the shape and the rate of every dropout that is applied, in order, inside the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[tuple[int, ...], float]] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        if function in (torch.nn.functional.dropout, torch.dropout, torch.dropout_):
-            rate = given.get("p", args[1] if len(args) > 1 else 0.5)
-            training = given.get("training", given.get("train", args[2] if len(args) > 2 else True))
-            if rate and training:
-                self.calls.append((tuple(args[0].shape), rate))
-        elif function is torch.nn.functional.scaled_dot_product_attention:
-            self._add_attention(given.get("dropout_p", args[4] if len(args) > 4 else 0.0))
-        elif function is torch.nn.functional.multi_head_attention_forward and given.get("training", True):
-            self._add_attention(given.get("dropout_p", args[10] if len(args) > 10 else 0.0))
-        return function(*args, **given)
-
-    def _add_attention(self, rate: float) -> None:
-        if rate:
-            self.calls.append(((LENGTH, LENGTH), rate))

@@ -71,6 +71,8 @@ def _greedy(subject: Generates, model: Model) -> list[Finding]:
     except (Missing, SubjectError):
         return []  # SubjectError: the wrong number of tokens, which a check of the lengths reports
     except Exception as error:
+        if _raises(subject, model, prompt):
+            return [Finding("generation", "", "generate raises an error", _description(error))]
         cause = "temperature 0 is an error, not the likeliest token"
         return [Finding("generation.temperature", "gen-temperature-zero", cause, _description(error))]
     try:
@@ -92,6 +94,15 @@ def _greedy(subject: Generates, model: Model) -> list[Finding]:
         cause = "temperature 0 does not take the likeliest token"
         return [Finding("generation.temperature", "gen-temperature-zero", cause, "")]
     return []
+
+
+def _raises(subject: Generates, model: Model, prompt: Tensor) -> bool:
+    """Return True if generation raises an error at the usual temperature, too."""
+    try:
+        subject.generate(model, prompt, 6)
+    except Exception:
+        return True
+    return False
 
 
 def _matches_greedily(model: Model, logits: NextLogits, *, short: Tensor, long: Tensor) -> bool:
@@ -144,10 +155,10 @@ def _seeds(subject: Generates, model: Model) -> list[Finding]:
         return []
     if not torch.equal(first, again):
         evidence = "the same seed gives other tokens the second time"
-        return [Finding("generation.seed", "gen-seed-ignored", "the seed is not used", evidence)]
+        return [Finding("generation.seed", "gen-seed-ignored", "the seed does not decide the tokens", evidence)]
     if not torch.equal(zero, zero_again):
         evidence = "seed 0 gives other tokens the second time, seed 5 the same"
-        return [Finding("generation.seed", "gen-seed-zero-ignored", "seed 0 is treated as no seed", evidence)]
+        return [Finding("generation.seed", "gen-seed-zero-ignored", "seed 0 does not decide the tokens", evidence)]
     if not torch.equal(first, other) or not torch.equal(first, zero):
         return []
     if torch.equal(first, subject.generate(model, prompt, 12, temperature=0.0)):

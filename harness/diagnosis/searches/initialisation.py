@@ -55,18 +55,30 @@ def _standard_deviations(matrices: Families) -> list[Finding]:
 
 
 def _residual_projections(wrong: Families, layers: int) -> Finding:
+    """Return the finding for residual projections of which none has GPT-2's standard deviation."""
     where = next(iter(wrong))
     std = _std(wrong[where])
     evidence = _evidence(where, std, _gpt2_std(where, layers))
     for scale in RESIDUAL_SCALES:
-        if not _near(std, scale.std(layers)):
+        alike = [name for name, tensors in wrong.items() if _near(_std(tensors), scale.std(layers))]
+        if where not in alike:
             continue
-        fault, alike = scale.fault, scale.alike
+        fault, others = scale.fault, scale.alike
         if len(wrong) == 1 and fault == "init-residual-scale-missing" and where.startswith("mlp"):
             fault = "init-residual-scale-mlp-missing"
-            alike = ()
-        return Finding(f"init.{where}", fault, f"{' and '.join(wrong)} {scale.says}", evidence, alike=alike)
-    return Finding(f"init.{where}", "", f"{where} starts with another standard deviation", evidence)
+            others = ()
+        rest = [f"{name} {_spread(wrong[name], layers, name)}" for name in wrong if name not in alike]
+        cause = "; ".join([f"{' and '.join(alike)} {scale.says}", *rest])
+        return Finding(f"init.{where}", fault, cause, evidence, alike=others)
+    cause = "; ".join(f"{name} {_spread(tensors, layers, name)}" for name, tensors in wrong.items())
+    return Finding(f"init.{where}", "", cause, evidence)
+
+
+def _spread(tensors: list[Tensor], layers: int, name: str) -> str:
+    """Return the end of a sentence that begins with a family's name: its standard deviation, and GPT-2's."""
+    stds = [_std([tensor]) for tensor in tensors]
+    found = f"{max(stds):.3g}" if _near(min(stds), max(stds)) else f"{min(stds):.3g} to {max(stds):.3g}"
+    return f"starts with a standard deviation of {found}, not {_gpt2_std(name, layers):.3g}"
 
 
 def _matrices(wrong: Families, matrices: Families, layers: int) -> Finding:
@@ -76,39 +88,52 @@ def _matrices(wrong: Families, matrices: Families, layers: int) -> Finding:
     evidence = _evidence(where, std, right)
     if all(_std(t) == 0 for t in matrices.values()):
         return Finding("init", "init-zero", "all matrices start at zero", evidence)
-    if all(_is_pytorch_default(name, t) for name, t in matrices.items() if name not in RESIDUAL):
+    if all(_is_pytorch_default(name, t) for name, t in matrices.items()):
         return Finding("init", "init-framework-default", "every matrix starts as PyTorch's layers start", evidence)
     linear = {name: t for name, t in wrong.items() if name not in EMBEDDINGS}
     if linear and all(_is_pytorch_default(name, t) for name, t in linear.items()):
-        cause = f"{', '.join(linear)}: initialised as nn.Linear initialises them"
+        cause = f"{', '.join(linear)}: initialised as PyTorch's linear layers are"
         return Finding(f"init.{next(iter(linear))}", "init-framework-default", cause, evidence)
     fault = "init-std-too-large" if std > right else "init-std-too-small"
     if len(wrong) == 1 and where in EMBEDDINGS:
-        fault = "init-wpe-too-large" if where == "wpe.weight" else fault
-        start = "as nn.Embedding does, N(0, 1)" if _near(std, 1.0) else f"with a standard deviation of {std:.3g}"
+        fault = "init-wpe-too-large" if where == "wpe.weight" and std > right else fault
+        start = (
+            "as nn.Embedding does, N(0, 1)" if _is_normal(tensors, 1.0) else f"with a standard deviation of {std:.3g}"
+        )
         return Finding(f"init.{where}", fault, f"{where} starts {start}", evidence)
-    names = "all matrices start" if len(wrong) > 3 else f"{' and '.join(wrong)} start{'s' * (len(wrong) == 1)}"
     place = "init" if len(wrong) > 3 else f"init.{where}"
-    return Finding(place, fault, f"{names} with a standard deviation of {std:.3g}, not {right:.3g}", evidence)
+    if all(_near(_std(t), std) for t in wrong.values()):
+        every = len(wrong) > 3 and all(_near(_std(t), std) for t in matrices.values())
+        names = "all matrices start" if every else f"{' and '.join(wrong)} start{'s' * (len(wrong) == 1)}"
+        return Finding(place, fault, f"{names} with a standard deviation of {std:.3g}, not {right:.3g}", evidence)
+    same_side = len({_std(t) > _gpt2_std(name, layers) for name, t in wrong.items()}) == 1
+    each = ", ".join(f"{name} {_std(t):.3g}" for name, t in wrong.items())
+    cause = f"matrices start with other standard deviations than {right:.3g}: {each}"
+    return Finding(place, fault if same_side else "", cause, evidence)
 
 
 def _distributions(matrices: Families) -> list[Finding]:
-    """Return findings about means that are not 0, and about numbers that are not normal."""
-    means = {name: float(torch.cat([t.flatten() for t in ts]).mean()) for name, ts in matrices.items()}
+    """Return findings about means that are not 0, and about numbers that are not normal.
+
+    A matrix of one number has no distribution: that it is one is told by its standard deviation.
+    """
+    drawn = {name: tensors for name, tensors in matrices.items() if all(float(t.std()) > 0 for t in tensors)}
+    means = {name: float(torch.cat([t.flatten() for t in ts]).mean()) for name, ts in drawn.items()}
     # Six standard errors of the mean.
     shifted = [
-        name for name, ts in matrices.items() if abs(means[name]) > 6 * _std(ts) / math.sqrt(sum(t.numel() for t in ts))
+        name for name, ts in drawn.items() if abs(means[name]) > 6 * _std(ts) / math.sqrt(sum(t.numel() for t in ts))
     ]
     if shifted:
         name = shifted[0]
         cause = f"{_listed(shifted, 3)}: the mean is not 0"
         return [Finding(f"init.{name}", "init-shifted", cause, f"the mean of {name} is {means[name]:.3g}")]
-    uniform = {name: kurtosis for name, ts in matrices.items() if (kurtosis := _kurtosis(ts)) < UNIFORM_BELOW}
-    if uniform:
-        name, kurtosis = next(iter(uniform.items()))
-        cause = f"{_listed(list(uniform), 3)}: uniform numbers, not normal ones"
+    flat = {name: kurtosis for name, ts in drawn.items() if (kurtosis := _kurtosis(ts)) < UNIFORM_BELOW}
+    if flat:
+        name, kurtosis = next(iter(flat.items()))
+        uniform = all(_is_uniform(drawn[name]) for name in flat)
+        cause = f"{_listed(list(flat), 3)}: {'uniform numbers, not normal ones' if uniform else 'no normal numbers'}"
         evidence = f"the excess kurtosis of {name} is {kurtosis:.2f}; uniform numbers have -1.2, normal ones 0"
-        return [Finding(f"init.{name}", "init-uniform", cause, evidence)]
+        return [Finding(f"init.{name}", "init-uniform" if uniform else "", cause, evidence)]
     return []
 
 
@@ -157,10 +182,31 @@ def _gpt2_std(name: str, layers: int) -> float:
 
 
 def _is_pytorch_default(name: str, tensors: list[Tensor]) -> bool:
-    """Return True for nn.Embedding's N(0, 1) and nn.Linear's U(±1/sqrt(fan in)); a tied head may have either."""
-    linear = 1 / math.sqrt(3 * tensors[0].shape[0])
-    expected = [1.0, 1 / math.sqrt(3 * SIZES[SIZE].width)] if name in EMBEDDINGS else [linear]
-    return any(_near(_std(tensors), std) for std in expected)
+    """Return True for the numbers that PyTorch's layers draw.
+
+    nn.Embedding draws N(0, 1), nn.Linear U(±1/sqrt(fan in)), nn.MultiheadAttention the fused projection by Xavier's
+    rule, U(±sqrt(6 / (fan in + fan out))). A tied head may have either of the first two.
+    """
+    rows, columns = tensors[0].shape  # published orientation: (in, out)
+    if name in EMBEDDINGS:
+        return _is_normal(tensors, 1.0) or _is_uniform(tensors, 1 / math.sqrt(3 * SIZES[SIZE].width))
+    xavier = [math.sqrt(2 / (rows + columns))] if name == "attn.c_attn.weight" else []
+    return any(_is_uniform(tensors, std) for std in (1 / math.sqrt(3 * rows), *xavier))
+
+
+def _is_normal(tensors: list[Tensor], std: float) -> bool:
+    """Return True if the numbers may be normal ones of this standard deviation."""
+    return _near(_std(tensors), std) and abs(_kurtosis(tensors)) < 0.5
+
+
+def _is_uniform(tensors: list[Tensor], std: float | None = None) -> bool:
+    """Return True if the numbers may be uniform around 0: half of them lie within half of the largest."""
+    if std is not None and not all(_near(_std([tensor]), std) for tensor in tensors):
+        return False
+    if not all(float(t.std()) > 0 for t in tensors):
+        return False
+    inner = torch.cat([(t.abs() < t.abs().max() / 2).flatten() for t in tensors]).double()
+    return abs(float(inner.mean()) - 0.5) < 3 / math.sqrt(inner.numel())  # six standard errors
 
 
 def _std(tensors: list[Tensor]) -> float:

@@ -18,6 +18,7 @@ from harness.oracle.formula import Formula
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
+from harness.subjects.dropout_calls import WithoutDropout
 from harness.subjects.model import Model
 from harness.subjects.protocols import Caches, Subject
 
@@ -80,9 +81,13 @@ def _changing(subject: Caches, ids: Tensor) -> Finding | None:
     second = torch.cat(_decoded(subject, model, ids, CHUNKS[0]), dim=1)
     in_another = torch.cat(_decoded(subject, _model(subject), ids, CHUNKS[0]), dim=1)
     if not _agree(in_another, first):
-        cause = "decoding with a cache gives other logits each time: dropout is active"
         evidence = "two models with the same weights decode differently"
-        return Finding("cache", "kv-dropout-in-decoding", cause, evidence)
+        with WithoutDropout():
+            calm = [torch.cat(_decoded(subject, _model(subject), ids, CHUNKS[0]), dim=1) for _ in range(2)]
+        if not _agree(*calm):
+            return Finding("cache", "", "decoding with a cache gives other logits each time", evidence)
+        cause = "decoding with a cache gives other logits each time: dropout is active"
+        return Finding("cache", "kv-dropout-in-decoding", cause, f"{evidence}; without PyTorch's dropout they agree")
     if not _agree(second, first):
         cause = "the second prompt sees keys and values of the first one"
         evidence = "with a new cache, on the same model, the same tokens give other logits the second time"

@@ -24,27 +24,32 @@ Case = tuple[Tensor, Tensor]  # ids (B, T), targets (B, T)
 
 def search(
     model: Model, weights: dict[str, Tensor], size: Size, changes: Sequence[Replacement], sites: ModuleCreationSites
-) -> list[Finding]:
-    """Return why the loss is not the mean cross entropy of the targets; [] if it is.
+) -> tuple[list[Finding], list[Replacement]]:
+    """Return why the loss is not the mean cross entropy of the targets, [] if it is; and the changes that it has.
 
-    The formula with `changes` computes the model's logits.
+    The formula with `changes` computes the model's logits. A model whose head is wrong may still compute the loss from
+    what its head got: that loss is right, and has the changes without those of the head.
     """
     cases = _cases(size)
     measured, line = _measured(model, cases, sites)
     cases = cases[: len(measured)]
-    logits = [Formula(size, weights, changes)(ids) for ids, _ in cases]
+    if not cases:
+        return [], list(changes)
 
-    def losses(loss: Loss) -> list[float]:
+    def losses(loss: Loss, logits: Sequence[Tensor]) -> list[float]:
         return [float(loss(x, targets, ids)) for x, (ids, targets) in zip(logits, cases, strict=True)]
 
-    right = losses(definition)
-    if _agree(measured, right):
-        return []
+    inside = [change for change in changes if change.operation != "head"]
+    for applied in (inside, list(changes)):  # of both, the last one is described
+        logits = [Formula(size, weights, applied)(ids) for ids, _ in cases]
+        right = losses(definition, logits)
+        if _agree(measured, right):
+            return [], applied
     evidence = f"the loss is {measured[0]:.6g}; the mean cross entropy of the model's own logits is {right[0]:.6g}"
     fault, cause = "", NO_VARIANT
     for variant in LOSS_VARIANTS:
         try:
-            if _agree(measured, losses(variant.loss)):
+            if _agree(measured, losses(variant.loss, logits)):
                 fault, cause = variant.fault, variant.says
                 break
         except (RuntimeError, IndexError):
@@ -55,7 +60,7 @@ def search(
             fault, cause = "loss-scaled", f"the loss is {ratios[0]:.6g} times the mean cross entropy"
     if fault:
         evidence += "; this variant gives the model's loss on every batch tried"
-    return [Finding("loss", fault, cause, evidence, *location(line))]
+    return [Finding("loss", fault, cause, evidence, *location(line))], list(changes)
 
 
 def _cases(size: Size) -> list[Case]:

@@ -39,6 +39,7 @@ FAULTS = {
     "attn.mix": "softmax-low-precision",
     "attn.scale": "softmax-low-precision",
 }
+EXPONENTIALS = ("exp", "exp_", "pow", "expm1", "exp2")
 # PyTorch's operations that only copy or rearrange values.
 MOVING = ("_to_copy", "clone", "copy_", "detach", "expand", "permute",
           "slice", "t", "transpose", "view", "_unsafe_view")  # fmt: skip
@@ -156,12 +157,16 @@ def overflow(subject: Subject) -> list[Finding]:
         return []
     steps = runs["float32"].steps
     # Minus infinity is no overflow: masks are made of it.
-    first = next(n for n, step in enumerate(steps) if bool((step.tensor.isnan() | (step.tensor == torch.inf)).any()))
+    first = next(
+        (n for n, step in enumerate(steps) if bool((step.tensor.isnan() | (step.tensor == torch.inf)).any())), None
+    )
+    if first is None:
+        return []
     weights = {name: tensor.double() for name, tensor in state("debug", "extreme").items()}
     _, where, _ = forward.place_of(min(first, len(runs["float64"].steps) - 1), runs["float64"], ids, weights, size)
     operation = where.split(".", 2)[2] if where.count(".") > 1 else where
     fault, cause = "", "float32 overflows here"
-    if operation in ("attn.softmax", "attn.mask", "attn.mix"):
+    if operation in ("attn.softmax", "attn.mask", "attn.mix") and steps[first].operation in EXPONENTIALS:
         where = where.replace(operation, "attn.softmax")
         fault, cause = "softmax-unstable", "the softmax overflows: it does not subtract the largest score"
     evidence = "with large weights float32 gives NaN or infinity, float64 does not"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.core.sizes import Size
-from harness.diagnosis.observation import SAME, Observation, Sums, sums, sums_agree
+from harness.diagnosis.observation import SAME, Observation, Sums, sums, sums_agree, varies
 from harness.oracle.formula import Formula, Replacement
 
 Weights = dict[str, Tensor]  # published names, float64
@@ -31,9 +31,12 @@ class Alignment:
         self._fingerprints: list[tuple[int, Sums]] = []
 
     def taps(self, changes: Sequence[Replacement]) -> Taps:
-        """Return the value of every place, computed by the formula with `changes`."""
+        """Return the value of every place, computed by the formula with `changes`; {} if they do not go together."""
         formula = Formula(self.size, self.weights, changes)
-        formula(self.ids)
+        try:
+            formula(self.ids)
+        except (RuntimeError, IndexError, KeyError):
+            return {}
         return formula.taps
 
     def step_of(self, taps: Taps, name: str) -> int | None:
@@ -52,7 +55,7 @@ class Alignment:
 
     def anchors_reached(self, taps: Taps) -> int:
         """Return how many anchors, in execution order, the subject passes with the values in `taps`."""
-        if self.logits_agree(taps["head"]):
+        if "head" in taps and self.logits_agree(taps["head"]):
             return len(self.anchors)
         seen = [n for n, anchor in enumerate(self.anchors[:-1]) if self.step_of(taps, anchor) is not None]
         return max(seen, default=-1) + 1
@@ -63,14 +66,42 @@ class Alignment:
         return -1 if step is None else step
 
     def logits_agree(self, logits: Tensor) -> bool:
-        """Return True if the subject's logits (B, T, V) are these, within float64 rounding."""
+        """Return True if the subject's logits (B, T, V) are these, within float64 rounding, and not all one number."""
         difference = (self.observed.logits - logits).abs().max()
-        return bool(difference <= SAME * logits.abs().max())
+        return varies(logits) and bool(difference <= SAME * logits.abs().max())
+
+    def anchors_confirmed(self, taps: Taps) -> int:
+        """Return `anchors_reached`, but for anchors that only repeat the value of an earlier place."""
+        if "head" in taps and self.logits_agree(taps["head"]):
+            return len(self.anchors)
+        seen = [
+            n
+            for n, anchor in enumerate(self.anchors[:-1])
+            if self.step_of(taps, anchor) is not None and not self.is_stale(taps, anchor)
+        ]
+        return max(seen, default=-1) + 1
+
+    def is_stale(self, taps: Taps, name: str) -> bool:
+        """Return True if an earlier place has the same value."""
+        value, names = taps[name], list(taps)
+        earlier = names[: names.index(name)]
+        if name.count(".") == 1 and earlier and taps[earlier[-1]] is value:
+            earlier.pop()  # a block's value is that of its last operation
+        return any(
+            isinstance(other := taps[place], Tensor)
+            and (other is value or (other.shape == value.shape and torch.equal(other, value)))
+            for place in earlier
+        )
 
     def steps_matched(self, taps: Taps, layer: int, after: int) -> set[int]:
         """Return the steps after `after` that computed a value of this layer."""
         steps = {self.step_of(taps, name) for name in taps if name.startswith(f"h.{layer}.")}
         return {step for step in steps if step is not None and step > after}
+
+    def values_matched(self, changes: Sequence[Replacement]) -> int:
+        """Return how many of the subject's steps compute the value of a place of the formula with `changes`."""
+        taps = self.taps(changes)
+        return len({step for name in taps if (step := self.step_of(taps, name)) is not None})
 
     def unknown_values(self, expected: Tensor, after: int, taps: Taps) -> list[Tensor]:
         """Return the subject's values after a step that have the shape of `expected` and are not in `taps`."""

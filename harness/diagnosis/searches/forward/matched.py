@@ -6,9 +6,10 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.diagnosis.finding import Finding
+from harness.diagnosis.observation import SAME
 from harness.diagnosis.searches.forward.alignment import Alignment, Taps, largest_difference
 from harness.diagnosis.searches.forward.variant_search import Match
 from harness.diagnosis.source_lines import SourceLine
@@ -16,9 +17,11 @@ from harness.oracle.formula import Replacement, place
 from harness.oracle.variants import Variant
 
 # The line to look at is the one that makes the layer (`nn.GELU()`, `eps=1e-6`), not the one that calls it.
-SETTINGS = ("ln-eps", "qkv-bias", "mlp-bias")
-# The line to look at is in the block, not in the part that the value comes from.
-WIRING = ("ln-missing", "ln-shared", "ln-swapped")
+SETTINGS = ("ln-eps", "rms-norm", "qkv-bias", "mlp-bias")
+# The line to look at is in the module that connects the parts, not in the part that the value comes from.
+WIRING = ("ln-missing", "ln-shared", "ln-swapped", "final-ln-missing")
+# By layer, and by None for what is outside the blocks: the ids of the subject's modules that connect the parts.
+Owners = Mapping[int | None, frozenset[int]]
 LINES_BACK = 6  # places before the wrong one that are looked at for the last right step
 
 
@@ -37,17 +40,18 @@ def matched_finding(
     right: Taps,
     changes: Sequence[Replacement],
     reached: int,
-    blocks: Mapping[int, nn.Module],
+    owners: Owners,
 ) -> Finding:
     """Return the finding for a match. `right`: the values without it; `changes`: all changes, with it."""
     variant, layer = match.variants[0], match.change.layer
     wrong = alignment.taps(changes)
     is_wiring = variant.operation.startswith(("residual", "block")) or variant.fault.startswith(WIRING)
     is_setting = variant.operation == "mlp.activation" or variant.fault.startswith(SETTINGS)
-    owner = None if layer is None or not is_wiring else blocks.get(layer)
-    line = _source_line(alignment, wrong, place(variant.operation, layer), owner, made=is_setting)
+    first = 0 if layer is None and variant.operation == "block" else layer
+    owner = owners.get(first) if is_wiring else None
+    line = _source_line(alignment, wrong, place(variant.operation, first), owner, made=is_setting)
     return Finding(
-        where=place(variant.component, layer),
+        where=place(variant.component, first),
         fault=variant.fault,
         cause=variant.says,
         evidence=_evidence(alignment, right, wrong, reached),
@@ -65,6 +69,8 @@ def _evidence(alignment: Alignment, right: Taps, wrong: Taps, reached: int) -> s
         own = _own_value(alignment, wrong, anchor)
         if own is None or (anchor == "head" and not alignment.logits_agree(by_variant)):
             continue
+        if largest_difference(own, expected) <= SAME * float(expected.abs().max()):
+            continue  # the variant changes nothing here, so that nothing is shown by it
         left = min(
             largest_difference(own, by_variant.permute(order))
             for order in itertools.permutations(range(by_variant.ndim))
@@ -84,13 +90,15 @@ def _own_value(alignment: Alignment, taps: Taps, anchor: str) -> Tensor | None:
 
 
 def _source_line(
-    alignment: Alignment, taps: Taps, name: str, owner: nn.Module | None, *, made: bool
+    alignment: Alignment, taps: Taps, name: str, owner: frozenset[int] | None, *, made: bool
 ) -> SourceLine | None:
     """Return the line that computed the wrong value; if none did (a step left out), the line that came next.
 
-    `owner`: the block in which to look, for mistakes in how it puts its parts together.
+    `owner`: the modules in which to look, for mistakes in how they connect their parts.
     """
     observed, order = alignment.observed, list(taps)
+    if name not in taps:  # it is part of a block whose value is the subject's own
+        return None
     position = order.index(name)
     found = alignment.step_of(taps, name)
     found = alignment.step_of_first_head(taps[name]) if found is None else found
@@ -126,7 +134,7 @@ def merged_findings(differences: Sequence[Difference], last: int) -> list[Findin
     for difference in differences:
         for number, (variants, members) in enumerate(groups):
             common = tuple(variant for variant in variants if variant in difference.variants)
-            if common:
+            if common or (not variants and not difference.variants and _is_alike(members[0], difference)):
                 groups[number] = common, [*members, difference]
                 break
         else:
@@ -134,12 +142,19 @@ def merged_findings(differences: Sequence[Difference], last: int) -> list[Findin
     return [_merged(variants, members, last) for variants, members in groups if not any(v.harmless for v in variants)]
 
 
+def _is_alike(a: Difference, b: Difference) -> bool:
+    """Return True if no variant matches at the same place of two layers, for what is known in the same way."""
+    words = [each.finding.where.split(".")[2:] for each in (a, b)]
+    return None not in (a.layer, b.layer) and words[0] == words[1] and a.finding.cause == b.finding.cause
+
+
 def _merged(variants: tuple[Variant, ...], members: Sequence[Difference], last: int) -> Finding:
     first = members[0].finding
-    if not variants:
-        return first
-    variant = variants[0]
     layers = [member.layer for member in members if member.layer is not None]
+    if not variants:
+        others = f"; the same in layer{'s' * (len(layers) > 2)} {', '.join(map(str, layers[1:]))}"
+        return dataclasses.replace(first, evidence=first.evidence + others * (len(layers) > 1))
+    variant = variants[0]
     where, fault, cause = place(variant.component, members[0].layer), variant.fault, variant.says
     if fault == "mask-missing" and layers == [last]:
         fault = "mask-missing-last-layer"
@@ -150,5 +165,5 @@ def _merged(variants: tuple[Variant, ...], members: Sequence[Difference], last: 
     alike = dict.fromkeys(other.fault for other in variants if other.fault != fault)
     same = [other.says for other in variants[1:] if other.fault != variant.fault and other.says != variant.says]
     if same:
-        cause += f" (the same program: {same[0]})"
+        cause += f" (on these values the same: {same[0]})"
     return dataclasses.replace(first, where=where, fault=fault, cause=cause, alike=tuple(alike))

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.observation import Observation
 from harness.diagnosis.searches.forward.alignment import Alignment, Weights
-from harness.diagnosis.searches.forward.matched import Difference, matched_finding, merged_findings
+from harness.diagnosis.searches.forward.matched import Difference, Owners, matched_finding, merged_findings
 from harness.diagnosis.searches.forward.unmatched import unmatched_finding
-from harness.diagnosis.searches.forward.variant_search import VariantSearch
+from harness.diagnosis.searches.forward.variant_search import Match, VariantSearch
 from harness.oracle.formula import Replacement
+from harness.oracle.variants import variants
 
 MOST_FINDINGS = 12
+MOST_WIRINGS = 4
+MORE_STEPS = 2  # by which another wiring must explain the subject further: one value may match by chance
 
 
 @dataclass(frozen=True)
@@ -36,52 +39,136 @@ class ForwardResult:
     forced: bool
 
 
+@dataclass
+class _Explanation:
+    """Differences, in the order in which they were found, and how far the formula with them follows the subject.
+
+    `reached`: how many anchors, and how many values of any place, agree before the first that no variant gives.
+    """
+
+    changes: list[Replacement] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    complete: bool = False
+    reached: tuple[int, int] | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        return self.complete and all(difference.variants for difference in self.differences)
+
+    def is_better_than(self, other: _Explanation) -> bool:
+        if self.is_exact != other.is_exact:
+            return self.is_exact
+        if self.is_exact:
+            return len(self.differences) < len(other.differences)
+        own, others = self.reached or (0, 0), other.reached or (0, 0)
+        # Without an anchor within a block there is no evidence for how the block is wired.
+        return own[0] > others[0] or (own[0] == others[0] > 1 and own[1] >= others[1] + MORE_STEPS)
+
+
 def search(
     observed: Observation,
     ids: Tensor,
     weights: Weights,
     size: Size,
     own_values: Mapping[str, Tensor],
-    blocks: Mapping[int, nn.Module] | None = None,
+    owners: Owners | None = None,
 ) -> ForwardResult:
     """Search for the variants with which GPT-2 computes what the subject computes from the same float64 weights.
 
     `own_values`: the subject's residual stream (`embedding`, `h.0`, ...) where hooks can read it. With it, the search
-    continues behind a difference that no variant matches. `blocks`: the subject's blocks by layer, for their lines.
+    continues behind a difference that no variant matches. `owners`: the subject's modules by layer, for their lines.
+
+    First every difference is looked for by itself. If that does not explain the subject to the end, the wirings of the
+    block that reproduce more of its values are assumed in turn: norms that are elsewhere hide every other difference.
+    What is still unexplained then is searched thoroughly: for variants of some values only, and for two at once.
     """
     alignment = Alignment(observed, ids, weights, size)
-    changes: list[Replacement] = []
-    variants = VariantSearch(alignment, changes)
-    differences: list[Difference] = []
-    complete = False
-    for _ in range(MOST_FINDINGS):
-        taps = alignment.taps(changes)
+    best, wiring = _explained(alignment, {}, owners or {}), None
+    if not best.is_exact:
+        for candidate in _wirings(alignment, best.changes):
+            other = _explained(alignment, {}, owners or {}, candidate)
+            if other.is_better_than(best):
+                best, wiring = other, candidate
+            if best.is_exact:
+                break
+    if not best.is_exact:
+        best = _explained(alignment, own_values, owners or {}, wiring, thorough=True)
+    return ForwardResult(
+        merged_findings(best.differences, size.layers - 1),
+        best.changes,
+        best.complete,
+        any(not difference.variants for difference in best.differences),
+    )
+
+
+def _wirings(alignment: Alignment, found: list[Replacement]) -> list[Match]:
+    """Return the wirings of the block with which GPT-2 computes more of the subject's values, the most first.
+
+    Each is tried alone, and with the changes that were found without it.
+    """
+    right = alignment.values_matched([])
+    matched: list[tuple[int, Match]] = []
+    for variant in variants():
+        if variant.operation == "block":
+            change = Replacement(variant.operation, variant.function)
+            values = max(alignment.values_matched([change, *changes]) for changes in ([], found))
+            matched.append((values, Match((variant,), change)))
+    matched.sort(key=lambda pair: -pair[0])
+    return [wiring for values, wiring in matched if values > right][:MOST_WIRINGS]
+
+
+def _explained(
+    alignment: Alignment,
+    own_values: Mapping[str, Tensor],
+    owners: Owners,
+    wiring: Match | None = None,
+    *,
+    thorough: bool = False,
+) -> _Explanation:
+    """Return the differences from GPT-2, or from GPT-2 with another wiring of the block."""
+    found = _Explanation(changes=[] if wiring is None else [wiring.change])
+    tried = VariantSearch(alignment, found.changes)
+    for _ in range(MOST_FINDINGS * alignment.size.layers):
+        if len({difference.variants for difference in found.differences}) > MOST_FINDINGS:
+            break
+        taps = alignment.taps(found.changes)
         reached = alignment.anchors_reached(taps)
         if reached == len(alignment.anchors):
-            complete = True
+            found.complete = True
             break
         anchor = alignment.anchors[reached]
         expected = taps.get(anchor)
         if isinstance(expected, Tensor) and bool(expected.isnan().all()):
             break  # with these changes GPT-2 itself computes NaN here: there is nothing left to compare
         layer = int(anchor.split(".")[1]) if anchor.startswith("h.") else None
-        match = variants.best(taps, reached, layer, differences[-1].variants if differences else ())
+        matched = list(dict.fromkeys(v for difference in found.differences for v in difference.variants))
+        match = tried.best(taps, reached, layer, matched)
+        if match is None and thorough and found.reached is None:
+            match = tried.best_of_parts_and_pairs(taps, reached, layer)
         if match is not None:
-            changes.insert(0, match.change)
-            finding = matched_finding(alignment, match, taps, changes, reached, blocks or {})
-            differences.append(Difference(match.variants, match.change.layer, finding))
+            found.changes.insert(0, match.change)
+            finding = matched_finding(alignment, match, taps, found.changes, reached, owners)
+            found.differences.append(Difference(match.variants, match.change.layer, finding))
             continue
-        differences.append(Difference((), layer, unmatched_finding(alignment, taps, anchor, layer, own_values)))
+        if found.reached is None:
+            found.reached = alignment.anchors_confirmed(taps), alignment.values_matched(found.changes)
+        finding = unmatched_finding(alignment, taps, reached, layer, own_values, changed=bool(found.changes))
+        found.differences.append(Difference((), layer, finding))
         own = _own_value(anchor, layer, own_values)
         if own is None:
             break
-        changes.append(own)
-    return ForwardResult(
-        merged_findings(differences, size.layers - 1),
-        changes,
-        complete,
-        any(not difference.variants for difference in differences),
-    )
+        found.changes.append(own)
+    if wiring is not None:
+        _add_wiring(alignment, found, wiring, owners)
+    return found
+
+
+def _add_wiring(alignment: Alignment, found: _Explanation, wiring: Match, owners: Owners) -> None:
+    """Put the difference that was assumed before the others."""
+    without = alignment.taps([change for change in found.changes if change is not wiring.change])
+    finding = matched_finding(alignment, wiring, without, found.changes, 1, owners)
+    layers = range(alignment.size.layers)
+    found.differences[:0] = [Difference(wiring.variants, layer, finding) for layer in layers]
 
 
 def _own_value(anchor: str, layer: int | None, own_values: Mapping[str, Tensor]) -> Replacement | None:

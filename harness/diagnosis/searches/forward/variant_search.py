@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from harness.diagnosis.searches.forward.alignment import Alignment, Taps, is_in_block
+from harness.diagnosis.searches.forward.fitted_variants import fitted_variants
 from harness.oracle.formula import Formula, Replacement, place
 from harness.oracle.variants import Variant, in_parts, variants
 
 Candidate = tuple[Variant, int | None]  # a variant and the layer in which to try it; None: in every layer
+MOST_PAIRS = 6000  # tried before the next anchor: some seconds
 
 
 @dataclass(frozen=True)
@@ -31,35 +31,43 @@ class VariantSearch:
         self.alignment, self.changes = alignment, changes
         self.anchors = alignment.anchors
 
-    def best(self, taps: Taps, reached: int, layer: int | None, previous: tuple[Variant, ...]) -> Match | None:
+    def best(self, taps: Taps, reached: int, layer: int | None, matched: Sequence[Variant]) -> Match | None:
         """Return the variants that take the subject furthest; failing that, those that match most of its steps.
 
-        `previous`: the variants that matched last. They are tried first, because what is wrong in one layer is often
-        wrong in all.
+        `matched`: the variants that matched before. They are tried first, because what is wrong in one layer is often
+        wrong in all. Variants with a constant that is fitted to the subject's values come after the listed ones.
         """
         passed = self.alignment.last_right_step(taps, reached)
-        here = self._candidates(variants(), layer, reached)
-        groups = (
-            self._candidates(previous, layer, reached),
-            here,
-            # A value may be right and be changed before it is read.
-            self._in_the_layer_before(layer, reached),
-        )
-        for candidates in groups:
+        here = self._candidates(variants(), taps, layer, reached)
+        for candidates in (self._candidates(matched, taps, layer, reached), here):
             if (match := self._furthest(candidates, taps, reached, layer, passed)) is not None:
                 return match
-        if (match := self._most_steps(taps, layer, passed, here)) is not None:
-            return match
-        return self._furthest(self._in_parts(here), taps, reached, layer, passed)
+        fitted = self._candidates(fitted_variants(self.alignment, taps, layer, reached), taps, layer, reached)
+        # A value may be right and be changed before it is read.
+        for candidates in (fitted, self._in_the_layer_before(layer, reached)):
+            if (match := self._furthest(candidates, taps, reached, layer, passed)) is not None:
+                return match
+        return self._most_steps(taps, layer, passed, [*here, *fitted])
 
-    def _candidates(self, tried: Iterable[Variant], layer: int | None, reached: int) -> list[Candidate]:
+    def best_of_parts_and_pairs(self, taps: Taps, reached: int, layer: int | None) -> Match | None:
+        """Return a variant of some of the values only; failing that, the first of two that match together.
+
+        It takes seconds: there are some thousands of either.
+        """
+        passed = self.alignment.last_right_step(taps, reached)
+        here = self._candidates(variants(), taps, layer, reached)
+        if (match := self._furthest(self._in_parts(here), taps, reached, layer, passed)) is not None:
+            return match
+        return self._first_of_two(here, taps, reached, layer, passed)
+
+    def _candidates(self, tried: Iterable[Variant], taps: Taps, layer: int | None, reached: int) -> list[Candidate]:
         return [
             (variant, layer if is_in_block(variant.operation) else None)
             for variant in tried
-            if self._concerns(variant.operation, layer, reached)
+            if self._concerns(variant.operation, taps, layer, reached)
         ]
 
-    def _concerns(self, operation: str, layer: int | None, reached: int) -> bool:
+    def _concerns(self, operation: str, taps: Taps, layer: int | None, reached: int) -> bool:
         """Return True if the operation lies between the last anchor reached and the next, and is not replaced yet."""
         anchor = self.anchors[reached]
         if any(change.operation == operation and change.layer in (None, layer) for change in self.changes):
@@ -74,7 +82,11 @@ class VariantSearch:
             return anchor == "head"
         if layer is None:
             return False
-        return anchor.endswith("residual.attn") or not operation.startswith(("ln_1", "attn"))
+        # In the order in which the block runs its parts, which another wiring of the block changes.
+        order = list(taps)
+        before = self.anchors[reached - 1] if reached else ""
+        own = place(operation, layer)
+        return own in taps and (before not in taps or order.index(own) > order.index(before))
 
     def _in_the_layer_before(self, layer: int | None, reached: int) -> list[Candidate]:
         before: int | None = None
@@ -100,7 +112,7 @@ class VariantSearch:
         for variant, at in candidates:
             change = Replacement(variant.operation, variant.function, at)
             progress = self._progress(
-                self._taps_with(taps, change, at, whole=at is None or at != layer), change, reached, passed
+                self._taps_with(taps, [change], at, whole=at is None or at != layer), [change], reached, passed
             )
             if progress > 0:
                 found.append((progress, variant, change))
@@ -126,7 +138,7 @@ class VariantSearch:
             in_every_layer = Replacement(change.operation, change.function)
             whole.append(
                 max(
-                    self._progress(self._taps_with({}, tried, None), tried, reached, passed)
+                    self._progress(self._taps_with({}, [tried], None), [tried], reached, passed)
                     for tried in (change, in_every_layer)
                 )
             )
@@ -147,7 +159,7 @@ class VariantSearch:
             if at != layer or variant.operation == "block":
                 continue
             change = Replacement(variant.operation, variant.function, at)
-            with_it = self._taps_with(taps, change, at)
+            with_it = self._taps_with(taps, [change], at)
             own = self.alignment.step_of(with_it, place(variant.operation, at)) if with_it else None
             if own is None or own <= passed or own in known:
                 continue
@@ -156,9 +168,34 @@ class VariantSearch:
                 best, most = Match((variant,), change), len(new)
         return best
 
-    def _taps_with(self, taps: Taps, change: Replacement, layer: int | None, *, whole: bool = False) -> Taps:
-        """Return the formula's values with the change, of its block alone or of the whole model; {} if it fails."""
-        formula = Formula(self.alignment.size, self.alignment.weights, [change, *self.changes])
+    def _first_of_two(
+        self, candidates: list[Candidate], taps: Taps, reached: int, layer: int | None, passed: int
+    ) -> Match | None:
+        """Return the first of two variants that only together reach the next anchor, as where one kernel does it all.
+
+        Both replace operations that run after the last value that the subject computed.
+        """
+        if layer is None:
+            return None
+        order = [name for name in taps if name.startswith(f"h.{layer}.")]
+        last = max(
+            (n for n, name in enumerate(order) if (self.alignment.step_of(taps, name) or -1) > passed), default=-1
+        )
+        later = {name.split(".", 2)[2]: n for n, name in enumerate(order) if n > last}
+        unseen = [variant for variant, at in candidates if at == layer and variant.operation in later]
+        pairs = [(a, b) for a, b in itertools.permutations(unseen, 2) if later[a.operation] < later[b.operation]]
+        best: Match | None = None
+        most = 0
+        for first, second in pairs if len(pairs) <= MOST_PAIRS else ():
+            changes = [Replacement(variant.operation, variant.function, layer) for variant in (first, second)]
+            progress = self._progress(self._taps_with(taps, changes, layer), changes, reached, passed)
+            if progress > most:
+                best, most = Match((first,), changes[0]), progress
+        return best
+
+    def _taps_with(self, taps: Taps, changes: Sequence[Replacement], layer: int | None, *, whole: bool = False) -> Taps:
+        """Return the formula's values with the changes, of its block alone or of the whole model; {} if it fails."""
+        formula = Formula(self.alignment.size, self.alignment.weights, [*changes, *self.changes])
         try:
             if layer is None or whole:
                 formula(self.alignment.ids)
@@ -168,8 +205,8 @@ class VariantSearch:
             return {}  # the variant is not defined for these sizes
         return formula.taps
 
-    def _progress(self, taps: Taps, change: Replacement, reached: int, passed: int) -> int:
-        """Return how many more anchors the subject passes with the change.
+    def _progress(self, taps: Taps, changes: Sequence[Replacement], reached: int, passed: int) -> int:
+        """Return how many more anchors the subject passes with the changes.
 
         Each anchor must have a value that no earlier place has: a change that leaves something out puts an old value
         at a new place, and then only the anchors after it can decide.
@@ -181,7 +218,7 @@ class VariantSearch:
             if name not in taps and not whole:
                 if further or not stale:
                     break
-                taps, whole = self.alignment.taps([change, *self.changes]), True
+                taps, whole = self.alignment.taps([*changes, *self.changes]), True
             if name not in taps:
                 continue
             same, value = taps[name] is value, taps[name]  # a block's value is that of its last sum: one tensor
@@ -189,23 +226,11 @@ class VariantSearch:
                 agrees, stale = self.alignment.logits_agree(taps[name]), False
             elif not same:
                 step = self.alignment.observed.find(taps[name], after=passed)
-                seen_before = step is None and self.alignment.observed.find(taps[name]) is not None
-                stale = seen_before or (step is not None and _is_stale(taps, name))
+                # A copy of what was right before, such as a view of it, is computed after it, too.
+                first = self.alignment.observed.find(taps[name])
+                stale = first is not None and (first <= passed or self.alignment.is_stale(taps, name))
                 agrees = step is not None and not stale
                 passed = step if step is not None and agrees else passed
             if agrees:
                 further = number - reached + 1
         return further
-
-
-def _is_stale(taps: Taps, name: str) -> bool:
-    """Return True if an earlier place has the same value."""
-    value, names = taps[name], list(taps)
-    earlier = names[: names.index(name)]
-    if name.count(".") == 1 and earlier and taps[earlier[-1]] is value:
-        earlier.pop()  # a block's value is that of its last operation
-    return any(
-        isinstance(other := taps[place], Tensor)
-        and (other is value or (other.shape == value.shape and torch.equal(other, value)))
-        for place in earlier
-    )
