@@ -31,14 +31,11 @@ from harness.subjects.protocols import Subject
 from harness.suites.check import Check
 from harness.suites.record import Record
 from harness.suites.suite_file import read_suite
+from harness.suites.suite_order import place_of
 
 RED = ("fail", "error")
 # Suites whose cases the diagnosis distinguishes (top-k and top-p, say): a check's other cases run after a red one too.
 SUITES_WITH_ALL_CASES = ("structure", "generation", "loading", "loss")
-# Coarse before fine: the suites that need least of the subject come first; within a suite the order is its file's. A
-# check stays in a suite if it kills a fault that no earlier check kills, or has a `keep_reason`.
-COARSE_TO_FINE = ("structure", "behaviour", "initialisation", "attention", "loss", "interface", "parity", "precision",
-                  "generation", "loading")  # fmt: skip
 # Arms are several implementations of the same work; the specimen has one, and a fault is in all of its arms. Claims are
 # the lessons' figures: what they measure of a subject, the other suites judge more sharply.
 SUITES_NOT_RUN = ("arms", "claims")
@@ -49,7 +46,7 @@ def debug_checks(folder: Path) -> list[Check]:
     suites = {path.stem: path for path in folder.glob("*.toml") if path.stem not in SUITES_NOT_RUN}
     if not suites:
         raise HarnessError(f"no suites in {folder.resolve()}; expected *.toml, as in verifications/")
-    ordered = sorted(suites, key=lambda name: (COARSE_TO_FINE.index(name) if name in COARSE_TO_FINE else 99, name))
+    ordered = sorted(suites, key=lambda name: (place_of(name), name))
     checks = [check for name in ordered for check in read_suite(suites[name], measures()).checks]
     return [check for check in checks if str(check.parameters.get("size", "")).startswith("debug")]
 

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from harness.core.record_files import Row
+from harness.suites.suite_order import place_of
 
 WORDS = ("pass", "fail", "error", "declared", "skip")
 WIDTH = 110
-FAILURES = 6  # lines about failures
+FAILURES = 6  # failures that are listed
+MESSAGE = 2  # lines of one failure
 FINDINGS = 3
 SKIPS = 3
 SLOWEST = 10
@@ -68,13 +70,19 @@ def summary(
     for subject in subjects:
         own = [row for row in bad if row["subject"] == subject]
         if own:
-            yield SummaryLine(f"what fails in {subject}" if len(subjects) > 1 else "what fails", "section")
-            yield from failures(own, most=FAILURES if len(subjects) == 1 else 3)
-            if subject in diagnoses:
-                yield SummaryLine(f"diagnosis of {subject}" if len(subjects) > 1 else "diagnosis", "section")
-                yield from diagnosis(diagnoses[subject])
+            of = f" of {subject}" if len(subjects) > 1 else ""
+            found = diagnoses.get(subject, {})
+            if found:
+                yield SummaryLine(f"diagnosis{of}", "section")
+                yield from diagnosis(found)
+            rest = unexplained(own, found)
+            if rest:
+                yield SummaryLine(
+                    f"what {'else ' if len(rest) < len(own) else ''}fails{of.replace('of', 'in')}", "section"
+                )
+                yield from failures(rest, most=FAILURES if len(subjects) == 1 else 3)
             yield SummaryLine("what to do", "section")
-            yield from what_to_do(own, diagnoses.get(subject, {}), scripts.get(subject, ""))
+            yield from what_to_do(own, found, scripts.get(subject, ""))
     yield from skipped(rows, verbose=verbose or not bad)
     if durations or not bad:
         yield from slowest(rows)
@@ -134,14 +142,19 @@ def check_name(row: Row) -> str:
 
 
 def failures(bad: Sequence[Row], *, most: int) -> Iterator[SummaryLine]:
-    """Return a line for each failed check. Those that differ only in parameters, or raised the same, share a line."""
+    """Return each failed check in at most MESSAGE lines, in the order of the suites.
+
+    Those that differ only in parameters, or raised the same, share the lines.
+    """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in bad:
         because = row["details"].get("because")
         raised = row["details"].get("raised") or {}
         key = ("because",) if because else ("raised", *raised.values()) if raised else (row["suite"], row["check"])
         groups.setdefault(key, []).append(row)
-    ordered = sorted(groups.values(), key=lambda rows: (bool(rows[0]["details"].get("because")), -len(rows)))
+    ordered = sorted(
+        groups.values(), key=lambda rows: (bool(rows[0]["details"].get("because")), place_of(rows[0]["suite"]))
+    )
     shown = ordered[:most]
     titles = [check_name(rows[0]) if len(rows) == 1 else f"{rows[0]['suite']}/{rows[0]['check']}" for rows in shown]
     for title, rows in zip(titles, shown, strict=True):
@@ -152,15 +165,27 @@ def failures(bad: Sequence[Row], *, most: int) -> Iterator[SummaryLine]:
         others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         if len(suites) > 1:
             others += f" of {len(suites)} suites"
-        yield SummaryLine(_cut(f"{_cut(title, 60)}{others}: {' '.join(rows[0]['message'].split())}"), "red")
+        text = f"{_cut(title, 60)}{others}: {' '.join(rows[0]['message'].split())}"
+        yield from (SummaryLine(line, "red") for line in _wrapped(text, MESSAGE, indent="    "))
     if len(groups) > most:
         rest = sum(len(rows) for rows in ordered[most:])
         yield SummaryLine(f"and {rest} more: --full-failures prints each in full, the report lists them", "red")
 
 
+def by_explained(findings: Sequence[Row]) -> list[Row]:
+    """Return the findings by how many failures each explains; those that explain as many, in execution order."""
+    return sorted(findings, key=lambda each: -each.get("explains", 0))
+
+
+def unexplained(bad: Sequence[Row], found: Row) -> list[Row]:
+    """Return the failures that are not known to follow from the causes found."""
+    explained = set(found.get("explained", ()))
+    return [row for row in bad if check_name(row) not in explained]
+
+
 def diagnosis(found: Row) -> Iterator[SummaryLine]:
-    """Return the findings in execution order, so that the first to fix comes first: place, line, cause, evidence."""
-    findings = [each for each in found.get("findings", []) if not each.get("declared")]
+    """Return the findings, those that explain most first: place, line, cause, evidence; and what they explain."""
+    findings = by_explained([each for each in found.get("findings", []) if not each.get("declared")])
     declared = [each for each in found.get("findings", []) if each.get("declared")]
     for number, each in enumerate(findings[:FINDINGS], 1):
         at = f"  {each['source']}" if each.get("source") else ""
@@ -168,10 +193,14 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
         yield SummaryLine(_cut(f"{number}. {each['where']}{at}{text}"), "bold")
         fault = f" [{each['fault']}]" if each.get("fault") else ""
         text = "; ".join(part.rstrip(".") for part in (each["cause"] + fault, each["evidence"]) if part)
-        for line in textwrap.wrap(text, WIDTH - 3, max_lines=3 if number == 1 else 2, placeholder=" ..."):
-            yield SummaryLine(f"   {line}")
+        yield from (SummaryLine(f"   {line}") for line in _wrapped(text, 3 if number == 1 else 2))
     if findings[FINDINGS:]:
         yield SummaryLine(f"   and {len(findings) - FINDINGS} more after it: see the report")
+    if found.get("explained"):
+        count, of = len(found["explained"]), found["explained_of"]
+        these = "this" if len(findings) == 1 else "these"
+        rest = "" if count == of else f"; {of - count} still fail"
+        yield SummaryLine(f"   with {these} declared, {count} of the {of} failing checks pass{rest}")
     for each in declared:
         yield SummaryLine(_cut(f"   declared: {each['where']}: {each['cause']}"))
     if found.get("trouble"):
@@ -182,7 +211,8 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
 
 def what_to_do(bad: Sequence[Row], found: Row, script: str) -> Iterator[SummaryLine]:
     """Return the line to look at first, and the commands that reproduce the failure."""
-    sources = [each["source"] for each in found.get("findings", []) if each.get("source") and not each.get("declared")]
+    findings = by_explained([each for each in found.get("findings", []) if not each.get("declared")])
+    sources = [each["source"] for each in findings if each.get("source")]
     sources += [row["details"]["raised"]["place"] for row in bad if row["details"].get("raised")]
     if sources:
         yield SummaryLine(_cut(f"look at    {sources[0]}"))
@@ -218,6 +248,12 @@ def slowest(rows: Sequence[Row]) -> Iterator[SummaryLine]:
     yield SummaryLine(f"{min(SLOWEST, len(rows))} slowest checks", "section")
     for row in sorted(rows, key=lambda r: -r["seconds"])[:SLOWEST]:
         yield SummaryLine(f"{row['seconds']:>6.1f} s  {row['id']}")
+
+
+def _wrapped(text: str, most: int, indent: str = "") -> list[str]:
+    """Return the text in at most so many lines, cut at the end of a word."""
+    width = WIDTH - (0 if indent else 3)
+    return textwrap.wrap(text, width, max_lines=most, placeholder=" ...", subsequent_indent=indent)
 
 
 def _cut(text: str, width: int = WIDTH) -> str:

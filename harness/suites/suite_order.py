@@ -1,0 +1,15 @@
+"""The order of the suites, from coarse to fine: what needs least of the subject comes first."""
+
+from __future__ import annotations
+
+# What a model is made of, how it behaves and starts, what it computes, what is done with it. A failure early in the
+# order is one that the diagnosis explains best, so that `-x` stops there. Arms repeat what other suites find.
+COARSE_TO_FINE = (
+    *("structure", "behaviour", "initialisation", "attention", "loss", "interface", "parity", "precision"),
+    *("generation", "loading", "pretrained", "data", "training", "arms", "claims"),
+)
+
+
+def place_of(suite: str) -> int:
+    """Return the place of a suite in the order; a suite that the project does not ship comes after all others."""
+    return COARSE_TO_FINE.index(suite) if suite in COARSE_TO_FINE else len(COARSE_TO_FINE)
