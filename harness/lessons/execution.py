@@ -13,6 +13,7 @@ from harness.lessons.plan import Plan
 from harness.lessons.progress import Progress
 from harness.lessons.trainer_process import UNTIL_SAVED, TrainerProcess
 
+INTERRUPTED = (130, 143, -2, -15)  # exit statuses after SIGINT and SIGTERM, which a trainer that still starts may have
 POLL = 0.5  # seconds
 LEAST_MINUTES = 0.1  # with less time left no trainer is started: importing torch takes that long
 
@@ -107,6 +108,9 @@ def _note(process: TrainerProcess, outcome: Outcome, progress: Progress) -> None
     elif (reason := folder.log.ended) in ("budget", "interrupted", "terminated"):
         outcome.unfinished[name] = f"{reason} after step {folder.log.end.get('step')}; it will be resumed"
         progress.message(f"{name} was stopped {seconds} ({reason})")
+    elif process.status in INTERRUPTED and not folder.log.steps:
+        outcome.unfinished[name] = "interrupted before its first step; it will be resumed"
+        progress.message(f"{name} was stopped {seconds} (interrupted before its first step)")
     elif process.status is not None and process.status < 0:
         outcome.unfinished[name] = f"killed by signal {-process.status}; it will be resumed"
         progress.message(f"{name} was killed {seconds}")

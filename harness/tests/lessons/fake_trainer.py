@@ -1,6 +1,7 @@
 """A trainer that trains nothing: the flags, files, signals and exit statuses of `python -m gpt.train`, in a moment.
 
-`--lr 666` fails, `--lr 999` ends with a loss that is not finite. A step takes `--eps` seconds.
+`--lr 666` fails, `--lr 999` ends with a loss that is not finite, `--lr 130` starts for ever, and ends with that status
+at Ctrl-C. A step takes `--eps` seconds.
 """
 
 import json
@@ -16,6 +17,10 @@ def main():
     flags = dict(zip(words[::2], words[1::2], strict=True))
     out = Path(flags.get("--resume") or flags["--out"])
     config, log = out / "config.toml", out / "log.jsonl"
+    if flags.get("--lr") == "130":
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+        (out / "starts").touch()
+        time.sleep(60)
     if "--resume" in flags:
         flags = json.loads(config.read_text()) | {"--budget": flags["--budget"], "resumed": True}
     stop = []

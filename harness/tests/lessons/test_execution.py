@@ -120,6 +120,15 @@ def test_ctrl_c_saves_every_run_and_the_next_command_resumes_them(tmp_path):
     assert steps == list(range(60))
 
 
+def test_ctrl_c_while_a_trainer_starts_is_no_failure(tmp_path):
+    """It was reported as: failed after 0.1 min: it printed nothing."""
+    (folder,) = folders_of(tmp_path, lesson_run("a", lr=130))
+    signal_when((folder.path / "starts").exists)
+    outcome = do([folder])
+    assert not outcome.failed
+    assert outcome.unfinished == {"schedule-a-seed-0": "interrupted before its first step; it will be resumed"}
+
+
 def test_a_budget_that_is_used_up_leaves_runs_unfinished_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(execution, "LEAST_MINUTES", 0.005)
     folders = folders_of(tmp_path, lesson_run("slow", steps=5000, eps=0.02, seconds=9.0), lesson_run("never"))
