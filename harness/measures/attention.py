@@ -138,12 +138,13 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
     the output projection is the identity, the output of attention is (sum of the row) * v.
     """
     C = SIZES[size].width
-    constant = torch.linspace(1.0, 2.0, C)
     special: State = dict(state(size, "probe"))
+    values = (len(special["transformer.h.0.attn.c_attn.bias"]) - C) // 2  # fewer than C where queries share them
+    constant = torch.linspace(1.0, 2.0, values)
     for layer in range(SIZES[size].layers):
         attn = f"transformer.h.{layer}.attn"
         projection, bias = special[f"{attn}.c_attn.weight"].clone(), special[f"{attn}.c_attn.bias"].clone()
-        projection[:, 2 * C :], bias[2 * C :] = 0.0, constant
+        projection[:, -values:], bias[-values:] = 0.0, constant
         special |= {f"{attn}.c_attn.weight": projection, f"{attn}.c_attn.bias": bias}
         special |= {f"{attn}.c_proj.weight": torch.eye(C), f"{attn}.c_proj.bias": torch.zeros(C)}
     model = build_with_weights(subject, SIZES[size], special, "float64")
@@ -152,7 +153,8 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
     attentions = {f"block {layer}": f"transformer.h.{layer}.attn" for layer in range(SIZES[size].layers)}
     with torch.no_grad(), model.watched(attentions, answered=answered):
         model.logits(ids)
-    wanted = constant.double().expand(2, length, C)
+    by_head = constant.double().unflatten(0, (-1, SIZES[size].head_width))
+    wanted = by_head.repeat_interleave(C // values, 0).flatten().expand(2, length, C)
     sums = {
         place: noise_verdict.distance(tensor / wanted, torch.ones_like(wanted)) for place, tensor in answered.items()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from harness.core.sizes import SIZES
 from harness.oracle import closed_forms, model_cache
+from harness.oracle.declared import declared_gpt2
+from harness.oracle.hugging_face import oracle
+from harness.oracle.probe_weights import state
 from harness.oracle.tokens import Tokens, batch
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
@@ -114,21 +118,27 @@ def activation_std(
 
     The stream starts from the embeddings of random tokens, or from the lessons' N(0, 0.8²) in their place.
     """
-    model = initialised_model(subject, size, recipe, seed)
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length, seed=seed)
     normal = stream == "normal"
-    with torch.no_grad(), model.block_outputs() as outputs:
-        if normal:
-            noise = torch.randn(rows, length, SIZES[size].width, generator=torch.Generator().manual_seed(seed))
-            with model.stream_replaced(LESSON_STREAM_STD * noise):
-                model.logits(ids)
-        else:
-            model.logits(ids)
-    found = {place: float(tensor.std()) for place, tensor in outputs.items()}
+    found = _stream_std(initialised_model(subject, size, recipe, seed), ids, normal=normal, seed=seed)
+    if declared_gpt2() is not None and recipe == "gpt2":
+        # No closed form has the declared deviations: another draw of the same initialisation predicts it.
+        drawn = oracle(SIZES[size], state(size, "standard"), "float32")
+        return Reading(found, "std", {"predicted": _stream_std(drawn, ids, normal=normal, seed=seed)})
     predicted = closed_forms.residual_std(
         SIZES[size], recipe, stream_std=LESSON_STREAM_STD if normal else None, length=length
     )
     return Reading(found, "std", {"predicted": dict(zip(found, predicted, strict=True))})
+
+
+def _stream_std(model: Model, ids: Tensor, *, normal: bool, seed: int) -> dict[str, float]:
+    """Return the std of the residual stream by place; with `normal`, from a normal stream instead of the embeddings."""
+    with torch.no_grad(), model.block_outputs() as outputs, contextlib.ExitStack() as stack:
+        if normal:
+            noise = torch.randn(*ids.shape, model.size.width, generator=torch.Generator().manual_seed(seed))
+            stack.enter_context(model.stream_replaced(LESSON_STREAM_STD * noise))
+        model.logits(ids)
+    return {place: float(tensor.std()) for place, tensor in outputs.items()}
 
 
 def initialised_model(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.subjects.model import Model
+from harness.subjects.protocols import Subject
 
 
 class DeclaredGPT2(Protocol):
@@ -26,6 +27,9 @@ class DeclaredGPT2(Protocol):
 
     def shapes(self, size: Size) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every parameter by its published name, those that are absent included."""
+
+    def excess(self, size: Size, subject: Subject, tied: bool = True) -> Mapping[str, int]:
+        """Return how many parameters more than GPT-2 the model has, negative if fewer, by family over all layers."""
 
     def oracle(self, size: Size, state: Mapping[str, Tensor], dtype: str) -> Model:
         """Return the model with the weights `state` in `dtype`."""

@@ -15,10 +15,9 @@ from harness.bench.arms.registry import ArmSpec
 from harness.bench.peers import peer
 from harness.core.errors import Missing, MissingResource
 from harness.core.sizes import SIZES, Size
-from harness.oracle.declared import compared_with
+from harness.oracle.declared import DeclaredGPT2, compared_with, declared_gpt2
 from harness.oracle.deviation_fit import DeviationFit
 from harness.oracle.deviations import Deviation
-from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
@@ -122,9 +121,11 @@ class ModelPool:
         return "GPT-2 with the declared deviations in float64" if self.deviating_gpt2 else "GPT-2 in float64"
 
     @functools.cached_property
-    def deviating_gpt2(self) -> DeviatingGPT2 | None:
+    def deviating_gpt2(self) -> DeclaredGPT2 | None:
         """The declared deviations of the oracle from GPT-2; None if no declaration changes GPT-2."""
-        gpt2 = DeviationFit(self.deviations, self.subject).gpt2 if self.deviations else DeviatingGPT2()
+        if not self.deviations:
+            return declared_gpt2()  # of the check that uses the pool, if it does
+        gpt2 = DeviationFit(self.deviations, self.subject).gpt2
         return None if gpt2.is_gpt2 else gpt2
 
     def restore(self, model: Model, stored_in: torch.dtype | None = None) -> Model:

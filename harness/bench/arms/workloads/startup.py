@@ -30,7 +30,7 @@ CHECKED_TOKENS = 16
 def _make_build_verifier(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec]) -> Verifier:
     expected = parameter_count(pool.size)
     if pool.deviating_gpt2:
-        expected += pool.deviating_gpt2.excess(pool.size, pool.subject)
+        expected += sum(pool.deviating_gpt2.excess(pool.size, pool.subject).values())
 
     def verify(name: str, work: Work) -> Verification:
         counted = work.answer()

@@ -21,7 +21,7 @@ def turn(x, first=0):
     half = x.shape[-1] // 2
     speeds = 10_000 ** (-torch.arange(half) / half)
     angles = torch.outer(torch.arange(first, first + x.shape[-2]), speeds)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
