@@ -30,12 +30,12 @@ class BuildSettings(dict[str, Any]):
         self.__dict__["_read"] |= set(super().keys())
         return super().__iter__()
 
-    def keys(self) -> KeysView[str]:
+    def keys(self) -> KeysView[str]:  # type: ignore[override]  # dict_keys is no name to import
         """Return the names, as a dict does, and record that all were read."""
         self.__dict__["_read"] |= set(super().keys())
         return super().keys()
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]  # likewise
         """Return names and values, as a dict does, and record that all were read."""
         self.__dict__["_read"] |= set(super().keys())
         return super().items()

@@ -29,7 +29,8 @@ FILL_IN = "..."
 
 def builder_lines(target: Any, name: str, module: ModuleType) -> str:
     """Return `def build(size): return GPT(...)`. What is not known is `...`, for the user to fill in."""
-    return f"def build(size):  # it has {', '.join(list(VALUES.values())[:5])}\n    return {construction(target, name, module)}\n"
+    known = ", ".join(list(VALUES.values())[:5])
+    return f"def build(size):  # it has {known}\n    return {construction(target, name, module)}\n"
 
 
 def adapter_lines(target: Any, name: str, module: ModuleType, forward: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +28,12 @@ def constructor_in(project: Project, name: str) -> Constructor:
     meant = {word: quantity for word in constants if (quantity := quantity_of(word, constants)) in lacking}
     # Of a constant and the attribute of a class, the constant: the class is often made from it.
     plain = {quantity for word, quantity in meant.items() if "." not in word}
-    words = frozenset(word for word, quantity in meant.items() if "." not in word or quantity not in plain)
+    counts = Counter((word.split(".")[0], quantity) for word, quantity in meant.items())  # a table of presets has many
+    words = frozenset(
+        word
+        for word, quantity in meant.items()
+        if "." not in word or (quantity not in plain and counts[word.split(".")[0], quantity] == 1)
+    )
     if not any(quantity_of(word, constants) in SIZES for word in words):
         return direct
     return with_constants(direct, project, name, words)

@@ -15,7 +15,6 @@ from harness.core.sizes import SIZES as NAMED_SIZES
 from harness.core.sizes import Size
 from harness.subjects.adapters.construction.build_settings import unknown_setting
 from harness.subjects.adapters.construction.constructor import Constructor
-from harness.subjects.adapters.construction.setting_names import SIZES
 from harness.subjects.adapters.construction.shapes import Shapes, follows, lacking, shapes_of
 from harness.subjects.adapters.construction.stand_in import StandIn
 

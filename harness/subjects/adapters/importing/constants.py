@@ -113,7 +113,9 @@ def _number(node: ast.expr) -> Number | None:
         inner = [child for child in ast.walk(node) if isinstance(child, ast.expr)]
         if all(isinstance(child, ast.BinOp | ast.UnaryOp | ast.Constant) for child in inner):
             try:
-                value = eval(compile(ast.Expression(node), "", "eval"), {"__builtins__": {}})  # numbers alone, as above
+                value = eval(
+                    compile(ast.Expression(node), "", "eval", dont_inherit=True), {"__builtins__": {}}
+                )  # numbers alone, as above
             except (ArithmeticError, TypeError, ValueError):
                 return None
             return value if isinstance(value, int | float) else None

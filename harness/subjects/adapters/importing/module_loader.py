@@ -1,6 +1,7 @@
 """Execute a user's module: as it is, or its definitions alone where the top level acts or does not run."""
 
 from __future__ import annotations
+import __future__
 
 import ast
 import importlib.abc
@@ -101,7 +102,7 @@ class ModuleLoader(importlib.machinery.SourceFileLoader):
         if tree is None:
             super().exec_module(module)
         else:
-            exec(compile(tree, self.path, "exec"), vars(module))
+            _run(tree.body, tree, self.path, module)
 
     def _note_wanted(self, tree: ast.Module, module: ModuleType) -> None:
         """Note which names this module uses of those that it imports."""
@@ -142,7 +143,7 @@ class Definitions:
                 continue
             else:
                 try:
-                    exec(compile(ast.Module([node], []), self.path, "exec"), vars(self.module))
+                    _run([node], tree, self.path, self.module)
                 except (KeyboardInterrupt, TooLong, ProcessExit):
                     raise
                 except BaseException as error:  # SystemExit, too: of a parser of arguments
@@ -177,3 +178,13 @@ class Definitions:
 
     def _leave_out(self, statement: Statement) -> None:
         self.notes.left_out.setdefault(display_path(self.path), []).append(statement.text)
+
+
+def _run(body: list[ast.stmt], of: ast.Module, path: str, module: ModuleType) -> None:
+    """Execute statements of a module in it, with the module's own `from __future__` imports, and not this file's."""
+    flags = 0
+    for node in of.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            for alias in node.names:
+                flags |= getattr(__future__, alias.name).compiler_flag
+    exec(compile(ast.Module(body, []), path, "exec", flags, dont_inherit=True), vars(module))
