@@ -141,7 +141,7 @@ class Session:
         checks = self._checks()
         # A subject that cannot be called, or hangs, would only break or hang again. One that ended a worker of xdist
         # would end this process, and with it the report.
-        hopeless = {row["subject"] for row in checks if {"because", "crashed"} & set(row["details"])}
+        hopeless = {row["subject"] for row in checks if _ends_everything(row)}
         bad = [row["subject"] for row in checks if terminal_summary.is_bad(row) and row["subject"] not in hopeless]
         for subject in dict.fromkeys(bad):
             if subject in trainer_names(self.config):  # the searches are for models
@@ -242,6 +242,12 @@ class Session:
                 terminal.section(text)
             else:
                 terminal.write_line(text, **({kind: True} if kind else {}))
+
+
+def _ends_everything(row: Row) -> bool:
+    """Return True if a check ended its process, or was not run because the debug size cannot be built, or hangs."""
+    size = str(row["parameters"].get("size", "debug"))
+    return "crashed" in row["details"] or ("because" in row["details"] and size == "debug")
 
 
 def record_writer_of(config: pytest.Config) -> RunWriter:

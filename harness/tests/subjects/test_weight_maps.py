@@ -97,6 +97,8 @@ def test_a_parameter_that_gpt2_lacks_keeps_its_own_values_and_is_named(shipped, 
     model = build_with_weights(adapt(spec), DEBUG, state("debug", "probe"))
     assert [row.own for row in model.weights.rows if row.is_beyond_gpt2] == ["out_head.bias"]
     assert torch.equal(model.module.out_head.bias, torch.full((211,), 0.25))
+    longer = adapt(spec).build(SIZES["debug-long"])  # once a KeyError: 'transformer.wte.bias'
+    assert [row.own for row in longer.weights.rows if row.is_beyond_gpt2] == ["out_head.bias"]
     record = run(shipped["loading::weight-map-is-complete,size=debug"], adapt(spec))
     assert record.verdict == "fail"
     assert "out_head.bias" in record.where[0]
