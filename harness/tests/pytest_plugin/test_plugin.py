@@ -1,6 +1,7 @@
 """The suites behave under pytest as any test does, and a run leaves its records whatever ends it."""
 
 import json
+import textwrap
 
 import pytest
 
@@ -248,14 +249,68 @@ def test_a_subject_that_cannot_be_imported_is_one_line_and_exit_4(project, subje
     result.stderr.no_fnmatch_line("*Traceback*")
 
 
-def test_a_subject_that_raises_on_construction_is_an_error_and_the_other_checks_still_run(project):
+def test_a_subject_that_cannot_be_built_is_one_screen_with_lines_to_paste_and_exit_4(project):
     project.makepyfile(mine="from gpt import *\nclass Mine(GPT):\n    def __init__(self, config, **o): 1 / 0")
-    project.runpytest("--subject", "mine.py:Mine")
-    rows = records(project)[1:-1]
-    assert len(rows) == 3
-    assert {row["verdict"] for row in rows if row["check"] != "lacking"} == {"error"}
-    assert "ZeroDivisionError" in rows[0]["message"]
-    assert "mine.py:3" in rows[0]["message"]
+    result = project.runpytest("--subject", "mine.py:Mine")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            "ERROR: --subject mine.py:Mine: the harness cannot build it.",
+            "  failed  ZeroDivisionError: division by zero at mine.py:3 in __init__",
+            "  tried   a GPTConfig: bias=True, block_size=32, *",
+            "Paste this at the end of mine.py, put values in place of ..., and judge --subject mine.py:build",
+            "    def build(size):  # it has size.vocab_size, size.context, size.layers, size.heads, size.width",
+            "        return Mine(GPTConfig(vocab_size=size.vocab_size, block_size=size.context, n_layer=size.layers, *))",
+        ]
+    )
+    assert not list(project.path.glob("reports/records/*"))
+
+
+NEEDS = """
+from gpt import GPT as Right, GPTConfig
+from torch import nn
+
+
+class GPT(nn.Module):
+    def __init__(self, vocab_size, block_size, n_embd, n_head, n_layer, router=None):
+        super().__init__()
+        router.start()
+        sizes = dict(vocab_size=vocab_size, block_size=block_size, n_embd=n_embd, n_head=n_head, n_layer=n_layer)
+        self.inner = Right(GPTConfig(**sizes))
+
+    def forward(self, ids, router):
+        return self.inner(ids)[0] if router.goes else None
+
+
+class Router:
+    goes = True
+
+    def start(self):
+        pass
+
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("build", NEEDS.replace("ids, router)", "ids)").replace("if router.goes else None", "")),
+        ("Mine", NEEDS.replace("router.start()", "")),
+    ],
+)
+def test_the_lines_that_are_printed_work_once_they_are_pasted_and_filled_in(project, name, text):
+    path = project.path / "mine.py"
+    path.write_text(text)
+    result = project.runpytest("--subject", "mine.py:GPT")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    printed = result.stderr.str()
+    pasted = textwrap.dedent(printed.split(f"judge --subject mine.py:{name}\n")[1].split("All that an adapter")[0])
+    if name == "build":
+        pasted = pasted.replace("n_layer=size.layers", "n_layer=size.layers, router=Router()")
+    path.write_text(f"{text}\n{pasted.replace('...', 'Router()')}")
+    result = project.runpytest("--subject", f"mine.py:{name}", "-k", "right or wrong")
+    result.assert_outcomes(passed=1, failed=1)
 
 
 def test_ctrl_c_in_a_subject_keeps_what_was_measured(project):

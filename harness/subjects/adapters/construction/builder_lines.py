@@ -53,7 +53,7 @@ def construction(target: Any, name: str, module: ModuleType) -> str:
     except SubjectError:
         return f"{name}({FILL_IN})"
     if (parameter := takes_config(target, module)) is not None:
-        others = [p for p in own.values() if p.default is p.empty and p is not parameter]
+        others = [p for p in own.values() if p.default is p.empty and p.name != parameter.name]
         return f"{name}({', '.join([_config(parameter, target, module), *map(_keyword, others)])})"
     shown = [p for p in own.values() if p.default is p.empty or quantity_of(p.name, own) in VALUES]
     shown += [p for p in own.values() if isinstance(p.default, int) and p.default > 1 and p not in shown]

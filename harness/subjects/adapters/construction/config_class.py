@@ -25,8 +25,8 @@ def config_classes(parameter: inspect.Parameter, target: Any, modules: list[Modu
     for candidates in (stated, same_module, beside):
         found = [c for c in candidates if _is_config_class(c)]
         if found:
-            # Of a config and the one that contains it, as of another program, the one that names more comes first.
-            return list(dict.fromkeys(found))
+            # A class that contains a config, as a checkpoint does, is one only where nothing names the sizes itself.
+            return list(dict.fromkeys([c for c in found if names_sizes(_own_settings(c))] or found))
     return []
 
 
