@@ -18,7 +18,7 @@ from harness.diagnosis.searches.forward.matched import Difference, Owners, match
 from harness.diagnosis.searches.forward.unmatched import unmatched_finding
 from harness.diagnosis.searches.forward.variant_search import Match, VariantSearch
 from harness.oracle.formula import Replacement
-from harness.oracle.variants import variants
+from harness.oracle.variants import Variant, variants
 
 MOST_FINDINGS = 12
 MOST_WIRINGS = 4
@@ -44,12 +44,14 @@ class _Explanation:
     """Differences, in the order in which they were found, and how far the formula with them follows the subject.
 
     `reached`: how many anchors, and how many values of any place, agree before the first that no variant gives.
+    `wirings`: those of the block that match as well as the first difference does, if that ended the search.
     """
 
     changes: list[Replacement] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     complete: bool = False
     reached: tuple[int, int] | None = None
+    wirings: list[Match] = field(default_factory=list)
 
     @property
     def is_exact(self) -> bool:
@@ -83,14 +85,13 @@ def search(
     What is still unexplained then is searched thoroughly: for variants of some values only, and for two at once.
     """
     alignment = Alignment(observed, ids, weights, size)
-    best, wiring = _explained(alignment, {}, owners or {}), None
+    wiring, best = None, _explained(alignment, {}, owners or {}, until_ambiguous=True)
+    if best.wirings:
+        wiring, best = _best_wiring(alignment, best.wirings, best, owners or {})
+        if not best.is_exact:
+            best = _explained(alignment, {}, owners or {})
     if not best.is_exact:
-        for candidate in _wirings(alignment, best.changes):
-            other = _explained(alignment, {}, owners or {}, candidate)
-            if other.is_better_than(best):
-                best, wiring = other, candidate
-            if best.is_exact:
-                break
+        wiring, best = _best_wiring(alignment, _wirings(alignment, best.changes), best, owners or {})
     if not best.is_exact:
         best = _explained(alignment, own_values, owners or {}, wiring, thorough=True)
     return ForwardResult(
@@ -99,6 +100,20 @@ def search(
         best.complete,
         any(not difference.variants for difference in best.differences),
     )
+
+
+def _best_wiring(
+    alignment: Alignment, wirings: list[Match], best: _Explanation, owners: Owners
+) -> tuple[Match | None, _Explanation]:
+    """Return the wiring that explains the subject better than `best`, None if none does, and the explanation."""
+    found = None
+    for wiring in wirings:
+        other = _explained(alignment, {}, owners, wiring)
+        if other.is_better_than(best):
+            found, best = wiring, other
+        if best.is_exact:
+            break
+    return found, best
 
 
 def _wirings(alignment: Alignment, found: list[Replacement]) -> list[Match]:
@@ -110,11 +125,15 @@ def _wirings(alignment: Alignment, found: list[Replacement]) -> list[Match]:
     matched: list[tuple[int, Match]] = []
     for variant in variants():
         if variant.operation == "block":
-            change = Replacement(variant.operation, variant.function)
-            values = max(alignment.values_matched([change, *changes]) for changes in ([], found))
-            matched.append((values, Match((variant,), change)))
+            wiring = _in_every_layer(variant)
+            values = max(alignment.values_matched([wiring.change, *changes]) for changes in ([], found))
+            matched.append((values, wiring))
     matched.sort(key=lambda pair: -pair[0])
     return [wiring for values, wiring in matched if values > right][:MOST_WIRINGS]
+
+
+def _in_every_layer(variant: Variant) -> Match:
+    return Match((variant,), Replacement(variant.operation, variant.function))
 
 
 def _explained(
@@ -124,8 +143,12 @@ def _explained(
     wiring: Match | None = None,
     *,
     thorough: bool = False,
+    until_ambiguous: bool = False,
 ) -> _Explanation:
-    """Return the differences from GPT-2, or from GPT-2 with another wiring of the block."""
+    """Return the differences from GPT-2, or from GPT-2 with another wiring of the block.
+
+    With `until_ambiguous` the search ends at a first difference that may as well be a wiring of the block.
+    """
     found = _Explanation(changes=[] if wiring is None else [wiring.change])
     tried = VariantSearch(alignment, found.changes)
     for _ in range(MOST_FINDINGS * alignment.size.layers):
@@ -145,6 +168,15 @@ def _explained(
         match = tried.best(taps, reached, layer, matched)
         if match is None and thorough and found.reached is None:
             match = tried.best_of_parts_and_pairs(taps, reached, layer)
+        if (
+            match is not None
+            and until_ambiguous
+            and not found.differences
+            and len({v.fault for v in match.variants}) > 1
+        ):
+            found.wirings = [_in_every_layer(v) for v in match.variants if v.operation == "block"]
+            if found.wirings:
+                return found
         if match is not None:
             found.changes.insert(0, match.change)
             finding = matched_finding(alignment, match, taps, found.changes, reached, owners)
