@@ -112,6 +112,7 @@ def kind(what: str) -> NamedDeviation | None:
     return NamedDeviation(what, (what,), decided_by=(), excuses=checks, computed=False) if checks else None
 
 
+@functools.cache
 def _catalogue() -> set[str]:
     """Return the ids of the catalogue of faults, those included that no suite covers yet."""
     tables = tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
@@ -232,9 +233,9 @@ def problems(
 ) -> list[str]:
     """Return one line, beginning with `file:line:`, for each declaration that names no check or no longer applies.
 
-    Patterns no longer apply if every check that they name passes. That is decided only if every debug-size check that
-    they name has run, or every check if they name none of debug size: a check that was skipped, hung or was not
-    selected decides nothing. A computed deviation no longer applies if the subject is found not to have it, and is
+    A list of checks no longer applies if every check that it names passes. That is decided only if every debug-size
+    check that it names has run, or every check if it names none of debug size: a check that was skipped, hung or was
+    not selected decides nothing. A computed deviation no longer applies if the subject is found not to have it, and is
     reported if one of its checks has run.
 
     Args:
@@ -262,7 +263,7 @@ def _has_run(deviation: Deviation, judged: Mapping[str, str]) -> bool:
 def _problems_of_patterns(
     deviation: Deviation, applied: set[str], judged: Mapping[str, str], known: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield the patterns that match no check, and those that excused no check in this run."""
+    """Yield the patterns that match no check, and the declaration if it excused no check in this run."""
     stale = []
     for pattern in deviation.patterns:
         matching = [check for check in known if fnmatch.fnmatchcase(check, pattern)]
@@ -273,7 +274,10 @@ def _problems_of_patterns(
         all_pass = matching and all(judged.get(check) == "pass" for check in decisive)
         if all_pass and f"{deviation.place} {pattern}" not in applied:
             stale.append(pattern)
-    if deviation.what and len(stale) == len(deviation.patterns):
+    if len(stale) < len(deviation.patterns):
+        return
+    if deviation.what:
         yield f"{deviation.place}: the subject has no '{deviation.what}': every check of it passes; remove it"
-    elif not deviation.what:
-        yield from (f"{deviation.place}: nothing that '{pattern}' names fails any more; remove it" for pattern in stale)
+    else:
+        named = ", ".join(f"'{pattern}'" for pattern in stale)
+        yield f"{deviation.place}: nothing that {named} names fails any more; remove it"

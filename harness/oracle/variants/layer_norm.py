@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.oracle.formula import EPSILON, At, Operation
+from harness.oracle.formula import EPSILON, At, Operation, operation_of
 from harness.oracle.variants.variant import Variant
 
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (B, T, C), gain (C,), bias (C,) -> (B, T, C)
@@ -155,13 +155,13 @@ IDS_OF_ONE_NORM = {
 
 
 def with_weights_of(norm: str) -> Operation:
-    """Return LayerNorm with gain and bias of another norm of the same block."""
-    return lambda at, x: normalise(x, *gain_and_bias(at, norm))
+    """Return another norm of the same block, with its gain and bias."""
+    return lambda at, x: operation_of(norm)(at, x)
 
 
 def with_weights_of_last(norm: str) -> Operation:
-    """Return LayerNorm with gain and bias of a norm of the last block."""
-    return lambda at, x: normalise(x, *gain_and_bias(at.at(at.size.layers - 1), norm))
+    """Return a norm of the last block, with its gain and bias."""
+    return lambda at, x: operation_of(norm)(at.at(at.size.layers - 1), x)
 
 
 # at; x (B, T, C) -> (B, T, C)

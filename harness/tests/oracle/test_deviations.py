@@ -4,7 +4,17 @@ import pytest
 
 from harness.core.record_files import read as records_of
 from harness.judging.runner import make_runner
-from harness.oracle.deviations import DeviationError, beside, declared_faults, except_for, problems, read
+from harness.oracle.deviations import (
+    DeviationError,
+    beside,
+    declared_faults,
+    except_for,
+    kind,
+    known,
+    problems,
+    read,
+)
+from harness.oracle.named_deviations import ALIASES, NAMED
 
 GPT = """\
 import math
@@ -305,3 +315,37 @@ def test_the_shipped_checks_are_known_where_the_ids_do_not_lead_to_them(tmp_path
 
     known = known_checks([{"id": "parity.toml::some-check"}], SimpleNamespace(rootpath=tmp_path))
     assert "parity::debug,weights=probe,compare=blocks" in known
+
+
+RAISES = "    def generate(self, ids, max_new_tokens, temperature=1.0, top_k=None):\n        raise IndexError('no')\n"
+
+
+def test_a_declaration_survives_a_check_that_raises(shipped, tmp_path):
+    """Once a check had raised, every declaration was forgotten for the checks that followed."""
+    spec = written(
+        tmp_path, CHANGES["untied-head"], ("    def forward(self, ids):", f"{RAISES}\n    def forward(self, ids):")
+    )
+    deviations = declared(tmp_path, "what = 'untied-head'", "checks = ['generation::*']")
+    runner = make_runner(spec, deviations=deviations)
+    raised = runner.run(shipped["generation::seed-decides"])
+    assert (raised.verdict, raised.declared) == ("error", "generation::*: on purpose")
+    assert runner.run(shipped[COUNTS[0]]).declared == "untied head: on purpose"
+
+
+def test_a_measure_that_hung_before_is_excused_as_well_if_it_is_declared(shipped, tmp_path):
+    runner = make_runner(written(tmp_path), deviations=declared(tmp_path, "checks = ['generation::*']"))
+    check = shipped["generation::seed-decides"]
+    runner._hung[check.measure, "debug"] = "not run: it hung before"
+    assert runner.run(check).declared == "generation::*: on purpose"
+
+
+def test_every_id_that_is_offered_can_be_declared():
+    assert {*NAMED, *ALIASES} <= known()
+    assert [what for what in known() if kind(what) is None] == []
+
+
+def test_a_deviation_that_no_formula_computes_excuses_the_checks_of_its_subject_matter(shipped, tmp_path):
+    (uniform,) = declared(tmp_path, "what = 'init-uniform'")
+    assert not uniform.computed
+    assert uniform.excuses("initialisation::normal-numbers,size=debug")
+    assert not uniform.excuses("parity::debug,weights=probe,compare=logits")
