@@ -21,7 +21,6 @@ from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
 from harness.subjects.adapters.adapted_subject import AdaptedSubject
-from harness.subjects.adapters.construction.constructor import BY_SIZE
 from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
@@ -51,7 +50,8 @@ class Inspection:
     """The results of each step as text, by label; and the step that failed with its error, if one did.
 
     `abilities` maps the name of an ability to its details, `lacking` to what was looked for. Each row of `weights` has
-    the keys own, shape, published, as and by. `paste` are lines with which the subject can be judged, if it cannot as it is.
+    the keys own, shape, published, as and by. `paste` are lines with which it can be judged, if it cannot
+    as it is.
     """
 
     spec: str
@@ -150,8 +150,9 @@ def _describe_origin(subject: Subject) -> str:
 def _describe_build(subject: Subject, size: Size) -> str:
     if not isinstance(subject, AdaptedSubject):
         return f"by its own build, at the {size.name} size"
-    if not subject.constructor.words and subject.constructor.description != BY_SIZE:
-        return f"by {subject.constructor.description}; it has one size, which is {size.name}"
+    if not subject.constructor.words:
+        sizes = f"; it has one size, which is {size.name}" if subject.has_one_size() else ""
+        return f"by {subject.constructor.description}{sizes}"
     arguments = subject.constructor.arguments(size)
     if subject.constructor.description == "a dict":
         return f"from a dict with every name that people use for a size, vocab_size={size.vocab_size} and so on"

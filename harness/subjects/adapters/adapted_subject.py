@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import Missing, MissingAbility, SubjectError
 from harness.core.sizes import SIZES, Size
-from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.construction.constructor import BY_SIZE, Constructor
 from harness.subjects.adapters.construction.settle import is_settled, settle
 from harness.subjects.adapters.construction.shapes import lacking, shapes_of
 from harness.subjects.adapters.construction.size_search import problem
@@ -151,6 +151,11 @@ class AdaptedSubject:
             raise SubjectError(f"{self.name.rpartition(':')[2]} cannot be built at the size {size.name}: {wrong}")
         self._is_settled = True
         return module
+
+    def has_one_size(self) -> bool:
+        """Return True if nothing sets the subject's sizes: neither settings, nor its own build(size), nor stand-ins."""
+        replaced = self.project is not None and bool(self.project.notes.replaced)
+        return not self.constructor.words and self.constructor.description != BY_SIZE and not replaced
 
     def _refuse_another_size(self, module: nn.Module, size: Size) -> None:
         if not self.constructor.words and set(lacking(shapes_of(module), size)) - {"heads"}:

@@ -10,6 +10,7 @@ from torch import nn
 
 from harness.core.errors import MissingAbility
 from harness.core.sizes import Size
+from harness.subjects.adapters.construction import stand_in
 from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.setting_names import SYNONYMS, quantity_of
 from harness.subjects.adapters.construction.stand_in import StandIn
@@ -78,6 +79,8 @@ class Constructor:
             if isinstance(value, StandIn):
                 inside = {w.removeprefix(f"{word}."): v for w, v in arguments.items() if w.startswith(f"{word}.")}
                 value.values = {**named, **{w: v for w, v in arguments.items() if w != word}, **inside}
+        stand_in.current.clear()
+        stand_in.current.update(named, **{w.rpartition(".")[2]: v for w, v in arguments.items() if "." in w})
         return self.call({**arguments, "size": size} if self.description == BY_SIZE else arguments)
 
     def _choice(self, quantity: str, value: str) -> str:

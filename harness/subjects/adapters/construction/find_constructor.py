@@ -145,6 +145,9 @@ def _from_config(
         settings = BuildSettings(arguments)
         configs: list[Callable[[], Any]] = [functools.partial(make_config, c, arguments) for c in classes]
         configs += [functools.partial(filled, prototype, arguments) for _, prototype in copied]
+        configs += [  # a dict that is read by attributes
+            functools.partial(BuildSettings, filled(p, arguments)) for _, p in copied if isinstance(p, dict)
+        ]
         if not copied:
             configs.append(lambda: settings)
         module = _build_from_first(target, parameter, configs, keywords)

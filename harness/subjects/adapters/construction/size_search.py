@@ -222,23 +222,21 @@ class SizeSearch:
             if word not in meanings
         }
         notes = [f"`{word}` is {WORDS[quantity]}" for word, quantity in found.items()]
-        given = [f"`{word}` is given {_described(value)}" for word, value in values.items()]
-        sentences = (
-            *([f"by behaviour, not by name: {'; '.join(notes)}"] if notes else []),
-            *([f"no size follows a setting whose name says nothing: {'; '.join(given)}"] if given else []),
-        )
+        sentences = [f"by behaviour, not by name: {'; '.join(notes)}"] if notes else []
+        sentences += [_given(word, value) for word, value in values.items()]
         self.constructor = dataclasses.replace(
             self.constructor, meanings=meanings, values=values, notes=(*self.constructor.notes, *sentences)
         )
 
 
-def _described(value: Any) -> str:
-    if not isinstance(value, StandIn):
-        return repr(value)
-    for kind in ("tokenizer", "config"):
-        if kind in value.used_as:
-            return f"a {kind} of the sizes"
-    return "nothing, as it is asked only if it is set"
+def _given(word: str, value: Any) -> str:
+    """Return what a setting without a meaning is given, and why."""
+    if isinstance(value, StandIn):
+        for kind in ("tokenizer", "config"):
+            if kind in value.used_as:
+                return f"`{word}` is used as a {kind}: it is given one that has every size under every name"
+        return f"`{word}` is only asked if it is set: it is not"
+    return f"no size follows `{word}`, whose name says nothing: it is given {value!r}"
 
 
 def problem(constructor: Constructor, shapes: Shapes, size: Size) -> str:

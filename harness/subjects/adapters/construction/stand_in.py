@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.subjects.adapters.construction.setting_names import quantity_of
-
 UNKNOWN = "which the harness does not know"  # in the message of an unknown setting
+
+
+# The settings of stand-ins that have none of their own, as one in place of a value of a module: those of the build that
+# runs, by every name that people use.
+current: dict[str, Any] = {}
 
 
 class StandIn(int):
@@ -19,12 +22,11 @@ class StandIn(int):
     name: str
     values: dict[str, Any]
     used_as: set[str]
-    lacked: list[str]
 
     def __new__(cls, name: str, number: int = 4, values: Mapping[str, Any] | None = None) -> StandIn:
         """Return a stand-in with this value as a number. `values` are the settings that it has as a config."""
         made = super().__new__(cls, number)
-        made.name, made.values, made.used_as, made.lacked = name, dict(values or {}), set(), []
+        made.name, made.values, made.used_as = name, dict(values or {}), set()
         return made
 
     def __reduce__(self) -> Any:
@@ -40,7 +42,7 @@ class StandIn(int):
 
     def __len__(self) -> int:
         self.used_as.add("tokenizer")
-        return int(self.values.get("vocab_size", 50257))
+        return int({**current, **self.values}.get("vocab_size", 50257))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -66,15 +68,7 @@ class StandIn(int):
 
     def _read(self, name: str) -> Any:
         self.used_as.add("config")
-        if name in self.values:
-            return self.values[name]
-        # Of equal meaning: a tokenizer's n_vocab, a config's n_embd.
-        found = next(
-            (v for n, v in self.values.items() if quantity_of(n, ()) == quantity_of(name, ()) is not None), None
-        )
-        if found is None:
-            self.lacked.append(f"{self.name}.{name}")
-        return found
+        return {**current, **self.values}.get(name)
 
 
 def _without_text(*arguments: Any, **keywords: Any) -> Any:

@@ -29,6 +29,7 @@ class ImportNotes:
     """What was done to import a subject other than what Python would: one line each, without repetitions."""
 
     left_out: dict[str, list[str]] = field(default_factory=dict)  # file -> statements that were not run
+    missing: dict[str, list[str]] = field(default_factory=dict)  # package -> the lines that import it
     replaced: list[str] = field(default_factory=list)
     constants: dict[str, Number] = field(default_factory=dict)  # the named numbers of all modules
 
@@ -38,6 +39,9 @@ class ImportNotes:
         for file, statements in self.left_out.items():
             shown = "; ".join(statements[:6]) + (f"; and {len(statements) - 6} more" if statements[6:] else "")
             found.append(f"{file} does more than define: its definitions were taken, and these were not run: {shown}")
+        if self.missing:
+            packages = ", ".join(f"{package} ({', '.join(places)})" for package, places in self.missing.items())
+            found.append(f"not installed: {packages}; stubs are in their place, and raise an error where they are used")
         return [*found, *dict.fromkeys(self.replaced)]
 
 
@@ -156,10 +160,7 @@ class Definitions:
         if isinstance(statement.node, ast.Import | ast.ImportFrom) and package:
             place = f"{display_path(self.path)}:{statement.node.lineno}"
             bind_stubs(statement.node, vars(self.module), f"the package '{package}' is not installed; {place} needs it")
-            self.notes.replaced.append(
-                f"the package '{package}' is not installed; {place} imports it, and its names raise an error where "
-                "they are used"
-            )
+            self.notes.missing.setdefault(package, []).append(place)
             return True
         if not is_needed:
             self._leave_out(statement)

@@ -174,7 +174,7 @@ class Statement:
     @property
     def text(self) -> str:
         """The statement's line and its beginning, as `line 12: model = GPT(config)`."""
-        first = ast.unparse(self.node).splitlines()[0]
+        first = next(line for line in ast.unparse(self.node).splitlines() if not line.startswith("@"))
         return f"line {self.node.lineno}: {first if len(first) <= 48 else first[:45] + '...'}"
 
 
