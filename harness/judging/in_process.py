@@ -16,6 +16,7 @@ from harness.diagnosis import diagnose
 from harness.judging.run_check import run
 from harness.judging.unreadable import why_unreadable
 from harness.oracle.declared import compared_with
+from harness.oracle.deviating_subject import DeviatingSubject
 from harness.oracle.deviation_fit import DeviationFit
 from harness.oracle.deviations import Deviation
 from harness.oracle.gpt2_with_deviations import DeviatingGPT2
@@ -64,6 +65,12 @@ class InProcessJudge:
         with compared_with(gpt2):
             record = run(check, self._compared(gpt2), limits=limits, echo=self.echo)
         return gpt2.judge_again(record, self.subject)
+
+    def judge_gpt2(self, check: Check, limits: Limits, deviations: Sequence[Deviation]) -> Record:
+        """See `Judge.judge_gpt2`."""
+        gpt2 = self._fit(deviations).gpt2
+        with compared_with(gpt2):
+            return run(check, DeviatingSubject(gpt2), limits=limits, echo=self.echo)
 
     def diagnose(self, rows: Sequence[Row], deviations: Sequence[Deviation] = ()) -> Row:
         """See `Judge.diagnose`."""

@@ -57,9 +57,16 @@ class IsolatedJudge:
 
     def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
         """See `Judge.judge`."""
+        return self._judged("judge", check, limits, deviations)
+
+    def judge_gpt2(self, check: Check, limits: Limits, deviations: Sequence[Deviation]) -> Record:
+        """See `Judge.judge_gpt2`."""
+        return self._judged("judge GPT-2", check, limits, deviations)
+
+    def _judged(self, do: str, check: Check, limits: Limits, deviations: Sequence[Deviation]) -> Record:
         started = time.perf_counter()
         question = {
-            "do": "judge",
+            "do": do,
             "check": dataclasses.asdict(check),
             "limits": dataclasses.asdict(limits),
             "deviations": [dataclasses.asdict(each) for each in deviations],

@@ -19,6 +19,10 @@ class Judge(Protocol):
         """Return the record of one check. With deviations, the subject is compared with GPT-2 that has them."""
         ...
 
+    def judge_gpt2(self, check: Check, limits: Limits, deviations: Sequence[Deviation]) -> Record:
+        """Return the record of one check on GPT-2 itself with the deviations, in place of the subject."""
+        ...
+
     def diagnose(self, rows: Sequence[Row], deviations: Sequence[Deviation] = ()) -> Row:
         """Return the diagnosis of the subject as a row, given its records as rows; beyond the deviations, if any."""
         ...

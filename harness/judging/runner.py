@@ -11,6 +11,7 @@ from harness.core.error_text import describe_error, error_location
 from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, machine_memory_gib
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
+from harness.judging.explained import as_deviations, explained
 from harness.judging.in_process import InProcessJudge
 from harness.judging.isolated import IsolatedJudge
 from harness.judging.judge import Judge
@@ -89,6 +90,24 @@ class Runner:
         reason = "; ".join(f"{each.says}: {each.reason}" for each in needed)
         return replace(record, declared=reason, details=_details_with(record, needed, f"{check.suite}::{check.id}"))
 
+    def as_expected(self, check: Check, record: Record) -> Record:
+        """Return the failed record marked as declared, if the deviations explain it.
+
+        They do if the check passes in comparison with the GPT-2 that has them, or if that GPT-2 fails it too.
+        """
+        judged = self._excused(check, record) or self._computed(check, record)
+        computed = [each for each in self.deviations if each.computed]
+        if judged.declared or record.verdict != "fail" or not computed:
+            return judged
+        if self.judge.judge_gpt2(check, self.limits, computed).verdict != "fail":
+            return judged
+        alone = [each for each in computed if self.judge.judge_gpt2(check, self.limits, [each]).verdict == "fail"]
+        return replace(
+            record,
+            declared="GPT-2 with the deviations fails it too",
+            details=_details_with(record, alone or computed, ""),
+        )
+
     def _needed_for(self, check: Check, deviations: list[Deviation]) -> list[Deviation]:
         """Return the deviations without which the check does not pass; beyond the debug size, those needed so far."""
         if check.parameters.get("size") != "debug":
@@ -127,7 +146,27 @@ class Runner:
             return {"trouble": f"the diagnosis broke: {describe_error(error)}"}
         declared = declared_faults(self.deviations)
         findings = [{**each, "declared": each.get("fault") in declared} for each in diagnosis["findings"]]
-        return {**diagnosis, "findings": findings}
+        try:
+            return {**diagnosis, "findings": findings, **self._explained(rows, findings)}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a subject that ends its process when it is judged again
+            trouble = f"which failures the findings explain is not known: {describe_error(error)}"
+            return {**diagnosis, "findings": findings, "trouble": trouble}
+
+    def _explained(self, rows: Sequence[Row], findings: Sequence[Row]) -> Row:
+        """Return which failures the findings explain, and note in each finding how many; {} if that is not known."""
+        found = [each for each in findings if not each["declared"]]
+        causes = as_deviations(found)
+        failed = [row for row in rows if row["verdict"] in ("fail", "error") and not row.get("declared")]
+        failed = [row for row in failed if not row["details"].get("because")]
+        if not causes or not failed:
+            return {}
+        again = Runner(self.name, self.judge, limits=self.limits, deviations=[*self.deviations, *causes])
+        result = explained(failed, found, again.as_expected)
+        for each, count in zip(found, result.by_finding, strict=True):
+            each["explains"] = count
+        return {"explained": list(result.checks), "explained_count": result.passing, "explained_of": result.judged}
 
     def why_unreadable(self) -> str:
         """Return the screen that says why the subject cannot be built or called; "" if it can."""

@@ -63,7 +63,7 @@ class _Worker:
         """Return the answer, ready for JSON."""
         if question["do"] == "start":
             return self._start(question)
-        deviations = [Deviation.from_fields(each) for each in question["deviations"]]
+        deviations = [Deviation.from_fields(each) for each in question.get("deviations", ())]
         if question["do"] == "read":
             return {"screen": self.judge.why_unreadable()}
         if question["do"] == "diagnose":
@@ -72,7 +72,8 @@ class _Worker:
             return self.judge.unfounded(deviations)
         check = Check.from_fields(question["check"])
         try:
-            return self.judge.judge(check, Limits(**question["limits"]), deviations).as_row()
+            judge = self.judge.judge_gpt2 if question["do"] == "judge GPT-2" else self.judge.judge
+            return judge(check, Limits(**question["limits"]), deviations).as_row()
         except KeyboardInterrupt as raised:  # the subject raised it: this process is in no terminal's foreground
             return Record(check, self.judge.subject.name, "error", describe_error(raised), 0.0).as_row()
 

@@ -17,7 +17,7 @@ WORDS = ("pass", "fail", "error", "declared", "skip")
 WIDTH = 110
 FAILURES = 6  # failures that are listed
 MESSAGE = 2  # lines of one failure
-FINDINGS = 3
+FINDINGS = 5
 SKIPS = 3
 SLOWEST = 10
 
@@ -180,7 +180,7 @@ def by_explained(findings: Sequence[Row]) -> list[Row]:
 def unexplained(bad: Sequence[Row], found: Row) -> list[Row]:
     """Return the failures that are not known to follow from the causes found."""
     explained = set(found.get("explained", ()))
-    return [row for row in bad if check_name(row) not in explained]
+    return [row for row in bad if row["id"] not in explained]
 
 
 def diagnosis(found: Row) -> Iterator[SummaryLine]:
@@ -197,10 +197,12 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
     if findings[FINDINGS:]:
         yield SummaryLine(f"   and {len(findings) - FINDINGS} more after it: see the report")
     if found.get("explained"):
-        count, of = len(found["explained"]), found["explained_of"]
-        these = "this" if len(findings) == 1 else "these"
-        rest = "" if count == of else f"; {of - count} still fail"
-        yield SummaryLine(f"   with {these} declared, {count} of the {of} failing checks pass{rest}")
+        explain = "this explains" if len(findings) == 1 else "these explain"
+        count, of = found["explained_count"], found["explained_of"]
+        yield SummaryLine(f"   {explain} {count} of the {of} failures that were judged again")
+    if blocks := dict.fromkeys(each["declaration"] for each in findings if each.get("declaration")):
+        yield SummaryLine("   if that is intended, declare it beside FILE.py, in FILE.deviations.toml:")
+        yield from (SummaryLine(f"      {line}") for block in blocks for line in block.splitlines())
     for each in declared:
         yield SummaryLine(_cut(f"   declared: {each['where']}: {each['cause']}"))
     if found.get("trouble"):
@@ -253,7 +255,9 @@ def slowest(rows: Sequence[Row]) -> Iterator[SummaryLine]:
 def _wrapped(text: str, most: int, indent: str = "") -> list[str]:
     """Return the text in at most so many lines, cut at the end of a word."""
     width = WIDTH - (0 if indent else 3)
-    return textwrap.wrap(text, width, max_lines=most, placeholder=" ...", subsequent_indent=indent)
+    return textwrap.wrap(
+        text, width, max_lines=most, placeholder=" ...", subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def _cut(text: str, width: int = WIDTH) -> str:
