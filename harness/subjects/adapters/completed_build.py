@@ -1,4 +1,4 @@
-"""The build method of an adapter, completed: the options that it does not take, and the weight map that it does not give."""
+"""The build method of an adapter, completed by the options that it does not take and the map that it does not give."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from harness.subjects.adapters.adapted_subject import AdaptedSubject
 from harness.subjects.adapters.construction.constructor import BY_SIZE, Constructor
 from harness.subjects.model import Model
 
-COMMON = ("seed", "dtype", "device")
+# Options that change what is built, and the attribute of a subject that has them; see `protocols`.
+CHOICES = {"attention": "attentions", "init": "recipes", "tied": "unties"}
 
 
 class CompletedBuild:
     """An adapter's `build(self, size)`, or one that takes seed, dtype, device and further options."""
 
-    def __init__(self, spec: str, build: Callable[..., Any]) -> None:
-        self.spec, self.own = spec, build
+    def __init__(self, spec: str, adapter: Any) -> None:
+        build: Callable[..., Any] = adapter.build
+        self.spec, self.own, self.adapter = spec, build, adapter
         parameters = inspect.signature(build).parameters
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.taken = frozenset(parameters)
@@ -33,10 +35,10 @@ class CompletedBuild:
     ) -> Model:
         """Return the adapter's model in eval mode, in `dtype` on `device`; see `Subject.build`."""
         given = {"seed": seed, "dtype": dtype, "device": device, **options}
-        if not self.takes_all:
-            for name in [name for name in given if name not in self.taken]:
-                if name not in (*COMMON, "bias", "dropout"):
-                    raise MissingAbility(f"{self.spec}.build({', '.join(self.taken)}) has no option '{name}'")
+        for name in [name for name in given if name not in self.taken]:
+            if name in CHOICES and not hasattr(self.adapter, CHOICES[name]):  # **options would swallow it
+                raise MissingAbility(f"{self.spec}.build has no option '{name}'")
+            if not self.takes_all:
                 del given[name]
         torch.manual_seed(seed)
         with torch.device(device):

@@ -14,8 +14,8 @@ from harness.core.errors import SubjectError
 from harness.core.shipped_packages import shipped_package
 from harness.subjects.adapters.abilities import ABILITIES
 from harness.subjects.adapters.adapted_subject import SMALL, AdaptedSubject
-from harness.subjects.adapters.completed_build import CompletedBuild
 from harness.subjects.adapters.checkpoint_directory import checkpoint_target
+from harness.subjects.adapters.completed_build import CompletedBuild
 from harness.subjects.adapters.construction.constructor import BY_SIZE, Constructor
 from harness.subjects.adapters.construction.find_constructor import find_constructor
 from harness.subjects.adapters.construction.module_constants import constructor_in
@@ -58,7 +58,7 @@ def _adapter(spec: str, target: type) -> Any:
             f"{spec} has a build method, so it is an adapter, but {target.__name__}() cannot be called: {error}"
         ) from error
     made.name = spec  # the name by which a run finds it again, as for its diagnosis
-    made.build = CompletedBuild(spec, made.build)
+    made.build = CompletedBuild(spec, made)
     return made
 
 
