@@ -11,7 +11,7 @@ from harness.oracle.probe_weights import state
 from harness.subjects.model import Model
 
 
-@dataclass
+@dataclass(eq=False)  # measurements of a subject are cached under its hash
 class DeviatingSubject:
     """A GPT-2 with deviations, with GPT-2's initialisation."""
 
