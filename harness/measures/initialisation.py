@@ -87,7 +87,7 @@ def starts_alike(subject: Subject, *, size: str) -> Reading:
         if ".h." in name and tensor.ndim == 2:
             layers.setdefault(family(name), []).append(tensor.flatten())
         if name.endswith("attn.c_attn.weight"):
-            heads += _correlated(list(tensor.T.reshape(3 * SIZES[size].heads, -1)))
+            heads += _correlated(list(tensor.T.unflatten(0, (-1, SIZES[size].head_width)).flatten(1)))
     alike = {kind: _correlated(matrices) for kind, matrices in layers.items()}
     return Reading({**alike, "heads of attn.c_attn.weight": heads}, "pairs")
 

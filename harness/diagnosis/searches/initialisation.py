@@ -161,7 +161,7 @@ def _copies(matrices: Families) -> list[Finding]:
             return [Finding("init", "blocks-identical-init", cause, f"{name} of layers 0 and 1 are the same numbers")]
     fused = matrices.get("attn.c_attn.weight")
     if fused is not None and _std(fused[:1]) > 0:
-        heads = fused[0].T.reshape(3 * SIZES[SIZE].heads, -1)
+        heads = fused[0].T.unflatten(0, (-1, SIZES[SIZE].head_width)).flatten(1)
         if _correlation(heads[0], heads[1]) > 0.99:
             where, cause = "init.attn.c_attn.weight", "the heads of a layer start as copies of one another"
             return [Finding(where, "heads-identical-init", cause, "the queries of heads 0 and 1 are the same numbers")]

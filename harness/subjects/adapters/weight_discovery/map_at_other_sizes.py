@@ -67,7 +67,7 @@ def _with_own_widths(found: WeightMap, small: Size, size: Size, own: dict[str, n
         size,
         hidden=columns("mlp.c_proj.weight") if small.hidden else 0,
         gated=small.gated,
-        key_value_heads=heads if small.key_value_heads and heads > 0 and size.heads % heads == 0 else 0,
+        key_value_heads=heads if small.key_value_heads and heads > 0 else 0,
     )
 
 
