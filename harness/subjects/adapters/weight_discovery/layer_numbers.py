@@ -12,7 +12,10 @@ from harness.core.sizes import Size
 
 @dataclass(frozen=True)
 class Numbered:
-    """The layer of an own parameter, the number in its name that says so, and its name without that number."""
+    """The layer of an own parameter, the number in its name that says so, and what it has in common with the others.
+
+    `without` is the name without that number, and the shape.
+    """
 
     layer: int
     number: int
@@ -34,8 +37,8 @@ def numbered(module: nn.Module, size: Size) -> dict[str, Numbered]:
             if at < len(words) and name not in found:
                 without = "".join([*words[:at], "#", *words[at + 1 :]])
                 alike.setdefault((without, shape), {})[int(words[at])] = name
-        for (without, _), names in alike.items():
+        for (without, shape), names in alike.items():
             if len(names) == size.layers > 1:
                 for layer, number in enumerate(sorted(names)):
-                    found[names[number]] = Numbered(layer, number, without)
+                    found[names[number]] = Numbered(layer, number, f"{without} {shape}")
     return found
