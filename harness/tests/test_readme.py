@@ -23,6 +23,7 @@ def test_the_diagnosis_in_the_readme_is_the_one_that_its_gpt_gets(tmp_path, monk
     shutil.copy(Path(__file__).with_name("readme_gpt.py"), "my_gpt.py")
     printed = [line.text for line in diagnosis(diagnose(adapt("my_gpt.py:GPT")).as_row())]
     lines = re.search(r"=+ diagnosis =+\n(.*?)\n=+ what to do", README, re.S).group(1).splitlines()
+    lines = lines[: next(number for number, line in enumerate(lines) if "explain" in line)]  # by a run of the checks
     assert len(lines) > 2
     assert [_without_digits(line) for line in printed[: len(lines)]] == [_without_digits(line) for line in lines]
 
