@@ -44,6 +44,12 @@ def declared_gpt2() -> DeclaredGPT2 | None:
     return _declared.get()
 
 
+def is_declared_absent(family: str) -> bool:
+    """Return True if the subject declares to have no parameter of this family, such as `wpe.weight`."""
+    gpt2 = _declared.get()
+    return gpt2 is not None and family in gpt2.absent
+
+
 @contextlib.contextmanager
 def compared_with(gpt2: DeclaredGPT2 | None) -> Iterator[None]:
     """Compare the subject with this GPT-2 inside the block; None is GPT-2 itself."""
