@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from harness.core.sizes import Size
@@ -22,7 +23,8 @@ def own_widths(blocks: dict[int, TracedBlock], parameters: LabelledParameters, u
     matrices = {
         name
         for name, shape in parameters.shapes.items()
-        if len([n for n in shape if n != 1]) > 1 and (name not in layers or layers[name].layer in blocks)
+        if (len([n for n in shape if n != 1]) > 1 or math.prod(shape) >= size.width**2)  # a matrix may be stored flat
+        and (name not in layers or layers[name].layer in blocks)
     }
     found = {_widths(block, size) for block in blocks.values()}
     if len(found) != 1 or matrices - used:
