@@ -19,7 +19,8 @@ def own_widths(blocks: dict[int, TracedBlock], parameters: LabelledParameters, u
     keys that are queries, looks like keys of fewer heads. They are taken to be GPT-2's then.
     """
     layers = numbered(parameters.module, size)
-    used = {parameters.name_of(int(entry)) for use in uses for entry in use.entries.flatten()[[0, -1]]}
+    products = [use for use in uses if use.kind in ("matrix", "table")]
+    used = {parameters.name_of(int(entry)) for use in products for entry in use.entries.flatten()[[0, -1]]}
     matrices = {
         name
         for name, shape in parameters.shapes.items()
