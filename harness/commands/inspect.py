@@ -7,6 +7,8 @@ import json
 import textwrap
 from typing import TYPE_CHECKING
 
+from harness.core.waiting import said_if_slow
+
 if TYPE_CHECKING:  # this module imports torch, which takes seconds that other subcommands need not wait for
     from harness.judging.inspection import Inspection
 
@@ -28,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the inspection of the subject; 1 if a step failed."""
     from harness.judging.inspection import inspect_subject  # imports torch, as above
 
-    inspection = inspect_subject(options.subject)
+    with said_if_slow(options.subject):
+        inspection = inspect_subject(options.subject)
     print(json.dumps(inspection.as_dict(), indent=2) if options.json else format_inspection(inspection))
     return 1 if inspection.failed else 0
 

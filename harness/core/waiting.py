@@ -32,9 +32,9 @@ def said_if_slow(what: str, seconds: float = SECONDS) -> Iterator[None]:
         pause = seconds
         while not done.wait(pause):
             place = _line_of(main)
-            text = f"gpt-harness: {what} has been importing or building for {waited:.0f} s{f': at {place}' if place else ''}\n"
+            text = f"gpt-harness: {what} has been importing or building for {waited:.0f} s"
             with contextlib.suppress(OSError):
-                os.write(stderr, text.encode("utf-8", "replace"))
+                os.write(stderr, f"{text}{f': at {place}' if place else ''}\n".encode("utf-8", "replace"))
             pause = 60.0
             waited += pause
 

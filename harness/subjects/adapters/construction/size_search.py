@@ -177,15 +177,17 @@ class SizeSearch:
 
     def _is_vocabulary(self, word: str, arguments: Mapping[str, Any]) -> bool:
         odd = 13
-        module = self._built({**arguments, word: odd}, "cpu")
-        try:
-            assert module is not None
-            with torch.no_grad():
-                answer = module.eval()(torch.zeros(1, 1, dtype=torch.int64))
-        except Exception:
-            return False
-        answers = answer if isinstance(answer, tuple | list) else [getattr(answer, "logits", answer)]
-        return any(isinstance(each, torch.Tensor) and each.ndim > 1 and each.shape[-1] == odd for each in answers)
+        for device in ("meta", "cpu"):  # without memory, the shape of the answer is known without computing it
+            module = self._built({**arguments, word: odd}, device)
+            try:
+                assert module is not None
+                with torch.no_grad():
+                    answer = module.eval()(torch.zeros(1, 1, dtype=torch.int64, device=device))
+            except Exception:
+                continue
+            answers = answer if isinstance(answer, tuple | list) else [getattr(answer, "logits", answer)]
+            return any(isinstance(each, torch.Tensor) and each.ndim > 1 and each.shape[-1] == odd for each in answers)
+        return False
 
     def _divides(self, word: str, arguments: Mapping[str, Any], shapes: Shapes) -> bool:
         """Return True if a setting has to divide the width, or if it changes the answer and no shape: the heads."""
