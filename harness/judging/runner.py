@@ -19,6 +19,8 @@ from harness.oracle.deviations import Deviation, declared_faults
 from harness.suites.check import Check
 from harness.suites.record import Record
 
+# Of a check with the deviations declared. A skip: with these, Hugging Face's GPT-2 can do nothing that is comparable.
+EXPLAINED = ("pass", "skip")
 PROBE_SECONDS = 60.0  # at most, to find out if a subject can be built and called at all
 
 
@@ -33,7 +35,7 @@ class Runner:
         self.name, self.judge, self.limits, self.deviations = name, judge, limits, deviations
         self._unusable: dict[str, str] = {}  # size -> why; empty if the subject can be built and called
         self._hung: dict[tuple[str, str], str] = {}  # (measure, size) -> why it is not run again
-        self._needed: set[Deviation] = set()
+        self._needed: dict[tuple[str, str], list[Deviation]] = {}  # by measure and what it compares
 
     def run(self, check: Check) -> Record:
         """Return the record of one check. A failure that a declared deviation explains is marked as declared."""
@@ -83,7 +85,7 @@ class Runner:
             # A claim is about GPT-2, and the subject declares that it is another model.
             return replace(record, declared="; ".join(f"{each.says}: {each.reason}" for each in computed))
         again = self.judge.judge(check, self.limits, computed)
-        if again.verdict not in ("pass", "skip"):
+        if again.verdict not in EXPLAINED:
             # The difference that remains beyond what is declared is what the user needs to see.
             return again if again.message and again.message != record.message else record
         needed = self._needed_for(check, computed)
@@ -109,16 +111,23 @@ class Runner:
         )
 
     def _needed_for(self, check: Check, deviations: list[Deviation]) -> list[Deviation]:
-        """Return the deviations without which the check does not pass; beyond the debug size, those needed so far."""
-        if check.parameters.get("size") != "debug":
-            return [each for each in deviations if each in self._needed] or deviations
-        needed = []
-        for each in deviations if len(deviations) > 1 else ():
-            others = [other for other in deviations if other is not each]
-            if self.judge.judge(check, self.limits, others).verdict not in ("pass", "skip"):
-                needed.append(each)
-        self._needed |= set(needed or deviations)
-        return needed or deviations
+        """Return the deviations without which the check does not pass.
+
+        They are found by the first check of each measure, at the debug size; beyond it, those needed so far count.
+        """
+        kind = (check.measure, str(check.parameters.get("compare", "")))
+        if kind not in self._needed and check.parameters.get("size") == "debug":
+            others = {each: [other for other in deviations if other is not each] for each in deviations}
+            needed = [
+                each
+                for each in deviations
+                if len(deviations) > 1 and self.judge.judge(check, self.limits, others[each]).verdict not in EXPLAINED
+            ]
+            self._needed[kind] = needed or deviations
+        if kind in self._needed:
+            return self._needed[kind]
+        so_far = {each for needed in self._needed.values() for each in needed}
+        return [each for each in deviations if each in so_far] or deviations
 
     def unfounded(self) -> dict[str, str]:
         """Return what is wrong with each computed deviation that the subject does not have, by `file:line`.
