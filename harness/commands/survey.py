@@ -39,20 +39,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Judge every GPT, print a table and write records and page; 1 if a fair one is not read or something is wrong."""
-    from harness.judging.survey import survey, surveyed
+    from harness.judging.survey import end_running, survey, surveyed
 
     chosen = [each for each in surveyed(options.folder, options.truth) if options.only in each.spec]
     path = options.output / "records" / f"survey-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
     recorder = RecordWriter(path, {"run": "survey", "environment": environment(Path.cwd())})
     started = time.perf_counter()
+    pool = ThreadPoolExecutor(options.processes)
     try:
-        with ThreadPoolExecutor(options.processes) as pool:
-            for row in pool.map(lambda gpt: survey(gpt, options.folder, seconds=options.seconds), chosen):
-                recorder.write(row)
-                print("\n".join(report.lines(row)), flush=True)
+        for row in pool.map(lambda gpt: survey(gpt, options.folder, seconds=options.seconds), chosen):
+            recorder.write(row)
+            print("\n".join(report.lines(row)), flush=True)
     except KeyboardInterrupt:
         print(f"interrupted: what was judged is in {path}", file=sys.stderr)
         return 130
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        end_running()
     recorder.close({"seconds": time.perf_counter() - started})
     rows = read(path)
     print("\n".join(["", *report.summary(rows), "", f"{report.write(options.output, rows)[0]}; records: {path}"]))

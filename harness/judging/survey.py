@@ -25,6 +25,7 @@ from harness.subjects.adapters.likely_models import likely_models
 
 TRUTHS = "survey.toml"
 KEYS = {"spec", "truth", "deviations", "fair"}
+_running: set[subprocess.Popen[str]] = set()  # to be ended at Ctrl-C
 LONGEST_MESSAGE = 2000  # characters of what pytest printed, from its end
 
 
@@ -145,17 +146,22 @@ def _run(spec: str, folder: Path, reports: Path, seconds: float) -> tuple[int | 
         errors="replace",
         start_new_session=True,
     )
+    _running.add(process)
     try:
         printed, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         _end(process)
         printed, _ = process.communicate()
         return None, f"{printed}\nended after {seconds:g} s"
-    except BaseException:  # Ctrl-C
-        _end(process)
-        process.wait()
-        raise
+    finally:
+        _running.discard(process)
     return process.returncode, printed.strip()
+
+
+def end_running() -> None:
+    """End the runs of every thread: Ctrl-C does not reach them, as they are in sessions of their own."""
+    for process in list(_running):
+        _end(process)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -1,13 +1,16 @@
 """A survey lists the GPTs of a folder, judges each as its author would, and compares it with the truth."""
 
+import time
+
 import pytest
 
 from harness.cli import main
 from harness.core.errors import HarnessError
 from harness.core.record_files import read
-from harness.judging.survey import Surveyed, surveyed
+from harness.judging.survey import Surveyed, _running, surveyed
 from harness.report import survey as report
 from harness.subjects.adapters.likely_models import likely_models
+from harness.tests.lessons.signals import signal_when
 
 FILE = '''"""RIGHT. A file of parts."""
 import torch.nn as nn
@@ -100,6 +103,16 @@ def test_a_mistake_in_the_file_of_truths_is_an_error_with_its_place(folder, text
 def test_a_folder_without_a_model_is_an_error(tmp_path):
     with pytest.raises(HarnessError, match="no Python file has a class that looks like a model"):
         surveyed(tmp_path)
+
+
+def test_ctrl_c_ends_the_run_that_is_under_way(folder, tmp_path, capsys):
+    """It once waited for it, and for all that were to come."""
+    (folder / "second.py").write_text(FILE)
+    signal_when(lambda: bool(_running))
+    began = time.monotonic()
+    assert main(["survey", str(folder), "--output", str(tmp_path / "out")]) == 130
+    assert time.monotonic() - began < 10
+    assert "interrupted: what was judged is in" in capsys.readouterr().err
 
 
 def row(**changed):
