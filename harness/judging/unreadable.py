@@ -24,19 +24,22 @@ SIZE = SIZES["debug"]
 def why_unreadable(subject: Subject) -> str:
     """Return the screen for a subject that cannot be built, or not be called in any way; "" for any other.
 
-    A subject whose own code fails in the forward pass can be read: what is wrong with it is for the checks to say.
+    A subject whose own code fails in the forward pass can be read, and so can one that ends the process or hangs: what
+    is wrong with it is for the checks to say.
     """
     model = None
     try:
         model = subject.build(SIZE)
         with torch.no_grad():
             model.logits(torch.arange(8).reshape(2, 4))
-    except KeyboardInterrupt:
-        raise
     except Missing as missing:  # it has one size, perhaps another one
         return "" if model is not None or _has_some_size(subject) else screen(subject, model, missing)
-    except BaseException as error:  # SystemExit, too
+    except Exception as error:
         return screen(subject, model, error) if model is None or isinstance(error, HarnessError) else ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # it ends the process or hangs, perhaps in its forward pass: its checks report it
+        return ""
     return ""
 
 
