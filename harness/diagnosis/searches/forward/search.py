@@ -94,6 +94,10 @@ def search(
         wiring, best = _best_wiring(alignment, _wirings(alignment, best.changes), best, owners or {})
     if not best.is_exact:
         best = _explained(alignment, own_values, owners or {}, wiring, thorough=True)
+    if not best.is_exact and wiring is None:
+        for likeliest in _wirings(alignment, [])[:1]:
+            other = _explained(alignment, {}, owners or {}, likeliest, thorough=True)
+            best = other if other.is_exact else best
     return ForwardResult(
         merged_findings(best.differences, size.layers - 1),
         best.changes,
@@ -167,7 +171,7 @@ def _explained(
         matched = list(dict.fromkeys(v for difference in found.differences for v in difference.variants))
         match = tried.best(taps, reached, layer, matched)
         if match is None and thorough and found.reached is None:
-            match = tried.best_of_parts_and_pairs(taps, reached, layer)
+            match = tried.best_of_pairs_and_parts(taps, reached, layer)
         if (
             match is not None
             and until_ambiguous

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.diagnosis.observation import varies
 from harness.diagnosis.searches.forward.alignment import Alignment, Taps, is_in_block
-from harness.diagnosis.searches.forward.fitted_variants import fitted_variants
+from harness.diagnosis.searches.forward.fitted_variants import fitted_variants, places_between
+from harness.oracle.declared import is_declared_absent
 from harness.oracle.formula import Formula, Replacement, place
 from harness.oracle.variants import Variant, in_parts, variants
 
 Candidate = tuple[Variant, int | None]  # a variant and the layer in which to try it; None: in every layer
-MOST_PAIRS = 6000  # tried before the next anchor: some seconds
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class VariantSearch:
         `matched`: the variants that matched before. They are tried first, because what is wrong in one layer is often
         wrong in all. Variants with a constant that is fitted to the subject's values come after the listed ones.
         """
+        if reached == 1 and not varies(taps["embedding.position"]) and not is_declared_absent("wpe.weight"):
+            # Without positions the embeddings' sum is the token embeddings, which every model computes.
+            of_embedding = [v for v in variants() if v.operation.startswith("embedding")]
+            match = self._furthest(self._candidates(of_embedding, taps, None, 0), taps, 0, None, -1)
+            if match is not None:
+                return match
         passed = self.alignment.last_right_step(taps, reached)
         here = self._candidates(variants(), taps, layer, reached)
         for candidates in (self._candidates(matched, taps, layer, reached), here):
@@ -49,16 +56,16 @@ class VariantSearch:
                 return match
         return self._most_steps(taps, layer, passed, [*here, *fitted])
 
-    def best_of_parts_and_pairs(self, taps: Taps, reached: int, layer: int | None) -> Match | None:
-        """Return a variant of some of the values only; failing that, the first of two that match together.
+    def best_of_pairs_and_parts(self, taps: Taps, reached: int, layer: int | None) -> Match | None:
+        """Return the first of two variants that match together; failing that, a variant of some of the values only.
 
-        It takes seconds: there are some thousands of either.
+        It takes seconds: there are hundreds of the former, and thousands of the latter.
         """
         passed = self.alignment.last_right_step(taps, reached)
         here = self._candidates(variants(), taps, layer, reached)
-        if (match := self._furthest(self._in_parts(here), taps, reached, layer, passed)) is not None:
+        if (match := self._first_of_two(here, taps, reached, layer, passed)) is not None:
             return match
-        return self._first_of_two(here, taps, reached, layer, passed)
+        return self._furthest(self._in_parts(here), taps, reached, layer, passed)
 
     def _candidates(self, tried: Iterable[Variant], taps: Taps, layer: int | None, reached: int) -> list[Candidate]:
         return [
@@ -177,16 +184,20 @@ class VariantSearch:
         """
         if layer is None:
             return None
-        order = [name for name in taps if name.startswith(f"h.{layer}.")]
-        last = max(
-            (n for n, name in enumerate(order) if (self.alignment.step_of(taps, name) or -1) > passed), default=-1
-        )
-        later = {name.split(".", 2)[2]: n for n, name in enumerate(order) if n > last}
-        unseen = [variant for variant, at in candidates if at == layer and variant.operation in later]
+        order = places_between(taps, self.anchors, reached)
+        seen = [n for n, name in enumerate(order) if (self.alignment.step_of(taps, name) or -1) > passed]
+        unseen_places = list(enumerate(order))[max(seen, default=-1) + 1 :]
+        later = {name.split(".", 2)[2]: n for n, name in unseen_places if name.startswith(f"h.{layer}.")}
+        # The first row of each fault, which is the likeliest: all pairs of all rows would take minutes.
+        unseen = {
+            (variant.fault, variant.operation): variant
+            for variant, at in reversed(candidates)
+            if at == layer and variant.operation in later
+        }.values()
         pairs = [(a, b) for a, b in itertools.permutations(unseen, 2) if later[a.operation] < later[b.operation]]
         best: Match | None = None
         most = 0
-        for first, second in pairs if len(pairs) <= MOST_PAIRS else ():
+        for first, second in pairs:
             changes = [Replacement(variant.operation, variant.function, layer) for variant in (first, second)]
             progress = self._progress(self._taps_with(taps, changes, layer), changes, reached, passed)
             if progress > most:
