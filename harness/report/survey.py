@@ -58,12 +58,19 @@ def lines(row: Row) -> Iterator[str]:
         fault = f" [{each['fault']}]" if each["fault"] else ""
         yield from _wrapped("found", f"{each['where']}: {each['cause']}{fault}  {each['source']}")
     if not row["read"] and row["message"]:
-        yield from _wrapped("because", row["message"].splitlines()[-1])
+        yield from _wrapped("because", reason(row["message"]))
     if row["truth"]:
         yield from _wrapped("truth", row["truth"])
     for label, ids in (("missed", missed(row)), ("not true", unexpected(row))):
         if ids:
             yield from _wrapped(label, ", ".join(ids))
+
+
+def reason(message: str) -> str:
+    """Return the line of what pytest printed that says why a GPT was not read: what failed, or the last one."""
+    lines = message.splitlines()
+    failed = [line.strip().removeprefix("failed").strip() for line in lines if line.strip().startswith("failed ")]
+    return failed[0] if failed else lines[-1]
 
 
 def _wrapped(label: str, text: str) -> list[str]:
@@ -129,5 +136,5 @@ def _write_table(path: Path, rows: Sequence[Row]) -> Path:
             for each in row["findings"] or [{}]:
                 found = [each.get(key, "") for key in ("fault", "where", "cause", "source")]
                 head = [row["spec"], row["fair"], row["read"], row["truth"]]
-                writer.writerow([*head, *found, row["message"], f"{row['seconds']:.1f}"])
+                writer.writerow([*head, *found, reason(row["message"] or " "), f"{row['seconds']:.1f}"])
     return path

@@ -23,6 +23,7 @@ class Norm(nn.Module):
 
 class Block(nn.Module):
     def __init__(self):
+        super().__init__()
         self.norm = Norm()
 
 
@@ -32,7 +33,8 @@ class Base(nn.Module):
 
 class MyGPT(Base):
     def __init__(self):
-        self.blocks = [Block()]
+        super().__init__()
+        self.blocks = nn.ModuleList([Block()])
         raise ValueError("no weights at hand")
 
 
@@ -162,6 +164,7 @@ def test_a_survey_of_a_gpt_that_cannot_be_read_says_so_and_is_not_green(folder, 
     assert main(["survey", str(folder), "--output", str(output)]) == 1
     printed = capsys.readouterr().out
     assert "inner/model.py:MyGPT  NOT READ  nothing judged" in printed
+    assert "  because  ValueError: no weights at hand" in printed
     assert "read      0 of 1 fair ones" in printed
     (records,) = (output / "records").glob("survey-*.jsonl")
     assert [each["kind"] for each in read(records)] == ["header", "surveyed", "footer"]
