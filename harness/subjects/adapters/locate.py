@@ -10,6 +10,7 @@ from typing import Any
 from harness.core.errors import SubjectError, did_you_mean
 from harness.core.shipped_packages import prefer_user_modules
 from harness.subjects.adapters.importing.project import Project
+from harness.subjects.adapters.likely_models import likely_models
 
 FORM = "expected FILE.py:NAME or package.module:NAME"
 
@@ -22,7 +23,7 @@ def locate(spec: str) -> tuple[Any, Project]:
     """
     where, _, name = spec.rpartition(":")
     if not where or not name:
-        raise SubjectError(f"'{spec}' names no attribute; {FORM}")
+        raise SubjectError(f"'{spec}' names no attribute; {FORM}{_suggestion(Path(spec))}")
     if where.endswith(".py"):
         if not Path(where).is_file():
             raise SubjectError(f"{where} is not a file (looked from {Path.cwd()}); {FORM}")
@@ -30,6 +31,15 @@ def locate(spec: str) -> tuple[Any, Project]:
         prefer_user_modules(Path.cwd())
     project = Project(where, name)
     return named(where, name, project.module), project
+
+
+def _suggestion(path: Path) -> str:
+    """Return the model that a file seems to be about, as the user may name it; "" if there is none."""
+    try:
+        found = likely_models(path)
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    return f": {path}:{found[0]}?" if found else ""
 
 
 def locate_module(spec: str) -> tuple[Any, ModuleType]:

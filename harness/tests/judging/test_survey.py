@@ -5,10 +5,11 @@ import time
 import pytest
 
 from harness.cli import main
-from harness.core.errors import HarnessError
+from harness.core.errors import HarnessError, SubjectError
 from harness.core.record_files import read
 from harness.judging.survey import Surveyed, _running, surveyed
 from harness.report import survey as report
+from harness.subjects.adapters import adapt
 from harness.subjects.adapters.likely_models import likely_models
 from harness.tests.lessons.signals import signal_when
 
@@ -73,6 +74,14 @@ def test_an_adapter_a_function_and_a_plain_name_are_found(tmp_path, text, name):
     path = tmp_path / "one.py"
     path.write_text(text)
     assert likely_models(path)[0] == name
+
+
+def test_a_file_without_a_name_is_an_error_that_suggests_the_whole_model(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SubjectError, match=r"'inner/model.py' names no attribute; .*: inner/model.py:MyGPT\?$"):
+        adapt("inner/model.py")
+    with pytest.raises(SubjectError, match=r"names no attribute; expected FILE.py:NAME or package.module:NAME$"):
+        adapt("helpers.py")
 
 
 def test_without_a_file_of_truths_each_file_with_a_model_is_surveyed_and_its_docstring_is_the_truth(folder):
