@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from harness.core import global_state
 from harness.core.captured_output import CapturedOutput, captured_output
 from harness.core.error_text import error_location
 from harness.core.errors import SubjectError
+from harness.core.forked import answer_of_fork
 from harness.core.limits import Limits, TooLong, alarm
 from harness.core.process_exit import subject_at_work
 from harness.core.record_files import Row
@@ -24,6 +27,8 @@ from harness.subjects.adapters import adapt
 from harness.subjects.protocols import Subject
 from harness.suites.check import Check
 from harness.suites.record import Record
+
+PROBE_SECONDS = 60.0  # at most, to find out if a subject can be built and called at all
 
 
 class InProcessJudge:
@@ -61,14 +66,14 @@ class InProcessJudge:
         """See `Judge.judge`."""
         if not deviations:
             return run(check, self.subject, limits=limits, echo=self.echo)
-        gpt2 = self._fit(deviations).gpt2
+        gpt2 = self._gpt2(deviations)
         with compared_with(gpt2):
             record = run(check, self._compared(gpt2), limits=limits, echo=self.echo)
         return gpt2.judge_again(record, self.subject)
 
     def judge_gpt2(self, check: Check, limits: Limits, deviations: Sequence[Deviation]) -> Record:
         """See `Judge.judge_gpt2`."""
-        gpt2 = self._fit(deviations).gpt2
+        gpt2 = self._gpt2(deviations)
         with compared_with(gpt2):
             return run(check, DeviatingSubject(gpt2), limits=limits, echo=self.echo)
 
@@ -76,7 +81,7 @@ class InProcessJudge:
         """See `Judge.diagnose`."""
         records = [Record.from_row(Check.from_row(row), row) for row in rows]
         with self._at_work():
-            gpt2 = self._fit(deviations).gpt2 if deviations else None
+            gpt2 = self._gpt2(deviations) if deviations else None
             with compared_with(gpt2):
                 return diagnose(self.subject if gpt2 is None else self._compared(gpt2), records).as_row()
 
@@ -86,9 +91,14 @@ class InProcessJudge:
             return self._fit(deviations).unfounded()
 
     def why_unreadable(self) -> str:
-        """See `Judge.why_unreadable`."""
-        with self._at_work():
-            return why_unreadable(self.subject)
+        """See `Judge.why_unreadable`. A forked process asks, so that the subject's code costs this one nothing."""
+
+        def ask() -> str:
+            torch.set_num_threads(1)  # with more, OpenMP hangs in a forked process
+            with self._at_work():
+                return why_unreadable(self.subject)
+
+        return answer_of_fork(ask, min(self.limits.seconds or PROBE_SECONDS, PROBE_SECONDS))
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -101,8 +111,14 @@ class InProcessJudge:
         ):
             yield
 
+    def _gpt2(self, deviations: Sequence[Deviation]) -> DeviatingGPT2:
+        """Return the GPT-2 with these deviations, of the first fit that has them all: it takes a second."""
+        fits = (fit for of, fit in self._fits.items() if set(deviations) <= set(of))
+        fit = next(fits, None) or self._fit(deviations)
+        return fit.gpt2_with([each for each in fit.deviations if each in deviations])
+
     def _fit(self, deviations: Sequence[Deviation]) -> DeviationFit:
-        """Return the GPT-2 with these deviations that explains the subject best; it is found once."""
+        """Return the fit of these deviations; it is made once."""
         key = tuple(deviations)
         if key not in self._fits:
             with self._at_work():

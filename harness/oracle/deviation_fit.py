@@ -64,7 +64,7 @@ class DeviationFit:
         self.missing = _missing_families(subject)
         self._observed: _Observed | None = None
         self.forms: dict[Deviation, list[Form]] = {each: [{}] for each in self.deviations}
-        with contextlib.suppress(Missing):
+        with contextlib.suppress(Exception):  # the checks report why it cannot be built
             module = subject.build(SIZE).module
             self.forms = {each: forms_of(each, module) for each in self.deviations}
         self.best, self.score = self._best(self.forms)
@@ -73,6 +73,10 @@ class DeviationFit:
     def gpt2(self) -> DeviatingGPT2:
         """The GPT-2 with the declared deviations that explains the subject best."""
         return self._gpt2(self.best)
+
+    def gpt2_with(self, deviations: Sequence[Deviation]) -> DeviatingGPT2:
+        """Return the GPT-2 with some of the declared deviations, in the forms that explain the subject best."""
+        return self._gpt2({each: self.best[each] for each in deviations})
 
     def unfounded(self) -> dict[str, str]:
         """Return what is wrong with each declaration that the subject does not bear out, by its location."""
@@ -109,14 +113,12 @@ class DeviationFit:
 
     def _gpt2(self, chosen: Mapping[Deviation, Form]) -> DeviatingGPT2:
         operations = {operation: function for form in chosen.values() for operation, function in form.items()}
-        strict = {
-            name for each in self.deviations if each.id.startswith("bias") for name in each.lacks if name in BIASES
-        }
-        lacks = {name for each in self.deviations for name in each.lacks}
+        strict = {name for each in chosen if each.id.startswith("bias") for name in each.lacks if name in BIASES}
+        lacks = {name for each in chosen for name in each.lacks}
         return DeviatingGPT2(
             tuple(Replacement(operation, function) for operation, function in operations.items()),
             frozenset(strict | (lacks & self.missing)),
-            frozenset(thing for each in self.deviations if each.kind for thing in each.kind.has),
+            frozenset(thing for each in chosen if each.kind for thing in each.kind.has),
             self.subject,
         )
 
@@ -138,7 +140,7 @@ def _missing_families(subject: Subject) -> set[str]:
     try:
         model = subject.build(SIZE)
         mapped = {family(row.published) for row in model.weights.rows}
-    except Missing:
+    except Exception:  # the checks report why it cannot be built
         return set()
     published = {family(name) for name in published_shapes(SIZE)}
     return (published | {"mlp.c_gate.bias"}) - mapped
