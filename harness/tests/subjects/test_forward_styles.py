@@ -31,6 +31,7 @@ STYLES = {
     "calls:MaskOfWhatIsHidden": ("", {"mask": "triu (T, T), True where it may not attend"}),
     "calls:AddedMask": ("", {"mask": "(T, T), -inf where it may not attend"}),
     "calls:Flags": ("", {"start_pos": "0", "use_cache": "False", "is_training": "False"}),
+    "calls:CausalFlag": ("", {"causal": "True"}),
     "calls:OneSequence": ("targets", {}),
     "calls:WantedTokens": ("wanted", {}),
     "calls:TargetsFirst": ("targets", {}),
@@ -58,6 +59,7 @@ def expected():
 def test_a_correct_gpt_is_called_whatever_it_needs(style, expected):
     ids, targets, logits, loss = expected
     model = build_with_weights(adapt(f"{HERE}.{style}"), DEBUG, state("debug", "probe"), "float64")
+    assert sum(parameter.numel() for parameter in model.module.parameters()) == 96_576  # tied, and each once
     found = style_of(model.module)
     assert (found.targets, {name: argument.text for name, argument in found.arguments.items()}) == STYLES[style]
     with torch.no_grad():

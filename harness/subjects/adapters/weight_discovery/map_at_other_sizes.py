@@ -110,9 +110,7 @@ def _row(samples: list[_Sample], layer: int, head: int, small: Size, size: Size)
         number = _extrapolated(samples, [int(w[at]) for w in words], layer, head)
         if number is None:
             return None
-        first_number = words[0][at]
-        # A number with leading zeros keeps its length: block_00, ..., block_11.
-        numbers.append(str(number).zfill(len(first_number) if first_number.startswith("0") else 0))
+        numbers.append(str(number))
     own = "".join(x for pair in zip(words[0][::2], [*numbers, ""], strict=True) for x in pair)
     published = re.sub(r"\.h\.\d+\.", f".h.{layer}.", first.published)
     stacked = len({sample.row.own for sample in samples}) == 1 and len({sample.layer for sample in samples}) > 1

@@ -157,12 +157,7 @@ class Interleaved(Trunk):
     """Attention has the even numbers, feed-forward the odd ones, and a norm has the same name in both."""
 
     def make(self, layers, heads, width):
-        parts = []
-        for _ in range(layers):
-            parts.append(Residual(nn.LayerNorm(width), Mix(width, heads)))
-            linear = nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width)
-            parts.append(Residual(nn.LayerNorm(width), *linear))
-        self.net = nn.Sequential(*parts)
+        self.net = nn.Sequential(*(part for _ in range(layers) for part in pair(heads, width)))
 
     def run(self, x):
         return self.net(x)
@@ -172,7 +167,7 @@ class Letters(Trunk):
     """No number at all."""
 
     def make(self, layers, heads, width):
-        self.by_letter = nn.ModuleDict({chr(ord("a") + n): Layer(width, heads) for n in range(layers)})
+        self.by_letter = nn.ModuleDict({chr(ord("a") + n): pair(heads, width) for n in range(layers)})
 
     def run(self, x):
         for layer in self.by_letter.values():
@@ -201,6 +196,12 @@ class Stages(Trunk):
         for stage in self.stages:
             x = stage(x)
         return x
+
+
+def pair(heads, width):
+    linear = nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width)
+    mix = Residual(nn.LayerNorm(width), Mix(width, heads))
+    return nn.Sequential(mix, Residual(nn.LayerNorm(width), *linear))
 
 
 class Residual(nn.Sequential):

@@ -117,6 +117,14 @@ class Flags(Base):
         return self.logits(ids)
 
 
+class CausalFlag(Base):
+    """Any value of the flag gives logits; one of them hides the future."""
+
+    def forward(self, ids, causal):
+        seen = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool)
+        return self.logits(ids, seen.tril() if causal else seen)
+
+
 class OneSequence(Base):
     """Token ids (T,), as in a script that reads like the formula."""
 

@@ -12,7 +12,7 @@ def normal(*shape, std=0.02):
 
 
 def initial(n_vocab, n_ctx, n_embd, n_layer):
-    """Nested dicts, the blocks in a list."""
+    """Nested dicts, the blocks in a list, and the token embedding under two keys."""
     small = 0.02 / math.sqrt(2 * n_layer)
 
     def dense(a, b, std=0.02):
@@ -27,7 +27,8 @@ def initial(n_vocab, n_ctx, n_embd, n_layer):
         return {"attn": attention, "ln_1": norm(), "ln_2": norm(), "mlp": mlp}
 
     blocks = [block() for _ in range(n_layer)]
-    return {"wte": normal(n_vocab, n_embd), "wpe": normal(n_ctx, n_embd), "blocks": blocks, "ln_f": norm()}
+    wte, wpe = normal(n_vocab, n_embd), normal(n_ctx, n_embd)
+    return {"wte": wte, "wpe": wpe, "blocks": blocks, "ln_f": norm(), "unembed": wte}
 
 
 def norm(x, g, b):
@@ -54,15 +55,15 @@ def over_params(params, ids, n_head):
     x = params["wte"][ids] + params["wpe"][: ids.shape[-1]]
     for block in params["blocks"]:
         x = layer(x, **block, heads=n_head)
-    return norm(x, **params["ln_f"]) @ params["wte"].T
+    return norm(x, **params["ln_f"]) @ params["unembed"].T
 
 
-def entry_by_entry(inputs, wte, wpe, blocks, ln_f, n_head):
+def entry_by_entry(inputs, wte, wpe, blocks, ln_f, unembed, n_head):
     """One sequence, whose entries are taken one by one, as in a script of sixty lines."""
     x = wte[inputs] + wpe[range(len(inputs))]
     for block in blocks:
         x = layer(x, **block, heads=n_head)
-    return norm(x, **ln_f) @ wte.T
+    return norm(x, **ln_f) @ unembed.T
 
 
 @dataclass
