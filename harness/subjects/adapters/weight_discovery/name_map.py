@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -81,7 +82,12 @@ def _parsed_names(module: nn.Module, size: Size) -> dict[str, ParsedName | None]
         before = found.get(own)
         if before is None or (before.published == HEAD and parsed is not None):
             found[own] = parsed
-    return found
+    claims = Counter((p.published, p.part) for name, p in found.items() if p is not None and name not in layers)
+    # Layers that are called by letters: a number that counts something else is the same in all of them.
+    return {
+        name: None if p is not None and p.layer is not None and claims[p.published, p.part] > 1 else p
+        for name, p in found.items()
+    }
 
 
 def missing_rows(rows: tuple[MappedWeight, ...], size: Size) -> tuple[MappedWeight, ...]:
