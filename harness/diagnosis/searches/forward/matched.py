@@ -69,8 +69,8 @@ def _evidence(alignment: Alignment, right: Taps, wrong: Taps, reached: int) -> s
         own = _own_value(alignment, wrong, anchor)
         if own is None or (anchor == "head" and not alignment.logits_agree(by_variant)):
             continue
-        if largest_difference(own, expected) <= SAME * float(expected.abs().max()):
-            continue  # the variant changes nothing here, so that nothing is shown by it
+        if not bool(own.isfinite().all()) or largest_difference(own, expected) <= SAME * float(expected.abs().max()):
+            continue  # nothing is shown by NaN, nor where the variant changes nothing
         left = min(
             largest_difference(own, by_variant.permute(order))
             for order in itertools.permutations(range(by_variant.ndim))

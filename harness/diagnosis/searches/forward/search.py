@@ -43,19 +43,21 @@ class ForwardResult:
 class _Explanation:
     """Differences, in the order in which they were found, and how far the formula with them follows the subject.
 
-    `reached`: how many anchors, and how many values of any place, agree before the first that no variant gives.
+    `ended`: what comes then is NaN in both. `reached`: how many anchors, and how many values of any place, agree before
+    the first that no variant gives.
     `wirings`: those of the block that match as well as the first difference does, if that ended the search.
     """
 
     changes: list[Replacement] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     complete: bool = False
+    ended: bool = False
     reached: tuple[int, int] | None = None
     wirings: list[Match] = field(default_factory=list)
 
     @property
     def is_exact(self) -> bool:
-        return self.complete and all(difference.variants for difference in self.differences)
+        return (self.complete or self.ended) and all(difference.variants for difference in self.differences)
 
     def is_better_than(self, other: _Explanation) -> bool:
         if self.is_exact != other.is_exact:
@@ -93,17 +95,24 @@ def search(
     if not best.is_exact:
         wiring, best = _best_wiring(alignment, _wirings(alignment, best.changes), best, owners or {})
     if not best.is_exact:
-        best = _explained(alignment, own_values, owners or {}, wiring, thorough=True)
-    if not best.is_exact and wiring is None:
-        for likeliest in _wirings(alignment, [])[:1]:
-            other = _explained(alignment, {}, owners or {}, likeliest, thorough=True)
-            best = other if other.is_exact else best
+        best = _found_with_pairs(alignment, wiring, owners or {}) or _explained(
+            alignment, own_values, owners or {}, wiring, hard=("pairs", "parts")
+        )
     return ForwardResult(
         merged_findings(best.differences, size.layers - 1),
         best.changes,
         best.complete,
         any(not difference.variants for difference in best.differences),
     )
+
+
+def _found_with_pairs(alignment: Alignment, wiring: Match | None, owners: Owners) -> _Explanation | None:
+    """Return an exact explanation with two differences at once, under a wiring or the likeliest; None if none is."""
+    for start in (wiring, *(_wirings(alignment, [])[:1] if wiring is None else ())):
+        found = _explained(alignment, {}, owners, start, hard=("pairs",))
+        if found.is_exact:
+            return found
+    return None
 
 
 def _best_wiring(
@@ -146,11 +155,12 @@ def _explained(
     owners: Owners,
     wiring: Match | None = None,
     *,
-    thorough: bool = False,
+    hard: tuple[str, ...] = (),
     until_ambiguous: bool = False,
 ) -> _Explanation:
     """Return the differences from GPT-2, or from GPT-2 with another wiring of the block.
 
+    `hard`: what is searched for the first difference that no single variant is: see `VariantSearch.best_of_hard`.
     With `until_ambiguous` the search ends at a first difference that may as well be a wiring of the block.
     """
     found = _Explanation(changes=[] if wiring is None else [wiring.change])
@@ -166,12 +176,14 @@ def _explained(
         anchor = alignment.anchors[reached]
         expected = taps.get(anchor)
         if isinstance(expected, Tensor) and bool(expected.isnan().all()):
-            break  # with these changes GPT-2 itself computes NaN here: there is nothing left to compare
+            # With these changes GPT-2 itself computes NaN here: there is nothing left to compare.
+            found.ended = bool(alignment.observed.logits.isnan().any())
+            break
         layer = int(anchor.split(".")[1]) if anchor.startswith("h.") else None
         matched = list(dict.fromkeys(v for difference in found.differences for v in difference.variants))
         match = tried.best(taps, reached, layer, matched)
-        if match is None and thorough and found.reached is None:
-            match = tried.best_of_pairs_and_parts(taps, reached, layer)
+        if match is None and found.reached is None:
+            match = tried.best_of_hard(hard, taps, reached, layer)
         if (
             match is not None
             and until_ambiguous

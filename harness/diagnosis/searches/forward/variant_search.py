@@ -54,18 +54,19 @@ class VariantSearch:
         for candidates in (fitted, self._in_the_layer_before(layer, reached)):
             if (match := self._furthest(candidates, taps, reached, layer, passed)) is not None:
                 return match
-        return self._most_steps(taps, layer, passed, [*here, *fitted])
+        before = self._candidates(matched, taps, layer, reached)
+        return self._most_steps(taps, layer, passed, [*before, *here, *fitted])
 
-    def best_of_pairs_and_parts(self, taps: Taps, reached: int, layer: int | None) -> Match | None:
-        """Return the first of two variants that match together; failing that, a variant of some of the values only.
+    def best_of_hard(self, kinds: Sequence[str], taps: Taps, reached: int, layer: int | None) -> Match | None:
+        """Return a match of one of these kinds, which take seconds.
 
-        It takes seconds: there are hundreds of the former, and thousands of the latter.
+        "pairs": the first of two variants that match together. "parts": a variant of some of the values only.
         """
         passed = self.alignment.last_right_step(taps, reached)
-        here = self._candidates(variants(), taps, layer, reached)
-        if (match := self._first_of_two(here, taps, reached, layer, passed)) is not None:
+        here = self._candidates(variants(), taps, layer, reached) if kinds else []
+        if "pairs" in kinds and (match := self._first_of_two(here, taps, reached, layer, passed)) is not None:
             return match
-        return self._furthest(self._in_parts(here), taps, reached, layer, passed)
+        return self._furthest(self._in_parts(here), taps, reached, layer, passed) if "parts" in kinds else None
 
     def _candidates(self, tried: Iterable[Variant], taps: Taps, layer: int | None, reached: int) -> list[Candidate]:
         return [
@@ -155,13 +156,13 @@ class VariantSearch:
         """Return the candidate that matches most steps within the block, for two mistakes before the next anchor.
 
         No single variant reaches the anchor then. The candidate must match its own operation and at least one that
-        follows, because a single value may match by chance.
+        follows, because a single value may match by chance; within attention it need not, if what it reads agrees.
         """
         if layer is None:
             return None
         known = self.alignment.steps_matched(taps, layer, passed)
         best: Match | None = None
-        most = 1
+        most = 0
         for variant, at in candidates:
             if at != layer or variant.operation == "block":
                 continue
@@ -171,9 +172,17 @@ class VariantSearch:
             if own is None or own <= passed or own in known:
                 continue
             new = self.alignment.steps_matched(with_it, layer, passed) - known
-            if own in new and len(new) > most:
+            enough = 0 if self._follows_what_agrees(variant.operation, taps, layer) else 1
+            if own in new and len(new) > max(most, enough):
                 best, most = Match((variant,), change), len(new)
         return best
+
+    def _follows_what_agrees(self, operation: str, taps: Taps, layer: int) -> bool:
+        """Return True for a step of attention between queries and values whose input the subject computes."""
+        steps = ("attn.scores", "attn.scale", "attn.mask", "attn.softmax")
+        if operation not in steps[1:]:
+            return False
+        return self.alignment.step_of(taps, place(steps[steps.index(operation) - 1], layer)) is not None
 
     def _first_of_two(
         self, candidates: list[Candidate], taps: Taps, reached: int, layer: int | None, passed: int
