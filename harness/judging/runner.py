@@ -12,7 +12,7 @@ from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, machine_
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
 from harness.judging.explained import as_deviations, explained
-from harness.judging.in_process import InProcessJudge
+from harness.judging.in_process import PROBE_SECONDS, InProcessJudge
 from harness.judging.isolated import IsolatedJudge
 from harness.judging.judge import Judge
 from harness.oracle.deviations import Deviation, declared_faults
@@ -21,7 +21,6 @@ from harness.suites.record import Record
 
 # Of a check with the deviations declared. A skip: with these, Hugging Face's GPT-2 can do nothing that is comparable.
 EXPLAINED = ("pass", "skip")
-PROBE_SECONDS = 60.0  # at most, to find out if a subject can be built and called at all
 
 
 class Runner:

@@ -29,7 +29,7 @@ def why_unreadable(subject: Subject) -> str:
     """
     model = None
     try:
-        model = subject.build(SIZE)
+        model = subject.unmapped(SIZE) if isinstance(subject, AdaptedSubject) else subject.build(SIZE)
         with torch.no_grad():
             model.logits(torch.arange(8).reshape(2, 4))
     except Missing as missing:  # it has one size, perhaps another one

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import Missing, MissingAbility, SubjectError
+from harness.core.process_exit import ProcessExit
 from harness.core.sizes import SIZES, Size
 from harness.subjects.adapters.construction.constructor import BY_SIZE, Constructor
 from harness.subjects.adapters.construction.settle import is_settled, settle
@@ -75,6 +76,13 @@ class AdaptedSubject:
         self._refuse_another_size(module, size)
         return self.model_of(module.eval().to(getattr(torch, dtype)), size, shaping)
 
+    def unmapped(self, size: Size) -> Model:
+        """Return a new model without a weight map, to be built and called alone."""
+        module = self._built(size, {})
+        self._refuse_another_size(module, size)
+        self._find_style(module, size)
+        return Model(module.eval(), size, self.calling, None, "it was not looked for")
+
     def model_of(self, module: nn.Module, size: Size, shaping: BuildOptions = ()) -> Model:
         """Return the Model of a module that is already built. `shaping` are the SHAPING options it was built with."""
         self._find_style(module, size)
@@ -92,7 +100,7 @@ class AdaptedSubject:
             return
         self._has_been_called = True
         for small in (SMALL, size):
-            with contextlib.suppress(Exception), torch.random.fork_rng(), torch.device("cpu"):
+            with contextlib.suppress(Exception, ProcessExit), torch.random.fork_rng(), torch.device("cpu"):
                 find_style(self.constructor.build(small))
                 return  # where no call is found, each check that calls the model reports why
 
