@@ -1,4 +1,5 @@
 """A right GPT-2 under constructors of many styles, as text: each is written to a file and read from it."""
+# ruff: noqa: E501 - each style is a program on one line
 
 PARTS = """
 import math

@@ -135,8 +135,8 @@ def test_arguments_are_parsed_from_an_empty_command_line(tmp_path, monkeypatch):
     [
         ("proj/models/gpt.py", {"proj/models/gpt": "from models.parts import *\n", "proj/models/parts": MODEL}),
         ("proj/models/gpt.py", {"proj/models/gpt": "from .parts import *\n", "proj/models/parts": MODEL}),
-        ("proj/a/b/gpt.py", {"proj/a/b/gpt": "from ..c.parts import *\n", "proj/a/c/parts": "from ...d import *", "proj/d": MODEL}),
-        ("src/lib/gpt.py", {"src/lib/gpt": "from lib.parts import GPT\n", "src/lib/__init__": "", "src/lib/parts": MODEL}),
+        ("p/a/b/gpt.py", {"p/a/b/gpt": "from ..c.parts import *\n", "p/a/c/parts": "from ...d import *", "p/d": MODEL}),
+        ("src/l/gpt.py", {"src/l/gpt": "from l.parts import GPT\n", "src/l/__init__": "", "src/l/parts": MODEL}),
         ("scripts/gpt.py", {"scripts/gpt": "from lib.parts import GPT\n", "src/lib/parts": MODEL}),
         ("pkg/gpt.py", {"pkg/gpt": "from parts import GPT\n", "pkg/__init__": "", "pkg/parts": MODEL}),
     ],
@@ -177,6 +177,15 @@ def test_constants_of_another_module_reach_the_model(tmp_path):
     assert is_right(subject)
     assert subject.constructor.arguments(DEBUG)["n_embd"] == 48
     assert sys.modules["sizes"].n_embd == 32, "what is imported keeps its own values"
+
+
+def test_a_module_whose_constants_change_keeps_its_own_kind_of_annotations(tmp_path):
+    """Compiled as a part of the harness, they were strings, and a config that checks its types failed."""
+    model = MODEL.replace("n_head=4, n_layer=2", "n_layer=2").replace(
+        "self.make(", "assert KIND is int\n        self.make("
+    )
+    write(tmp_path, {"typed": "n_head: int = 4\nKIND = __annotations__['n_head']\n" + model})
+    assert is_right(adapt("typed.py:GPT"))
 
 
 def test_two_projects_with_modules_of_the_same_name_are_read_apart(tmp_path):
