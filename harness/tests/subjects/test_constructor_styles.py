@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from harness.core.errors import SubjectError
 from harness.core.sizes import SIZES
 from harness.subjects.adapters import adapt
 from harness.subjects.adapters.construction.settle import settle
@@ -48,3 +49,34 @@ def test_what_was_decided_by_behaviour_is_said(tmp_path):
         "`pieces` is the number of heads",
         "`storeys` is the number of blocks",
     }
+
+
+SINES = """
+class Sines(nn.Module):
+    def __init__(self, d, longest={longest}):
+        super().__init__()
+        self.register_buffer("waves", torch.randn(1, longest, d))
+
+
+class GPT(Base):
+    def __init__(self, vocab_size=90, n_embd=32, n_head=4, n_layer=2):
+        super().__init__()
+        self.make(vocab_size, 1, n_embd, n_head, n_layer)
+        self.places = Sines(n_embd)
+
+    def forward(self, ids):
+        x = self.tokens(ids) + self.places.waves[:, : ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return F.linear(self.last(x), self.tokens.weight)
+"""
+
+
+def test_a_buffer_of_positions_that_nothing_sets_is_long_enough_or_the_context_is_lacking(tmp_path):
+    for longest in (700, 19):
+        (tmp_path / f"sines_{longest}.py").write_text(PARTS + SINES.format(longest=longest))
+    subject = adapt(f"{tmp_path}/sines_700.py:GPT")
+    assert subject.build(DEBUG).logits(torch.arange(24)[None]).shape == (1, 24, 211)
+    for place, size in (("sines_700.py", SIZES["124M"]), ("sines_19.py", DEBUG)):
+        with pytest.raises(SubjectError, match="no setting was found for the context"):
+            adapt(f"{tmp_path}/{place}:GPT").build(size)

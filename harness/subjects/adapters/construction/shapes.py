@@ -75,19 +75,38 @@ def lacking(shapes: Shapes, size: Size) -> list[str]:
     return [quantity for quantity in SIZES if not found[quantity]]
 
 
+def only_buffers_are_longer(shapes: Shapes, size: Size) -> bool:
+    """Return True if each length that nothing explains is a buffer's, and longer than the context.
+
+    A table of sines, or a mask, may be longer than any sequence: nothing need set it.
+    """
+    lengths = _lengths(shapes, size)
+    return not _strange(lengths[0], size) and min(_strange(lengths[1], size), default=size.context) >= size.context
+
+
 def _unexplained(shapes: Shapes, size: Size) -> bool:
     """Return True if no axis is as long as the context, and a table or mask has a length that nothing explains."""
     every = [*shapes.parameters.values(), *shapes.buffers.values()]
     if any(abs(n - size.context) <= NEAR for shape in every for n in shape):
         return False
-    tables = [
-        s for n, s in shapes.parameters.items() if len(s) > 1 and s[-1] == size.width and n not in shapes.repeated()
-    ]
-    lengths = {n for shape in tables for n in shape[:-1]} | {n for s in shapes.buffers.values() for n in s[-2:]}
-    return any(
-        n > NEAR and n % size.width and n % size.head_width and not size.vocab_size <= n <= size.vocab_size + PADDING
+    return any(_strange(lengths, size) for lengths in _lengths(shapes, size))
+
+
+def _lengths(shapes: Shapes, size: Size) -> tuple[set[int], set[int]]:
+    """Return the lengths of the tables among the parameters, and of the buffers."""
+    repeated = shapes.repeated()
+    tables = [s for n, s in shapes.parameters.items() if len(s) > 1 and s[-1] == size.width and n not in repeated]
+    return {n for shape in tables for n in shape[:-1]}, {n for s in shapes.buffers.values() for n in s[-2:]}
+
+
+def _strange(lengths: set[int], size: Size) -> set[int]:
+    """Return the lengths that are no multiple of a width, no vocabulary, and no number of layers or heads."""
+    return {
+        n
         for n in lengths - {size.layers, size.heads}
-    )
+        if n > NEAR and n % size.width and n % size.head_width
+        if not size.vocab_size <= n <= size.vocab_size + PADDING
+    }
 
 
 def _has_layers(shapes: Shapes, size: Size) -> bool:

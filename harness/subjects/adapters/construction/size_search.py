@@ -15,7 +15,7 @@ from harness.core.sizes import SIZES as NAMED_SIZES
 from harness.core.sizes import Size
 from harness.subjects.adapters.construction.build_settings import unknown_setting
 from harness.subjects.adapters.construction.constructor import Constructor
-from harness.subjects.adapters.construction.shapes import Shapes, follows, lacking, shapes_of
+from harness.subjects.adapters.construction.shapes import Shapes, follows, lacking, only_buffers_are_longer, shapes_of
 from harness.subjects.adapters.construction.stand_in import StandIn
 
 SMALL = NAMED_SIZES["debug"]
@@ -244,6 +244,8 @@ def _given(word: str, value: Any) -> str:
 def problem(constructor: Constructor, shapes: Shapes, size: Size) -> str:
     """Return in one line which sizes the module lacks although no setting of that meaning was found; "" if none."""
     missing = [q for q in lacking(shapes, size) if q != "heads" and not constructor.takes(q)]
+    if "context" in missing and only_buffers_are_longer(shapes, size):
+        missing.remove("context")
     nothing = not shapes.parameters and bool(constructor.unknown)
     if not missing and not nothing:
         return ""
