@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.core.error_text import describe_error
 from harness.core.errors import Missing, SubjectError
 from harness.core.process_exit import subject_at_work
 from harness.core.sizes import SIZES, Size
@@ -165,18 +166,30 @@ def _describe_call(model: Model) -> str:
     with torch.no_grad():
         model.logits(ids)
         alone = model.logits_alone(ids)
-        _, loss = model.calling(model.module, ids, ids)
+        answer = _describe_loss(model, ids)
     parameters = ", ".join(forward_parameters(model.module))
     keyword, style = targets_keyword(model.module), style_of(model.module)
     parts = [f"forward({parameters})", f"(2, 4) ids give {_describe_logits(alone, ids)}"]
     parts += [f"it is given {name}: {argument.text}" for name, argument in style.arguments.items()]
+    parts += [f"without {style.targets or 'targets'} it is given {n}: {a.text}" for n, a in style.alone.items()]
+    if style.needs_targets:
+        parts.append(f"it needs {style.targets}, and is given the ids for them where there are none")
     if style.one_sequence:
         parts.append("it takes one sequence (T,), and is called for each row")
     if keyword is None:
         parts.append(f"it {why_no_targets(model.module)}, so that the loss is computed from the logits")
     else:
-        parts.append(f"with {keyword}, logits of every position and {'a loss' if loss is not None else 'no loss'}")
+        parts.append(f"with {keyword}, {answer}")
     return "; ".join(parts)
+
+
+def _describe_loss(model: Model, ids: Tensor) -> str:
+    """Return what a call with targets gives. An error there leaves the logits to be judged."""
+    try:
+        loss = model.calling(model.module, ids, ids)[1]
+    except Exception as error:
+        return f"it raises {describe_error(error)}"
+    return f"logits of every position and {'a loss' if loss is not None else 'no loss'}"
 
 
 def _describe_logits(logits: Tensor, ids: Tensor) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import SubjectError
 from harness.subjects.forward_answer import loss_in, unpack
-from harness.subjects.forward_arguments import PADDING, Argument, candidates
+from harness.subjects.forward_arguments import FLAGS, PADDING, Argument, candidates
 from harness.subjects.forward_style import (
     POSITIONS,
     ForwardStyle,
@@ -66,6 +66,8 @@ def _for_logits(module: nn.Module, ids: Tensor) -> ForwardStyle:
             return stated
         except Exception as error:
             first = error
+        if (style := _without_targets(module, ids, stated)) is not None:
+            return style
     best: tuple[int, ForwardStyle] | None = None
     for one_sequence, arguments in itertools.product((False, True), _guesses(parameters, stated, unknown, first)):
         style = replace(stated, arguments=arguments, one_sequence=one_sequence)
@@ -89,6 +91,22 @@ def _for_logits(module: nn.Module, ids: Tensor) -> ForwardStyle:
         f"{type(first).__name__}: {' '.join(str(first).split())[:200]}; give it a default, or pass it in an adapter: "
         "'Add a subject' in CONTRIBUTING.md"
     ) from first
+
+
+def _without_targets(module: nn.Module, ids: Tensor, stated: ForwardStyle) -> ForwardStyle | None:
+    """Return the style of a model that raises an error without targets: it is given ids for them, or another flag."""
+    parameters = forward_parameters(module)
+    flags = {name: FLAGS[not p.default] for name, p in parameters.items() if type(p.default) is bool}
+    names = dict.fromkeys((stated.targets, *_none_by_default(parameters, stated), SHIFTED_ONCE_MORE))
+    styles = [
+        replace(stated, targets=name, needs_targets=True) for name in names if name in parameters and "mask" not in name
+    ]
+    for style in [*styles, *(replace(stated, alone={name: flag}) for name, flag in flags.items())]:
+        with contextlib.suppress(Exception):
+            has_loss = not style.needs_targets or _gives_loss(module, ids, style, {style.targets: ids})
+            if has_loss and _quality(module, ids, style) == 2:
+                return style
+    return None
 
 
 def _guesses(
@@ -155,7 +173,11 @@ def _with_targets(module: nn.Module, ids: Tensor, style: ForwardStyle) -> Forwar
         return style  # transformers, whose labels are known to be shifted
     for name in [*required(parameters), *_none_by_default(parameters, ForwardStyle()), SHIFTED_ONCE_MORE]:
         given = {key: argument for key, argument in style.arguments.items() if key != name}
-        if name in parameters and _are_targets(module, ids, replace(style, arguments=given), name):
+        if (
+            name in parameters
+            and "mask" not in name
+            and _are_targets(module, ids, replace(style, arguments=given), name)
+        ):
             return replace(style, targets=name, arguments=given)
     return style
 

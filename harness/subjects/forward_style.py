@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,9 @@ from harness.subjects.forward_arguments import Argument
 TARGETS = ("targets", "target", "y", "tgt", "target_ids", "next_tokens", "target_tokens", "labels_shifted", "ys")
 # Hugging Face's `labels` are passed only if they are found not to be shifted once more.
 POSITIONS = ("pos", "position_ids", "positions", "pos_ids", "position", "pos_idx")
+OPTIONAL = ("cache", "past_key_values", "attention_mask")  # parameters that nobody needs to give
+# In the name of a parameter that takes no ids.
+NO_IDS = re.compile(r"mask|cache|past|memor|state|device|^pos(_|$|ition)|start_|offset|_len|^use_|^return_|^is_")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class ForwardStyle:
     `targets`: the parameter for the targets; "" if there is none. `arguments`: what else every call is given, by the
     name of the parameter. `loss_needs`: the parameters without which targets are of no use. `one_sequence`: it takes
     ids (T,) and no batch. `last_only`: without targets it returns the logits of the last position only.
+    `needs_targets`: without targets it raises an error, so that it is given the ids in their place. `alone`: the
+    arguments without which a call without targets raises an error.
     """
 
     targets: str = ""
@@ -32,6 +38,8 @@ class ForwardStyle:
     loss_needs: tuple[str, ...] = ()
     one_sequence: bool = False
     last_only: bool = False
+    needs_targets: bool = False
+    alone: Mapping[str, Argument] = field(default_factory=dict)
 
 
 _styles: weakref.WeakKeyDictionary[type, ForwardStyle] = weakref.WeakKeyDictionary()
@@ -48,6 +56,16 @@ def is_known(module: nn.Module) -> bool:
     return _kind(module) in _styles
 
 
+def says_how_it_is_called(module: nn.Module) -> bool:
+    """Return True if the parameters of `forward` are ids, targets, positions, and options that are off or known."""
+    parameters = forward_parameters(module)
+    own = ids_parameter(parameters)
+    return all(
+        name in (own, *TARGETS, *POSITIONS) or type(p.default) is bool or (name in OPTIONAL and p.default is None)
+        for name, p in parameters.items()
+    )
+
+
 def remember(module: nn.Module, style: ForwardStyle) -> None:
     """Call all modules of this class in this style from now on."""
     _styles[_kind(module)] = style
@@ -56,7 +74,8 @@ def remember(module: nn.Module, style: ForwardStyle) -> None:
 def stated_style(module: nn.Module) -> ForwardStyle:
     """Return the style that the names of the parameters of `forward` say."""
     parameters = forward_parameters(module)
-    return ForwardStyle(next((name for name in TARGETS if name in parameters), ""))
+    own = ids_parameter(parameters)
+    return ForwardStyle(next((name for name in TARGETS if name in parameters and name != own), ""))
 
 
 def seen_last_only(module: nn.Module) -> None:
@@ -92,9 +111,14 @@ def forward_parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
 
 
 def ids_parameter(parameters: Mapping[str, inspect.Parameter]) -> str:
-    """Return the parameter that takes the ids: the first that is not known to be for something else; "" if none."""
-    others = (*TARGETS, *POSITIONS, "labels")
-    free = [name for name in parameters if name not in others and "mask" not in name and "cache" not in name]
+    """Return the parameter that takes the ids: the first that is not known to be for something else; "" if none.
+
+    `tgt` and `y` are words for ids too: the first parameter is that of the ids unless a later one must be.
+    """
+    free = [name for name in parameters if name not in (*TARGETS, "labels") and not NO_IDS.search(name.lower())]
+    needed = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
+    if needed and needed[0] in TARGETS and not set(needed) & set(free):
+        return needed[0]
     return next(iter(free or parameters), "")
 
 
@@ -107,12 +131,15 @@ def call_forward(module: nn.Module, ids: Tensor, style: ForwardStyle, **options:
     parameters = forward_parameters(module)
     if "use_cache" in parameters and hasattr(getattr(module, "config", None), "use_cache"):
         options["use_cache"] = False  # transformers would return a cache that is not used
-    given = {name: argument.make(module, ids) for name, argument in style.arguments.items()}
+    arguments = {**style.arguments, **({} if style.targets in options else style.alone)}
+    given = {name: argument.make(module, ids) for name, argument in arguments.items()}
     for name in required(parameters):
         if name in POSITIONS:
             given.setdefault(name, positions(ids))
         elif name == style.targets:
             given.setdefault(name, ids)
+    if style.needs_targets:
+        given.setdefault(style.targets, ids)
     own = ids_parameter(parameters)
     given = {name: value for name, value in given.items() if name != own}
     first = next(iter(parameters), "")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from harness.cli import main
 from harness.core.errors import SubjectError
 from harness.core.sizes import SIZES
 from harness.judging.run_check import run
@@ -40,6 +41,10 @@ STYLES = {
     "calls:ShiftedLabels": ("", {}),
     "calls:NamedAnswer": ("", {}),
     "calls:NestedAnswer": ("targets", {}),
+    "calls_with_targets:IdsCalledTgt": ("", {}),
+    "calls_with_targets:IdsCalledY": ("", {}),
+    "calls_with_targets:RaisesWithoutTargets": ("targets", {}),
+    "calls_with_targets:RaisesWithoutWanted": ("wanted", {}),
     "plain_python:over_params": ("", {}),
     "plain_python:entry_by_entry": ("", {}),
     "plain_python:FromScratch": ("targets", {}),
@@ -143,3 +148,22 @@ def test_hidden_states_beside_the_logits_are_not_taken_for_them():
         found, own = unpack(answer, ids)
         assert found is logits
         assert float(own) == 1.5
+
+
+def test_a_flag_that_replaces_the_targets_is_given_only_without_them(expected, capsys):
+    ids, _, logits, _ = expected
+    style = f"{HERE}.calls_with_targets:RaisesUnlessSampling"
+    model = build_with_weights(adapt(style), DEBUG, state("debug", "probe"), "float64")
+    whole = torch.arange(2 * DEBUG.context).reshape(2, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(ids), logits)
+        assert model.calling(model.module, whole, whole)[1] is not None
+    main(["inspect", style])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "without targets it is given sampling: True" in printed
+    assert "with targets, it raises AssertionError: whole windows only at " in printed
+
+
+def test_of_two_norms_before_one_matrix_the_last_is_mapped_and_the_first_is_the_models_own():
+    model = adapt(f"{HERE}.calls_with_targets:NormedEmbeddings").build(DEBUG)
+    assert model.weights.gaps == "parameters of the subject without a published name: first.weight, first.bias"

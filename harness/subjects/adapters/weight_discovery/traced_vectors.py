@@ -27,9 +27,8 @@ def norms(
     components.append("transformer.ln_f")
     if len(gains) != 2 * size.layers + 1:
         components = [_norm_before_next_matrix(gain, uses, blocks) for gain in gains]
-    if len(set(components)) != len(components):
-        return
-    for component, gain in zip(components, gains, strict=True):
+    # Of several norms before one matrix, as where the embeddings have one of their own, the last is GPT-2's.
+    for component, gain in dict(zip(components, gains, strict=True)).items():
         yield component, gain, _bias_of_gain(gain, uses)
 
 
