@@ -24,7 +24,7 @@ from harness.subjects.adapters.weight_discovery.map_by_registration import by_re
 from harness.subjects.adapters.weight_discovery.name_map import read_names
 from harness.subjects.forward_call import call
 from harness.subjects.forward_search import find_style
-from harness.subjects.forward_style import is_known
+from harness.subjects.forward_style import is_known, says_how_it_is_called
 from harness.subjects.model import Model
 from harness.subjects.weight_map import WeightMap
 
@@ -95,8 +95,12 @@ class AdaptedSubject:
         return Model(module, found.size or size, self.calling, found)
 
     def _find_style(self, module: nn.Module, size: Size) -> None:
-        """Find out how the class of `module` is called, on a small model of its own; once."""
-        if self._has_been_called or is_known(module):
+        """Find out how the class of `module` is called, on a small model of its own; once.
+
+        It is not run for this if its parameters say it: a forward pass may hang or end the process, which is for the
+        checks to report.
+        """
+        if self._has_been_called or is_known(module) or says_how_it_is_called(module):
             return
         self._has_been_called = True
         for small in (SMALL, size):
