@@ -202,3 +202,71 @@ def test_an_adapter_that_imports_by_earlier_names_is_read(tmp_path, line):
     write(tmp_path, {"older": f"from harness.{line}\n" + MODEL})
     assert is_right(adapt("older.py:GPT"))
     assert "harness.subject" not in sys.modules, "the earlier names are for subjects alone"
+
+
+SCRIPT = LECTURE.split("text = open")[0] + textwrap.dedent("""
+    class GPT(Base):
+        def __init__(self):
+            super().__init__()
+            self.make(vocab_size, block_size, n_embd, n_head, n_layer)
+
+        def forward(self, ids):
+            return super().forward(ids.to(device)) * len(chosen)
+
+
+    if __name__ == "__main__":
+        table = dict(enumerate(open("vocabulary.txt").read()))
+        vocab_size = len(table)
+        n_head = n_layer = 2
+        head_width = 16
+        n_embd = n_head * head_width
+        block_size, batch_size = 40, 8
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        chosen = ["one"]
+        model = GPT()
+        while True:
+            model(torch.randint(vocab_size, (batch_size, block_size)))
+""")
+
+
+def test_the_constants_of_a_script_are_taken_and_nothing_else_of_it_is_run(tmp_path):
+    write(tmp_path, {"script": SCRIPT})
+    subject = adapt("script.py:GPT")
+    assert is_right(subject)
+    assert not hasattr(subject.module, "model")
+    assert not hasattr(subject.module, "batch_size"), "no definition needs it"
+    assert subject.module.n_embd == 32, "an expression of other constants is taken as it is"
+    taken = "block_size, chosen, device, head_width, n_embd, n_head, n_layer, vocab_size"
+    assert notes_of(subject) == f"script.py: line 49 and below: of the script, only {taken} are taken"
+
+
+def test_a_name_that_the_module_assigns_is_not_taken_from_its_script(tmp_path):
+    write(tmp_path, {"both": MODEL + 'LIMIT = 3\nread = lambda: LIMIT\nif __name__ == "__main__":\n    LIMIT = 5\n'})
+    subject = adapt("both.py:GPT")
+    assert subject.module.LIMIT == 3
+    assert not subject.project.notes.lines()
+
+
+@pytest.mark.parametrize(
+    ("line", "is_said"),
+    [
+        ("    device = DEVICE", True),
+        ("    device = torch.device('mps:0')", True),
+        ("    device = 'mps' if ids.ndim else ids.device", True),
+        ("    device = 'mps' if torch.backends.mps.is_available() else 'cpu'", False),
+        ("    ids = ids.to('mps')", True),
+        ("    ids = ids.mps()", True),
+        ("    assert torch.zeros(1, device='mps').ndim", True),
+        ("    assert ids.device.type != 'mps'", False),
+        ("    assert ids.device != torch.device('mps')", False),
+    ],
+)
+def test_a_device_that_this_machine_lacks_becomes_the_cpu_where_it_is_computed_on(tmp_path, line, is_said):
+    """No machine of the harness has Apple's. A comparison with it stays: the answer is that it is another device."""
+    constant = "DEVICE = 'mps'\n" if "DEVICE" in line else ""
+    call = f"\n    def forward(self, ids):\n        device = ids.device\n    {line}\n"
+    model = MODEL + call + "        return super().forward(ids.to(device))\n"
+    write(tmp_path, {"devices": model.replace("class GPT", constant + "class GPT")})
+    subject = adapt("devices.py:GPT")
+    assert is_right(subject)
+    assert ("this machine has no mps" in notes_of(subject)) == is_said

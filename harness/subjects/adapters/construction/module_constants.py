@@ -49,7 +49,9 @@ def with_constants(direct: Constructor, project: Project, name: str, words: froz
         variant = find_constructor(named(module, name), module)
         return variant.call({w: v for w, v in arguments.items() if w in variant.words or w not in constants})
 
-    described = "constants of its module" if not direct.words else f"{direct.description} and constants of its module"
+    described = direct.description
+    if "constants of its module" not in described:
+        described = "constants of its module" if not direct.words else f"{described} and constants of its module"
     return dataclasses.replace(
         direct,
         direct=direct,

@@ -104,7 +104,7 @@ def _strange(lengths: set[int], size: Size) -> set[int]:
     return {
         n
         for n in lengths - {size.layers, size.heads}
-        if n > NEAR and n % size.width and n % size.head_width
+        if n > NEAR and n % size.width and (n % size.head_width or n > 3 * size.width)
         if not size.vocab_size <= n <= size.vocab_size + PADDING
     }
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from harness.subjects.adapters.importing.top_level import TopLevel
 
 Number = int | float
-# Of a size that is computed from what is not run, such as len(characters), until another value is put there: GPT-2's.
-PUBLISHED = {"vocab_size": 50257, "context": 1024, "layers": 12, "heads": 12, "width": 768}
 COMPUTED = -1
 
 

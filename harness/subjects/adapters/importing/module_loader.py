@@ -18,8 +18,9 @@ from harness.core.limits import TooLong
 from harness.core.process_exit import ProcessExit
 from harness.subjects.adapters.construction.setting_names import quantity_of
 from harness.subjects.adapters.construction.stand_in import StandIn
-from harness.subjects.adapters.importing.constants import COMPUTED, PUBLISHED, Number, constants, with_constants
+from harness.subjects.adapters.importing.constants import COMPUTED, Number, constants, with_constants
 from harness.subjects.adapters.importing.import_roots import find_own_imports
+from harness.subjects.adapters.importing.script_constants import PUBLISHED
 from harness.subjects.adapters.importing.stub_modules import bind_stubs, missing_package
 from harness.subjects.adapters.importing.top_level import Statement, TopLevel
 
@@ -79,6 +80,7 @@ class ModuleLoader(importlib.machinery.SourceFileLoader):
         find_own_imports(top.tree, Path(self.path))
         self._note_wanted(top.tree, module)
         self.finder.executed.append(self.name)
+        self.finder.notes.replaced += [f"{display_path(self.path)}: {change}" for change in top.changes]
         found = constants(top)
         self.finder.notes.constants |= found
         wanted = self.finder.wanted.get(self.name, set()) & top.names
@@ -88,7 +90,7 @@ class ModuleLoader(importlib.machinery.SourceFileLoader):
         first: BaseException | None = None
         if not wanted or not (computed or any(s.acts and s not in needed for s in top.statements)):
             try:
-                self._execute(module, with_constants(top, values) if values else None)
+                self._execute(module, with_constants(top, values) if values or top.changes else None)
                 return
             except (SyntaxError, SubjectError, KeyboardInterrupt, TooLong, ProcessExit):
                 raise

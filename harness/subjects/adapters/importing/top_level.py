@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness.subjects.adapters.construction.setting_names import SIZES, quantity_of
+from harness.subjects.adapters.importing.absent_devices import AbsentDevices
+from harness.subjects.adapters.importing.script_constants import is_main, script_constants
 
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
@@ -179,11 +181,36 @@ class Statement:
 
 
 class TopLevel:
-    """The top level of a module's source. Raises SyntaxError."""
+    """The top level of a module's source. Raises SyntaxError.
+
+    `changes` says how `tree` differs from the source: absent devices are the CPU, and constants that the definitions
+    need are taken from `if __name__ == "__main__"`.
+    """
 
     def __init__(self, source: str, file: str) -> None:
         self.tree = ast.parse(source, file)
         self._tables = list(_scopes(symtable.symtable(source, file, "exec")))
+        self.changes = [*self._replace_devices(), *self._take_script_constants()]
+
+    def _replace_devices(self) -> list[str]:
+        devices = AbsentDevices()
+        devices.visit(self.tree)
+        return [
+            f"this machine has no {device}, which line {line} asks for: the CPU is in its place"
+            for device, line in devices.found.items()
+        ]
+
+    def _take_script_constants(self) -> list[str]:
+        body = self.tree.body
+        at = next((number for number, node in enumerate(body) if is_main(node)), None)
+        if at is None:
+            return []
+        bound = frozenset(name for node in body if not is_main(node) for name in _bound(node))
+        needed = frozenset(name for _, names in self._tables for name in names)
+        taken = script_constants(body, bound, needed, self._calls_action)
+        body[at:at] = taken
+        names = ", ".join(sorted(name for node in taken for name in _bound(node)))
+        return [f"line {body[at].lineno} and below: of the script, only {names} are taken"] if taken else []
 
     @cached_property
     def statements(self) -> list[Statement]:
@@ -193,7 +220,7 @@ class TopLevel:
         return [
             Statement(index, node, self._binds(node) - imported | _imported(node), self._needs(node), self._acts(node))
             for index, node in enumerate(nodes)
-            if not _is_main(node)
+            if not is_main(node)
         ]
 
     def _binds(self, node: ast.stmt) -> frozenset[str]:
@@ -358,7 +385,3 @@ def _dotted(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Call):
         return _dotted(node.func)
     return [""]
-
-
-def _is_main(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
