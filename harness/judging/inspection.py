@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,10 +214,10 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
 def _add_weights(result: Inspection, subject: Subject, model: Model) -> None:
     weights = model.weights
     own = dict(model.module.named_parameters())
-    result.weights = _fold_layers(weights, own)
+    result.weights = _fold_layers(weights, own, model.size)
     result.notes += weights.notes
     result.unmapped_parameters = [f"{name} {tuple(own[name].shape)}" for name in weights.unmapped_parameters]
-    result.missing = list(dict.fromkeys(_published(row) for row in weights.missing))
+    result.missing = list(dict.fromkeys(_published(row, model.size) for row in weights.missing))
     result.facts["weights"] = (
         f"{len(weights.rows)} rows{'' if weights.gaps else ', complete'}; {_compare_with_oracle(subject, model.size)}"
     )
@@ -225,6 +225,8 @@ def _add_weights(result: Inspection, subject: Subject, model: Model) -> None:
 
 def _compare_with_oracle(subject: Subject, size: Size) -> str:
     """Compare the logits with Hugging Face's, both with the probe weights: equal logits prove the weight map."""
+    if not size.has_gpt2_widths:
+        return f"not compared with Hugging Face's: {'; '.join(_own_widths(size))}. `pytest verifications/` names it"
     ids, _ = batch(size, "random", rows=2, length=min(24, size.context))
     with torch.no_grad():
         expected = oracle(size, state(size.name, "probe"), "float64").logits(ids)
@@ -239,12 +241,22 @@ def _compare_with_oracle(subject: Subject, size: Size) -> str:
     )
 
 
-def _fold_layers(weights: WeightMap, own: dict[str, nn.Parameter]) -> list[dict[str, str]]:
+def _own_widths(size: Size) -> Iterator[str]:
+    """Yield the widths of a subject that are not GPT-2's."""
+    if size.hidden:
+        yield f"its feed-forward layer is {size.hidden:,} wide, GPT-2's {4 * size.width:,}"
+    if size.gated:
+        yield "its feed-forward layer has a gate, GPT-2's has none"
+    if size.key_value_heads:
+        yield f"its keys and values have {size.key_value_heads} heads, GPT-2's {size.heads}"
+
+
+def _fold_layers(weights: WeightMap, own: dict[str, nn.Parameter], size: Size) -> list[dict[str, str]]:
     """Return a row for each group of parameters that differ only in the number of the layer."""
     groups: dict[tuple[str, ...], list[MappedWeight]] = {}
     for row in weights.rows:
         shape = "x".join(map(str, own[row.own].shape))
-        key = (re.sub(r"\d+", "#", row.own), shape, _published(row), _layout(row), row.evidence)
+        key = (re.sub(r"\d+", "#", row.own), shape, _published(row, size), _layout(row), row.evidence)
         groups.setdefault(key, []).append(row)
     return [
         {"own": _range([row.own for row in rows]), "shape": shape, "published": published, "as": layout, "by": how}
@@ -252,17 +264,19 @@ def _fold_layers(weights: WeightMap, own: dict[str, nn.Parameter]) -> list[dict[
     ]
 
 
-def _published(row: MappedWeight) -> str:
+def _published(row: MappedWeight, size: Size) -> str:
     """Return the published name without the layer, and the part of the fused projection: queries, keys, one head."""
     name = family(row.published)
     if row.part is None:
         return name
-    start, stop = row.part
-    C, D = SIZES["debug"].width, SIZES["debug"].head_width
+    (start, stop), D = row.part, size.head_width
     if "c_attn" not in name:
         return f"{name}, head {start // D}" if stop - start == D else f"{name}[{start}:{stop}]"
-    words = "".join(("q", "k", "v")[third] for third in range(start // C, max(start // C + 1, stop // C)))
-    return f"{name}, {words}{f' of head {start % C // D}' if stop - start == D else ''}"
+    edges = size.third_edges
+    thirds = [n for n in range(3) if start < edges[n + 1] and edges[n] < stop]
+    words = "".join("qkv"[third] for third in thirds)
+    is_head = stop - start == D < edges[thirds[0] + 1] - edges[thirds[0]]
+    return f"{name}, {words}{f' of head {(start - edges[thirds[0]]) // D}' if is_head else ''}"
 
 
 def _layout(row: MappedWeight) -> str:

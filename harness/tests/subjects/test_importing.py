@@ -257,6 +257,7 @@ def test_a_name_that_the_module_assigns_is_not_taken_from_its_script(tmp_path):
         ("    ids = ids.to('mps')", True),
         ("    ids = ids.mps()", True),
         ("    assert torch.zeros(1, device='mps').ndim", True),
+        ("    if torch.backends.mps.is_available(): ids = ids.to('mps')", False),
         ("    assert ids.device.type != 'mps'", False),
         ("    assert ids.device != torch.device('mps')", False),
     ],

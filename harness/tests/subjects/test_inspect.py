@@ -35,3 +35,36 @@ def test_inspect_says_at_which_step_it_ended_and_what_to_write(capsys):
     printed = capsys.readouterr().out
     assert "failed    to call it: forward(idx, router) needs 'router'" in printed
     assert "class Mine:" in printed
+
+
+class FixedWidth(torch.nn.Module):
+    """PyTorch's own layers, whose MLP is 2048 wide whatever the width of the model."""
+
+    def __init__(self, vocab_size, block_size, n_embd, n_head, n_layer):
+        super().__init__()
+        self.tokens, self.places = torch.nn.Embedding(vocab_size, n_embd), torch.nn.Embedding(block_size, n_embd)
+        layer = torch.nn.TransformerEncoderLayer(n_embd, n_head, activation="gelu", batch_first=True, norm_first=True)
+        self.layers = torch.nn.TransformerEncoder(layer, n_layer, enable_nested_tensor=False)
+        self.norm, self.head = torch.nn.LayerNorm(n_embd), torch.nn.Linear(n_embd, vocab_size, bias=False)
+
+    def forward(self, ids):
+        time = ids.shape[1]
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(time)
+        x = self.layers(self.tokens(ids) + self.places(torch.arange(time)), mask, is_causal=True)
+        return self.head(self.norm(x))
+
+
+def test_inspect_prints_the_map_of_a_model_whose_widths_are_not_gpt2s_and_compares_nothing(capsys):
+    assert main(["inspect", f"{__name__}:FixedWidth"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not compared with Hugging Face's: its feed-forward layer is 2,048 wide, GPT-2's 192. " in printed
+    assert "linear1.weight 2048x48 mlp.c_fc.weight transposed" in printed
+
+
+def test_inspect_tells_fewer_keys_from_values_and_says_what_has_a_gate(capsys):
+    main(["inspect", f"{HERE}.half_way_house:HalfWayHouse"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for part in ("q", "k", "v"):
+        assert f"attn.c_attn.weight, {part} transposed" in printed
+    assert "its feed-forward layer has a gate, GPT-2's has none" in printed
+    assert "its keys and values have 2 heads, GPT-2's 4" in printed

@@ -34,11 +34,12 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         "n_inner", "d_mlp", "d_ff", "ff_dim", "ffn_dim", "intermediate_size", "dim_feedforward", "mlp_dim",
         "ffn_hidden", "mlp_hidden", "ff_hidden", "d_ffn", "ffn_size", "ff_size", "n_ff", "d_inner", "mlp_width",
         "ff_width", "feed_forward_dim", "ffn_hidden_size", "mlp_hidden_dim", "ffn_hidden_dim", "mlp_size",
-        "d_feedforward",
+        "d_feedforward", "feed_forward_width", "feed_forward_size",
     ),
     "feed_forward_factor": (
         "mlp_ratio", "ff_mult", "expansion", "expansion_factor", "mlp_mult", "ffn_mult", "ff_ratio", "mlp_expansion",
         "ff_expansion", "ffn_ratio", "ff_factor", "widening_factor", "mlp_factor", "forward_expansion", "mlp_scale",
+        "feed_forward_factor", "feed_forward_mult",
     ),
     "epsilon": (
         "layer_norm_eps", "eps", "layer_norm_epsilon", "norm_eps", "ln_eps", "layernorm_eps", "layernorm_epsilon",

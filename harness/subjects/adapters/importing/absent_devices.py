@@ -15,7 +15,8 @@ TAKES_DEVICE = ("to", "device", "set_default_device")  # calls whose first argum
 class AbsentDevices(ast.NodeTransformer):
     """Puts "cpu" in place of each absent device that a program would compute on; `found` has the words replaced.
 
-    A device that is only compared, as in `x.device.type == "cuda"`, or that says where autocast applies, stays.
+    A device that is only compared, as in `x.device.type == "cuda"`, that says where autocast applies, or that is used only if
+    it is available, stays.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,13 @@ class AbsentDevices(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> Any:
         """Leave what is compared as it is."""
         return node
+
+    def visit_If(self, node: ast.If) -> Any:
+        """Leave what runs only if the device is there."""
+        if "is_available" in ast.unparse(node.test):
+            node.orelse = [self.visit(child) for child in node.orelse]
+            return node
+        return self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> Any:
         """Replace the value of `device = "mps"`, of each branch too."""
