@@ -22,6 +22,7 @@ from harness.subjects.build import build_with_weights
 from harness.subjects.dropout_calls import WithoutDropout, draws_numbers, has_dropout_setting, without_dropout
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
+from harness.subjects.weight_map import published_shapes
 
 SIZE = "debug"
 # The weights, and whether in training mode, without dropout. With the extreme weights the scores are so sharp that a
@@ -64,9 +65,14 @@ def published_weights(model: Model, weights: Weights) -> dict[str, Tensor]:
     given = {name: tensor.double() for name, tensor in state(SIZE, weights).items()}
     own = model.weights.read(dict(model.module.named_parameters()))
     given |= {name: t.double() for name, t in own.items() if name not in given or given[name].shape != t.shape}
+    shapes = published_shapes(model.size)
     for row in model.weights.missing:
         neutral = 1.0 if "ln_" in row.published and row.published.endswith("weight") else 0.0
-        given[row.published] = given[row.published].clone()
+        is_as_wide = tuple(given[row.published].shape) == shapes[row.published]
+        # The bias of a layer that has another width than GPT-2's has that width, too.
+        given[row.published] = (
+            given[row.published].clone() if is_as_wide else torch.zeros(shapes[row.published], dtype=torch.float64)
+        )
         row.part_of(given[row.published]).fill_(neutral)
     return given
 

@@ -80,6 +80,13 @@ def skip_from_ln_2(at: At, x: Tensor) -> Any:
     return at.do("residual.mlp", normed, at.do("mlp", normed))
 
 
+def skips_from_norms(at: At, x: Tensor) -> Any:
+    """Normalise the residual stream itself, before the attention and before the MLP."""
+    x = at.do("ln_1", x)
+    x = at.do("ln_2", at.do("residual.attn", x, at.do("attn", x)))
+    return at.do("residual.mlp", x, at.do("mlp", x))
+
+
 def block_twice(at: At, x: Tensor) -> Any:
     """Apply the block twice."""
     return operation_of("block")(at, operation_of("block")(at, x))
@@ -102,6 +109,7 @@ BLOCK = (
     Variant("mlp-branch-missing", "block", "the block has no MLP", attention_only),
     Variant("attn-branch-missing", "block", "the block has no attention", mlp_only),
     Variant("ln-before-residual", "block", "the skip connection around the MLP starts after ln_2 instead of before it", skip_from_ln_2),
+    Variant("ln-before-residual", "block", "the residual stream itself is normalised: both skip connections start after their norm", skips_from_norms),
     Variant("block-skipped", "block", "the block is skipped", lambda at, x: x),
     Variant("block-applied-twice", "block", "the block is applied twice", block_twice),
     Variant("mlp-branch-missing", "mlp", "the MLP returns zeros", lambda at, x: torch.zeros_like(x)),

@@ -73,6 +73,11 @@ FALSE_OF = [
         ("nn.Linear(s.n_embd, 4 * s.n_embd)", "nn.Linear(s.n_embd, 216)"),
         ("nn.Linear(4 * s.n_embd, s.n_embd)", "nn.Linear(216, s.n_embd)"),
     ], "216 hidden channels", id="a wide MLP is no padded vocabulary"),
+    pytest.param("no block is run", computation.search, [
+        ("nn.Linear(s.n_embd, 4 * s.n_embd)", "nn.Linear(s.n_embd, 2 * s.n_embd, bias=False)"),
+        ("nn.Linear(4 * s.n_embd, s.n_embd)", "nn.Linear(2 * s.n_embd, s.n_embd)"),
+        *DEVIATIONS["relu"].changes,
+    ], "mlp-relu", id="a bias that is missing is as wide as its layer"),
     pytest.param("all matrices", initialisation.search, [
         ("\nclass Attention(", FUSED_ATTENTION), *FRAMEWORK_START,
     ], "every matrix starts as PyTorch's layers start", id="PyTorch's own attention starts by a rule of its own"),
