@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Size:
     """The sizes of one architecture. Widths and lengths are counts, not bytes.
 
-    The fields with a default are GPT-2's. A subject may have others: a hidden width of its MLP other than 4C (`hidden`),
-    a second matrix beside the MLP's first, with which its output is multiplied (`gated`, as in SwiGLU), or fewer heads
-    of keys and values than of queries (`key_value_heads`, as in grouped-query attention).
+    The fields with a default are GPT-2's. A subject may have others: a hidden width of its MLP that is not 4C
+    (`hidden`), a second matrix beside the MLP's first, with which its output is multiplied (`gated`, as in SwiGLU), or
+    fewer heads of keys and values than of queries (`key_value_heads`, as in grouped-query attention).
     """
 
     name: str

@@ -13,6 +13,7 @@ from harness.core.sizes import SIZES
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.recorders import ModuleCreationSites
 from harness.diagnosis.source_lines import location
+from harness.oracle.declared import is_declared_absent
 from harness.oracle.tokens import batch
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
@@ -130,6 +131,8 @@ def _missing(model: Model) -> Iterator[Finding]:
         evidence = f"{NO_PARAMETER} {', '.join(words)}"
         if component == "wpe":
             yield Finding("embedding", "pos-missing", "there are no learned position embeddings", evidence)
+            continue
+        if is_declared_absent(f"{component}.weight"):
             continue
         what = "neither gain nor bias" if component.startswith("ln_") and len(words) > 1 else "no weight of its own"
         where = component.replace("attn.c_attn", "attn.qkv")

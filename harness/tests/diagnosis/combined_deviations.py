@@ -166,6 +166,14 @@ DEVIATIONS: dict[str, Deviation] = {
     ),
     "scale of width": deviation("scale-by-d-model", ("math.sqrt(width // self.heads)", "math.sqrt(width)")),
     "no scale": deviation("scale-missing", ("        scores = scores / math.sqrt(width // self.heads)\n", "")),
+    "stream normed": deviation(
+        "ln-before-residual",
+        (
+            "        x = x + self.attention(self.norm_1(x))\n",
+            "        x = self.norm_1(x)\n        x = x + self.attention(x)\n",
+        ),
+        ("x = x + self.feed_forward(self.norm_2(x))", "x = self.norm_2(x)\n        x = x + self.feed_forward(x)"),
+    ),
     "no last norm": deviation("final-ln-missing", ("self.head(self.last_norm(x))", "self.head(x)")),
     "no positions": deviation("pos-missing", NO_TABLE, (PLACES, "")),
     "sinusoids": deviation("pos-sinusoidal", NO_TABLE, (PLACES, SINUSOIDS)),
@@ -252,6 +260,7 @@ COMBINATIONS: tuple[tuple[str, ...], ...] = (
     ("framework start", "no linear biases"),
     ("dropout", "no mask"),
     ("rotary", "rms norm 1e-6"),
+    ("stream normed", "scale of width"),
     ("swiglu", "rms norm", "no linear biases"),
     ("grouped queries", "rms norm 1e-6"),
     ("swiglu", "rotary", "rms norm 1e-6", "no linear biases", "untied"),

@@ -3,6 +3,7 @@
 import base64
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from harness.diagnosis.failed_checks import findings_from
 from harness.diagnosis.observation import Observation, varies
 from harness.diagnosis.recorders import Step
 from harness.diagnosis.searches import computation, dropout, initialisation, structure, tying
+from harness.oracle.declared import compared_with
 from harness.subjects.adapters import adapt
 from harness.suites.check import Check
 from harness.suites.record import Record
@@ -225,3 +227,12 @@ def test_the_reproduction_of_a_package_runs_from_any_folder(tmp_path, monkeypatc
     command = [sys.executable, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/", check=False)
     assert "the logits differ by 0." in done.stdout, done.stderr
+
+
+def test_a_norm_that_is_declared_absent_is_not_missing(subject):
+    without = subject(
+        ("        self.last_norm = nn.LayerNorm(s.n_embd)\n", ""), ("self.head(self.last_norm(x))", "self.head(x)")
+    )
+    assert "ln_f has neither gain nor bias" in told(structure.search, without)
+    with compared_with(SimpleNamespace(absent=frozenset(("ln_f.weight", "ln_f.bias")))):
+        assert "ln_f" not in told(structure.search, without)

@@ -150,7 +150,7 @@ def _is_alike(a: Difference, b: Difference) -> bool:
 
 def _merged(variants: tuple[Variant, ...], members: Sequence[Difference], last: int) -> Finding:
     first = members[0].finding
-    layers = [member.layer for member in members if member.layer is not None]
+    layers = list(dict.fromkeys(member.layer for member in members if member.layer is not None))
     if not variants:
         others = f"; the same in layer{'s' * (len(layers) > 2)} {', '.join(map(str, layers[1:]))}"
         return dataclasses.replace(first, evidence=first.evidence + others * (len(layers) > 1))

@@ -183,7 +183,7 @@ def _explained(
         matched = list(dict.fromkeys(v for difference in found.differences for v in difference.variants))
         match = tried.best(taps, reached, layer, matched)
         if match is None and found.reached is None:
-            match = tried.best_of_hard(hard, taps, reached, layer)
+            match = tried.best_of_hard(hard, taps, reached, layer, matched)
         if (
             match is not None
             and until_ambiguous

@@ -57,14 +57,17 @@ class VariantSearch:
         before = self._candidates(matched, taps, layer, reached)
         return self._most_steps(taps, layer, passed, [*before, *here, *fitted])
 
-    def best_of_hard(self, kinds: Sequence[str], taps: Taps, reached: int, layer: int | None) -> Match | None:
+    def best_of_hard(
+        self, kinds: Sequence[str], taps: Taps, reached: int, layer: int | None, matched: Sequence[Variant]
+    ) -> Match | None:
         """Return a match of one of these kinds, which take seconds.
 
         "pairs": the first of two variants that match together. "parts": a variant of some of the values only.
+        `matched`: the variants that matched before. Of pairs that match alike, the one with most of them is returned.
         """
         passed = self.alignment.last_right_step(taps, reached)
         here = self._candidates(variants(), taps, layer, reached) if kinds else []
-        if "pairs" in kinds and (match := self._first_of_two(here, taps, reached, layer, passed)) is not None:
+        if "pairs" in kinds and (match := self._first_of_two(here, taps, reached, layer, passed, matched)) is not None:
             return match
         return self._furthest(self._in_parts(here), taps, reached, layer, passed) if "parts" in kinds else None
 
@@ -185,7 +188,13 @@ class VariantSearch:
         return self.alignment.step_of(taps, place(steps[steps.index(operation) - 1], layer)) is not None
 
     def _first_of_two(
-        self, candidates: list[Candidate], taps: Taps, reached: int, layer: int | None, passed: int
+        self,
+        candidates: list[Candidate],
+        taps: Taps,
+        reached: int,
+        layer: int | None,
+        passed: int,
+        matched: Sequence[Variant],
     ) -> Match | None:
         """Return the first of two variants that only together reach the next anchor, as where one kernel does it all.
 
@@ -204,6 +213,7 @@ class VariantSearch:
             if at == layer and variant.operation in later
         }.values()
         pairs = [(a, b) for a, b in itertools.permutations(unseen, 2) if later[a.operation] < later[b.operation]]
+        pairs.sort(key=lambda pair: -sum(variant in matched for variant in pair))
         best: Match | None = None
         most = 0
         for first, second in pairs:

@@ -15,8 +15,8 @@ TAKES_DEVICE = ("to", "device", "set_default_device")  # calls whose first argum
 class AbsentDevices(ast.NodeTransformer):
     """Puts "cpu" in place of each absent device that a program would compute on; `found` has the words replaced.
 
-    A device that is only compared, as in `x.device.type == "cuda"`, that says where autocast applies, or that is used only if
-    it is available, stays.
+    A device stays that is only compared, as in `x.device.type == "cuda"`, that says where autocast applies, or that is
+    used only if it is available.
     """
 
     def __init__(self) -> None:
