@@ -17,7 +17,6 @@ def answer_of_fork(question: Callable[[], str], seconds: float) -> str:
     if child == 0:
         try:
             os.close(read)
-            os.setpgid(0, 0)
             text = question().encode("utf-8", "replace")
             while text:
                 text = text[os.write(write, text) :]

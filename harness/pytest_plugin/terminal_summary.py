@@ -15,9 +15,9 @@ from harness.suites.suite_order import place_of
 
 WORDS = ("pass", "fail", "error", "declared", "skip")
 WIDTH = 110
-FAILURES = 6  # failures that are listed
+FAILURES = 3  # failures that are listed
 MESSAGE = 2  # lines of one failure
-FINDINGS = 5
+FINDINGS = 4
 SKIPS = 3
 SLOWEST = 10
 

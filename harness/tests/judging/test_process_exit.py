@@ -79,9 +79,7 @@ HANDLERS = ["lambda: os._exit(0)", "os._exit, 0", "os._exit, numpy.int64(0)", "o
 
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_an_exit_handler_of_the_subject_does_not_hide_that_the_run_failed(project, handler):
-    subject(project.path, FORWARD, "raise ValueError('no')")
-    with (project.path / "naughty.py").open("a") as file:
-        file.write(f"\nimport atexit\natexit.register({handler})\n")
+    subject(project.path, FORWARD, f"import atexit; atexit.register({handler}); raise ValueError('no')")
     result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-diagnosis")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stderr.fnmatch_lines(["gpt-harness: os.* the run failed"])

@@ -203,9 +203,9 @@ def test_an_empty_subject_is_not_the_reference(project):
     ],
 )
 def test_whatever_a_subject_raises_is_an_error_verdict_on_record(project, body):
-    project.makepyfile(mine=f"from gpt import *\nclass Mine(GPT):\n    def __init__(self, c, **o):\n        {body}")
-    project.runpytest("--subject", "mine.py:Mine").assert_outcomes(failed=3)
-    assert [row["verdict"] for row in records(project)[1:-1]] == ["error"] * 3
+    project.makepyfile(mine=f"from gpt import *\nclass Mine(GPT):\n    def forward(self, *a, **o):\n        {body}")
+    project.runpytest("--subject", "mine.py:Mine", "--no-diagnosis").assert_outcomes(passed=1, failed=2)
+    assert sorted(row["verdict"] for row in records(project)[1:-1]) == ["error", "fail", "pass"]  # one calls it
 
 
 def test_a_mistake_in_a_suite_is_a_collection_error_and_the_other_suites_are_collected(project):
