@@ -260,7 +260,7 @@ def test_a_subject_that_cannot_be_built_is_one_screen_with_lines_to_paste_and_ex
             "  tried   a GPTConfig: bias=True, block_size=32, *",
             "Paste this at the end of mine.py, put values in place of ..., and judge --subject mine.py:build",
             "    def build(size):  # it has size.vocab_size, size.context, size.layers, size.heads, size.width",
-            "        return Mine(GPTConfig(vocab_size=size.vocab_size, block_size=size.context, n_layer=size.layers, *))",
+            "        return Mine(GPTConfig(vocab_size=size.vocab_size, block_size=size.context, *))",
         ]
     )
     assert not list(project.path.glob("reports/records/*"))
