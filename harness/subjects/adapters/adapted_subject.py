@@ -138,6 +138,8 @@ class AdaptedSubject:
             with torch.random.fork_rng(), torch.device("cpu"), torch.enable_grad():
                 module = self._built(size, dict(shaping)).eval().double()
                 self._refuse_another_size(module, size)
+                with contextlib.suppress(Exception):
+                    self.calling(module, torch.tensor([[1, 2]]), None)  # the trace has to know how it is called
                 return discover(module, size, self.calling)
         except Exception:
             return None  # building fails in every check, with its own error

@@ -33,7 +33,8 @@ def fitted_variants(alignment: Alignment, taps: Taps, layer: int | None, reached
             yield from constant_fit.epsilon(operation, at, _norm_input(alignment, taps, name), found)
         elif operation == "attn.scale":
             yield from constant_fit.scaled(expected, found, right)
-        elif layer is not None:
+        elif f"h.{layer}.attn.split" in taps:
+            assert layer is not None
             yield from constant_fit.scale(_attention_by_scale(taps, layer), found, right)
 
 
