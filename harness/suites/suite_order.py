@@ -11,5 +11,5 @@ COARSE_TO_FINE = (
 
 
 def place_of(suite: str) -> int:
-    """Return the place of a suite in the order; a suite that the project does not ship comes after all others."""
-    return COARSE_TO_FINE.index(suite) if suite in COARSE_TO_FINE else len(COARSE_TO_FINE)
+    """Return the place of a suite in the order; a suite of the user's own comes first."""
+    return COARSE_TO_FINE.index(suite) if suite in COARSE_TO_FINE else -1

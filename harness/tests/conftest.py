@@ -1,6 +1,7 @@
 """Fixtures of the harness tests: pytest's pytester, the shipped suites, Ctrl-C and one thread."""
 
 import signal
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot  # noqa: F401 - see below
@@ -27,6 +28,20 @@ def shipped():
     """Return every check of `verifications/`, by 'suite::id'."""
     suites = [read_suite(path, measures()) for path in sorted(VERIFICATIONS.glob("*.toml"))]
     return {f"{suite.name}::{check.id}": check for suite in suites for check in suite.checks}
+
+
+@pytest.fixture(autouse=True)
+def process_state():
+    """Restore what building a subject in this process may change: the default dtype, and the modules named gpt."""
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "gpt"}
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(grad)
+    for name in [name for name in sys.modules if name.split(".")[0] == "gpt" and name not in modules]:
+        if sys.modules.get("gpt") is not modules.get("gpt"):
+            del sys.modules[name]
+    sys.modules.update(modules)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -64,15 +64,20 @@ class Project:
         if not key:
             return self.module
         if key not in self._variants:
-            own = set(self.executed) | {self.name}
-            aside = {name: sys.modules.pop(name) for name in own if name in sys.modules}
+            aside = {name: sys.modules.pop(name) for name in self._own_modules()}
             try:
                 self._variants[key] = self._import(values, ImportNotes())
             finally:
-                for name in own:
-                    sys.modules.pop(name, None)
+                for name in self._own_modules():  # a module of the variant must not stay beside those of the original
+                    del sys.modules[name]
                 sys.modules.update(aside)
         return self._variants[key]
+
+    def _own_modules(self) -> list[str]:
+        """Return the imported modules of the project: those that were executed, and all of the same packages."""
+        own = {*self.executed, self.name}
+        packages = {name.split(".")[0] for name in own} - {"harness"}
+        return [name for name in sys.modules if name in own or name.split(".")[0] in packages]
 
     def _import(self, values: Mapping[str, Number], notes: ImportNotes) -> ModuleType:
         finder, renamed = UserModules(notes, values), RenamedModules()
