@@ -96,7 +96,7 @@ def test_a_program_that_hangs_is_told_in_full_once_and_not_run_again(project):
     result = project.runpytest("--trainer", "train.py", "--full-failures", "--time-limit", "1")
     result.assert_outcomes(failed=2)
     message = "train.py fails in the rehearsal 'plain': did not end within 1 s"
-    result.stdout.fnmatch_lines([f"{message}*", f"{message}* (see groups)"])
+    result.stdout.fnmatch_lines([f"{message}*", f"{message}* (see again)"])
     assert len((project.path / "ran.txt").read_text()) <= 2, "once to find its options, once for the rehearsal"
 
 
@@ -106,4 +106,4 @@ def test_a_program_that_fails_is_told_in_full_once(project):
     result = project.runpytest("--trainer", "train.py", "--full-failures")
     result.assert_outcomes(failed=2)
     message = "train.py fails in the rehearsal 'plain': RuntimeError: out of data at train.py:1 in <module>"
-    result.stdout.fnmatch_lines([f"{message}*", f"{message}* (see groups)"])
+    result.stdout.fnmatch_lines([f"{message}*", f"{message}* (see again)"])
