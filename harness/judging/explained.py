@@ -1,19 +1,19 @@
-"""Which failures the causes found explain: those checks that pass once the causes are declared as deviations."""
+"""Which failures the causes found explain: each is judged again, with the causes declared as deviations."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from harness.core.limits import Limits
 from harness.core.record_files import Row
+from harness.judging.judge import Judge
 from harness.oracle.deviations import Deviation, kind
 from harness.suites.check import Check
-from harness.suites.record import Record
 
 SECONDS = 20.0  # in which failures are judged again; those that are left are not known to be explained
-FINDING = "finding"  # the `file` of a deviation that stands for a finding; its `line` is the finding's number
 
 
 @dataclass(frozen=True)
@@ -21,66 +21,89 @@ class Explained:
     """The failures that were judged again.
 
     Attributes:
-        checks: The ids of those that follow from the causes, larger sizes of them included.
+        checks: The ids of those that the causes explain.
         judged: How many were judged again.
-        passing: How many of these the causes explain.
         by_finding: For each finding, how many of them need it.
     """
 
     checks: tuple[str, ...]
     judged: int
-    passing: int
     by_finding: tuple[int, ...]
-
-
-def as_deviations(findings: Sequence[Row]) -> list[Deviation]:
-    """Return a declaration for each finding that has an id which can be declared."""
-    return [
-        Deviation(str(each["fault"]), (), "found by the diagnosis", FINDING, number)
-        for number, each in enumerate(findings)
-        if each.get("fault") and kind(str(each["fault"])) is not None
-    ]
 
 
 def explained(
     rows: Sequence[Row],
     findings: Sequence[Row],
-    judge_declared: Callable[[Check, Record], Record],
+    judge: Judge,
+    limits: Limits,
     *,
+    declared: Sequence[Deviation] = (),
     seconds: float = SECONDS,
 ) -> Explained:
-    """Judge failures of the debug size again, with the findings declared, and return which of them then pass.
+    """Judge failures of the debug size again, with the findings declared, and return which of them these explain.
+
+    A larger size takes long and a claim is about GPT-2 alone: neither is judged again.
 
     Args:
         rows: The records of the failed checks.
-        findings: The findings, in the order in which `as_deviations` numbered them.
-        judge_declared: Returns the record of a failed check marked as declared if the findings explain it.
+        findings: The findings; those that no GPT-2 can be computed for explain nothing.
+        judge: The judge of the subject.
+        limits: The limits of each check.
+        declared: The deviations that the subject declares.
         seconds: The time after which no further check is judged.
     """
+    causes = {
+        number: Deviation(str(each.get("fault")), (), "found by the diagnosis", "", number)
+        for number, each in enumerate(findings)
+        if (named := kind(str(each.get("fault")))) is not None and named.computed
+    }
+    small = [row for row in rows if _is_small(row) and not row.get("claim")] if causes else []
+    again = _Again(judge, limits, tuple(declared), tuple(causes.values()))
     until = time.monotonic() + seconds
-    same: set[str] = set()
-    needed: Counter[int] = Counter()
-    small = [row for row in rows if str(row["parameters"].get("size", "debug")).startswith("debug")]
-    judged = []
+    checks, judged, needed = [], 0, Counter[int]()
     for row in small:
         if time.monotonic() > until:
             break
-        check = Check.from_row(row)
-        record = judge_declared(check, Record.from_row(check, row))
-        judged.append(row)
-        if record.declared:
-            same.add(row["id"])
-            needed.update(set(_findings_of(record)))
-    open_ = {(row["suite"], row["check"]) for row in small if row["id"] not in same}
-    closed = {(row["suite"], row["check"]) for row in small if row["id"] in same} - open_
-    # A larger size is not judged again: it takes long. It follows if every case of its check at the debug size does.
-    larger = [row["id"] for row in rows if row not in small and (row["suite"], row["check"]) in closed]
-    return Explained((*same, *larger), len(judged), len(same), tuple(needed[number] for number in range(len(findings))))
+        judged += 1
+        if found := again.causes_of(Check.from_row(row)):
+            checks.append(row["id"])
+            needed.update(each.line for each in found)
+    return Explained(tuple(checks), judged, tuple(needed[number] for number in range(len(findings))))
 
 
-def _findings_of(record: Record) -> Iterator[int]:
-    """Yield the numbers of the findings that a record needs to pass."""
-    for place in record.details.get("deviations", ()):
-        file, _, number = str(place).partition(":")
-        if file == FINDING and number.isdigit():
-            yield int(number)
+def _is_small(row: Row) -> bool:
+    return str(row["parameters"].get("size", "debug")).startswith("debug")
+
+
+@dataclass
+class _Again:
+    """Judges failed checks again, with causes declared."""
+
+    judge: Judge
+    limits: Limits
+    declared: tuple[Deviation, ...]
+    causes: tuple[Deviation, ...]
+    _needed: dict[tuple[str, str], list[Deviation]] = field(default_factory=dict)  # by measure: it takes long to find
+
+    def causes_of(self, check: Check) -> list[Deviation]:
+        """Return the causes that explain the failure of a check; [] if they do not.
+
+        They do if the check passes in comparison with the GPT-2 that has them, or if that GPT-2 fails the check as
+        well, and the GPT-2 without them passes it.
+        """
+        measure = (check.measure, str(check.parameters.get("compare", "")))
+        if self._passes(check, self.causes):
+            if measure not in self._needed:
+                without = {each: [other for other in self.causes if other is not each] for each in self.causes}
+                needed = [each for each in self.causes if not (without[each] and self._passes(check, without[each]))]
+                self._needed[measure] = needed or list(self.causes)
+            return self._needed[measure]
+        if self._gpt2(check, ()) != "pass" or self._gpt2(check, self.causes) != "fail":
+            return []
+        return [each for each in self.causes if self._gpt2(check, (each,)) == "fail"] or list(self.causes)
+
+    def _passes(self, check: Check, causes: Sequence[Deviation]) -> bool:
+        return self.judge.judge(check, self.limits, [*self.declared, *causes]).verdict == "pass"
+
+    def _gpt2(self, check: Check, causes: Sequence[Deviation]) -> str:
+        return self.judge.judge_gpt2(check, self.limits, [*self.declared, *causes]).verdict

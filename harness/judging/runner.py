@@ -11,7 +11,7 @@ from harness.core.error_text import describe_error, error_location
 from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, machine_memory_gib
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
-from harness.judging.explained import as_deviations, explained
+from harness.judging.explained import explained
 from harness.judging.in_process import PROBE_SECONDS, InProcessJudge
 from harness.judging.isolated import IsolatedJudge
 from harness.judging.judge import Judge
@@ -91,24 +91,6 @@ class Runner:
         reason = "; ".join(f"{each.says}: {each.reason}" for each in needed)
         return replace(record, declared=reason, details=_details_with(record, needed, f"{check.suite}::{check.id}"))
 
-    def as_expected(self, check: Check, record: Record) -> Record:
-        """Return the failed record marked as declared, if the deviations explain it.
-
-        They do if the check passes in comparison with the GPT-2 that has them, or if that GPT-2 fails it too.
-        """
-        judged = self._excused(check, record) or self._computed(check, record)
-        computed = [each for each in self.deviations if each.computed]
-        if judged.declared or record.verdict != "fail" or not computed:
-            return judged
-        if self.judge.judge_gpt2(check, self.limits, computed).verdict != "fail":
-            return judged
-        alone = [each for each in computed if self.judge.judge_gpt2(check, self.limits, [each]).verdict == "fail"]
-        return replace(
-            record,
-            declared="GPT-2 with the deviations fails it too",
-            details=_details_with(record, alone or computed, ""),
-        )
-
     def _needed_for(self, check: Check, deviations: list[Deviation]) -> list[Deviation]:
         """Return the deviations without which the check does not pass.
 
@@ -165,16 +147,15 @@ class Runner:
     def _explained(self, rows: Sequence[Row], findings: Sequence[Row]) -> Row:
         """Return which failures the findings explain, and note in each finding how many; {} if that is not known."""
         found = [each for each in findings if not each["declared"]]
-        causes = as_deviations(found)
         failed = [row for row in rows if row["verdict"] in ("fail", "error") and not row.get("declared")]
         failed = [row for row in failed if not row["details"].get("because")]
-        if not causes or not failed:
+        declared = [each for each in self.deviations if each.computed]
+        result = explained(failed, found, self.judge, self.limits, declared=declared)
+        if not result.judged:
             return {}
-        again = Runner(self.name, self.judge, limits=self.limits, deviations=[*self.deviations, *causes])
-        result = explained(failed, found, again.as_expected)
         for each, count in zip(found, result.by_finding, strict=True):
             each["explains"] = count
-        return {"explained": list(result.checks), "explained_count": result.passing, "explained_of": result.judged}
+        return {"explained": list(result.checks), "explained_of": result.judged}
 
     def why_unreadable(self) -> str:
         """Return the screen that says why the subject cannot be built or called; "" if it can."""

@@ -196,9 +196,9 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
         yield from (SummaryLine(f"   {line}") for line in _wrapped(text, 3 if number == 1 else 2))
     if findings[FINDINGS:]:
         yield SummaryLine(f"   and {len(findings) - FINDINGS} more after it: see the report")
-    if found.get("explained"):
+    if found.get("explained_of"):
         explain = "this explains" if len(findings) == 1 else "these explain"
-        count, of = found["explained_count"], found["explained_of"]
+        count, of = len(found["explained"]), found["explained_of"]
         yield SummaryLine(f"   {explain} {count} of the {of} failures that were judged again")
     if blocks := dict.fromkeys(each["declaration"] for each in findings if each.get("declaration")):
         yield SummaryLine("   if that is intended, declare it beside FILE.py, in FILE.deviations.toml:")
