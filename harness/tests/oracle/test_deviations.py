@@ -15,57 +15,11 @@ from harness.oracle.deviations import (
     read,
 )
 from harness.oracle.named_deviations import ALIASES, NAMED
-
-GPT = """\
-import math
-import torch
-from torch import nn
-
-
-class Attention(nn.Module):
-    def __init__(self, dim, heads):
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim) for _ in range(4))
-
-    def forward(self, x):
-        projections = self.q_proj, self.k_proj, self.v_proj
-        q, k, v = (each(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in projections)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
-        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        return self.o_proj((scores.masked_fill(hidden, -math.inf).softmax(-1) @ v).transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    def __init__(self, dim, heads):
-        super().__init__()
-        self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim), Attention(dim, heads), nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
-
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class GPT(nn.Module):
-    def __init__(self, vocab_size, context_length, d_model, n_layers, n_heads):
-        super().__init__()
-        self.tok_emb, self.pos_emb = nn.Embedding(vocab_size, d_model), nn.Embedding(context_length, d_model)
-        self.blocks = nn.ModuleList(Block(d_model, n_heads) for _ in range(n_layers))
-        self.final_norm = nn.LayerNorm(d_model)
-        self.head = nn.Linear(d_model, vocab_size, bias=False)
-        self.head.weight = self.tok_emb.weight
-
-    def forward(self, ids):
-        x = self.tok_emb(ids) + self.pos_emb(torch.arange(ids.shape[1]))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.final_norm(x))
-"""
+from harness.tests.oracle.declared_examples import ACTIVATED, declare, write
 
 CHANGES = {
-    "exact-gelu": ('nn.GELU("tanh")', "nn.GELU()"),
-    "mlp-silu": ('nn.GELU("tanh")', "nn.SiLU()"),
+    "exact-gelu": (', approximate="tanh"', ""),
+    "mlp-silu": (ACTIVATED, "F.silu(self.up_proj(x))"),
     "untied-head": ("        self.head.weight = self.tok_emb.weight\n", ""),
     "bias-missing": ("nn.Linear(dim, dim)", "nn.Linear(dim, dim, bias=False)"),
 }
@@ -75,28 +29,11 @@ PARITY = [f"parity::debug,weights=probe,compare={part}" for part in ("blocks", "
 COUNTS = ["structure::parameter-count,size=debug,tied=true", "structure::parameters-by-component,size=debug"]
 
 
-def written(folder, *changes):
-    """Write the GPT with these changes, and return its name for --subject."""
-    text = GPT
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    (folder / "mine.py").write_text(text)
-    return f"{folder}/mine.py:GPT"
-
-
-def declared(folder, *tables):
-    """Write the declarations beside it, and return them as read."""
-    path = folder / "mine.deviations.toml"
-    path.write_text("\n".join(f"[[deviation]]\n{table}\nreason = 'on purpose'\n" for table in tables))
-    return read(path)
-
-
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_declared_deviation_fails_with_its_reason_and_an_undeclared_one_without(shipped, tmp_path, what):
-    spec = written(tmp_path, CHANGES[what])
+    spec = write(tmp_path, (CHANGES[what],))
     strict = make_runner(spec)
-    lenient = make_runner(spec, deviations=declared(tmp_path, f"what = '{what}'{SETTINGS.get(what, '')}"))
+    lenient = make_runner(spec, deviations=declare(tmp_path, (f"what = '{what}'{SETTINGS.get(what, '')}",)))
     failing = [name for name in (*PARITY, *COUNTS) if strict.run(shipped[name]).verdict != "pass"]
     assert failing
     for name in failing:
@@ -108,8 +45,8 @@ def test_a_declared_deviation_fails_with_its_reason_and_an_undeclared_one_withou
 @pytest.mark.parametrize("what", CHANGES)
 def test_another_fault_beneath_a_declared_one_still_fails(shipped, tmp_path, what):
     runner = make_runner(
-        written(tmp_path, CHANGES[what], BENEATH),
-        deviations=declared(tmp_path, f"what = '{what}'{SETTINGS.get(what, '')}"),
+        write(tmp_path, (CHANGES[what], BENEATH)),
+        deviations=declare(tmp_path, (f"what = '{what}'{SETTINGS.get(what, '')}",)),
     )
     record = runner.run(shipped[PARITY[0]])
     assert (record.verdict, record.declared) == ("fail", "")
@@ -117,8 +54,8 @@ def test_another_fault_beneath_a_declared_one_still_fails(shipped, tmp_path, wha
 
 
 def test_each_of_two_deviations_excuses_its_own_checks(shipped, tmp_path):
-    spec = written(tmp_path, CHANGES["exact-gelu"], CHANGES["untied-head"])
-    both = declared(tmp_path, "what = 'exact-gelu'", "what = 'untied-head'")
+    spec = write(tmp_path, (CHANGES["exact-gelu"], CHANGES["untied-head"]))
+    both = declare(tmp_path, ("what = 'exact-gelu'", "what = 'untied-head'"))
     runner = make_runner(spec, deviations=both)
     assert runner.run(shipped[PARITY[1]]).declared == "exact GELU: on purpose"
     assert runner.run(shipped[COUNTS[0]]).declared == "untied head: on purpose"
@@ -126,20 +63,20 @@ def test_each_of_two_deviations_excuses_its_own_checks(shipped, tmp_path):
 
 
 def test_a_parameter_count_that_the_declared_deviation_does_not_explain_still_fails(shipped, tmp_path):
-    spec = written(tmp_path, CHANGES["untied-head"], ("bias=False)", "bias=True)"))
-    record = make_runner(spec, deviations=declared(tmp_path, "what = 'untied-head'")).run(shipped[COUNTS[0]])
+    spec = write(tmp_path, (CHANGES["untied-head"], ("bias=False)", "bias=True)")))
+    record = make_runner(spec, deviations=declare(tmp_path, ("what = 'untied-head'",))).run(shipped[COUNTS[0]])
     assert (record.verdict, record.declared) == ("fail", "")
 
 
 def test_the_verdict_names_the_deviations_and_their_faults(tmp_path):
-    both = declared(tmp_path, "what = 'exact-gelu'", "checks = ['structure::too-long-is-refused']")
+    both = declare(tmp_path, ("what = 'exact-gelu'", "checks = ['structure::too-long-is-refused']"))
     assert except_for(both) == ("GPT-2 except: exact GELU (on purpose), structure::too-long-is-refused (on purpose)")
     assert declared_faults(both) == {"gelu-erf-for-tanh"}
 
 
 def test_the_file_is_found_beside_the_subject(tmp_path):
-    assert beside(written(tmp_path)) is None
-    declared(tmp_path, "what = 'exact-gelu'")
+    assert beside(write(tmp_path, ())) is None
+    declare(tmp_path, ("what = 'exact-gelu'",))
     assert beside(f"{tmp_path}/mine.py:GPT") == tmp_path / "mine.deviations.toml"
     assert beside("gpt:GPT") is None
     assert beside("no_such_package.at_all:GPT") is None
@@ -218,7 +155,7 @@ EXACT, NONE = {"mine.deviations.toml:1": "the subject has no 'exact-gelu'"}, {}
 def test_a_declaration_that_names_nothing_or_does_not_apply_is_reported_once_its_checks_have_run(
     tmp_path, table, applied, judged, unfounded, message
 ):
-    (each,) = declared(tmp_path, table)
+    (each,) = declare(tmp_path, (table,))
     there = {f"{tmp_path}/{place}": text for place, text in unfounded.items()}
     found = problems([each], {f"{each.place}{mark}" for mark in applied}, judged, KNOWN, there)
     assert len(found) == (message is not None)
@@ -253,14 +190,14 @@ source = "closed form"
 def project(pytester):
     """A folder with one suite in it, called parity, and a GPT of the exact GELU."""
     (pytester.mkdir("verifications") / "parity.toml").write_text(SUITE)
-    written(pytester.path, CHANGES["exact-gelu"])
+    write(pytester.path, (CHANGES["exact-gelu"],))
     pytester.makeini("[pytest]\naddopts = --no-diagnosis")
     return pytester
 
 
 @pytest.mark.parametrize("option", [[], ["-n", "1"], ["--isolate"]], ids=" ".join)
 def test_a_run_of_declared_failures_alone_is_green_and_says_except(project, option):
-    declared(project.path, "what = 'exact-gelu'")
+    declare(project.path, ("what = 'exact-gelu'",))
     result = project.runpytest("--subject", "mine.py:GPT", *option)
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(
@@ -282,8 +219,8 @@ def test_a_run_of_declared_failures_alone_is_green_and_says_except(project, opti
 
 
 def test_a_declaration_that_no_longer_applies_makes_the_run_red(project):
-    written(project.path)
-    declared(project.path, "what = 'exact-gelu'", "checks = ['parity::cuont']")
+    write(project.path, ())
+    declare(project.path, ("what = 'exact-gelu'", "checks = ['parity::cuont']"))
     result = project.runpytest("--subject", "mine.py:GPT")
     result.assert_outcomes(passed=3)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -296,7 +233,7 @@ def test_a_declaration_that_no_longer_applies_makes_the_run_red(project):
 
 
 def test_a_declaration_whose_checks_were_not_selected_is_not_reported(project):
-    declared(project.path, "what = 'exact-gelu'", "checks = ['parity::debug*']")
+    declare(project.path, ("what = 'exact-gelu'", "checks = ['parity::debug*']"))
     assert project.runpytest("--subject", "mine.py:GPT", "-k", "count").ret == pytest.ExitCode.OK
 
 
@@ -322,10 +259,9 @@ RAISES = "    def generate(self, ids, max_new_tokens, temperature=1.0, top_k=Non
 
 def test_a_declaration_survives_a_check_that_raises(shipped, tmp_path):
     """Once a check had raised, every declaration was forgotten for the checks that followed."""
-    spec = written(
-        tmp_path, CHANGES["untied-head"], ("    def forward(self, ids):", f"{RAISES}\n    def forward(self, ids):")
-    )
-    deviations = declared(tmp_path, "what = 'untied-head'", "checks = ['generation::*']")
+    generate = ("    def forward(self, ids):", f"{RAISES}\n    def forward(self, ids):")
+    spec = write(tmp_path, (CHANGES["untied-head"], generate))
+    deviations = declare(tmp_path, ("what = 'untied-head'", "checks = ['generation::*']"))
     runner = make_runner(spec, deviations=deviations)
     raised = runner.run(shipped["generation::seed-decides"])
     assert (raised.verdict, raised.declared) == ("error", "generation::*: on purpose")
@@ -333,7 +269,7 @@ def test_a_declaration_survives_a_check_that_raises(shipped, tmp_path):
 
 
 def test_a_measure_that_hung_before_is_excused_as_well_if_it_is_declared(shipped, tmp_path):
-    runner = make_runner(written(tmp_path), deviations=declared(tmp_path, "checks = ['generation::*']"))
+    runner = make_runner(write(tmp_path, ()), deviations=declare(tmp_path, ("checks = ['generation::*']",)))
     check = shipped["generation::seed-decides"]
     runner._hung[check.measure, "debug"] = "not run: it hung before"
     assert runner.run(check).declared == "generation::*: on purpose"
@@ -345,7 +281,7 @@ def test_every_id_that_is_offered_can_be_declared():
 
 
 def test_a_deviation_that_no_formula_computes_excuses_the_checks_of_its_subject_matter(shipped, tmp_path):
-    (uniform,) = declared(tmp_path, "what = 'init-uniform'")
+    (uniform,) = declare(tmp_path, ("what = 'init-uniform'",))
     assert not uniform.computed
     assert uniform.excuses("initialisation::normal-numbers,size=debug")
     assert not uniform.excuses("parity::debug,weights=probe,compare=logits")
