@@ -115,7 +115,7 @@ def _matrices(wrong: Families, matrices: Families, layers: int) -> Finding:
 def _distributions(matrices: Families) -> list[Finding]:
     """Return findings about means that are not 0, and about numbers that are not normal.
 
-    A matrix of one number has no distribution: that it is one is told by its standard deviation.
+    A matrix of one number has no distribution: its standard deviation says that it is one.
     """
     drawn = {name: tensors for name, tensors in matrices.items() if all(float(t.std()) > 0 for t in tensors)}
     means = {name: float(torch.cat([t.flatten() for t in ts]).mean()) for name, ts in drawn.items()}

@@ -59,7 +59,7 @@ def subject(tmp_path, monkeypatch):
     return adapted
 
 
-def told(search, subject):
+def said_by(search, subject):
     """Return the sentences of a search, and the ids, as one text."""
     return "\n".join(f"{each.fault}: {each.cause}; {each.evidence}" for each in search(subject))
 
@@ -121,7 +121,7 @@ FALSE_OF = [
 
 @pytest.mark.parametrize(("statement", "search", "changes", "instead"), FALSE_OF)
 def test_a_statement_is_not_made_of_a_program_of_which_it_is_false(subject, statement, search, changes, instead):
-    text = told(search, subject(*changes))
+    text = said_by(search, subject(*changes))
     assert statement not in text
     assert instead in text
     assert instead or not text
@@ -129,7 +129,7 @@ def test_a_statement_is_not_made_of_a_program_of_which_it_is_false(subject, stat
 
 def test_layers_that_are_one_module_are_shared(subject):
     changed = subject(("nn.ModuleList(Block(s) for _ in range(s.n_layer))", "nn.ModuleList([Block(s)] * s.n_layer)"))
-    assert "blocks-share-one-module" in told(structure.search, changed)
+    assert "blocks-share-one-module" in said_by(structure.search, changed)
 
 
 def test_a_softmax_of_the_logits_says_nothing_of_the_loss(subject):
@@ -148,7 +148,7 @@ def test_the_line_of_a_missing_last_norm_is_where_the_head_is_called(subject):
     assert (found.fault, found.text) == ("final-ln-missing", "logits = self.head(x)")
 
 
-def test_a_head_bias_is_told_once(subject):
+def test_a_head_bias_is_one_finding(subject):
     changes = [
         ("nn.Linear(s.n_embd, s.vocab_size, bias=False)", "nn.Linear(s.n_embd, s.vocab_size)"),
         ("        self.head.weight = self.tokens.weight\n", ""),
@@ -159,7 +159,7 @@ def test_a_head_bias_is_told_once(subject):
     assert set(found) == {"head-has-bias", "head-untied", "init-bias-nonzero"}
 
 
-def test_where_nothing_fits_the_place_is_told_once_and_what_comes_after_is_still_named(subject):
+def test_where_nothing_fits_the_place_is_one_finding_and_what_comes_after_is_still_named(subject):
     changes = [
         ('self.narrow(F.gelu(self.wide(x), approximate="tanh"))', "self.narrow((self.wide(x) * 1.3).sin().tanh())"),
         ("self.head(self.last_norm(x))", "self.head(x)"),
@@ -191,7 +191,7 @@ def test_zeros_are_no_evidence():
 
 
 def test_a_check_that_raised_says_nothing_of_its_measure():
-    """A check of the memory that broke was once told as "memory grows from call to call"."""
+    """A check of the memory that broke was once reported as "memory grows from call to call"."""
     check = Check("behaviour", "growth", "growth", {"size": "debug", "of": "tensors"}, (), {"at_most": 0}, "", "")
     raised = Record(check, "it", "error", "RuntimeError: something else", 0.0)
     grown = Record(check, "it", "fail", "4096 bytes a pass, expected at most 0", 0.0, value=4096.0)
@@ -199,7 +199,7 @@ def test_a_check_that_raised_says_nothing_of_its_measure():
     assert [each.fault for each in findings_from([grown])] == ["keeps-activations"]
 
 
-def test_an_error_in_float64_alone_is_told_as_one(subject):
+def test_an_error_in_float64_alone_is_reported_as_one(subject):
     changed = subject(("scores = q @ k.mT", "scores = q @ k.mT; assert scores.dtype != torch.float64, 'odd'"))
     (found,) = diagnose(changed).findings
     assert found.cause.startswith("in float64, as the diagnosis runs it, it fails: AssertionError: odd")
@@ -233,6 +233,6 @@ def test_a_norm_that_is_declared_absent_is_not_missing(subject):
     without = subject(
         ("        self.last_norm = nn.LayerNorm(s.n_embd)\n", ""), ("self.head(self.last_norm(x))", "self.head(x)")
     )
-    assert "ln_f has neither gain nor bias" in told(structure.search, without)
+    assert "ln_f has neither gain nor bias" in said_by(structure.search, without)
     with compared_with(SimpleNamespace(absent=frozenset(("ln_f.weight", "ln_f.bias")))):
-        assert "ln_f" not in told(structure.search, without)
+        assert "ln_f" not in said_by(structure.search, without)

@@ -110,7 +110,7 @@ def _is_mask(tensor: Tensor) -> bool:
 def _members(holder: Any, path: str, seen: set[int], *, holders: bool = False) -> Iterator[tuple[str, Any, Setter]]:
     """Yield the tensors and modules inside an object, each with its path and a function that replaces it.
 
-    With `holders`, the objects that hold them are yielded instead.
+    With `holders`, the objects that have them are yielded instead.
     """
     if id(holder) in seen:
         return
