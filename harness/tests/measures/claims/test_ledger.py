@@ -10,7 +10,8 @@ from harness.judging.runner import make_runner
 from harness.oracle.deviations import read as read_deviations
 from harness.subjects.adapters import adapt
 from harness.suites.claim import FINDINGS
-from harness.tests.oracle.test_deviations import CHANGES, written
+from harness.tests.oracle.declared_examples import write
+from harness.tests.oracle.test_deviations import CHANGES
 
 # Of the claims that are measured here, those that take less than a second together with the others.
 QUICK = (
@@ -212,7 +213,7 @@ def test_a_subject_of_another_style_is_skipped_where_a_claim_is_about_linear_lay
 def test_a_subject_that_declares_to_be_another_model_fails_the_claims_about_gpt2_as_declared(shipped, tmp_path):
     path = tmp_path / "d.toml"
     path.write_text("[[deviation]]\nwhat = 'untied-head'\nreason = 'on purpose'\n")
-    runner = make_runner(written(tmp_path, CHANGES["untied-head"]), deviations=read_deviations(path))
+    runner = make_runner(write(tmp_path, (CHANGES["untied-head"],)), deviations=read_deviations(path))
     record = runner.run(shipped["claims::parameters"])
     assert (record.verdict, record.value, record.declared) == (
         "fail",
