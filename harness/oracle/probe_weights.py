@@ -57,9 +57,10 @@ def _pretrained() -> State:
 
 def _normal(name: str, shape: tuple[int, ...]) -> Tensor:
     # The seed contains the name, so that a tensor does not depend on which others were drawn before it. CRC-32, because
-    # Python's own hash of a string differs from process to process.
+    # Python's own hash of a string differs from process to process. The dtype is stated: inside the float64 passes of a
+    # subject torch's default is float64, and a generator draws other numbers for it.
     seed = zlib.crc32(name.encode(), SEED)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def _probe(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
@@ -116,8 +117,8 @@ def _standard(name: str, shape: tuple[int, ...], size: Size) -> Tensor:
     """
     kind = family(name)
     if kind.endswith("bias"):
-        return torch.zeros(shape)
+        return torch.zeros(shape, dtype=torch.float32)
     if kind.startswith("ln_"):
-        return torch.ones(shape)
+        return torch.ones(shape, dtype=torch.float32)
     std = 0.02 / math.sqrt(2 * size.layers) if kind.endswith("c_proj.weight") else 0.02
     return std * _normal(name, shape)

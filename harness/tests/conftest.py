@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel  # noqa: F401
 
-import gpt  # noqa: F401
+import gpt
 from harness.measures.all_measures import measures
 from harness.suites.suite_file import read_suite
 
@@ -32,16 +32,13 @@ def shipped():
 
 @pytest.fixture(autouse=True)
 def process_state():
-    """Restore what building a subject in this process may change: the default dtype, and the modules named gpt."""
-    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
-    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "gpt"}
+    """Fail a test that leaves behind what would change those after it: torch's defaults, or another module `gpt`."""
     yield
-    torch.set_default_dtype(dtype)
-    torch.set_grad_enabled(grad)
-    for name in [name for name in sys.modules if name.split(".")[0] == "gpt" and name not in modules]:
-        if sys.modules.get("gpt") is not modules.get("gpt"):
-            del sys.modules[name]
-    sys.modules.update(modules)
+    left = (torch.get_default_dtype(), torch.is_grad_enabled(), sys.modules.get("gpt"))
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    sys.modules["gpt"] = gpt
+    assert left == (torch.float32, True, gpt)
 
 
 @pytest.fixture(autouse=True, scope="session")

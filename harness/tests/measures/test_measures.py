@@ -9,7 +9,7 @@ from harness.core.resources import Resources, text_tokens
 from harness.core.sizes import SIZES
 from harness.measures.generation.sampling import next_token_distribution
 from harness.measures.pretrained import llm_c_losses, llm_c_tokens
-from harness.oracle import closed_forms
+from harness.oracle import closed_forms, probe_weights
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
@@ -73,6 +73,18 @@ def test_probe_weights_are_the_same_in_every_process_and_differ_between_layers()
     one = state("debug", "probe")
     assert float(one["transformer.h.0.attn.c_attn.weight"][0, 0]) == pytest.approx(-0.104808, abs=1e-5)
     assert not torch.equal(one["transformer.h.0.ln_1.bias"], one["transformer.h.1.ln_1.bias"])
+
+
+def test_probe_weights_do_not_depend_on_the_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        one = probe_weights._seeded.__wrapped__("debug", "probe", tuple(published_shapes(SIZES["debug"]).items()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(
+        torch.equal(one[name], tensor) and tensor.dtype == torch.float32
+        for name, tensor in state("debug", "probe").items()
+    )
 
 
 def test_no_two_dimensions_of_the_debug_size_are_equal():

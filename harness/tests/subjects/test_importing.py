@@ -55,9 +55,10 @@ def _own_modules(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = dict(sys.modules)
     yield
-    for name in set(sys.modules) - set(before):
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in str(getattr(module, "__file__", "")):
             del sys.modules[name]
+    sys.modules.update(before)  # a file called gpt.py took the place of the shipped package
 
 
 def write(folder, files):
