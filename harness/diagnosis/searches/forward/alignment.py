@@ -21,10 +21,18 @@ class Alignment:
 
     A step matches a place if its tensor has the place's values, the axes in any order. `anchors` are the places at
     which progress is measured, in execution order: the residual stream after each sum, the final norm and the logits.
+    `given`: replacements by the subject's own values, which every formula has.
     """
 
-    def __init__(self, observed: Observation, ids: Tensor, weights: Weights, size: Size) -> None:
-        self.observed, self.ids, self.weights, self.size = observed, ids, weights, size
+    def __init__(
+        self,
+        observed: Observation,
+        ids: Tensor,
+        weights: Weights,
+        size: Size,
+        given: Sequence[Replacement] = (),
+    ) -> None:
+        self.observed, self.ids, self.weights, self.size, self.given = observed, ids, weights, size, given
         in_blocks = [f"h.{layer}{part}" for layer in range(size.layers) for part in (".residual.attn", "")]
         self.anchors = ["embedding", *in_blocks, "ln_f", "head"]
         self._fingerprinted: Taps = {}
@@ -32,7 +40,7 @@ class Alignment:
 
     def taps(self, changes: Sequence[Replacement]) -> Taps:
         """Return the value of every place, computed by the formula with `changes`; {} if they do not go together."""
-        formula = Formula(self.size, self.weights, changes)
+        formula = Formula(self.size, self.weights, [*changes, *self.given])
         try:
             formula(self.ids)
         except (RuntimeError, IndexError, KeyError):

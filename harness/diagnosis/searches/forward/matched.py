@@ -33,6 +33,11 @@ class Difference:
     layer: int | None
     finding: Finding
 
+    @property
+    def is_unmatched_embedding(self) -> bool:
+        """True if the blocks read embeddings that no variant gives."""
+        return not self.variants and self.layer is None and self.finding.where.startswith("embedding")
+
 
 def matched_finding(
     alignment: Alignment,

@@ -82,12 +82,18 @@ def search(
     `own_values`: the subject's residual stream (`embedding`, `h.0`, ...) where hooks can read it. With it, the search
     continues behind a difference that no variant matches. `owners`: the subject's modules by layer, for their lines.
 
-    First every difference is looked for by itself. If that does not explain the subject to the end, the wirings of the
-    block that reproduce more of its values are assumed in turn: norms that are elsewhere hide every other difference.
-    What is still unexplained then is searched thoroughly: for variants of some values only, and for two at once.
+    First every difference is looked for by itself; behind embeddings that no variant matches, the search begins with
+    the subject's own. If that does not explain the subject to the end, the wirings of the block that reproduce more of
+    its values are assumed in turn: norms that are elsewhere hide every other difference. What is still unexplained then
+    is searched thoroughly: for variants of some values only, and for two at once.
     """
     alignment = Alignment(observed, ids, weights, size)
     wiring, best = None, _explained(alignment, {}, owners or {}, until_ambiguous=True)
+    around: list[Difference] = []
+    own = _own_value("embedding", None, own_values)
+    if own is not None and best.differences and best.differences[-1].is_unmatched_embedding:
+        around, alignment = best.differences, Alignment(observed, ids, weights, size, [own])
+        best = _explained(alignment, {}, owners or {}, until_ambiguous=True)
     if best.wirings:
         wiring, best = _best_wiring(alignment, best.wirings, best, owners or {})
         if not best.is_exact:
@@ -99,10 +105,10 @@ def search(
             alignment, own_values, owners or {}, wiring, hard=("pairs", "parts")
         )
     return ForwardResult(
-        merged_findings(best.differences, size.layers - 1),
-        best.changes,
+        merged_findings([*around, *best.differences], size.layers - 1),
+        [*best.changes, *alignment.given],
         best.complete,
-        any(not difference.variants for difference in best.differences),
+        any(not difference.variants for difference in (*around, *best.differences)),
     )
 
 
@@ -132,14 +138,15 @@ def _best_wiring(
 def _wirings(alignment: Alignment, found: list[Replacement]) -> list[Match]:
     """Return the wirings of the block with which GPT-2 computes more of the subject's values, the most first.
 
-    Each is tried alone, and with the changes that were found without it.
+    Each is tried alone, with the changes around the blocks that were found without it, and with all of these.
     """
     right = alignment.values_matched([])
+    around = [change for change in found if change.layer is None]
     matched: list[tuple[int, Match]] = []
     for variant in variants():
         if variant.operation == "block":
             wiring = _in_every_layer(variant)
-            values = max(alignment.values_matched([wiring.change, *changes]) for changes in ([], found))
+            values = max(alignment.values_matched([wiring.change, *changes]) for changes in ([], around, found))
             matched.append((values, wiring))
     matched.sort(key=lambda pair: -pair[0])
     return [wiring for values, wiring in matched if values > right][:MOST_WIRINGS]
@@ -161,7 +168,7 @@ def _explained(
     """Return the differences from GPT-2, or from GPT-2 with another wiring of the block.
 
     `hard`: what is searched for the first difference that no single variant is: see `VariantSearch.best_of_hard`.
-    With `until_ambiguous` the search ends at a first difference that may as well be a wiring of the block.
+    With `until_ambiguous` the search ends at a first difference in a block that may as well be its wiring.
     """
     found = _Explanation(changes=[] if wiring is None else [wiring.change])
     tried = VariantSearch(alignment, found.changes)
@@ -187,7 +194,7 @@ def _explained(
         if (
             match is not None
             and until_ambiguous
-            and not found.differences
+            and all(difference.layer is None for difference in found.differences)
             and len({v.fault for v in match.variants}) > 1
         ):
             found.wirings = [_in_every_layer(v) for v in match.variants if v.operation == "block"]

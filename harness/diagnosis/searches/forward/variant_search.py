@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from harness.diagnosis.observation import varies
 from harness.diagnosis.searches.forward.alignment import Alignment, Taps, is_in_block
 from harness.diagnosis.searches.forward.fitted_variants import fitted_variants, places_between
@@ -41,7 +43,8 @@ class VariantSearch:
         if reached == 1 and not varies(taps["embedding.position"]) and not is_declared_absent("wpe.weight"):
             # Without positions the embeddings' sum is the token embeddings, which every model computes.
             of_embedding = [v for v in variants() if v.operation.startswith("embedding")]
-            match = self._furthest(self._candidates(of_embedding, taps, None, 0), taps, 0, None, -1)
+            candidates = self._candidates(of_embedding, taps, None, 0)
+            match = self._furthest([c for c in candidates if self._changes_embedding(c[0], taps)], taps, 0, None, -1)
             if match is not None:
                 return match
         passed = self.alignment.last_right_step(taps, reached)
@@ -56,6 +59,10 @@ class VariantSearch:
                 return match
         before = self._candidates(matched, taps, layer, reached)
         return self._most_steps(taps, layer, passed, [*before, *here, *fitted])
+
+    def _changes_embedding(self, variant: Variant, taps: Taps) -> bool:
+        found = self._taps_with(taps, [Replacement(variant.operation, variant.function)], None).get("embedding")
+        return found is not None and not torch.equal(found, taps["embedding"])
 
     def best_of_hard(
         self, kinds: Sequence[str], taps: Taps, reached: int, layer: int | None, matched: Sequence[Variant]
@@ -225,7 +232,8 @@ class VariantSearch:
 
     def _taps_with(self, taps: Taps, changes: Sequence[Replacement], layer: int | None, *, whole: bool = False) -> Taps:
         """Return the formula's values with the changes, of its block alone or of the whole model; {} if it fails."""
-        formula = Formula(self.alignment.size, self.alignment.weights, [*changes, *self.changes])
+        changes = [*changes, *self.changes, *self.alignment.given]
+        formula = Formula(self.alignment.size, self.alignment.weights, changes)
         try:
             if layer is None or whole:
                 formula(self.alignment.ids)

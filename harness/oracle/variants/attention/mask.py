@@ -88,7 +88,8 @@ MASK = (
     Variant("attention-to-others-only", "attn.mask", "the mask hides every position from itself", filled(up_to_but_first_itself(-1))),
     *(Variant("attention-to-others-only", "attn.mask", "the mask hides every position from itself", filled(up_to(-1), value)) for value in FILLS),
     Variant("mask-transposed", "attn.mask", "the mask is upside down: every position sees only itself and the future", filled(itself_and_future)),
-    Variant("mask-inverted", "attn.mask", "the mask is inverted: it hides the past and shows the future", filled(future_only)),
+    # The last position sees nothing then: NaN, or everything alike where the fill is finite.
+    *(Variant("mask-inverted", "attn.mask", "the mask is inverted: it hides the past and shows the future", filled(future_only, value)) for value in FILLS[:2]),
     Variant("mask-fill-zero", "attn.mask", "masked scores are filled with 0", filled(visible, 0.0)),
     Variant("mask-fill-sign-of-exponent", "attn.mask", "masked scores are filled with 1e-09", filled(visible, 1e-9)),
     Variant("mask-fill-sign-of-exponent", "attn.mask", "masked scores are filled with 1e-10", filled(visible, 1e-10)),
