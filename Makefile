@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# pytest-benchmark is off under xdist.
+# pytest-benchmark is off under xdist. Two workers with two threads each would wait for one another.
 SERIAL := harness/tests/bench/test_benchmarks.py
 
 # The text and GPT-2's vocabulary, where a copy is already at hand; otherwise they are downloaded.
@@ -25,7 +25,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy harness gpt benchmarks
 	$(BIN)/pytest verifications/
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(SERIAL)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --ignore=$(SERIAL)
 	$(BIN)/pytest $(SERIAL)
 
 faults: $(STAMP)

@@ -13,6 +13,7 @@ from harness.core.error_text import error_location
 from harness.core.errors import SubjectError
 from harness.core.forked import answer_of_fork
 from harness.core.limits import Limits, TooLong, alarm
+from harness.core.one_thread import one_thread
 from harness.core.process_exit import subject_at_work
 from harness.core.record_files import Row
 from harness.diagnosis import diagnose
@@ -102,8 +103,9 @@ class InProcessJudge:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Let the subject run inside the block, without a check."""
+        """Let the subject run inside the block, without a check, at the debug size."""
         with (
+            one_thread(),
             global_state.isolated_global_state({}),
             subject_at_work(),
             captured_output(CapturedOutput()),

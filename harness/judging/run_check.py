@@ -13,6 +13,7 @@ from harness.core.error_text import describe_error, error_location
 from harness.core.errors import HarnessError, Missing
 from harness.core.global_state import isolated_global_state
 from harness.core.limits import Limits, TooLong, alarm
+from harness.core.one_thread import one_thread
 from harness.core.process_exit import subject_at_work
 from harness.measures.all_measures import measures
 from harness.subjects.protocols import Subject
@@ -55,6 +56,7 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
         return record("skip", f"{subject.name} has no ability '{measure.needs.__name__}': {_summary(measure.needs)}")
     try:
         with (
+            one_thread() if _size(check, measure) == "debug" else contextlib.nullcontext(),
             isolated_global_state(changed),
             subject_at_work(),
             contextlib.nullcontext() if echo else captured_output(output),
@@ -79,6 +81,12 @@ def _read(check: Check, measure: Measure, subject: Subject | Trains) -> Reading:
     if check.claim is None:
         return measure.function(subject, **check.parameters)
     return find(check.claim, check.parameters, lambda parameters: measure.function(subject, **parameters))
+
+
+def _size(check: Check, measure: Measure) -> object:
+    """Return the name of the size that the check is about; None if it is about none."""
+    default = measure.parameters["size"].default if "size" in measure.parameters else None
+    return check.parameters.get("size", default)
 
 
 def _judged(check: Check, measure: Measure, reading: Reading, record: Callable[..., Record]) -> Record:
