@@ -58,7 +58,9 @@ class Runner:
         if size in self._unusable or size not in SIZES or SIZES[size].width > SIZES["124M"].width:
             return
         seconds = min(self.limits.seconds or PROBE_SECONDS, PROBE_SECONDS)
-        probe = Check("behaviour", "builds-and-answers", "answers", {"size": size}, (), {"equals": True}, "", "")
+        # What has no loss, or one that fails, has logits that can be judged.
+        call = {"size": size, "loss": False}
+        probe = Check("behaviour", "builds-and-answers", "answers", call, (), {"equals": True}, "", "")
         result = self.judge.judge(probe, replace(self.limits, seconds=seconds))
         self._unusable[size] = (
             f"not run: it cannot be built and called at size {size}: {result.message} (see {name})"

@@ -33,12 +33,15 @@ WARM_UP = 3  # passes before memory is counted, in which caches fill and allocat
 
 
 @measure
-def answers(subject: Subject, *, size: str) -> Reading:
-    """Return True if the subject can be built and called, and its loss is finite: all other checks rely on it."""
+def answers(subject: Subject, *, size: str, loss: bool = True) -> Reading:
+    """Return True if the subject can be built and called, and its loss is finite: all other checks rely on it.
+
+    Without `loss`, the subject is called for its logits alone.
+    """
     model = subject.build(SIZES[size])
     ids, targets = _batch(model)
     model.logits(ids)
-    return Reading({"built": True, "answers": bool(torch.isfinite(model.loss(ids, targets)))})
+    return Reading({"built": True, "answers": not loss or bool(torch.isfinite(model.loss(ids, targets)))})
 
 
 @measure

@@ -125,6 +125,13 @@ def test_a_subject_that_never_answers_costs_one_check_and_the_others_say_why(shi
     assert time.monotonic() - started < 10
 
 
+def test_a_subject_whose_loss_fails_is_judged_by_its_logits(shipped, tmp_path):
+    runner = make_runner(subject(tmp_path, FORWARD, "assert targets is None"))
+    names = ("behaviour::builds-and-answers", "attention::rows-do-not-mix")
+    lost, logits = (runner.run(shipped[name]) for name in names)
+    assert (lost.verdict, logits.verdict) == ("error", "pass")
+
+
 def test_a_check_that_hangs_while_the_model_answers_is_not_tried_again_at_once(shipped, tmp_path):
     runner = make_runner(subject(tmp_path, FORWARD, "self.training and time.sleep(1000)"), seconds=1.0)
     hung, again = (runner.run(shipped[name]) for name in ["structure::training-mode-differs-by-dropout-alone"] * 2)
