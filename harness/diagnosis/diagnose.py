@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from harness.core.error_text import is_user_file
 from harness.core.errors import HarnessError, Missing
 from harness.core.sizes import SIZES
+from harness.core.source_lines import SourceLine, location
 from harness.diagnosis import failed_checks, reproduction, teacher_forcing
 from harness.diagnosis.consequences import without_consequences
 from harness.diagnosis.finding import NO_VARIANT, Diagnosis, Finding
@@ -22,7 +23,6 @@ from harness.diagnosis.searches import (
     structure,
     tying,
 )
-from harness.diagnosis.source_lines import SourceLine, location
 from harness.oracle.tokens import batch
 from harness.subjects.protocols import Subject
 from harness.suites.record import Record

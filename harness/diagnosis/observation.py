@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from harness.core.source_lines import TORCH, SourceLine
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder, Step
-from harness.diagnosis.source_lines import TORCH, SourceLine
 from harness.subjects.model import Model
 
 # Relative. Two float64 programs for one function differ by some 1e-15 of the values' size; a bug by far more.

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.diagnosis.source_lines import SourceLine, Stack, user_line, user_stack
+from harness.core.source_lines import SourceLine, Stack, user_line, user_stack
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from harness.core.sizes import Size
+from harness.core.source_lines import SourceLine, location
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder
-from harness.diagnosis.source_lines import SourceLine, location
 from harness.diagnosis.variants.gradient_stop import GradientStop, gradient_stops
 from harness.oracle.formula import Formula, Replacement, place
 from harness.subjects.model import Model

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from harness.core.errors import Missing, SubjectError
 from harness.core.sizes import SIZES
+from harness.core.source_lines import SourceLine, location
 from harness.diagnosis.finding import NO_VARIANT, Finding
 from harness.diagnosis.recorders import DrawRecorder
-from harness.diagnosis.source_lines import SourceLine, location
 from harness.diagnosis.variants import greedy, sampling
 from harness.diagnosis.variants.greedy import GREEDY_VARIANTS, NextLogits
 from harness.diagnosis.variants.sampling import SAMPLING_VARIANTS, Distribution, SamplingSettings

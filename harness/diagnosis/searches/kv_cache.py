@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from harness.core.sizes import SIZES
+from harness.core.source_lines import location
 from harness.diagnosis.finding import NO_VARIANT, Finding
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder, Step
 from harness.diagnosis.searches.precision import SHORT
-from harness.diagnosis.source_lines import location
 from harness.diagnosis.variants.kv_cache import CACHE_VARIANTS, CacheVariant
 from harness.oracle.formula import Formula
 from harness.oracle.probe_weights import state

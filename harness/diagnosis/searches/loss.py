@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from harness.core.sizes import Size
+from harness.core.source_lines import SourceLine, location
 from harness.diagnosis.finding import NO_VARIANT, Finding
 from harness.diagnosis.observation import own_files
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder
-from harness.diagnosis.source_lines import SourceLine, location
 from harness.diagnosis.variants.loss import IGNORED, LOSS_VARIANTS, Loss, definition
 from harness.oracle.formula import Formula, Replacement
 from harness.oracle.tokens import batch

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from harness.core.sizes import SIZES, Size
+from harness.core.source_lines import SourceLine, location, user_line
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.observation import SAME, Observation, Sums, observe, sums, sums_agree
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder
 from harness.diagnosis.searches import forward
-from harness.diagnosis.source_lines import SourceLine, location, user_line
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights

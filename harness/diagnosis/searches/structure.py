@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.sizes import SIZES
+from harness.core.source_lines import location
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.recorders import ModuleCreationSites
-from harness.diagnosis.source_lines import location
 from harness.oracle.declared import is_declared_absent
 from harness.oracle.tokens import batch
 from harness.subjects.model import Model

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from harness.core.source_lines import location
 from harness.diagnosis.finding import NO_VARIANT, Finding
 from harness.diagnosis.observation import SAME
 from harness.diagnosis.searches.forward import constant_fit
 from harness.diagnosis.searches.forward.alignment import Alignment, Taps, largest_difference
 from harness.diagnosis.searches.forward.fitted_variants import places_between
 from harness.diagnosis.searches.forward.matched import in_words
-from harness.diagnosis.source_lines import location
 
 
 def unmatched_finding(
