@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,17 +84,29 @@ def _run(subject: Subject, weights: Weights, *, training: bool) -> list[Finding]
     model, sites = built(subject, weights, training=training)
     if training and draws_numbers(model.module, lambda: model.logits(ids)):
         return []  # no pass in training mode can be compared with another
-    return _differences(without_dropout(model), sites, weights, ids, targets)
+
+    def other() -> forward.Alignment:
+        """Return the pass with other weights."""
+        name: Weights = "extreme" if weights == "probe" else "probe"
+        same, _ = built(subject, name, training=training)
+        return forward.Alignment(observe(without_dropout(same), ids), ids, published_weights(same, name), same.size)
+
+    return _differences(without_dropout(model), sites, weights, ids, targets, other)
 
 
 def _differences(
-    model: Model, sites: ModuleCreationSites, weights: Weights, ids: Tensor, targets: Tensor
+    model: Model,
+    sites: ModuleCreationSites,
+    weights: Weights,
+    ids: Tensor,
+    targets: Tensor,
+    other: Callable[[], forward.Alignment],
 ) -> list[Finding]:
     size, given = model.size, published_weights(model, weights)
     observed, low = precision.without_downcasts(model, ids, sites, observe(model, ids, sites), given, size)
     # With downcasts undone, the values that hooks read are not those observed.
     own_values = {} if low else _residual_stream(model, ids)
-    result = forward.search(observed, ids, given, size, own_values, _owners(model))
+    result = forward.search(observed, ids, given, size, own_values, _owners(model), other)
     findings = [*low, *result.findings]
     if low or not result.complete or result.forced or weights == "extreme":
         return findings

@@ -112,6 +112,12 @@ SINUSOIDS = """
         angles = torch.arange(ids.shape[1])[:, None] / 10000 ** (torch.arange(0, x.shape[-1], 2) / x.shape[-1])
         x = x + torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
 """
+STORED_SINUSOIDS = """
+        angles = torch.arange(s.block_size).float()[:, None] * torch.exp(
+            torch.arange(0, s.n_embd, 2).float() * (-math.log(10000.0) / s.n_embd)
+        )
+        self.register_buffer("places", torch.stack((angles.sin(), angles.cos()), -1).flatten(1))
+"""
 PLACES = " + self.places(torch.arange(ids.shape[1]))"
 ADDED = (
     "x = x + self.attention(self.norm_1(x))\n        x = x + self.feed_forward(self.norm_2(x))",
@@ -177,6 +183,11 @@ DEVIATIONS: dict[str, Deviation] = {
     "no last norm": deviation("final-ln-missing", ("self.head(self.last_norm(x))", "self.head(x)")),
     "no positions": deviation("pos-missing", NO_TABLE, (PLACES, "")),
     "sinusoids": deviation("pos-sinusoidal", NO_TABLE, (PLACES, SINUSOIDS)),
+    "stored sinusoids": deviation(
+        "pos-sinusoidal",
+        ("        self.places = nn.Embedding(s.block_size, s.n_embd)\n", STORED_SINUSOIDS),
+        (PLACES, " + self.places[: ids.shape[1]]"),
+    ),
     "scaled embedding": deviation(
         "embedding-scaled",
         ("self.tokens(ids) +", "self.tokens(ids) * x_scale +"),
@@ -218,12 +229,14 @@ DEVIATIONS: dict[str, Deviation] = {
         ),
     ),
 }
-# Combinations that people write: the first four are in every test run, the others with GPT_HARNESS_FAULTS=all.
+# Combinations that people write: the first five are in every test run, the others with GPT_HARNESS_FAULTS=all.
 COMBINATIONS: tuple[tuple[str, ...], ...] = (
     ("post-norm", "no mask"),
     ("rms norm", "exact gelu", "no linear biases"),
     ("head bias", "untied", "relu"),
     ("dropout", "post-norm", "relu"),
+    ("post-norm", "stored sinusoids", "relu", "no last norm"),
+    ("scaled embedding", "post-norm", "stored sinusoids", "mask inverted", "relu", "no last norm"),
     ("post-norm", "relu"),
     ("post-norm", "dropout"),
     ("post-norm", "exact gelu"),

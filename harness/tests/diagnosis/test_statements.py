@@ -115,6 +115,10 @@ FALSE_OF = [
         ("        for name, p in self.named_parameters():",
          "        self.again = nn.Sequential(*self.blocks)\n        for name, p in self.named_parameters():"),
     ], "", id="blocks under a second name"),
+    pytest.param("ReLU6", computation.search, list(DEVIATIONS["relu"].changes), "ReLU, where", id="ReLU6 ends at 6"),
+    pytest.param("ReLU,", computation.search, [
+        ('F.gelu(self.wide(x), approximate="tanh")', "F.relu6(self.wide(x))"),
+    ], "ReLU6, where", id="ReLU does not end at 6"),
     pytest.param("own matrix", tying.search, [], "", id="a tied head"),
 ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The search for the variants of GPT-2 that a subject's forward pass computes."""
 
-from harness.diagnosis.searches.forward.alignment import place_of
+from harness.diagnosis.searches.forward.alignment import Alignment, place_of
 from harness.diagnosis.searches.forward.search import ForwardResult, search
 
-__all__ = ["ForwardResult", "place_of", "search"]
+__all__ = ["Alignment", "ForwardResult", "place_of", "search"]

@@ -32,6 +32,7 @@ class Difference:
     variants: tuple[Variant, ...]  # none if no variant matches
     layer: int | None
     finding: Finding
+    change: Replacement | None = None  # the first variant in the formula
 
     @property
     def is_unmatched_embedding(self) -> bool:

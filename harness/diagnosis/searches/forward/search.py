@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,11 +77,13 @@ def search(
     size: Size,
     own_values: Mapping[str, Tensor],
     owners: Owners | None = None,
+    other: Callable[[], Alignment] | None = None,
 ) -> ForwardResult:
     """Search for the variants with which GPT-2 computes what the subject computes from the same float64 weights.
 
     `own_values`: the subject's residual stream (`embedding`, `h.0`, ...) where hooks can read it. With it, the search
     continues behind a difference that no variant matches. `owners`: the subject's modules by layer, for their lines.
+    `other`: a pass with other weights, which decides between variants that are the same with these.
 
     First every difference is looked for by itself; behind embeddings that no variant matches, the search begins with
     the subject's own. If that does not explain the subject to the end, the wirings of the block that reproduce more of
@@ -104,6 +107,8 @@ def search(
         best = _found_with_pairs(alignment, wiring, owners or {}) or _explained(
             alignment, own_values, owners or {}, wiring, hard=("pairs", "parts")
         )
+    if best.is_exact and other is not None and any(map(_is_ambiguous, best.differences)):
+        best.differences = _decided(best, other())
     return ForwardResult(
         merged_findings([*around, *best.differences], size.layers - 1),
         [*best.changes, *alignment.given],
@@ -203,7 +208,7 @@ def _explained(
         if match is not None:
             found.changes.insert(0, match.change)
             finding = matched_finding(alignment, match, taps, found.changes, reached, owners)
-            found.differences.append(Difference(match.variants, match.change.layer, finding))
+            found.differences.append(Difference(match.variants, match.change.layer, finding, match.change))
             continue
         if found.reached is None:
             found.reached = alignment.anchors_confirmed(taps), alignment.values_matched(found.changes)
@@ -223,7 +228,30 @@ def _add_wiring(alignment: Alignment, found: _Explanation, wiring: Match, owners
     without = alignment.taps([change for change in found.changes if change is not wiring.change])
     finding = matched_finding(alignment, wiring, without, found.changes, 1, owners)
     layers = range(alignment.size.layers)
-    found.differences[:0] = [Difference(wiring.variants, layer, finding) for layer in layers]
+    found.differences[:0] = [Difference(wiring.variants, layer, finding, wiring.change) for layer in layers]
+
+
+def _is_ambiguous(difference: Difference) -> bool:
+    return len({variant.fault for variant in difference.variants}) > 1
+
+
+def _decided(best: _Explanation, other: Alignment) -> list[Difference]:
+    """Return the differences without the variants that the other pass rules out: ReLU6 is ReLU up to 6."""
+
+    def explains(variant: Variant, variants: tuple[Variant, ...]) -> bool:
+        replaced = {id(each.change) for each in best.differences if each.variants == variants}
+        changes = [
+            Replacement(variant.operation, variant.function, change.layer) if id(change) in replaced else change
+            for change in best.changes
+        ]
+        logits = other.taps(changes).get("head")
+        return logits is not None and other.logits_agree(logits)
+
+    found = []
+    for each in best.differences:
+        left = tuple(v for v in each.variants if explains(v, each.variants)) if _is_ambiguous(each) else ()
+        found.append(dataclasses.replace(each, variants=left or each.variants))
+    return found
 
 
 def _own_value(anchor: str, layer: int | None, own_values: Mapping[str, Tensor]) -> Replacement | None:
