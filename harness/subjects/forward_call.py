@@ -37,7 +37,7 @@ def call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor
 
 def without_targets(module: nn.Module, ids: Tensor) -> Tensor:
     """Return the logits of a call without targets: of every position, (B, T, V), or of the last, (B, 1, V)."""
-    return _answer(module, ids.contiguous(), style_of(module))[0]
+    return _answer(module, ids, style_of(module))[0]
 
 
 def targets_keyword(module: nn.Module) -> str | None:

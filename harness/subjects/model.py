@@ -44,6 +44,19 @@ class Model:
         with self._running(ids):
             return without_targets(self.module, ids.contiguous())[..., : self.size.vocab_size]
 
+    def one_call(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the logits and the model's own loss, or None, of one call with `ids` as they are.
+
+        `ids` (B, T) may be of any integer dtype and layout in memory. The logits are (B, T, V), or (B, 1, V) of the
+        last position.
+        """
+        with self._running(ids):
+            if targets is None and self.calling is call:
+                logits, loss = without_targets(self.module, ids), None
+            else:
+                logits, loss = self.calling(self.module, ids, targets)
+        return logits[..., : self.size.vocab_size], loss
+
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross entropy in nats of `targets` (B, T), already shifted; the model's own if it has one."""
         return self.logits_and_loss(ids, targets)[1]

@@ -164,6 +164,26 @@ def test_a_missing_package_that_the_model_uses_is_named_with_the_line_that_impor
         subject.build(DEBUG)
 
 
+@pytest.mark.parametrize(
+    ("imported", "base"),
+    [
+        ("import lightning as L", "L.LightningModule"),
+        ("import pytorch_lightning as pl", "pl.LightningModule"),
+        ("from lightning.pytorch import LightningModule", "LightningModule"),
+    ],
+)
+def test_a_lightning_module_is_read_without_lightning(tmp_path, imported, base):
+    model = MODEL.replace("class GPT(Base)", f"class GPT(Base, {base})")
+    model = model.replace(
+        "self.make(vocab_size", "self.save_hyperparameters()\n        self.make(self.hparams.vocab_size"
+    )
+    model += "\n    def training_step(self, batch, _):\n        self.log('loss', 0.0)\n"
+    write(tmp_path, {"lit": f"{imported}\n" + model})
+    subject = adapt("lit.py:GPT")
+    assert is_right(subject)
+    assert f"not installed: {imported.split()[1].split('.')[0]}" in notes_of(subject)
+
+
 def test_a_fallback_for_a_missing_package_is_the_users_own(tmp_path):
     fallback = "try:\n    import a_missing_kernel as k\nexcept ImportError:\n    k = None\nimport a_missing_tracker\n"
     write(tmp_path, {"falls": fallback + MODEL})

@@ -1,4 +1,4 @@
-"""Stand-ins for packages that are not installed: they can be named, but any use is a clear error."""
+"""Stand-ins for packages that are not installed: they can be named, but any use is a clear error, save a few."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from harness.core.errors import SubjectError
+from harness.subjects.adapters.importing import lightning_module
 
 
 class _StubType(type):
@@ -39,7 +40,12 @@ class StubModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return stub_class(name, self.why)
+        return _in_place_of(self.__name__, name, self.why)
+
+
+def _in_place_of(module: str, name: str, why: str) -> Any:
+    stand_in = lightning_module.stand_in(name) if module.split(".")[0] in lightning_module.PACKAGES else None
+    return stub_class(name, why) if stand_in is None else stand_in
 
 
 def stub_class(name: str, why: str) -> type:
@@ -64,4 +70,4 @@ def bind_stubs(node: ast.Import | ast.ImportFrom, into: dict[str, Any], why: str
         if isinstance(node, ast.Import):
             into[alias.asname or alias.name.split(".")[0]] = StubModule(alias.name, why)
         elif alias.name != "*":
-            into[alias.asname or alias.name] = stub_class(alias.name, why)
+            into[alias.asname or alias.name] = _in_place_of(node.module or "", alias.name, why)
