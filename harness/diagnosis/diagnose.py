@@ -29,7 +29,18 @@ from harness.suites.record import Record
 
 DIFFERS = 1e-9  # relative, in float64: rounding is some 1e-15
 _COMPUTES = frozenset(
-    ("structure", "behaviour", "attention", "loss", "parity", "precision", "generation", "loading", "interface")
+    (
+        "structure",
+        "behaviour",
+        "attention",
+        "loss",
+        "parity",
+        "precision",
+        "generation",
+        "loading",
+        "interface",
+        "dropout",
+    )
 )
 # Each search, and the suites whose failures it explains. In the order in which findings are reported: what a model is
 # made of, what it computes, how it starts, what is done with it.
@@ -37,7 +48,7 @@ SEARCHES: tuple[tuple[Callable[[Subject], list[Finding]], frozenset[str]], ...] 
     (structure.search, frozenset(("structure", "behaviour", "loading", "interface"))),
     (computation.search, _COMPUTES),
     (tying.search, frozenset(("structure",))),
-    (dropout.search, frozenset(("structure",))),
+    (dropout.search, frozenset(("dropout",))),
     (initialisation.search, frozenset(("initialisation",))),
     (loading.search, frozenset(("loading",))),
     (kv_cache.search, frozenset(("generation",))),

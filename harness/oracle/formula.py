@@ -1,6 +1,7 @@
 """GPT-2 as one formula over the published weights: every operation has a name, is recorded, and can be replaced.
 
 While a subject that declares deviations is judged, the formula is GPT-2 with these (`harness/oracle/declared.py`).
+Dropout is that of a subject, replayed (`harness/oracle/replayed_dropout.py`); otherwise there is none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.oracle.declared import declared_gpt2
+from harness.oracle.replayed_dropout import with_dropout
 
 EPSILON = 1e-5  # GPT-2's layer_norm_epsilon
 Operation = Callable[..., Any]
@@ -40,7 +42,7 @@ class Formula:
         start: How many positions come before the ids: more than 0 when decoding with a cache.
         past: The cached keys and values by layer, (B, H, S, D) each; None without a cache.
         taps: The output of each operation under its place (`embedding`, `h.0.attn.scores`, `ln_f`, `head`), in
-            execution order. A composite (`h.0.attn`, `h.0`) comes after its parts.
+            execution order, before dropout. A composite (`h.0.attn`, `h.0`) comes after its parts.
     """
 
     size: Size
@@ -63,7 +65,7 @@ class Formula:
                 function = change.function
         found = function(At(self, layer), *inputs)
         self.taps[place(operation, layer)] = found
-        return found
+        return with_dropout(operation, layer, found)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ EXCUSED = {
     "gradient-*": ("parity::*gradients*",),
     "*-frozen": ("parity::*gradients*",),
     "embedding-padding-index": ("parity::*",),
-    "*dropout*": ("structure::dropout*", "structure::training-mode*", "structure::evaluation-changes-nothing*"),
+    "*dropout*": ("dropout::*", "structure::training-mode*", "structure::evaluation-changes-nothing*"),
     "tie-*": (TIED,),
     "head-tied-by-copy": (TIED,),
     "*-low-precision": ("precision::*", "parity::*"),
