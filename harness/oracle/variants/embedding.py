@@ -46,12 +46,13 @@ def sinusoids(*, in_halves: bool) -> Operation:
     """Return the fixed positions of Vaswani et al. 2017: sines and cosines alternating, or one half each."""
 
     def position_embedding(at: At, ids: Tensor) -> Tensor:
-        C = at.size.width
-        steps = torch.arange(at.start, at.start + ids.shape[1], dtype=torch.float64)[:, None]
-        angles = steps / 10000 ** (torch.arange(0, C, 2, dtype=torch.float64) / C)
+        C, dtype = at.size.width, at["wte.weight"].dtype
+        precision = torch.promote_types(dtype, torch.float32)  # of the angles, as in `rotary.rotated`
+        steps = torch.arange(at.start, at.start + ids.shape[1], dtype=precision)[:, None]
+        angles = steps / 10000 ** (torch.arange(0, C, 2, dtype=precision) / C)
         pairs = torch.stack((angles.sin(), angles.cos()), dim=-1)  # (T, C / 2, 2)
         table = pairs.mT.flatten(1) if in_halves else pairs.flatten(1)
-        return table.to(at["wte.weight"].dtype)
+        return table.to(dtype)
 
     return position_embedding
 

@@ -16,9 +16,13 @@ def rotated(x: Tensor, first: int, *, interleaved: bool, base: float = BASE) -> 
 
     Channels are rotated in pairs: neighbours if `interleaved` (RoFormer, GPT-J, Meta's Llama), else a channel of the
     first half with one of the second (GPT-NeoX, Hugging Face's Llama).
+
+    The angles are computed in float32 except in a float64 pass, as right programs do: the rounding of an angle of 1,000
+    radians is ten times the rest of the error of a float32 pass, and belongs to its floor.
     """
     T, D = x.shape[-2:]
-    frequencies = base ** -(torch.arange(0, D, 2, dtype=torch.float64, device=x.device) / D)
+    precision = torch.promote_types(x.dtype, torch.float32)
+    frequencies = base ** -(torch.arange(0, D, 2, dtype=precision, device=x.device) / D)
     angles = torch.arange(first, first + T, device=x.device)[:, None] * frequencies  # (T, D / 2)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).mT  # (B, H, T, D / 2, 2)
