@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -32,19 +33,27 @@ def state(size: str, weights: Weights) -> State:
 
     While a subject that declares deviations is judged, the names and shapes are those of the declared GPT-2.
     """
-    gpt2 = declared_gpt2()
-    shapes = published_shapes(SIZES[size]) if gpt2 is None else gpt2.shapes(SIZES[size])
     if weights == "pretrained":
-        if shapes != published_shapes(SIZES[size]):
+        if _shapes(SIZES[size]) != published_shapes(SIZES[size]):
             raise MissingResource("GPT-2's released weights have other shapes than the declared GPT-2")
         return _pretrained()
-    return _seeded(size, weights, tuple(shapes.items()))
+    return state_of(SIZES[size], weights)
+
+
+def state_of(size: Size, weights: Literal["probe", "extreme", "standard"]) -> State:
+    """Return the seeded state dict of one kind, as `state`, at a size that has no name."""
+    return _seeded(size, weights, tuple(_shapes(size).items()))
+
+
+def _shapes(size: Size) -> Mapping[str, tuple[int, ...]]:
+    gpt2 = declared_gpt2()
+    return published_shapes(size) if gpt2 is None else gpt2.shapes(size)
 
 
 @functools.lru_cache(maxsize=1)
-def _seeded(size: str, weights: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> State:
+def _seeded(size: Size, weights: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> State:
     make = {"probe": _probe, "extreme": _extreme, "standard": _standard}[weights]
-    return {name: make(name, shape, SIZES[size]) for name, shape in shapes}
+    return {name: make(name, shape, size) for name, shape in shapes}
 
 
 def _pretrained() -> State:

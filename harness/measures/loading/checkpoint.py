@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import SIZES
+from harness.measures.conditions.uninitialised_memory import uninitialised_memory_filled
 from harness.measures.loading.huggingface_files import (
     WEIGHTS_FILE,
     load_with_huggingface,
@@ -142,7 +143,8 @@ def loaded_parity(
             )
 
         def loaded(dtype: str) -> Model:
-            model = subject.load_checkpoint(Path(folder))
+            with uninitialised_memory_filled():  # a buffer that no file holds is there by chance
+                model = subject.load_checkpoint(Path(folder))
             model.module.to(getattr(torch, dtype))
             return model
 
