@@ -89,6 +89,11 @@ class OperationRecorder(TorchDispatchMode):
             return None
         return self._sites.lines.get(module)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: to skip it, PyTorch would import it first, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = function(*args, **(kwargs or {}))
         line = made = None

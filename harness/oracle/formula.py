@@ -42,7 +42,7 @@ class Formula:
         start: How many positions come before the ids: more than 0 when decoding with a cache.
         past: The cached keys and values by layer, (B, H, S, D) each; None without a cache.
         taps: The output of each operation under its place (`embedding`, `h.0.attn.scores`, `ln_f`, `head`), in
-            execution order, before dropout. A composite (`h.0.attn`, `h.0`) comes after its parts.
+            execution order, after dropout. A composite (`h.0.attn`, `h.0`) comes after its parts.
     """
 
     size: Size
@@ -63,9 +63,9 @@ class Formula:
         for change in self.changes:
             if change.operation == operation and change.layer in (None, layer):
                 function = change.function
-        found = function(At(self, layer), *inputs)
+        found = with_dropout(operation, layer, function(At(self, layer), *inputs))
         self.taps[place(operation, layer)] = found
-        return with_dropout(operation, layer, found)
+        return found
 
 
 @dataclass(frozen=True)

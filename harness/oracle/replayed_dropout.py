@@ -128,27 +128,25 @@ class MasksByValue:
     def _mask_of(self, value: Tensor, taken: Sequence[Drop]) -> Mask | None:
         """Return the mask of the value, of all at once, or of each head or row by itself; None if there is none."""
         usable = [drop for drop in self.drops if drop.used and all(drop is not other for other in taken)]
-        if not usable:
-            return None
         found = self._whole(value.detach(), usable)
         for axis in (1, 0) if value.ndim == 4 else (0,) if value.ndim == 3 else ():
             if found is None:
-                parts = [self._whole(part, usable) for part in value.detach().unbind(axis)]
-                if axis == 0 and value.ndim == 4 and not any(parts):
-                    parts = [self._by_heads(row, usable) for row in value.detach()]
-                found = _joined(parts, value, axis)
+                found = self._part_by_part(value.detach(), usable, axis)
         return found
 
-    def _by_heads(self, row: Tensor, usable: Sequence[Drop]) -> Mask | None:
-        return _joined([self._whole(head, usable) for head in row], row, 0)
+    def _part_by_part(self, value: Tensor, usable: Sequence[Drop], axis: int) -> Mask | None:
+        """Return the mask of a value whose rows, or heads, are dropped from one by one."""
+        found = _joined([self._whole(part, usable) for part in value.unbind(axis)], value, axis)
+        if found is None and axis == 0 and value.ndim == 4:  # (B, H, T, T), each head of each row
+            found = _joined([self._part_by_part(row, usable, 0) for row in value], value, 0)
+        return found
 
     def _whole(self, value: Tensor, usable: Sequence[Drop]) -> Mask | None:
-        own = _print(value)
-        for drop in usable:
-            if drop.before is not None and _alike(own, self._print_of(drop)):
-                mask = _mask(value, drop)
-                if mask is not None:
-                    return mask
+        likely = [drop for drop in usable if drop.before is not None and drop.before.numel() == value.numel()]
+        own = _print(value) if likely else None
+        for drop in likely:
+            if own is not None and _alike(own, self._print_of(drop)) and (mask := _mask(value, drop)) is not None:
+                return mask
         return None
 
     def _print_of(self, drop: Drop) -> tuple[int, float, float]:

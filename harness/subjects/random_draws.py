@@ -104,6 +104,11 @@ class RandomDraws(TorchDispatchMode):
         finally:
             self._following = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: to skip it, PyTorch would import it first, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         name = function.overloadpacket.__name__

@@ -1,28 +1,32 @@
-"""The search through forward pass, loss and backward pass, in eval mode and in training mode."""
+"""The search through forward pass, loss and backward pass: in eval mode, in training mode, and with dropout on."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
+from harness.core.source_lines import location
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.observation import Observation, observe
 from harness.diagnosis.recorders import ModuleCreationSites
 from harness.diagnosis.searches import backward, forward, loss, precision
-from harness.diagnosis.searches.dropout import LENGTH, is_attention
-from harness.diagnosis.source_lines import location
+from harness.diagnosis.searches.dropout import LENGTH, RATE, is_attention
+from harness.measures.dropout.recorded_pass import candidate, isolated_random_numbers, record
 from harness.oracle.probe_weights import Weights, state
+from harness.oracle.replayed_dropout import MasksByValue, replaying
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
 from harness.subjects.dropout_calls import WithoutDropout, draws_numbers, has_dropout_setting, without_dropout
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
+from harness.subjects.random_draws import RandomDraws
 from harness.subjects.weight_map import published_shapes
 
 SIZE = "debug"
@@ -35,6 +39,7 @@ TRAINING_FAULTS = {
     "residual-detached": "residual-detached-in-training",
     "loss-label-smoothing-left-on": "loss-label-smoothing-in-training",
 }
+WITH_DROPOUT_FAULTS = {"mask-missing": "mask-only-without-dropout"}
 
 
 def search(subject: Subject) -> list[Finding]:
@@ -46,7 +51,7 @@ def search(subject: Subject) -> list[Finding]:
         findings = _run(subject, weights, training=training)
         if findings:
             return [_in_training_only(finding) for finding in findings] if training else findings
-    return precision.overflow(subject)
+    return _with_dropout(subject) or precision.overflow(subject)
 
 
 def built(subject: Subject, weights: Weights, *, training: bool) -> tuple[Model, ModuleCreationSites]:
@@ -94,6 +99,39 @@ def _run(subject: Subject, weights: Weights, *, training: bool) -> list[Finding]
     return _differences(without_dropout(model), sites, weights, ids, targets, other)
 
 
+def _with_dropout(subject: Subject) -> list[Finding]:
+    """Search the pass in training mode with dropout on: the masks that the subject draws are replayed in the formula.
+
+    Return [] if nothing is drawn, or if what is drawn is no mask of a value.
+    """
+    try:
+        recorded = record(subject, SIZE, RATE)
+        recorded.raise_if_unclear()
+    except MissingAbility:
+        return []
+    ids, targets = batch(SIZES[SIZE], "random", rows=2, length=SIZES[SIZE].context)
+    draws = RandomDraws()
+
+    def followed(model: Model) -> Model:
+        def call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            with draws.following():
+                return calling(module, ids, targets)
+
+        calling = model.calling
+        return dataclasses.replace(model, calling=call)
+
+    def other() -> forward.Alignment:
+        """Return the pass with other weights."""
+        same = followed(candidate(subject, SIZE, RATE, "float64").load(state(SIZE, "extreme")))
+        return forward.Alignment(observe(same, ids), ids, published_weights(same, "extreme"), same.size)
+
+    with isolated_random_numbers(), replaying(MasksByValue(draws.drops)):
+        with ModuleCreationSites() as sites:
+            model = followed(candidate(subject, SIZE, RATE, "float64"))
+        findings = _differences(model, sites, "probe", ids, targets, other) if recorded.draws else []
+    return [_in_training_only(finding, WITH_DROPOUT_FAULTS, "with dropout on") for finding in findings]
+
+
 def _differences(
     model: Model,
     sites: ModuleCreationSites,
@@ -114,9 +152,9 @@ def _differences(
     return findings + (wrong_loss or backward.search(model, ids, targets, given, size, changes, sites))
 
 
-def _in_training_only(finding: Finding) -> Finding:
-    cause = f"in training mode only: {finding.cause}"
-    fault = TRAINING_FAULTS.get(finding.fault, finding.fault)
+def _in_training_only(finding: Finding, ids: Mapping[str, str] = TRAINING_FAULTS, condition: str = "only") -> Finding:
+    cause = f"in training mode {condition}: {finding.cause}"
+    fault = ids.get(finding.fault, finding.fault)
     return dataclasses.replace(finding, fault=fault, cause=cause, alike=(*finding.alike, finding.fault))
 
 

@@ -1,80 +1,180 @@
-"""The search for dropouts of GPT-2 that are missing, or have another rate than asked for."""
+"""The search for what is wrong with the dropouts of a training pass: where, how much, of what and when they drop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import torch
-
-from harness.core.sizes import SIZES
+from harness.core.errors import MissingAbility
+from harness.core.source_lines import location
 from harness.diagnosis.finding import Finding
-from harness.oracle.tokens import batch
-from harness.subjects.dropout_calls import DropoutCall, DropoutCalls, draws_numbers, has_dropout_setting
+from harness.measures.dropout.masks import AS_GPT2, dropout_by_mode, dropout_dependence, dropout_masks, dropout_sites
+from harness.measures.dropout.parity import dropout_parity
+from harness.measures.dropout.recorded_pass import EVENTS, Recorded, record
+from harness.oracle.replayed_dropout import GPT2_SITES
 from harness.subjects.protocols import Subject
+from harness.suites.measure_registry import Reading
 
 SIZE = "debug"
-RATE = 0.1
+RATE = 0.2
 LENGTH = 24
+WORDS = {
+    "embedding": "the embeddings' sum",
+    "attn.softmax": "the attention weights",
+    "attn.c_proj": "the output of the attention's projection",
+    "mlp.c_proj": "the output of the MLP's projection",
+    "attn.mix": "the attention's output before its projection",
+    "attn.merge": "the attention's output before its projection",
+    "mlp.activation": "the MLP's activations",
+    "residual.attn": "the residual stream",
+    "residual.mlp": "the residual stream",
+}
+MISSING = {"embedding": "embed-dropout-missing", "attn.softmax": "attn-dropout-missing"}
+ELSEWHERE = {
+    **dict.fromkeys(("attn.scores", "attn.scale", "attn.mask"), "dropout-on-scores"),
+    **dict.fromkeys(("attn.mix", "attn.merge", "mlp.activation"), "dropout-before-projection"),
+    **dict.fromkeys(("residual.attn", "residual.mlp"), "dropout-on-residual-stream"),
+}
+# What shares a mask, by what is the likeliest cause of the others.
+SHARED = {
+    "passes": ("dropout-same-at-each-step", "each training pass drops the same: the mask is drawn once"),
+    "layers": ("dropout-same-in-each-layer", "layers have one dropout mask between them"),
+    "places": ("dropout-same-in-each-layer", "several dropouts of a pass have one mask between them"),
+    "rows": ("dropout-shared-over-rows", "the rows of a batch have one dropout mask between them"),
+    "heads": ("dropout-shared-over-heads", "the heads have one dropout mask between them"),
+    "positions": ("dropout-shared-over-positions", "all positions have one dropout mask: whole channels are dropped"),
+    "channels": ("dropout-shared-over-positions", "all channels have one dropout mask: whole positions are dropped"),
+    "queries": ("dropout-shared-over-positions", "all queries have one dropout mask: whole keys are dropped"),
+    "keys": ("dropout-shared-over-positions", "all keys have one dropout mask: whole queries are dropped"),
+}
+BY_MODE = {
+    "in eval mode": ("dropout-active-in-eval", "dropout is active in eval mode"),
+    "in eval mode with targets": ("dropout-active-in-eval", "dropout is active in eval mode where there are targets"),
+    "missing after an evaluation": (
+        "dropout-off-after-evaluation",
+        "dropout stays off after an evaluation",
+    ),
+    "in generate": ("dropout-active-in-generate", "dropout is active in generate"),
+    "missing after generate": ("dropout-off-after-evaluation", "dropout stays off after generate"),
+    "passes that seed": (
+        "forward-seeds-random-numbers",
+        "a training pass seeds the random numbers of the whole program: each step draws what the last one drew",
+    ),
+}
 
 
 def search(subject: Subject) -> list[Finding]:
-    """Return which of GPT-2's dropouts is missing or has another rate: the embeddings' sum, and three a block.
-
-    Return [] where the calls do not tell: no rate can be asked for, nothing is dropped, or something is by other means.
-    """
-    if not has_dropout_setting(subject):
-        return []
-    calls, others = _calls(subject, RATE), _calls(subject, 2 * RATE)
-    if not calls or others is None or len(calls) != len(others):
-        return []
-    rates = [(call.rate, other.rate) for call, other in zip(calls, others, strict=True)]
-    wrong = [pair for pair in rates if abs(pair[0] - RATE) > 1e-9 or abs(pair[1] - 2 * RATE) > 1e-9]
-    if wrong:
-        return [_another_rate(wrong, len(rates))]
-    size = SIZES[SIZE]
-    kinds = ["attn" if call.of_attention else "stream" for call in calls]
-    if kinds.count("attn") == size.layers * size.heads:
-        # Head by head: count the first head's.
-        kinds = [kind for n, kind in enumerate(kinds) if kind == "stream" or kinds[:n].count("attn") % size.heads == 0]
-    return _missing(kinds, size.layers)
+    """Return what is wrong with the dropouts of the subject, and what a training pass remembers of those before."""
+    found = list(_by_mode(subject))
+    try:
+        recorded = record(subject, SIZE, RATE)
+        recorded.raise_if_unclear()
+    except MissingAbility:
+        return found
+    if recorded.draws:
+        places = [*_sites(subject, recorded), *_rate_and_scale(subject, recorded)]
+        seeds = any(finding.fault == "forward-seeds-random-numbers" for finding in found)
+        found += [*places, *([] if seeds else _shared(subject, recorded))]
+    return found or list(_remembered(subject, recorded))
 
 
-def _calls(subject: Subject, rate: float) -> Sequence[DropoutCall] | None:
-    """Return the dropouts of one training pass; None if the model also drops by other means than PyTorch's."""
-    model = subject.build(SIZES[SIZE], dropout=rate)
-    ids, _ = batch(SIZES[SIZE], "random", rows=2, length=LENGTH)
-    if draws_numbers(model.module, lambda: model.logits(ids)):
-        return None
-    model.module.train()
-    recorder = DropoutCalls()
-    with recorder, torch.no_grad():
-        model.logits_and_loss(ids, ids)  # one pass: `logits` may need two
-    return recorder.calls
-
-
-def _another_rate(wrong: list[tuple[float, float]], count: int) -> Finding:
-    """Return the finding for rates other than RATE and its double, which were asked for."""
-    first, second = wrong[0]
-    evidence = f"{len(wrong)} of {count} dropouts in a training pass, asked for {RATE:g} and for {2 * RATE:g}"
-    if first == second:
-        return Finding("dropout", "dropout-rate", f"the rate of a dropout is {first:g} whatever is asked for", evidence)
-    fault = "dropout-rate-tripled" if abs(first - 3 * RATE) < 1e-9 else "dropout-rate"
-    return Finding("dropout", fault, f"a dropout has a rate of {first:g} where {RATE:g} is asked for", evidence)
-
-
-def _missing(kinds: list[str], layers: int) -> list[Finding]:
-    """Return the findings for the dropouts of one forward pass, "attn" or "stream" each, in order."""
-    evidence = f"in training mode {len(kinds)} dropouts are applied; GPT-2 has {1 + 3 * layers}"
-    found = []
-    if kinds.count("attn") < layers:
-        found.append(Finding("dropout", "attn-dropout-missing", "attention weights have no dropout", evidence))
-    if kinds.count("stream") < 1 + 2 * layers:
-        starts_with_attention = bool(kinds) and kinds[0] == "attn"
-        if starts_with_attention and kinds.count("stream") == 2 * layers:
-            found.append(Finding("dropout", "embed-dropout-missing", "the embeddings' sum has no dropout", evidence))
+def _sites(subject: Subject, recorded: Recorded) -> Iterator[Finding]:
+    """Yield the dropouts of GPT-2 that are missing, and those at other places; one that is moved is one finding."""
+    how = _reading(lambda: dropout_sites(subject, size=SIZE, rate=RATE))
+    wrong = {site: said for site, said in how.items() if said != AS_GPT2}
+    evidence = "deviation from GPT-2, which drops the embeddings' sum, the attention weights and both projections"
+    missing = [site for site in wrong if site in GPT2_SITES]
+    for site in [each for each in wrong if each not in GPT2_SITES]:
+        instead = next((each for each in missing if each.split(".")[0] == site.split(".")[0]), None)
+        instead = instead or ("mlp.c_proj" if site.startswith("residual") and "mlp.c_proj" in missing else None)
+        missing = [each for each in missing if each != instead]
+        words = WORDS.get(site, "the scores" if site in ELSEWHERE else site)
+        cause = f"dropout is on {words}" + (f", not on {WORDS[instead]}" if instead else ", where GPT-2 has none")
+        yield _finding(ELSEWHERE.get(site, "dropout-elsewhere"), cause, evidence, recorded, site)
+    unused = next((drop.line for drop in recorded.drops if not drop.used), None)
+    for site in missing:
+        said = f"{WORDS[site]}: {wrong[site]}"
+        if unused is not None and "not used" in str(wrong[site]):
+            cause = f"{WORDS[site]} have no dropout: the result of the dropout is not used"
+            yield Finding("dropout", "dropout-result-unused", cause, evidence, *location(unused))
+        elif wrong[site] == "two dropouts":
+            yield _finding("dropout-twice", said, evidence, recorded, site)
         else:
-            found.append(Finding("dropout", "resid-dropout-missing", "a residual branch has no dropout", evidence))
-    return found
+            yield Finding("dropout", MISSING.get(site, "resid-dropout-missing"), said, evidence)
+
+
+def _rate_and_scale(subject: Subject, recorded: Recorded) -> Iterator[Finding]:
+    """Yield the dropouts of another rate than RATE and those that do not scale what they keep."""
+    for site, rate in _reading(lambda: dropout_masks(subject, size=SIZE, of="rate", rate=RATE)).items():
+        if abs(float(rate) - RATE) > 1e-6:
+            other = _reading(lambda: dropout_masks(subject, size=SIZE, of="rate", rate=2 * RATE)).get(site)
+            fixed = other is not None and abs(float(other) - float(rate)) < 1e-6
+            fault = "dropout-rate-tripled" if abs(float(rate) - 3 * RATE) < 1e-6 else "dropout-rate"
+            cause = f"the dropout of {WORDS.get(site, site)} has a rate of {float(rate):.4g} "
+            cause += "whatever is asked for" if fixed else f"where {RATE:g} is asked for"
+            yield _finding(fault, cause, "from the share that is dropped, and the scale of the rest", recorded, site)
+    for site, scale in _reading(lambda: dropout_masks(subject, size=SIZE, of="scale", rate=RATE)).items():
+        if abs(float(scale) - 1) > 1e-6:
+            factor = recorded.masks_of(site)[0].scale
+            cause = (
+                f"what the dropout of {WORDS.get(site, site)} keeps is multiplied by {factor:.4g}, not by 1 / (1 - p)"
+            )
+            evidence = f"its mean is {float(scale):.4g} times what it is in eval mode"
+            yield _finding("dropout-not-rescaled", cause, evidence, recorded, site)
+
+
+def _shared(subject: Subject, recorded: Recorded) -> Iterator[Finding]:
+    """Yield the first thing that shares a mask, of those that explain each other."""
+    reading = dropout_dependence(subject, size=SIZE, rate=RATE) if recorded.masks else Reading({})
+    assert isinstance(reading.value, dict)
+    shared = [kind for kind in SHARED if reading.value.get(kind)]
+    if shared:
+        fault, cause = SHARED[shared[0]]
+        hint = str(reading.details["hint"])
+        site = next((each for each in recorded.sites if f"at {each} " in hint or f"at {each};" in hint), "")
+        yield _finding(fault, cause, hint.split(" (drawn")[0], recorded, site)
+
+
+def _by_mode(subject: Subject) -> Iterator[Finding]:
+    for kind, count in _reading(lambda: dropout_by_mode(subject, size=SIZE, rate=RATE)).items():
+        if count:
+            fault, cause = BY_MODE[kind]
+            yield Finding("dropout", fault, cause, f"{kind}: {count}")
+            return
+
+
+def _remembered(subject: Subject, recorded: Recorded) -> Iterator[Finding]:
+    """Yield that a later pass differs from GPT-2 where the first one does not."""
+    wrong = []
+    for when in EVENTS:
+        try:
+            found = [dropout_parity(subject, size=SIZE, compare=each, when=when) for each in ("logits", "gradients")]
+        except MissingAbility:
+            continue
+        if any(
+            verdict == "different" for each in found if isinstance(each.value, dict) for verdict in each.value.values()
+        ):
+            wrong.append(when)
+    if wrong and "first" not in wrong:
+        cause = f"a pass depends on those before it: the first is right, and one {', and one '.join(wrong)} is not"
+        yield Finding("training", "training-remembers", cause, "the same batch, weights and masks in GPT-2")
+
+
+def _reading(measure: Callable[[], Reading]) -> dict[str, Any]:
+    """Return the values of a measure by place; none if it cannot be measured."""
+    try:
+        value = measure().value
+    except MissingAbility:
+        return {}
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _finding(fault: str, cause: str, evidence: str, recorded: Recorded, site: str) -> Finding:
+    """Return the finding with the line at which the random numbers of a place are drawn."""
+    masks = recorded.masks_of(site)
+    drop = masks[0].drops[0] if masks else None
+    line = recorded.draws[min(drop.draws)].line if drop is not None and drop.draws else None
+    return Finding("dropout", fault, cause, evidence, *location(line))
 
 
 def is_attention(shape: tuple[int, ...]) -> bool:

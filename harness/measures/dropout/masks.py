@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
@@ -73,7 +74,8 @@ def dropout_by_mode(subject: Subject, *, size: str, rate: float = 0.2) -> Readin
     A pass seeds if the state of torch's random numbers after it does not depend on the state before.
     """
     with isolated_random_numbers():
-        model = candidate(subject, size, rate, "float64", seeded=False)
+        with _not_evaluated():
+            model = candidate(subject, size, rate, "float64", seeded=False)
         ids, targets = batch(SIZES[size], "random", rows=2, length=8)
 
         def train() -> int:
@@ -93,6 +95,17 @@ def dropout_by_mode(subject: Subject, *, size: str, rate: float = 0.2) -> Readin
             found["missing after generate"] = first - train()
         found["passes that seed"] = _passes_that_seed(model, ids, targets)
     return Reading(found)
+
+
+@contextlib.contextmanager
+def _not_evaluated() -> Iterator[None]:
+    """Leave models that are built inside the block in training mode: a first `eval()` may be what turns dropout off."""
+    own = nn.Module.eval
+    nn.Module.eval = lambda module: module  # type: ignore[method-assign, assignment, misc]
+    try:
+        yield
+    finally:
+        nn.Module.eval = own  # type: ignore[method-assign]
 
 
 def _asked_for(subject: Subject, size: str, rate: float) -> Recorded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Literal
@@ -56,8 +57,12 @@ def _comparison(subject: Subject, size: str, rate: float, when: When) -> noise_v
     ids, targets = batch(SIZES[size], "random", rows=ROWS, length=LENGTH)
     other: list[float] = []
 
+    drawing = contextlib.ExitStack()
+
     def build(dtype: str) -> Model:
+        drawing.close()  # a model is built without: operations on the meta device would take another way, and long
         model = candidate(subject, size, rate, dtype, when)
+        drawing.enter_context(RandomDraws())  # until after the backward pass: a checkpointed block draws again there
         calling = model.calling
 
         def call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -70,7 +75,7 @@ def _comparison(subject: Subject, size: str, rate: float, when: When) -> noise_v
 
     with isolated_random_numbers(), replaying(masks_at_places(recorded.masks)):
         run = noise_verdict.run_reference(lambda dtype: reference(size, when, dtype), ids, targets, backward=True)
-        with RandomDraws():  # for the backward pass, too: a checkpointed block draws again there
+        with drawing:
             comparison = equivalents.compare_allowing_equivalents(
                 build, run, ids, targets, size=SIZES[size], state=weights(size, when)
             )

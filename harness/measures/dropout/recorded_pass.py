@@ -54,7 +54,7 @@ class Recorded:
         second: The masks of the second pass.
         logits: The first pass's logits (B, T, V).
         agrees: They are the formula's, with these masks.
-        has_layers: The model has layers of PyTorch's that drop at a rate above 0.
+        has_layers: The model has dropout layers of PyTorch's.
     """
 
     name: str
@@ -155,7 +155,7 @@ def reference(size: str, when: When, dtype: str) -> Model:
 @functools.lru_cache(maxsize=4)
 def record(subject: Subject, size: str, rate: float, when: When = "first") -> Recorded:
     """Return the recorded pass in float64. Raises MissingAbility if nothing drops, and no rate can be asked for."""
-    with isolated_random_numbers(), RandomDraws():
+    with isolated_random_numbers():
         model = candidate(subject, size, rate, "float64", when)
         ids, targets = batch(SIZES[size], "random", rows=ROWS, length=LENGTH)
         draws = RandomDraws()
@@ -180,7 +180,7 @@ def record(subject: Subject, size: str, rate: float, when: When = "first") -> Re
         _found(formula, draws.drops[first:], ids).masks,
         logits.detach(),
         bool(noise_verdict.distance(logits.detach(), found.logits) <= SAME * noise_verdict.max_abs(found.logits)),
-        any(isinstance(module, DROPOUT_LAYERS) and module.p > 0 for module in model.module.modules()),
+        any(isinstance(module, DROPOUT_LAYERS) for module in model.module.modules()),
     )
 
 
@@ -212,8 +212,8 @@ def isolated_random_numbers() -> Iterator[None]:
 def _use(model: Model, size: Size) -> None:
     """Run a pass over another batch in the present mode; in training mode with its backward pass."""
     ids, targets = batch(size, "random", rows=2, length=11, seed=1)
-    with torch.set_grad_enabled(model.module.training):
+    with RandomDraws(), torch.set_grad_enabled(model.module.training):
         loss = model.loss(ids, targets)
-    if model.module.training:
-        loss.backward()
-        model.module.zero_grad()
+        if model.module.training:
+            loss.backward()
+    model.module.zero_grad()
