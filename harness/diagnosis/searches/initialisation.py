@@ -92,7 +92,7 @@ def _matrices(wrong: Families, matrices: Families, layers: int) -> Finding:
         return Finding("init", "init-framework-default", "every matrix starts as PyTorch's layers start", evidence)
     linear = {name: t for name, t in wrong.items() if name not in EMBEDDINGS}
     if linear and all(_is_pytorch_default(name, t) for name, t in linear.items()):
-        cause = f"{', '.join(linear)}: initialised as PyTorch's linear layers are"
+        cause = f"{', '.join(linear)}: initialised as PyTorch's layers are"
         return Finding(f"init.{next(iter(linear))}", "init-framework-default", cause, evidence)
     fault = "init-std-too-large" if std > right else "init-std-too-small"
     if len(wrong) == 1 and where in EMBEDDINGS:

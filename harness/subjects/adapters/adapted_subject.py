@@ -25,6 +25,7 @@ from harness.subjects.adapters.weight_discovery.name_map import read_names
 from harness.subjects.forward_call import call
 from harness.subjects.forward_search import find_style
 from harness.subjects.forward_style import is_known, says_how_it_is_called
+from harness.subjects.in_dtype import in_dtype
 from harness.subjects.model import Model
 from harness.subjects.weight_map import WeightMap
 
@@ -74,7 +75,7 @@ class AdaptedSubject:
         else:
             module = self._built(size, {**options, "device": device})
         self._refuse_another_size(module, size)
-        return self.model_of(module.eval().to(getattr(torch, dtype)), size, shaping)
+        return self.model_of(in_dtype(module.eval(), getattr(torch, dtype)), size, shaping)
 
     def unmapped(self, size: Size) -> Model:
         """Return a new model without a weight map, to be built and called alone."""
@@ -136,7 +137,7 @@ class AdaptedSubject:
         """Return the map found on a float64 model of its own; None if it cannot be built."""
         try:
             with torch.random.fork_rng(), torch.device("cpu"), torch.enable_grad():
-                module = self._built(size, dict(shaping)).eval().double()
+                module = in_dtype(self._built(size, dict(shaping)).eval(), torch.float64)
                 self._refuse_another_size(module, size)
                 with contextlib.suppress(Exception):
                     self.calling(module, torch.tensor([[1, 2]]), None)  # the trace has to know how it is called

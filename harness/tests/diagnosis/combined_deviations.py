@@ -138,6 +138,18 @@ ROTATED = """
         q, k = (torch.cat((a * cos - b * sin, b * cos + a * sin), -1) for a, b in (t.chunk(2, -1) for t in (q, k)))
         scores = q @ k.mT
 """
+STORED_ROTATIONS = """
+        pairs = s.n_embd // s.n_head // 2
+        angles = torch.outer(torch.arange(s.block_size), 1 / 10000 ** (torch.arange(pairs) / pairs))
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles), persistent=False)
+"""
+TURNED = """
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * self.turns).flatten(-2)
+            for t in (q, k)
+        )
+        scores = q @ k.mT
+"""
 SPLIT = "        q, k, v = self.inputs(x).view(rows, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)\n"
 FEW_KEYS = """        q = self.queries(x).view(rows, time, self.heads, -1).transpose(1, 2)
         k, v = self.shared(x).view(rows, time, 2, self.heads // 2, -1).permute(2, 0, 3, 1, 4)
@@ -197,6 +209,21 @@ DEVIATIONS: dict[str, Deviation] = {
         ),
     ),
     "rotary": deviation("rotary-positions", NO_TABLE, (PLACES, ""), ("        scores = q @ k.mT\n", ROTATED)),
+    "norms after branches": deviation(
+        "post-norm",
+        ("x = x + self.attention(self.norm_1(x))", "x = x + self.norm_1(self.attention(x))"),
+        ("x = x + self.feed_forward(self.norm_2(x))", "x = x + self.norm_2(self.feed_forward(x))"),
+    ),
+    "complex rotary": deviation(
+        "rotary-positions",
+        ("        self.places = nn.Embedding(s.block_size, s.n_embd)\n", STORED_ROTATIONS),
+        (PLACES, ""),
+        (
+            "            x = block(x)\n",
+            "            block.attention.turns = self.turns[: ids.shape[1]]\n            x = block(x)\n",
+        ),
+        ("        scores = q @ k.mT\n", TURNED),
+    ),
     "swiglu": deviation(
         "swiglu",
         ('F.gelu(self.wide(x), approximate="tanh")', "F.silu(self.gate(x)) * self.wide(x)"),
@@ -273,6 +300,8 @@ COMBINATIONS: tuple[tuple[str, ...], ...] = (
     ("framework start", "no linear biases"),
     ("dropout", "no mask"),
     ("rotary", "rms norm 1e-6"),
+    ("complex rotary", "rms norm 1e-6", "swiglu"),
+    ("norms after branches", "scale of width", "relu"),
     ("stream normed", "scale of width"),
     ("swiglu", "rms norm", "no linear biases"),
     ("grouped queries", "rms norm 1e-6"),

@@ -141,7 +141,9 @@ def _best_wiring(
 
 
 def _wirings(alignment: Alignment, found: list[Replacement]) -> list[Match]:
-    """Return the wirings of the block with which GPT-2 computes more of the subject's values, the most first.
+    """Return the wirings of the block with which GPT-2 computes as many of the subject's values, the most first.
+
+    Few values need be in common: with heads in modules of their own and another scale, only the last norm's is.
 
     Each is tried alone, with the changes around the blocks that were found without it, and with all of these.
     """
@@ -154,7 +156,7 @@ def _wirings(alignment: Alignment, found: list[Replacement]) -> list[Match]:
             values = max(alignment.values_matched([wiring.change, *changes]) for changes in ([], around, found))
             matched.append((values, wiring))
     matched.sort(key=lambda pair: -pair[0])
-    return [wiring for values, wiring in matched if values > right][:MOST_WIRINGS]
+    return [wiring for values, wiring in matched if values >= right][:MOST_WIRINGS]
 
 
 def _in_every_layer(variant: Variant) -> Match:

@@ -45,7 +45,8 @@ class VariantSearch:
             of_embedding = [v for v in variants() if v.operation.startswith("embedding")]
             candidates = self._candidates(of_embedding, taps, None, 0)
             match = self._furthest([c for c in candidates if self._changes_embedding(c[0], taps)], taps, 0, None, -1)
-            if match is not None:
+            # The first block computes the norm of what it reads: that alone does not show that it reads a norm.
+            if match is not None and self._matches_more(match.change):
                 return match
         passed = self.alignment.last_right_step(taps, reached)
         here = self._candidates(variants(), taps, layer, reached)
@@ -63,6 +64,10 @@ class VariantSearch:
     def _changes_embedding(self, variant: Variant, taps: Taps) -> bool:
         found = self._taps_with(taps, [Replacement(variant.operation, variant.function)], None).get("embedding")
         return found is not None and not torch.equal(found, taps["embedding"])
+
+    def _matches_more(self, change: Replacement) -> bool:
+        known = self.alignment.values_matched(self.changes)
+        return self.alignment.values_matched([change, *self.changes]) > known
 
     def best_of_hard(
         self, kinds: Sequence[str], taps: Taps, reached: int, layer: int | None, matched: Sequence[Variant]
