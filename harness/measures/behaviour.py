@@ -29,7 +29,9 @@ from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
 
-WARM_UP = 3  # passes before memory is counted, in which caches fill and allocators reserve memory
+# Passes in a block, over which growth is measured. Caches fill and allocators reserve memory in the first blocks, less
+# and less. Growth counts once no block has been a tenth below the smallest for PATIENCE blocks, or after the last one.
+PASSES, PATIENCE, BLOCKS = 8, 4, 24
 
 
 @measure
@@ -149,16 +151,13 @@ def printed(subject: Subject, *, size: str, calls: int = 10) -> Reading:
 
 
 @measure
-def growth(
-    subject: Subject, *, size: str, of: Literal["tensors", "Python objects", "the process"], calls: int = 4
-) -> Reading:
+def growth(subject: Subject, *, size: str, of: Literal["tensors", "Python objects", "the process"]) -> Reading:
     """Return the memory in bytes that each further forward pass, and each training pass, leaves allocated.
 
     "tensors": the storages of tensors that the garbage collector knows. "Python objects": the memory that tracemalloc
     traces. "the process": resident memory, which includes a graph that is referenced from C++ alone.
 
-    After a warm-up, growth is measured twice over `calls` passes, and the smaller value is returned: a cache that
-    fills contributes to one of them, a leak to both.
+    A leak is growth that stays: the smallest of many blocks of passes. What fills up grows less and less.
     """
     model = subject.build(SIZES[size])
     ids, targets = _batch(model)
@@ -170,17 +169,26 @@ def growth(
         model.loss(ids, targets).backward()
         model.module.zero_grad(set_to_none=True)
 
-    found: dict[str, float] = {}
     with _only_new_objects(traced=of == "Python objects"):
-        for name, action in (("a forward pass", forward), ("a training pass", train)):
-            sizes = []
-            for passes in (WARM_UP, calls, calls):
-                for _ in range(passes):
-                    action()
-                sizes.append(_allocated(of))
-            first, second = sizes[1] - sizes[0], sizes[2] - sizes[1]
-            found[name] = max(0.0, min(first, second) / calls)
-    return Reading(found, "bytes a pass")
+        return Reading(
+            {"a forward pass": _lasting_growth(forward, of), "a training pass": _lasting_growth(train, of)},
+            "bytes a pass",
+        )
+
+
+def _lasting_growth(action: Callable[[], None], of: str) -> float:
+    """Return the growth in bytes a call that does not go away with more calls."""
+    smallest, since, before = float("inf"), 0, None
+    for _ in range(BLOCKS + 1):
+        for _ in range(PASSES):
+            action()
+        now = _allocated(of)
+        grown, before = (float("inf") if before is None else (now - before) / PASSES), now
+        since = 0 if grown < 0.9 * smallest else since + 1
+        smallest = min(smallest, grown)
+        if smallest <= 0 or since == PATIENCE:
+            break
+    return max(0.0, smallest)
 
 
 @contextlib.contextmanager
