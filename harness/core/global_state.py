@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy
 import torch
+import torch.utils._device
 from torch import nn
+
+from harness.core.originals import replaced, restore_replaced
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,18 @@ def _set_device(device: torch.device) -> None:
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
-# Functions and layers that a subject shares with the models it is compared with: patching one changes both.
 _HOOKS = nn.modules.module
-_SHARED = {
-    f"{owner.__name__}.{name}": (owner, name)
-    for owner in (nn.functional, nn.Module, nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.GELU)
-    for name, value in vars(owner).items()
-    if callable(value)
-}
 
 
-def _functions() -> dict[str, Any]:
-    return {key: vars(owner).get(name) for key, (owner, name) in _SHARED.items()}
+def _modes() -> tuple[str, ...]:
+    """Return the function modes that are on, without that of the default device."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return tuple(type(mode).__name__ for mode in modes if not isinstance(mode, torch.utils._device.DeviceContext))
 
 
-def _set_functions(before: Mapping[str, Any]) -> None:
-    for key, value in before.items():
-        owner, name = _SHARED[key]
-        if vars(owner).get(name) is not value:
-            setattr(owner, name, value)
+def _leave_modes(before: Sequence[str]) -> None:
+    while len(_modes()) > len(before):
+        torch.overrides._pop_mode()
 
 
 def _global_hooks() -> tuple[int, int]:
@@ -119,6 +115,8 @@ def _set_folder(folder: str | None) -> None:
 
 # Settings that change the results of later checks: compared and restored around every check.
 NUMERICS = (
+    # First: what follows is read through a mode that is on.
+    GlobalSetting("function modes", _modes, _leave_modes),
     GlobalSetting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     GlobalSetting("the default device", torch.get_default_device, _set_device),
     GlobalSetting("gradients", torch.is_grad_enabled, torch.set_grad_enabled),
@@ -130,7 +128,7 @@ NUMERICS = (
     GlobalSetting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
     GlobalSetting("autocast on the CPU", _autocast, _set_autocast),
     GlobalSetting("the attention kernels allowed", _attention_kernels, _set_attention_kernels),
-    GlobalSetting("functions of torch", _functions, _set_functions),
+    GlobalSetting("functions of torch", replaced, restore_replaced),
     GlobalSetting("hooks on every module", _global_hooks, _drop_global_hooks),
     GlobalSetting("the current folder", _folder, _set_folder),
     GlobalSetting("signal handlers", _signals, _set_signals),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ from harness.core.errors import SubjectError
 from harness.core.forked import answer_of_fork
 from harness.core.limits import Limits, TooLong, alarm
 from harness.core.one_thread import one_thread
+from harness.core.originals import ORIGINALS, Patch, operations_changed, remember_replacements, replacements_of
 from harness.core.process_exit import subject_at_work
 from harness.core.record_files import Row
 from harness.diagnosis import diagnose
@@ -24,6 +25,7 @@ from harness.oracle.deviating_subject import DeviatingSubject
 from harness.oracle.deviation_fit import DeviationFit
 from harness.oracle.deviations import Deviation
 from harness.oracle.gpt2_with_deviations import DeviatingGPT2
+from harness.oracle.hugging_face import protect_oracle
 from harness.subjects.adapters import adapt
 from harness.subjects.protocols import Subject
 from harness.suites.check import Check
@@ -50,7 +52,9 @@ class InProcessJudge:
         self._fits: dict[tuple[Deviation, ...], DeviationFit] = {}
         self._with_deviations: dict[DeviatingGPT2, Subject] = {}
         changed: dict[str, str] = {}
+        protect_oracle()
         before = global_state.snapshot()
+        patches: list[Patch] = []
         try:
             with subject_at_work(), captured_output(CapturedOutput()), alarm(limits.seconds):
                 self.subject = adapt(spec, own=own)
@@ -60,8 +64,14 @@ class InProcessJudge:
                 raise SubjectError(message) from None
             raise
         finally:
+            patches = ORIGINALS.patches()
             changed |= global_state.restore(before)
         global_state.remember_import(self.subject, changed)
+        remember_replacements(self.subject.name, patches)
+        if spoiled := _spoiled(patches, changed):
+            raise SubjectError(
+                f"when it is imported it changes {spoiled}, which the checks compute with, too: no verdict would be one"
+            )
 
     def judge(self, check: Check, limits: Limits, deviations: Sequence[Deviation] = ()) -> Record:
         """See `Judge.judge`."""
@@ -107,6 +117,7 @@ class InProcessJudge:
         with (
             one_thread(),
             global_state.isolated_global_state({}),
+            replacements_of(self.subject.name),
             subject_at_work(),
             captured_output(CapturedOutput()),
             alarm(self.limits.seconds),
@@ -137,3 +148,10 @@ class InProcessJudge:
         """See `Judge.close`."""
         self._with_deviations.clear()
         self._fits.clear()
+
+
+def _spoiled(patches: Sequence[Patch], changed: Mapping[str, str]) -> str:
+    """Return what the import changed that the checks themselves compute with; "" if nothing."""
+    what = [str(patch) for patch in patches if patch.spoils_verdicts][:4]
+    what += [f"{name} ({changed[name]})" for name in ("function modes", "hooks on every module") if name in changed]
+    return ", ".join(what or operations_changed())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.core.captured_output import EXCERPT, CapturedOutput, captured_output
@@ -14,6 +14,7 @@ from harness.core.errors import HarnessError, Missing
 from harness.core.global_state import isolated_global_state
 from harness.core.limits import Limits, TooLong, alarm
 from harness.core.one_thread import one_thread
+from harness.core.originals import operations_changed, replacements_of
 from harness.core.process_exit import subject_at_work
 from harness.measures.all_measures import measures
 from harness.subjects.protocols import Subject
@@ -45,7 +46,9 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
         seconds = time.perf_counter() - started
         return Record(check, subject.name, verdict, message, seconds, details=details, **fields)
 
-    def error(message: str, cause: BaseException) -> Record:
+    def error(message: str, cause: BaseException | None) -> Record:
+        if cause is None:
+            return record("error", message)
         if changed:
             message += "; on the way it changed " + ", ".join(f"{name} ({how})" for name, how in changed.items())
         trace = "".join(traceback.format_tb(cause.__traceback__))[-LONGEST_TRACEBACK:]
@@ -58,6 +61,7 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
         with (
             one_thread() if _size(check, measure) == "debug" else contextlib.nullcontext(),
             isolated_global_state(changed),
+            replacements_of(subject.name) as replaced,
             subject_at_work(),
             contextlib.nullcontext() if echo else captured_output(output),
             alarm(limits.seconds),
@@ -73,7 +77,17 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
         return error(f"did not answer within {limits.seconds:g} s: it was at {error_location(late)}", late)
     except BaseException as raised:  # SystemExit, pytest's own Skipped, or any class that the subject defines
         return error(describe_error(raised), raised)
+    if spoiled := [str(patch) for patch in replaced if patch.spoils_verdicts] or operations_changed():
+        return error(f"no verdict: {_changed_under_the_judge(spoiled)}", None)
     return _judged(check, measure, reading, record)
+
+
+def _changed_under_the_judge(what: Sequence[str]) -> str:
+    """Return why a verdict that was reached with these is none, and what to do."""
+    return (
+        f"the subject replaced {', '.join(what[:3])}{' ...' if what[3:] else ''}, which the check computes with, too: "
+        "give your own function another name"
+    )
 
 
 def _read(check: Check, measure: Measure, subject: Subject | Trains) -> Reading:

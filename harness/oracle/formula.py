@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.core.originals import with_originals
 from harness.core.sizes import Size
 from harness.oracle.declared import declared_gpt2
 from harness.oracle.replayed_dropout import with_dropout
@@ -52,6 +53,7 @@ class Formula:
     past: dict[int, tuple[Tensor, Tensor]] | None = None
     taps: dict[str, Any] = field(default_factory=dict)
 
+    @with_originals
     def __call__(self, ids: Tensor) -> Tensor:
         """Return the logits (B, T, V) of `ids` (B, T)."""
         logits: Tensor = self.do("model", None, ids)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.abc
+import importlib.machinery
 import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from harness.core.error_text import is_user_file
+from harness.core.originals import ORIGINALS, originals, with_originals
 from harness.core.sizes import Size
 from harness.oracle.declared import declared_gpt2
 from harness.oracle.probe_weights import State
@@ -18,16 +27,17 @@ if TYPE_CHECKING:
     from transformers import GPT2Config
 
 
+@with_originals
 def oracle(size: Size, state: State, dtype: str) -> Model:
     """Return Hugging Face's GPT2LMHeadModel with the weights `state` in `dtype`, in eval mode.
 
     In float32 it shares memory with `state`. Inside a block of `compared_with`, return GPT-2 with the declared
     deviations instead.
     """
-    from transformers import GPT2LMHeadModel  # takes seconds to import
-
     if (gpt2 := declared_gpt2()) is not None:
         return gpt2.oracle(size, state, dtype)
+    _prefer_installed()
+    from transformers import GPT2LMHeadModel  # takes seconds to import
 
     with torch.device("meta"):
         module = GPT2LMHeadModel(huggingface_config(size))
@@ -66,6 +76,75 @@ def huggingface_config(size: Size) -> GPT2Config:
     return config
 
 
+@with_originals
 def _call(module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
     # Never labels=: Hugging Face would shift the targets once more.
     return module(ids, use_cache=False).logits, None
+
+
+MODULES = ("transformers.models.gpt2.modeling_gpt2", "transformers.generation.utils")
+
+
+def protect_oracle() -> None:
+    """Record the functions that verdicts are computed with, before a subject is imported.
+
+    Hugging Face's are recorded when they are imported, which takes seconds; if a subject is first, before it has them.
+    """
+    ORIGINALS.record()
+    if "transformers" not in sys.modules and not any(isinstance(finder, _RecordedFirst) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RecordedFirst())
+
+
+def _prefer_installed() -> None:
+    """Have the installed transformers in sys.modules where a subject has a file of that name; it has imported its own.
+
+    The folders of such files are not on sys.path while the installed one is imported.
+    """
+    if (loaded := sys.modules.get("transformers")) is not None:
+        if not is_user_file(str(getattr(loaded, "__file__", "") or "")):
+            return
+        for name in [name for name in sys.modules if name == "transformers" or name.startswith("transformers.")]:
+            del sys.modules[name]
+    before = list(sys.path)
+    own = [folder for folder in before if (found := _found_in(folder)) and is_user_file(found)]
+    sys.path[:] = [folder for folder in before if folder not in own]
+    try:
+        importlib.import_module(MODULES[0])
+    finally:
+        sys.path[:] = before
+    ORIGINALS.extend()
+
+
+def _found_in(folder: str) -> str:
+    spec = importlib.machinery.PathFinder.find_spec("transformers", [folder or os.getcwd()])
+    return "" if spec is None or spec.origin is None else os.path.realpath(spec.origin)
+
+
+class _RecordedFirst(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """A finder that imports all that the oracle needs of transformers, and records it, before the first import ends."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the spec of transformers; None for every other module, and for a user's own of that name."""
+        if fullname != "transformers":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname)
+        if spec is None or spec.origin is None or is_user_file(spec.origin):
+            return None
+        sys.meta_path.remove(self)
+        with originals():
+            for name in MODULES:
+                importlib.import_module(name)
+        ORIGINALS.extend()
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """Return the module, which is imported by now."""
+        self.module = sys.modules[spec.name]
+        self.spec = self.module.__spec__
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own spec back."""
+        self.module.__spec__ = self.spec

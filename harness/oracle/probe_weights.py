@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import MissingResource
+from harness.core.originals import with_originals
 from harness.core.resources import pretrained_directory
 from harness.core.sizes import SIZES, Size
 from harness.oracle.declared import declared_gpt2
@@ -51,6 +52,7 @@ def _shapes(size: Size) -> Mapping[str, tuple[int, ...]]:
 
 
 @functools.lru_cache(maxsize=1)
+@with_originals
 def _seeded(size: Size, weights: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> State:
     make = {"probe": _probe, "extreme": _extreme, "standard": _standard}[weights]
     return {name: make(name, shape, size) for name, shape in shapes}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility, SubjectError
+from harness.core.originals import originals
 from harness.core.sizes import Size
 from harness.subjects.float32_as_float64 import Float32AsFloat64
 from harness.subjects.forward_call import call, without_targets
@@ -72,7 +73,8 @@ class Model:
         checked = self._checked(logits, ids)
         if loss is None:
             # Over all columns: those of a padded vocabulary take part in the softmax.
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            with originals():
+                loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return checked, loss
 
     @property

@@ -6,6 +6,7 @@ HEAD = """\
 import ctypes, logging, os, random, re, signal, sys, time, warnings
 import numpy, torch
 import torch.nn.functional as F
+import transformers.activations as HF
 import gpt as reference
 from gpt import GPTConfig
 

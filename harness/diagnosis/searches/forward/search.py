@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.core.originals import with_originals
 from harness.core.sizes import Size
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.observation import Observation
@@ -70,6 +71,7 @@ class _Explanation:
         return own[0] > others[0] or (own[0] == others[0] > 1 and own[1] >= others[1] + MORE_STEPS)
 
 
+@with_originals  # the subject runs only in `other`, which decides between variants that are alike
 def search(
     observed: Observation,
     ids: Tensor,
