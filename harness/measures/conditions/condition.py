@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 Value = str | int
@@ -63,7 +63,6 @@ def _counted(number: int, unit: str) -> str:
 
 
 SAID = {"recorded": "gradients recorded", "no_grad": "no_grad", "inference_mode": "inference_mode"}
-NAMES = tuple(field.name for field in fields(Condition))
 
 # Lengths: 1, 2, primes, the whole context, and the edges of tiles, which are powers of two, less and more by one.
 FACTORS: Mapping[str, Sequence[Value]] = {
@@ -100,7 +99,8 @@ def short_conditions(seed: int, *, context: int) -> list[Condition]:
         covered |= _pairs(best)
         found.append(Condition(**best))
     # The first call is in inference mode: what it makes and a model keeps is of no use to training.
-    return [Condition(length=min(24, context), gradients="inference_mode"), *found]
+    plain = Condition(length=min(24, context))
+    return [replace(plain, gradients="inference_mode"), plain, Condition(1, 1), *found]
 
 
 def long_conditions(seed: int, *, context: int) -> list[Condition]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,8 @@ from harness.measures.conditions.condition import FACTORS, Condition
 from harness.measures.conditions.separation import separate
 from harness.measures.conditions.sweep import Outcome, Sweep
 
-EXAMPLES = 3  # failures that are made plainer, one thing at a time
+EXAMPLES = 2  # failures that are made plainer, one thing at a time
+REPEATED = 8  # failures that are repeated in a new model where some of them follow from the calls before
 PLAIN = Condition()
 
 
@@ -18,24 +19,39 @@ def explain(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[str]:
     """Return what is wrong, in sentences: under which condition, in which rows, at which positions.
 
     A failure that a new model does not show follows from the calls before it. The others are repeated with one thing
-    after the other made plain, and with each value of what is left, so that the sentence does not rest on chance.
+    after the other made plain, and with each value of what is left, so that the sentence does not rest on chance. Of a
+    subject that is wrong under the plain condition, too, parity says what is wrong, and nothing is repeated.
     """
-    failed = [each for each in outcomes if not each.is_right]
-    if len(failed) == len(outcomes):
-        return separate([each.condition for each in outcomes], [each.condition for each in failed])
-    lasting = [each for each in failed if not _in_a_new_model(sweep, each.condition).is_right]
+    failed = sorted((each for each in outcomes if not each.is_right), key=lambda each: _differs_in(each.condition))
+    if len(failed) == len(outcomes) or _differs_in(failed[0].condition) == 0:
+        return _said(outcomes, failed)
+    lasting = _lasting(sweep, failed)
     if not lasting:
         return _after_what(sweep, outcomes, failed[0])
     seen = [each for each in outcomes if each.is_right or each in lasting]
-    plainest = sorted(lasting, key=lambda each: _differs_in(each.condition))[:EXAMPLES]
-    for example in plainest:
+    for example in lasting[:EXAMPLES]:
         seen += _around(sweep, example.condition)
-    wrong = list(dict.fromkeys(each.condition for each in seen if not each.is_right))
-    said = separate(list(dict.fromkeys(each.condition for each in seen)), wrong)
-    if not said:
-        plain = min(wrong, key=_differs_in)
-        said = [f"wrong for {len(failed)} of {len(outcomes)} conditions, the plainest of them: {plain}"]
-    return said + _where([each for each in seen if not each.is_right])
+    return _said(seen, [each for each in seen if not each.is_right])
+
+
+def _said(seen: Sequence[Outcome], failed: Sequence[Outcome]) -> list[str]:
+    """Return the sentences about what separates the failed conditions from the others that were seen."""
+    wrong = list(dict.fromkeys(each.condition for each in failed))
+    every = list(dict.fromkeys(each.condition for each in seen))
+    plain = min(wrong, key=_differs_in)
+    said = separate(every, wrong)
+    return (said or [f"wrong for {len(wrong)} of {len(every)} conditions, the plainest of them: {plain}"]) + _where(
+        failed
+    )
+
+
+def _lasting(sweep: Sweep, failed: Sequence[Outcome]) -> list[Outcome]:
+    """Return failures that a new model shows as well. If it shows the plainest, it is taken to show all."""
+    first = [each for each in failed[:EXAMPLES] if not _in_a_new_model(sweep, each.condition).is_right]
+    if len(first) == len(failed[:EXAMPLES]):
+        return list(failed)
+    others = failed[EXAMPLES : EXAMPLES + REPEATED]
+    return first + [each for each in others if not _in_a_new_model(sweep, each.condition).is_right]
 
 
 def _differs_in(condition: Condition) -> int:
@@ -50,20 +66,24 @@ def _in_a_new_model(sweep: Sweep, condition: Condition) -> Outcome:
 def _around(sweep: Sweep, condition: Condition) -> list[Outcome]:
     """Return outcomes of conditions near a wrong one: made plainer, then with each value of what must not be plain."""
     found = []
-    for name in FACTORS:
-        plainer = replace(condition, **{name: getattr(PLAIN, name)})
-        if plainer != condition and plainer.length <= sweep.expected.ids.shape[1]:
-            outcome = _in_a_new_model(sweep, plainer)
-            found.append(outcome)
-            condition = condition if outcome.is_right else plainer
-    needed = [name for name in FACTORS if getattr(condition, name) != getattr(PLAIN, name)] or ["length", "rows"]
-    rows, longest = sweep.expected.ids.shape
-    for name in needed:
+    sweep.renew()
+
+    def try_with(changed: Mapping[str, Any]) -> Outcome | None:
+        other = replace(condition, **changed)
+        rows, longest = sweep.expected.ids.shape
+        if other == condition or other.length > longest or other.rows > rows:
+            return None
+        if condition.after != PLAIN.after:  # what an event leaves behind must not be taken for the next one's
+            sweep.renew()
+        found.append(sweep.outcome(other))
+        return found[-1]
+
+    for name in sorted(FACTORS, key=lambda name: name != "after"):
+        outcome = try_with({name: getattr(PLAIN, name)})
+        condition = condition if outcome is None or outcome.is_right else outcome.condition
+    for name in [name for name in FACTORS if getattr(condition, name) != getattr(PLAIN, name)]:
         for value in FACTORS[name]:
-            changed: dict[str, Any] = {name: value}
-            other = replace(condition, **changed)
-            if other.length <= longest and other.rows <= rows:
-                found.append(_in_a_new_model(sweep, other))
+            try_with({name: value})
     return found
 
 

@@ -28,7 +28,7 @@ def separate(conditions: Sequence[Condition], failed: Sequence[Condition]) -> li
     """
     passed = [each for each in conditions if each not in failed]
     if not passed:
-        return [f"wrong under each of {len(failed)} conditions, whatever the shape and the mode"]
+        return [f"wrong under each of the {len(failed)} conditions that were tried"]
     true = [each for each in statements() if all(map(each.holds, failed))]
     for one, other in itertools.chain(zip(true, true, strict=True), itertools.combinations(true, 2)):
         if not any(one.holds(each) and other.holds(each) for each in passed):
