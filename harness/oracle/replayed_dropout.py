@@ -84,6 +84,8 @@ def masks_at_places(masks: Masks) -> Replay:
     """Return the replay of given masks."""
 
     def replay(operation: str, layer: int | None, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return tuple(replay(f"{operation}.{name}", layer, part) for name, part in zip("qkv", output, strict=False))
         for mask in masks.get((_site(operation), layer), ()):
             if operation == _site(operation):
                 output = mask(output)
@@ -106,8 +108,7 @@ class MasksByValue:
     def __call__(self, operation: str, layer: int | None, output: Any) -> Any:
         """Return the output of an operation with the dropouts that drop from it."""
         if isinstance(output, tuple):
-            names = ("q", "k", "v")
-            return tuple(self(f"{operation}.{name}", layer, part) for name, part in zip(names, output, strict=False))
+            return tuple(self(f"{operation}.{name}", layer, part) for name, part in zip("qkv", output, strict=False))
         if operation == "embedding.token":
             self.masks.clear()  # a formula begins
         if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -181,14 +182,17 @@ def _mask(value: Tensor, drop: Drop) -> Mask | None:
         return None
     kept, scale, fill = multiple
     ratio = float(before[finite].abs().sum()) / (float(value[value.isfinite()].abs().sum()) or 1.0)
-    ratio = 1.0 if abs(ratio - 1) <= NEAR else ratio
+    if abs(ratio - 1) <= NEAR:
+        ratio = 1.0
+    elif ratio < 1 or scale != 1:  # what is kept may be scaled before the rest is dropped
+        return None
     size = NEAR * float(before[finite].abs().max())
     for order in itertools.permutations(range(value.ndim)):
         moved = value.permute(order)
         own = (moved.reshape(-1) * ratio).double()
         if bool(((own - before).abs() <= size).logical_or(own == before).all()):
             back = [order.index(axis) for axis in range(value.ndim)]
-            factor = torch.where(kept.reshape(-1), scale * ratio, 0.0).reshape(moved.shape).permute(back)
+            factor = (kept.double() * (scale * ratio)).reshape(moved.shape).permute(back)
             known = (before != 0).reshape(moved.shape).permute(back)
             return Mask(factor, fill, known, (drop,))
     return None

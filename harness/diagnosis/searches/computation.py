@@ -18,7 +18,8 @@ from harness.diagnosis.observation import Observation, observe
 from harness.diagnosis.recorders import ModuleCreationSites
 from harness.diagnosis.searches import backward, forward, loss, precision
 from harness.diagnosis.searches.dropout import LENGTH, RATE, is_attention
-from harness.measures.dropout.recorded_pass import candidate, isolated_random_numbers, record
+from harness.measures.dropout.parity import dropout_parity
+from harness.measures.dropout.recorded_pass import candidate, isolated_random_numbers
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.replayed_dropout import MasksByValue, replaying
 from harness.oracle.tokens import batch
@@ -105,9 +106,12 @@ def _with_dropout(subject: Subject) -> list[Finding]:
     Return [] if nothing is drawn, or if what is drawn is no mask of a value.
     """
     try:
-        recorded = record(subject, SIZE, RATE)
-        recorded.raise_if_unclear()
+        compared = [
+            dropout_parity(subject, size=SIZE, compare=each, rate=RATE) for each in ("logits", "loss", "gradients")
+        ]
     except MissingAbility:
+        return []
+    if not any("different" in each.value.values() for each in compared if isinstance(each.value, Mapping)):
         return []
     ids, targets = batch(SIZES[SIZE], "random", rows=2, length=SIZES[SIZE].context)
     draws = RandomDraws()
@@ -128,7 +132,7 @@ def _with_dropout(subject: Subject) -> list[Finding]:
     with isolated_random_numbers(), replaying(MasksByValue(draws.drops)):
         with ModuleCreationSites() as sites:
             model = followed(candidate(subject, SIZE, RATE, "float64"))
-        findings = _differences(model, sites, "probe", ids, targets, other) if recorded.draws else []
+        findings = _differences(model, sites, "probe", ids, targets, other)
     return [_in_training_only(finding, WITH_DROPOUT_FAULTS, "with dropout on") for finding in findings]
 
 

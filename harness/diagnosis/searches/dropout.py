@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.core.errors import MissingAbility
-from harness.core.source_lines import location
+from harness.core.source_lines import SourceLine, location
 from harness.diagnosis.finding import Finding
 from harness.measures.dropout.masks import AS_GPT2, dropout_by_mode, dropout_dependence, dropout_masks, dropout_sites
 from harness.measures.dropout.parity import dropout_parity
@@ -16,7 +16,7 @@ from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading
 
 SIZE = "debug"
-RATE = 0.2
+RATE = 0.3
 LENGTH = 24
 WORDS = {
     "embedding": "the embeddings' sum",
@@ -48,13 +48,13 @@ SHARED = {
     "keys": ("dropout-shared-over-positions", "all keys have one dropout mask: whole queries are dropped"),
 }
 BY_MODE = {
-    "in eval mode": ("dropout-active-in-eval", "dropout is active in eval mode"),
     "in eval mode with targets": ("dropout-active-in-eval", "dropout is active in eval mode where there are targets"),
     "missing after an evaluation": (
         "dropout-off-after-evaluation",
         "dropout stays off after an evaluation",
     ),
-    "in generate": ("dropout-active-in-generate", "dropout is active in generate"),
+    "in generate": ("dropout-active-in-generate", "dropout is active in generate, which runs in training mode"),
+    "in generate, in eval mode": ("kv-dropout-in-decoding", "dropout is active in generate, although in eval mode"),
     "missing after generate": ("dropout-off-after-evaluation", "dropout stays off after generate"),
     "passes that seed": (
         "forward-seeds-random-numbers",
@@ -93,9 +93,9 @@ def _sites(subject: Subject, recorded: Recorded) -> Iterator[Finding]:
         yield _finding(ELSEWHERE.get(site, "dropout-elsewhere"), cause, evidence, recorded, site)
     unused = next((drop.line for drop in recorded.drops if not drop.used), None)
     for site in missing:
-        said = f"{WORDS[site]}: {wrong[site]}"
+        said = f"{wrong[site]} on {WORDS[site]}"
         if unused is not None and "not used" in str(wrong[site]):
-            cause = f"{WORDS[site]} have no dropout: the result of the dropout is not used"
+            cause = f"no dropout on {WORDS[site]}: the result of the one in this line is not used"
             yield Finding("dropout", "dropout-result-unused", cause, evidence, *location(unused))
         elif wrong[site] == "two dropouts":
             yield _finding("dropout-twice", said, evidence, recorded, site)
@@ -136,10 +136,23 @@ def _shared(subject: Subject, recorded: Recorded) -> Iterator[Finding]:
 
 
 def _by_mode(subject: Subject) -> Iterator[Finding]:
-    for kind, count in _reading(lambda: dropout_by_mode(subject, size=SIZE, rate=RATE)).items():
+    """Yield the first of the modes in which dropout is on or off and should not be.
+
+    That it is on in eval mode is found by the search for what is computed.
+    """
+    try:
+        reading = dropout_by_mode(subject, size=SIZE, rate=RATE)
+    except MissingAbility:
+        return
+    assert isinstance(reading.value, dict)
+    for kind, count in reading.value.items():
+        if count and kind == "in eval mode":
+            return
         if count:
             fault, cause = BY_MODE[kind]
-            yield Finding("dropout", fault, cause, f"{kind}: {count}")
+            where = "cache" if fault == "kv-dropout-in-decoding" else "dropout"
+            line = reading.details["lines"].get(kind)
+            yield Finding(where, fault, cause, f"{kind}: {count}", *location(SourceLine(*line) if line else None))
             return
 
 
@@ -157,7 +170,7 @@ def _remembered(subject: Subject, recorded: Recorded) -> Iterator[Finding]:
             wrong.append(when)
     if wrong and "first" not in wrong:
         cause = f"a pass depends on those before it: the first is right, and one {', and one '.join(wrong)} is not"
-        yield Finding("training", "training-remembers", cause, "the same batch, weights and masks in GPT-2")
+        yield Finding("behaviour", "training-remembers", cause, "the same batch, weights and masks in GPT-2")
 
 
 def _reading(measure: Callable[[], Reading]) -> dict[str, Any]:

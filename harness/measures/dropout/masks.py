@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
+from harness.core.source_lines import SourceLine, user_line
 from harness.measures.dropout.recorded_pass import Recorded, candidate, isolated_random_numbers, record
 from harness.oracle.replayed_dropout import GPT2_SITES, Mask
 from harness.oracle.tokens import batch
@@ -23,14 +24,15 @@ from harness.subjects.random_draws import RandomDraws
 from harness.suites.measure_registry import Reading, measure
 
 AS_GPT2 = "as in GPT-2"
+WITH_TARGETS = "in eval mode with targets"
 DEVIATIONS = 6  # standard deviations that chance may reach: once in 10^9
-ENOUGH = 60  # elements: at a rate of 0.2 two independent masks agree on so many once in 10^10
+ENOUGH = 60  # elements: at a rate of 0.3 two independent masks agree on so many once in 10^14
 # The axes of a mask of attention weights, and of one of a value (B, T, C).
 AXES = {4: ("rows", "heads", "queries", "keys"), 3: ("rows", "positions", "channels")}
 
 
 @measure
-def dropout_sites(subject: Subject, *, size: str, rate: float = 0.2) -> Reading:
+def dropout_sites(subject: Subject, *, size: str, rate: float = 0.3) -> Reading:
     """Return for each place how it drops in training mode: as in GPT-2, not at all, in some layers, twice.
 
     GPT-2 drops the sum of the embeddings, the attention weights, and the output of both projections of a block.
@@ -43,7 +45,7 @@ def dropout_sites(subject: Subject, *, size: str, rate: float = 0.2) -> Reading:
 
 
 @measure
-def dropout_masks(subject: Subject, *, size: str, of: Literal["rate", "scale"], rate: float = 0.2) -> Reading:
+def dropout_masks(subject: Subject, *, size: str, of: Literal["rate", "scale"], rate: float = 0.3) -> Reading:
     """Return the rate of each place's dropout, or the factor of what it keeps times the share that it keeps.
 
     A factor of 1 / (1 - rate) leaves the mean as it is: times the share that is kept it is 1.
@@ -56,7 +58,7 @@ def dropout_masks(subject: Subject, *, size: str, of: Literal["rate", "scale"], 
 
 
 @measure
-def dropout_dependence(subject: Subject, *, size: str, rate: float = 0.2) -> Reading:
+def dropout_dependence(subject: Subject, *, size: str, rate: float = 0.3) -> Reading:
     """Return what shares a mask that should have one of its own: rows, heads, positions, layers, passes, ..."""
     recorded = record(subject, size, rate)
     if not recorded.masks:
@@ -68,7 +70,7 @@ def dropout_dependence(subject: Subject, *, size: str, rate: float = 0.2) -> Rea
 
 
 @measure
-def dropout_by_mode(subject: Subject, *, size: str, rate: float = 0.2) -> Reading:
+def dropout_by_mode(subject: Subject, *, size: str, rate: float = 0.3) -> Reading:
     """Count the dropouts in eval mode and in `generate`, those that training lacks afterwards, and passes that seed.
 
     A pass seeds if the state of torch's random numbers after it does not depend on the state before.
@@ -77,31 +79,52 @@ def dropout_by_mode(subject: Subject, *, size: str, rate: float = 0.2) -> Readin
         with _not_evaluated():
             model = candidate(subject, size, rate, "float64", seeded=False)
         ids, targets = batch(SIZES[size], "random", rows=2, length=8)
+        draws = RandomDraws()  # of all passes: a mask that an earlier one drew is followed
+        lines: dict[str, SourceLine | None] = {}
 
-        def train() -> int:
-            return _drops_in(model, lambda: model.loss(ids, targets), training=True)
+        def drops(kind: str, run: Callable[[], Any], *, training: bool) -> int:
+            model.module.train(training)
+            before = len(draws.drops)
+            with draws.following():
+                run()
+            new = [drop for drop in draws.drops[before:] if drop.before is not None and drop.used]
+            lines[kind] = new[0].line if new else None
+            return len(new)
+
+        def train(kind: str = "") -> int:
+            return drops(kind, lambda: model.loss(ids, targets), training=True)
 
         first = train()
         if not first:
             raise MissingAbility(f"{subject.name} drops nothing in training mode")
         found = {
-            "in eval mode": _drops_in(model, lambda: model.logits(ids), training=False),
-            "in eval mode with targets": _drops_in(model, lambda: model.loss(ids, targets), training=False),
+            "in eval mode": drops("in eval mode", lambda: model.logits(ids), training=False),
+            WITH_TARGETS: drops(WITH_TARGETS, lambda: model.loss(ids, targets), training=False),
             "missing after an evaluation": first - train(),
         }
         if isinstance(subject, Generates):
+            modes: list[bool] = []
+            hook = model.module.register_forward_pre_hook(lambda module, given: modes.append(module.training))
             generate: Callable[[], Any] = lambda: subject.generate(model, ids, 3, temperature=0.0)  # noqa: E731
-            found["in generate"] = _drops_in(model, generate, training=False)
+            kind = "in generate"
+            found[kind] = drops(kind, generate, training=False)
+            hook.remove()
+            if found[kind] and not any(modes):
+                kind = "in generate, in eval mode"
+                found[kind], lines[kind] = found.pop("in generate"), lines["in generate"]
             found["missing after generate"] = first - train()
-        found["passes that seed"] = _passes_that_seed(model, ids, targets)
-    return Reading(found)
+        with _seeding_lines() as seeding:
+            found["passes that seed"] = _passes_that_seed(model, ids, targets)
+        lines["passes that seed"] = next(iter(seeding), None)
+    said = {kind: [line.file, line.number] for kind, line in lines.items() if line is not None and found.get(kind)}
+    return Reading(found, details={"lines": said})
 
 
 @contextlib.contextmanager
 def _not_evaluated() -> Iterator[None]:
     """Leave models that are built inside the block in training mode: a first `eval()` may be what turns dropout off."""
     own = nn.Module.eval
-    nn.Module.eval = lambda module: module  # type: ignore[method-assign, assignment, misc]
+    nn.Module.eval = lambda module: module  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -213,20 +236,28 @@ def _same(a: Tensor, b: Tensor, known: Tensor | None) -> bool:
     return torch.equal(a[known], b[known])
 
 
-def _drops_in(model: Model, run: Callable[[], Any], *, training: bool) -> int:
-    """Return the number of dropouts whose results are used."""
-    model.module.train(training)
-    draws = RandomDraws()
-    with draws.following():
-        run()
-    return sum(drop.before is not None and drop.used for drop in draws.drops)
+@contextlib.contextmanager
+def _seeding_lines() -> Iterator[list[SourceLine | None]]:
+    """Collect the user's lines that call `torch.manual_seed` inside the block."""
+    found: list[SourceLine | None] = []
+    own = torch.manual_seed
+
+    def manual_seed(seed: int) -> torch.Generator:
+        found.append(user_line())
+        return own(seed)
+
+    torch.manual_seed = manual_seed
+    try:
+        yield found
+    finally:
+        torch.manual_seed = own
 
 
 def _passes_that_seed(model: Model, ids: Tensor, targets: Tensor) -> int:
     model.module.train()
     states = []
     for seed in (1, 2):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model.loss(ids, targets)
         states.append(torch.get_rng_state())
     return int(torch.equal(*states))

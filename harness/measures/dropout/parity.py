@@ -37,7 +37,7 @@ def dropout_parity(
     size: str,
     compare: Literal["logits", "loss", "gradients"],
     when: When = "first",
-    rate: float = 0.2,
+    rate: float = 0.3,
 ) -> Reading:
     """Return the noise verdict on the subject with dropout on against GPT-2 with the same masks, at some time.
 
