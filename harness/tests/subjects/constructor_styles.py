@@ -71,6 +71,8 @@ STYLES = {
     + INIT.format("", "C.vocab, C.ctx, C.n_embd, C.heads, C.depth"),
     "constants": "ROWS = 90\nSLOTS = 40\nUNITS = 8 * 4\nPIECES, STOREYS = 4, 2\nTILE = 16\nSTEPS = 5000\n\n"
     + INIT.format("", "ROWS, SLOTS, UNITS, PIECES, STOREYS"),
+    "an object, and constants that begin alike": "G_BLOCK_SIZE = 40\nG_N_EMBD = 32\nG_N_LAYERS = 2\nG_N_HEAD = 4\n\nclass State:\n    def __init__(self, text):\n        self.vocab_size = len(set(text))\n\n"
+    + INIT.format(", state: State", "state.vocab_size, G_BLOCK_SIZE, G_N_EMBD, G_N_HEAD, G_N_LAYERS"),
     "constants in defaults": "n_embd = 32\nn_head = 4\nctx = 40\nsize_of_head = n_embd // n_head\n\n"
     + INIT.format(
         ", vocab_size=90, width=n_embd, heads=n_head, n_layer=2",

@@ -87,14 +87,24 @@ def normalised(name: str) -> str:
 
 
 QUANTITIES = {normalised(name): quantity for quantity, names in SYNONYMS.items() for name in names}
+# Beginnings that say whose setting it is, as in G_N_EMBD, GPT_BLOCK_SIZE or default_n_layer.
+OWNERS = ("g", "gpt", "lm", "model", "transformer", "config", "cfg", "default", "my")
+
+
+def without_owner(name: str) -> str:
+    """Return a setting's name without the word that says whose it is, unless the whole name is known."""
+    last = name.rsplit(".", 1)[-1]
+    owner, _, rest = last.lower().partition("_")
+    return rest if owner in OWNERS and rest and normalised(last) not in QUANTITIES else last
 
 
 def quantity_of(name: str, beside: Iterable[str]) -> str | None:
     """Return the quantity (a key of SYNONYMS) that a setting means, given the names beside it; None if unknown."""
-    if normalised(name) in map(normalised, WIDTH_OR_FEED_FORWARD_WIDTH):
-        others = {QUANTITIES.get(normalised(other)) for other in beside}
+    own = normalised(without_owner(name))
+    if own in map(normalised, WIDTH_OR_FEED_FORWARD_WIDTH):
+        others = {QUANTITIES.get(normalised(without_owner(other))) for other in beside}
         return "feed_forward_width" if "width" in others else "width"
-    return QUANTITIES.get(normalised(name))
+    return QUANTITIES.get(own)
 
 
 def names_sizes(names: Iterable[str]) -> bool:

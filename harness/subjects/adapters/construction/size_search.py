@@ -58,8 +58,9 @@ class SizeSearch:
             if base is None:
                 assert self.error is not None
                 raise self.error
-            if self.constructor.read:  # of the names in a dict that has every name, those that it reads
-                read = self.constructor.read | {*self.constructor.unknown}
+            # Of the names in a dict that has every name, those that it reads; and constants, which it need not read.
+            if self.constructor.read:
+                read = self.constructor.read | {*self.constructor.unknown, *self.constructor.defaults}
                 self.constructor = dataclasses.replace(self.constructor, words=self.constructor.words & read)
             self._decide(*base)
         return self.constructor
