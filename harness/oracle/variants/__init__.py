@@ -2,6 +2,7 @@
 
 from harness.oracle.variants.all_variants import variants
 from harness.oracle.variants.partial import in_parts
+from harness.oracle.variants.systematic import systematic_variants
 from harness.oracle.variants.variant import Variant
 
-__all__ = ["Variant", "in_parts", "variants"]
+__all__ = ["Variant", "in_parts", "systematic_variants", "variants"]

@@ -61,6 +61,11 @@ class _Explanation:
     def is_exact(self) -> bool:
         return (self.complete or self.ended) and all(difference.variants for difference in self.differences)
 
+    @property
+    def is_one_cause(self) -> bool:
+        """True if one variant is every difference: another wiring with differences of its own is no simpler."""
+        return len({difference.variants for difference in self.differences}) == 1
+
     def is_better_than(self, other: _Explanation) -> bool:
         if self.is_exact != other.is_exact:
             return self.is_exact
@@ -90,7 +95,8 @@ def search(
     First every difference is looked for by itself; behind embeddings that no variant matches, the search begins with
     the subject's own. If that does not explain the subject to the end, the wirings of the block that reproduce more of
     its values are assumed in turn: norms that are elsewhere hide every other difference. What is still unexplained then
-    is searched thoroughly: for variants of some values only, and for two at once.
+    is searched thoroughly: for variants of some values only, and for two at once. A variant that no table lists counts
+    where it alone explains the subject to the end and no listed one does, or where nothing else does.
     """
     alignment = Alignment(observed, ids, weights, size)
     wiring, best = None, _explained(alignment, {}, owners or {}, until_ambiguous=True)
@@ -104,7 +110,13 @@ def search(
         if not best.is_exact:
             best = _explained(alignment, {}, owners or {})
     if not best.is_exact:
+        unlisted = _explained(alignment, {}, owners or {}, wiring, hard=("systematic",))
+        if unlisted.is_exact and unlisted.is_one_cause:
+            best = unlisted
+    if not best.is_exact:
         wiring, best = _best_wiring(alignment, _wirings(alignment, best.changes), best, owners or {})
+    if not best.is_exact and unlisted.is_exact:
+        best = unlisted
     if not best.is_exact:
         best = _found_with_pairs(alignment, wiring, owners or {}) or _explained(
             alignment, own_values, owners or {}, wiring, hard=("pairs", "parts")

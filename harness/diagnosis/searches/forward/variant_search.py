@@ -14,7 +14,7 @@ from harness.diagnosis.searches.forward.alignment import Alignment, Taps, is_in_
 from harness.diagnosis.searches.forward.fitted_variants import fitted_variants, places_between
 from harness.oracle.declared import is_declared_absent
 from harness.oracle.formula import Formula, Replacement, place
-from harness.oracle.variants import Variant, in_parts, variants
+from harness.oracle.variants import Variant, in_parts, systematic_variants, variants
 
 Candidate = tuple[Variant, int | None]  # a variant and the layer in which to try it; None: in every layer
 
@@ -75,10 +75,15 @@ class VariantSearch:
         """Return a match of one of these kinds, which take seconds.
 
         "pairs": the first of two variants that match together. "parts": a variant of some of the values only.
+        "systematic": a variant that no table lists, of those that are the simplest: it has no id.
         `matched`: the variants that matched before. Of pairs that match alike, the one with most of them is returned.
         """
         passed = self.alignment.last_right_step(taps, reached)
-        here = self._candidates(variants(), taps, layer, reached) if kinds else []
+        if "systematic" in kinds:
+            unlisted = self._candidates(systematic_variants(), taps, layer, reached)
+            if (match := self._furthest(unlisted, taps, reached, layer, passed)) is not None:
+                return match
+        here = self._candidates(variants(), taps, layer, reached) if set(kinds) & {"pairs", "parts"} else []
         if "pairs" in kinds and (match := self._first_of_two(here, taps, reached, layer, passed, matched)) is not None:
             return match
         return self._furthest(self._in_parts(here), taps, reached, layer, passed) if "parts" in kinds else None
@@ -243,7 +248,9 @@ class VariantSearch:
             if layer is None or whole:
                 formula(self.alignment.ids)
             else:
-                formula.do("block", layer, taps["embedding"] if layer == 0 else taps[f"h.{layer - 1}"])
+                before = "embedding" if layer == 0 else f"h.{layer - 1}"
+                formula.taps |= {name: taps[name] for name in ("embedding.token", "embedding", before) if name in taps}
+                formula.do("block", layer, taps[before])
         except (RuntimeError, IndexError, KeyError):
             return {}  # the variant is not defined for these sizes
         return formula.taps
