@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ EVENTS: Mapping[When, Sequence[str]] = {
     "in an evaluation afterwards": ("training", "evaluation"),
 }
 DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.AlphaDropout)
+MOST_NAMED = 3  # draws that a message names
 ROWS, LENGTH = 3, 24
 SEED = 1
 SAME = 1e-6  # of the largest logit, in float64
@@ -55,6 +57,7 @@ class Recorded:
         logits: The first pass's logits (B, T, V).
         agrees: They are the formula's, with these masks.
         has_layers: The model has dropout layers of PyTorch's.
+        elsewhere: The first pass draws from these generators, too, which are not PyTorch's.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Recorded:
     logits: Tensor
     agrees: bool
     has_layers: bool
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def sites(self) -> list[str]:
@@ -84,8 +88,8 @@ class Recorded:
 
     def raise_if_unclear(self) -> None:
         """Raise MissingAbility, which names the draws, if random numbers do something else than drop such values."""
-        if not self.agrees and (unclear := self.unclear):
-            said = "; ".join(dict.fromkeys(map(str, unclear)))
+        if not self.agrees and (unclear := [*map(str, self.unclear), *self.elsewhere]):
+            said = "; ".join(dict.fromkeys(unclear[:MOST_NAMED])) + ", ..." * (len(unclear) > MOST_NAMED)
             raise MissingAbility(
                 f"{self.name} draws random numbers in training mode that are no mask of a value of GPT-2's: {said}"
             )
@@ -135,7 +139,7 @@ class SeededCall:
     def __call__(self, module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the logits and the loss or None, as the call that is seeded does."""
         torch.manual_seed(self.seed)
-        random.seed(self.seed)
+        _seed_others(self.seed)
         return self.calling(module, ids, targets)
 
 
@@ -161,6 +165,7 @@ def record(subject: Subject, size: str, rate: float, when: When = "first") -> Re
         draws = RandomDraws()
         with draws.following():
             logits, _ = model.logits_and_loss(ids, targets)
+        elsewhere = tuple(name for name, state in _other_states().items() if state != _seeded_states()[name])
         first, count = len(draws.drops), len(draws.draws)
         with draws.following(), torch.no_grad():
             assert isinstance(model.calling, SeededCall)
@@ -181,6 +186,7 @@ def record(subject: Subject, size: str, rate: float, when: When = "first") -> Re
         logits.detach(),
         bool(noise_verdict.distance(logits.detach(), found.logits) <= SAME * noise_verdict.max_abs(found.logits)),
         any(isinstance(module, DROPOUT_LAYERS) for module in model.module.modules()),
+        elsewhere,
     )
 
 
@@ -200,13 +206,32 @@ def _found(formula: Model, drops: Sequence[Drop], ids: Tensor) -> _Found:
 
 @contextlib.contextmanager
 def isolated_random_numbers() -> Iterator[None]:
-    """Restore the random numbers of torch and of Python after the block."""
-    before = random.getstate()
+    """Restore the random numbers of torch, Python and NumPy after the block."""
+    before, of_numpy = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         try:
             yield
         finally:
             random.setstate(before)
+            numpy.random.set_state(of_numpy)
+
+
+def _seed_others(seed: int) -> None:
+    random.seed(seed)
+    numpy.random.seed(seed)
+
+
+def _other_states() -> dict[str, str]:
+    """Return the states of the generators that are not PyTorch's, as text by name."""
+    return {"Python's random": str(random.getstate()), "numpy.random": str(numpy.random.get_state(legacy=False))}
+
+
+@functools.cache
+def _seeded_states() -> dict[str, str]:
+    """Return the states after SEED."""
+    with isolated_random_numbers():
+        _seed_others(SEED)
+        return _other_states()
 
 
 def _use(model: Model, size: Size) -> None:

@@ -122,6 +122,15 @@ def test_random_numbers_that_are_no_mask_are_a_skip_that_names_them(subject):
         dropout_parity(noisy, size="debug", compare="logits")
 
 
+def test_a_layer_that_is_left_out_by_chance_is_a_skip_that_names_the_generator(subject):
+    sometimes = subject(
+        ("import math\n", "import math\nimport random\n"),
+        ("return x + transformed", "return x if self.training and random.random() < 0.5 else x + transformed"),
+    )
+    with pytest.raises(MissingAbility, match="Python's random"):
+        dropout_parity(sometimes, size="debug", compare="logits")
+
+
 def test_a_generator_that_no_seed_resets_is_a_skip(subject):
     own = subject(
         ("class Attention(", "DRAWS = torch.Generator().manual_seed(5)\n\n\nclass Attention("),
