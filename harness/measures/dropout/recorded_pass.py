@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES, Size
-from harness.oracle import noise_verdict
+from harness.oracle import model_cache, noise_verdict
 from harness.oracle.declared import declared_gpt2
 from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 from harness.oracle.probe_weights import State, state
@@ -156,9 +156,13 @@ def reference(size: str, when: When, dtype: str) -> Model:
     return gpt2.oracle(SIZES[size], weights(size, when), dtype)
 
 
-@functools.lru_cache(maxsize=4)
 def record(subject: Subject, size: str, rate: float, when: When = "first") -> Recorded:
     """Return the recorded pass in float64. Raises MissingAbility if nothing drops, and no rate can be asked for."""
+    key = ("recorded pass", subject, size, rate, when)
+    return model_cache.cached(key, lambda: _record(subject, size, rate, when))
+
+
+def _record(subject: Subject, size: str, rate: float, when: When) -> Recorded:
     with isolated_random_numbers():
         model = candidate(subject, size, rate, "float64", when)
         ids, targets = batch(SIZES[size], "random", rows=ROWS, length=LENGTH)
