@@ -124,7 +124,7 @@ RULES = (
     Rule("loaded_parity", "nan", "loading.buffers", "load-buffer-uninitialised",
          "after loading, some memory has no values: a buffer that no file holds"),
     Rule("every_condition", "wrong (only )?(for|after)", "behaviour.condition", "wrong-under-a-condition",
-         "it is right in general, and wrong under a condition that the evidence names"),
+         "it is wrong under a condition that the evidence names, and right under others"),
     Rule("every_condition", "right in a new model", "behaviour.condition", "wrong-under-a-condition",
          "it is right in a new model, and wrong after other calls, which the evidence names"),
     Rule("every_shape_of_model", "wrong (only )?for", "behaviour.condition", "wrong-under-a-condition",
