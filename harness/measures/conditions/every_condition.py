@@ -23,7 +23,7 @@ from harness.oracle.noise_verdict import FLOOR_FACTOR_32
 from harness.oracle.probe_weights import state, state_of
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
-from harness.subjects.dropout_calls import draws_numbers
+from harness.subjects.dropout_calls import draws_numbers, without_dropout
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
@@ -105,7 +105,8 @@ def gradients_under_every_condition(subject: Subject, *, size: str, seed: int = 
 
     def candidate(dtype: str) -> Model:
         if dtype not in models:
-            models[dtype] = build_with_weights(subject, SIZES[size], given, dtype, dropout=0.0)
+            # A dropout that nothing sets to 0 is switched off.
+            models[dtype] = without_dropout(build_with_weights(subject, SIZES[size], given, dtype, dropout=0.0))
         return models[dtype]
 
     for number, (rows, length) in enumerate(GRADIENT_SHAPES):
