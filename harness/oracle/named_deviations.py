@@ -152,6 +152,8 @@ EXCUSED = {
     "*-frozen": ("parity::*gradients*",),
     "embedding-padding-index": ("parity::*",),
     "*dropout*": ("dropout::*", "structure::training-mode*", "structure::evaluation-changes-nothing*"),
+    "training-remembers": ("dropout::*",),
+    "forward-seeds-*": ("dropout::*", "behaviour::*"),
     "tie-*": (TIED,),
     "head-tied-by-copy": (TIED,),
     "*-low-precision": ("precision::*", "parity::*"),

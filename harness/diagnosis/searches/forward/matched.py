@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from harness.core.source_lines import SourceLine
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.observation import SAME
 from harness.diagnosis.searches.forward.alignment import Alignment, Taps, largest_difference
 from harness.diagnosis.searches.forward.variant_search import Match
-from harness.diagnosis.source_lines import SourceLine
 from harness.oracle.formula import Replacement, place
 from harness.oracle.variants import Variant
 
