@@ -143,9 +143,19 @@ class Originals:
                 else:
                     patch = Patch(owner, name, original, value, f"{path}.{name}")
                     found.append(self._found.setdefault((id(owner), name, id(value)), patch))
-            if not replaced:  # a name was added
+            hiding = [name for name in names if name not in before and self._hides(owner, name)]
+            for name in hiding:
+                patch = Patch(owner, name, _ABSENT, names[name], f"{path}.{name}")
+                found.append(self._found.setdefault((id(owner), name, id(names[name])), patch))
+            if not replaced and not hiding:  # a name was added
                 self._owners[number] = (owner, names, dict(names), path)
         return found
+
+    def _hides(self, owner: Any, name: str) -> bool:
+        """Return True for a method that a class was given in place of an inherited one: `torch.Tensor.abs = ...`."""
+        if not isinstance(owner, type) or self._is_of_torch(vars(owner)[name]):
+            return False
+        return callable(vars(owner)[name]) and any(name in vars(base) for base in owner.__mro__[1:])
 
     def _is_of_torch(self, value: Any) -> bool:
         """Return True for a new function that torch itself put there, as an import of torch.compile's modules does."""

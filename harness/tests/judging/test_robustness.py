@@ -91,7 +91,13 @@ REPLACED = [
     (FORWARD, "HF.NewGELUActivation.forward = lambda self, x: x.relu()", LOGITS, "pass", ""),
     (CONSTRUCTION, "HF.ACT2CLS['gelu_new'] = torch.nn.ReLU", LOGITS, "pass", ""),
     (FORWARD, "F.gelu = lambda x, **_: x.relu()", LOGITS, "fail", "different"),
-    (FORWARD, "F.layer_norm = lambda x, s, w, b, e, f=F.layer_norm: f(x, s, w, b, 1e-2)", LOGITS, "fail", "different"),
+    (
+        FORWARD,
+        "F.layer_norm = lambda x, s, weight, bias, eps, f=F.layer_norm: f(x, s, weight, bias, 1e-2)",
+        LOGITS,
+        "fail",
+        "different",
+    ),
     (FORWARD, "F.cross_entropy = lambda x, y, f=F.cross_entropy, **_: 2 * f(x, y)", LOSS, "fail", "different"),
     # What the check itself computes with.
     (FORWARD, "torch.equal = lambda *_: True", LOGITS, "error", "naughty.py:13), which the check computes with, too"),
