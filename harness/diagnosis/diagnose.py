@@ -27,6 +27,7 @@ from harness.oracle.tokens import batch
 from harness.subjects.protocols import Subject
 from harness.suites.record import Record
 
+UNDER_A_CONDITION = "wrong-under-a-condition"
 DIFFERS = 1e-9  # relative, in float64: rounding is some 1e-15
 _COMPUTES = frozenset(
     (
@@ -66,6 +67,9 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
     found, trouble = _searched(subject, None if not records else {record.check.suite for record in failed})
     if not found:  # a failed check's own cause counts only where no search found one: one mistake fails many checks
         found = failed_checks.findings_from(failed)
+    elif not any(finding.fault for finding in found):
+        # The condition under which it is wrong says more than the place at which no variant matches.
+        found = [each for each in failed_checks.findings_from(failed) if each.fault == UNDER_A_CONDITION] + found
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", NO_VARIANT, failed[0].message)]
     try:
