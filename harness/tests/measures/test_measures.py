@@ -78,7 +78,9 @@ def test_probe_weights_are_the_same_in_every_process_and_differ_between_layers()
 def test_probe_weights_do_not_depend_on_the_default_dtype():
     torch.set_default_dtype(torch.float64)
     try:
-        one = probe_weights._seeded.__wrapped__("debug", "probe", tuple(published_shapes(SIZES["debug"]).items()))
+        one = probe_weights._seeded.__wrapped__(
+            SIZES["debug"], "probe", tuple(published_shapes(SIZES["debug"]).items())
+        )
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(
