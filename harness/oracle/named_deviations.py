@@ -171,6 +171,13 @@ EXCUSED = {
     "prints-in-forward": ("behaviour::prints-little*",),
     "seeds-on-construction": ("behaviour::*",),
     "changes-globals": ("behaviour::*",),
+    "answer-overwritten": ("conditions::answers-stay-what-they-were*",),
+    "backward-not-linear": ("conditions::backward-is-linear*",),
+    "backward-not-the-derivative": ("conditions::gradients-match-finite-differences*",),
+    "call-changes-weights": ("conditions::calls-change-no-weights*",),
+    "copy-differs": ("conditions::copies-answer-alike*",),
+    "stale-weights": ("conditions::newest-weights-are-used*",),
+    "wrong-under-a-condition": ("conditions::right-*", "conditions::gradients-under-every-condition*"),
     "keeps-activations": ("behaviour::memory-does-not-grow*",),
 }
 
