@@ -55,7 +55,8 @@ def _shapes(size: Size) -> Mapping[str, tuple[int, ...]]:
 @with_originals
 def _seeded(size: Size, weights: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> State:
     make = {"probe": _probe, "extreme": _extreme, "standard": _standard}[weights]
-    return {name: make(name, shape, size) for name, shape in shapes}
+    with torch._C.DisableTorchFunction():  # a float64 pass of a subject makes float64 of every float32
+        return {name: make(name, shape, size) for name, shape in shapes}
 
 
 def _pretrained() -> State:

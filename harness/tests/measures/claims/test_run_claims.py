@@ -3,6 +3,7 @@
 import pytest
 
 from harness.core.errors import MissingResource
+from harness.core.originals import ORIGINALS
 from harness.core.record_files import read
 from harness.core.resources import Resources
 from harness.judging.run_check import run
@@ -219,6 +220,7 @@ def test_the_shipped_trainer_s_runs_are_of_its_package_and_of_nobody_s_file(tmp_
 def test_a_record_file_is_read_once_for_all_claims_and_again_when_it_has_changed(judge, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(run_records, "read", lambda path: asked.append(path) or read(path))
+    monkeypatch.setattr(ORIGINALS, "patches", list)
     with_lessons(tmp_path)
     for name in ("usual-norms", "spike-is-clipped", "masters-end-lower"):
         assert judge(name).value == "holds"
