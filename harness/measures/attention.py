@@ -140,7 +140,7 @@ def attention_row_sums(subject: Subject, *, size: str, length: int = 24) -> Read
     C = SIZES[size].width
     special: State = dict(state(size, "probe"))
     values = (len(special["transformer.h.0.attn.c_attn.bias"]) - C) // 2  # fewer than C where queries share them
-    constant = torch.linspace(1.0, 2.0, values, dtype=torch.float32)
+    constant = torch.linspace(1.0, 2.0, values)
     for layer in range(SIZES[size].layers):
         attn = f"transformer.h.{layer}.attn"
         projection, bias = special[f"{attn}.c_attn.weight"].clone(), special[f"{attn}.c_attn.bias"].clone()

@@ -135,8 +135,7 @@ def _stream_std(model: Model, ids: Tensor, *, normal: bool, seed: int) -> dict[s
     """Return the std of the residual stream by place; with `normal`, from a normal stream instead of the embeddings."""
     with torch.no_grad(), model.block_outputs() as outputs, contextlib.ExitStack() as stack:
         if normal:
-            shape, generator = (*ids.shape, model.size.width), torch.Generator().manual_seed(seed)
-            noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+            noise = torch.randn(*ids.shape, model.size.width, generator=torch.Generator().manual_seed(seed))
             stack.enter_context(model.stream_replaced(LESSON_STREAM_STD * noise))
         model.logits(ids)
     return {place: float(tensor.std()) for place, tensor in outputs.items()}

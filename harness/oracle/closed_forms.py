@@ -104,8 +104,8 @@ def _attended(own: float, shared: float, *, length: int, seed: int) -> tuple[flo
     spread = math.sqrt(own * (own - shared))
     alike = math.sqrt(max(shared, 0.0) / own)  # similar queries have similar scores
     draws = 8
-    common = torch.randn(draws, 1, length, generator=generator, dtype=torch.float32)
-    each = torch.randn(draws, length, length, generator=generator, dtype=torch.float32)
+    common = torch.randn(draws, 1, length, generator=generator)
+    each = torch.randn(draws, length, length, generator=generator)
     scores = spread * (alike * common + math.sqrt(1 - alike**2) * each)
     past = torch.ones(length, length).tril().bool()
     weights = scores.masked_fill(~past, -math.inf).softmax(-1)

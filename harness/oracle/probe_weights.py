@@ -69,8 +69,8 @@ def _pretrained() -> State:
 
 def _normal(name: str, shape: tuple[int, ...]) -> Tensor:
     # The seed contains the name, so that a tensor does not depend on which others were drawn before it. CRC-32, because
-    # Python's own hash of a string differs from process to process. The dtype is stated: inside the float64 passes of a
-    # subject torch's default is float64, and a generator draws other numbers for it.
+    # Python's own hash of a string differs from process to process. The dtype is stated: float64, which is torch's
+    # default inside a subject's float64 passes, has other numbers.
     seed = zlib.crc32(name.encode(), SEED)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 

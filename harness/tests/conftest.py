@@ -11,7 +11,6 @@ import torch
 from transformers import GPT2LMHeadModel  # noqa: F401
 
 import gpt
-from harness.core.originals import ORIGINALS
 from harness.measures.all_measures import measures
 from harness.suites.suite_file import read_suite
 
@@ -34,8 +33,6 @@ def shipped():
 @pytest.fixture(autouse=True)
 def process_state():
     """Fail a test that leaves behind what would change those after it: torch's defaults, or another module `gpt`."""
-    if ORIGINALS.patches():  # modules that another test loaded anew are no replacements by a subject
-        ORIGINALS.record()
     yield
     left = (torch.get_default_dtype(), torch.is_grad_enabled(), sys.modules.get("gpt"))
     torch.set_default_dtype(torch.float32)

@@ -135,7 +135,7 @@ def _steps(model: Model, answer: Tensor, prompt_length: int, definition: Callabl
         with torch.no_grad():
             logits = model.logits(answer[:, max(0, end - model.size.context) : end])[:, -1].double()
         expected, drawn = definition(logits), answer[:, end]
-        within = torch.rand(len(answer), generator=rng, dtype=torch.float32).double()
+        within = torch.rand(len(answer), generator=rng).double()
         # Cumulated from the most probable token down, so that an error adds up over rows of different contexts.
         ordered, order = expected.sort(dim=1, descending=True)
         rank = (order == drawn[:, None]).long().argmax(1, keepdim=True)

@@ -13,6 +13,7 @@ from harness.oracle import closed_forms, probe_weights
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
+from harness.subjects.float32_as_float64 import Float32AsFloat64
 from harness.subjects.weight_map import family, published_shapes
 
 COUNTS = {
@@ -75,18 +76,19 @@ def test_probe_weights_are_the_same_in_every_process_and_differ_between_layers()
     assert not torch.equal(one["transformer.h.0.ln_1.bias"], one["transformer.h.1.ln_1.bias"])
 
 
-def test_probe_weights_do_not_depend_on_the_default_dtype():
+def test_probe_weights_are_the_same_inside_a_float64_pass_of_a_subject():
+    """They were drawn in float64 there, with other numbers, and cached for the checks that followed."""
     torch.set_default_dtype(torch.float64)
     try:
-        one = probe_weights._seeded.__wrapped__(
-            SIZES["debug"], "probe", tuple(published_shapes(SIZES["debug"]).items())
-        )
+        with Float32AsFloat64():
+            one = probe_weights._seeded.__wrapped__(
+                SIZES["debug"], "probe", tuple(published_shapes(SIZES["debug"]).items())
+            )
     finally:
         torch.set_default_dtype(torch.float32)
-    assert all(
-        torch.equal(one[name], tensor) and tensor.dtype == torch.float32
-        for name, tensor in state("debug", "probe").items()
-    )
+    expected = state("debug", "probe")
+    assert {tensor.dtype for tensor in one.values()} == {torch.float32}
+    assert all(torch.equal(one[name], tensor) for name, tensor in expected.items())
 
 
 def test_no_two_dimensions_of_the_debug_size_are_equal():

@@ -220,7 +220,7 @@ def test_the_shipped_trainer_s_runs_are_of_its_package_and_of_nobody_s_file(tmp_
 def test_a_record_file_is_read_once_for_all_claims_and_again_when_it_has_changed(judge, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(run_records, "read", lambda path: asked.append(path) or read(path))
-    monkeypatch.setattr(ORIGINALS, "patches", list)
+    monkeypatch.setattr(ORIGINALS, "patches", list)  # what a test replaces is no doing of the subject's
     with_lessons(tmp_path)
     for name in ("usual-norms", "spike-is-clipped", "masters-end-lower"):
         assert judge(name).value == "holds"
