@@ -46,9 +46,7 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
         seconds = time.perf_counter() - started
         return Record(check, subject.name, verdict, message, seconds, details=details, **fields)
 
-    def error(message: str, cause: BaseException | None) -> Record:
-        if cause is None:
-            return record("error", message)
+    def error(message: str, cause: BaseException) -> Record:
         if changed:
             message += "; on the way it changed " + ", ".join(f"{name} ({how})" for name, how in changed.items())
         trace = "".join(traceback.format_tb(cause.__traceback__))[-LONGEST_TRACEBACK:]
@@ -78,7 +76,7 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
     except BaseException as raised:  # SystemExit, pytest's own Skipped, or any class that the subject defines
         return error(describe_error(raised), raised)
     if spoiled := [str(patch) for patch in replaced if patch.spoils_verdicts] or operations_changed():
-        return error(f"no verdict: {_changed_under_the_judge(spoiled)}", None)
+        return record("error", f"no verdict: {_changed_under_the_judge(spoiled)}")
     return _judged(check, measure, reading, record)
 
 
