@@ -122,7 +122,7 @@ RULES = (
     Rule("copies_differing", ".", "behaviour.copies", "copy-differs",
          "a copy of the model, or one with its state dict, answers differently"),
     Rule("loaded_parity", "nan", "loading.buffers", "load-buffer-uninitialised",
-         "after loading, some memory has no values: a buffer that no file holds"),
+         "after loading, some memory has no values: a buffer that no file contains"),
     Rule("every_condition", "wrong (only )?(for|after)", "behaviour.condition", "wrong-under-a-condition",
          "it is wrong under a condition that the evidence names, and right under others"),
     Rule("every_condition", "right in a new model", "behaviour.condition", "wrong-under-a-condition",

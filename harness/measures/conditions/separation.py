@@ -17,7 +17,7 @@ class Statement:
     """Words for a set of conditions, and the test of it. `factor`: whose values are listed behind the words."""
 
     words: str
-    holds: Callable[[Condition], bool]
+    is_true_of: Callable[[Condition], bool]
     factor: str = ""
 
 
@@ -29,21 +29,21 @@ def separate(conditions: Sequence[Condition], failed: Sequence[Condition]) -> li
     passed = [each for each in conditions if each not in failed]
     if not passed:
         return [f"wrong under each of the {len(failed)} conditions that were tried"]
-    true = [each for each in statements() if all(map(each.holds, failed))]
+    true = [each for each in statements() if all(map(each.is_true_of, failed))]
     for one, other in itertools.chain(zip(true, true, strict=True), itertools.combinations(true, 2)):
-        if not any(one.holds(each) and other.holds(each) for each in passed):
+        if not any(one.is_true_of(each) and other.is_true_of(each) for each in passed):
             words = one.words if one is other else f"{one.words} and {other.words}"
             return [f"wrong only for {words}{_values(one.factor or other.factor, passed, failed)}"]
     return _several(passed, failed)
 
 
 def _several(passed: Sequence[Condition], failed: Sequence[Condition]) -> list[str]:
-    """Return up to three statements that hold for no right condition, those first that hold for most wrong ones."""
-    exact = [each for each in statements() if not any(map(each.holds, passed))]
+    """Return up to three statements that are true of no right condition, of those true of most wrong ones first."""
+    exact = [each for each in statements() if not any(map(each.is_true_of, passed))]
     found, left = list[str](), list(failed)
     while left and exact and len(found) < 3:
-        best = max(exact, key=lambda statement: sum(map(statement.holds, left)))
-        covered = [each for each in left if best.holds(each)]
+        best = max(exact, key=lambda statement: sum(map(statement.is_true_of, left)))
+        covered = [each for each in left if best.is_true_of(each)]
         if len(covered) < 2:  # one condition fits too many statements
             break
         found.append(f"wrong for {best.words}{_values(best.factor, passed, covered)}")

@@ -143,7 +143,7 @@ def loaded_parity(
             )
 
         def loaded(dtype: str) -> Model:
-            with uninitialised_memory_filled():  # a buffer that no file holds is there by chance
+            with uninitialised_memory_filled():  # a buffer that no file contains is there by chance
                 model = subject.load_checkpoint(Path(folder))
             model.module.to(getattr(torch, dtype))
             return model

@@ -63,15 +63,15 @@ def test_a_fault_is_killed_by_its_check_and_the_message_names_the_condition(tmp_
     assert said in f"{record.message} {record.details.get('hint', '')}"
 
 
-def test_a_refusal_of_int32_is_no_failure_and_is_told(tmp_path, shipped):
+def test_a_refusal_of_int32_is_no_failure_and_is_listed(tmp_path, shipped):
     refusal = (
         'if idx.dtype != torch.int64:\n            raise TypeError("ids must be int64")\n        B, T = idx.shape\n'
     )
     record = run(shipped[SWEEP], specimen(tmp_path, ("B, T = idx.shape\n", refusal)))
     assert record.verdict == "pass", record.message
-    told = record.details["not judged"]
-    assert told
-    assert all("int32 ids" in condition and "ids must be int64" in why for condition, why in told.items())
+    refused = record.details["not judged"]
+    assert refused
+    assert all("int32 ids" in condition and "ids must be int64" in why for condition, why in refused.items())
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_refusal_of_int32_is_no_failure_and_is_told(tmp_path, shipped):
         (("scores = scores / math.sqrt(self.head_width)", "pass"), "wrong only for sequences of more than 1 tokens"),
     ],
 )
-def test_what_is_wrong_under_the_plain_condition_too_is_told_as_it_is(tmp_path, shipped, change, said):
+def test_what_is_wrong_under_the_plain_condition_too_is_described_as_it_is(tmp_path, shipped, change, said):
     record = run(shipped[SWEEP], specimen(tmp_path, change))
     assert said in record.message
 
