@@ -42,7 +42,7 @@ SPLIT = ("the queries", "the keys", "the values")  # the parts of `attn.split`
 OPERATIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "ln_1": ("ln_1", ("the block's input",), STREAM),
     "attn": ("attention", ("ln_1's output",), STREAM),
-    "attn.scores": ("the scores", ("the queries", "the keys"), HEADS),
+    "attn.scores": ("the product of queries and keys", ("the queries", "the keys"), HEADS),
     "attn.scale": ("the scaling", ("the unscaled scores",), SCORES),
     "attn.mask": ("the mask", ("the scores",), SCORES),
     "attn.softmax": ("the softmax", ("the masked scores",), SCORES),
@@ -83,8 +83,6 @@ def _other_axes() -> Iterator[Variant]:
             yield _variant("attn.softmax", says, _softmax_over(axis, empty))
     yield _variant("attn.softmax", "one softmax is over queries and keys together", _joint_softmax)
     for norm in ("ln_1", "ln_2"):
-        for axes, name in (((1,), "time (dim 1)"), ((0,), "the batch (dim 0)"), ((1, 2), "time and channels together")):
-            yield _variant(norm, f"{norm} normalises over {name} instead of channels (dim 2)", _norm_over(norm, axes))
         yield _variant(norm, f"{norm} normalises each head's channels by themselves", _norm_in_heads(norm))
 
 
@@ -100,15 +98,6 @@ def _joint_softmax(at: At, scores: Tensor) -> Tensor:
     return scores.flatten(2).softmax(-1).view_as(scores)
 
 
-def _norm_over(name: str, axes: tuple[int, ...]) -> Operation:
-    def norm(at: At, x: Tensor) -> Tensor:
-        centred = x - x.mean(axes, keepdim=True)
-        scaled = centred * (centred.square().mean(axes, keepdim=True) + EPSILON).rsqrt()
-        return scaled * at[f"{name}.weight"] + at[f"{name}.bias"]
-
-    return norm
-
-
 def _norm_in_heads(name: str) -> Operation:
     def norm(at: At, x: Tensor) -> Tensor:
         in_heads = x.unflatten(-1, (-1, at.size.head_width))
@@ -122,7 +111,7 @@ def _norm_in_heads(name: str) -> Operation:
 
 
 def _other_inputs() -> Iterator[Variant]:
-    """Yield each operation with each of its inputs replaced by a value that is computed before it, or by an other."""
+    """Yield each operation with each of its inputs replaced by a value that is computed before it, or by another."""
     for operation, (words, inputs, axes) in OPERATIONS.items():
         for number, own in enumerate(inputs):
             for other, value in _values_of(axes, operation):
@@ -200,7 +189,6 @@ def _masks() -> Iterator[tuple[str, Seen]]:
     for ahead in (3, 4, 8):
         yield f"the mask lets every position see {ahead} ahead", functools.partial(_ahead, ahead)
     for length in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32):
-        yield f"only the last {length} positions are seen", functools.partial(_last, length)
         yield f"positions see only their own group of {length}", functools.partial(_in_groups, length)
         yield f"within the first {length} positions everything is seen", functools.partial(_prefix, length)
 
@@ -221,10 +209,6 @@ def _without(keys: Callable[[int], Tensor], from_others: bool, T: int, S: int) -
 
 def _ahead(number: int, T: int, S: int) -> Tensor:
     return torch.ones(T, S, dtype=torch.bool).tril(S - T + number)
-
-
-def _last(length: int, T: int, S: int) -> Tensor:
-    return visible(T, S).triu(S - T - length + 1)
 
 
 def _in_groups(length: int, T: int, S: int) -> Tensor:
