@@ -250,3 +250,8 @@ def cosine(k, *, peak=1e-2, floor=1e-3, warmup=3, horizon=10):
     if k >= horizon:
         return floor
     return floor + 0.5 * (1 + math.cos(math.pi * (k - warmup) / (horizon - warmup))) * (peak - floor)
+
+
+class PlainAdam(Trainer):
+    def make_optimizer(self):
+        return torch.optim.Adam(self.parameters.values(), lr=self.lr, weight_decay=0.1)

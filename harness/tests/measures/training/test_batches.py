@@ -1,4 +1,4 @@
-"""The measures of batches, on recordings made by hand: what is right passes, and each mistake is named."""
+"""The measures of batches: what is right passes, and each mistake is named."""
 
 from dataclasses import replace
 

@@ -1,0 +1,102 @@
+"""The measures of the learning rate: what is right passes, and each mistake is named."""
+
+import math
+
+import pytest
+
+from harness.tests.measures.training.hand_made import cosine, rates
+
+SETTINGS = {"lr": 1e-2, "min_lr": 1e-3, "warmup": 3, "horizon": 10, "accumulation": 2}
+SCHEDULES = {
+    "nanoGPT": cosine,
+    "k/w": lambda k: 1e-2 * k / 3 if k < 3 else cosine(k),
+    "(k+1)/w": lambda k: 1e-2 * (k + 1) / 3 if k < 3 else cosine(k),
+    "cosine over the whole run": lambda k: (
+        1e-2 * (k + 1) / 3 if k < 3 else 1e-3 + 4.5e-3 * (1 + math.cos(math.pi * min(k / 10, 1)))
+    ),
+    "linear": lambda k: 1e-2 * (k + 1) / 3 if k < 3 else 1e-2 - 9e-3 * min((k - 3) / 7, 1),
+    "stable, then linear": lambda k: 1e-2 * (k + 1) / 3 if k < 3 else 1e-2 - 9e-3 * min(max(k - 6, 0) / 4, 1),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("known", [(), ("min_lr",), ("min_lr", "lr")], ids=["given", "no minimum", "no rates"])
+def test_every_convention_of_a_schedule_passes(judge, schedule, known):
+    given = {word: value for word, value in SETTINGS.items() if word not in known}
+    record = judge(
+        "training::lr-at-each-step,rehearsal=past-horizon",
+        past_horizon=rates([schedule(k) for k in range(14)], **given),
+    )
+    assert record.verdict == "pass", record.message
+
+
+@pytest.mark.parametrize("known", [(), ("min_lr", "lr")], ids=["given", "no rates"])
+def test_a_learning_rate_that_is_nan_does_not_pass(judge, known):
+    given = {word: value for word, value in SETTINGS.items() if word not in known}
+    values = [cosine(k) if k != 5 else math.nan for k in range(14)]
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=rates(values, **given))
+    assert "step 5" in record.where
+
+
+def test_the_form_of_a_schedule_is_said(judge):
+    record = judge(
+        "training::lr-at-each-step,rehearsal=past-horizon", past_horizon=rates(map(cosine, range(14)), **SETTINGS)
+    )
+    assert record.details["form"] == "warm-up (k+1)/(w+1) of 3 steps, then cosine by (k-w)/(h-w) to step 10"
+
+
+def test_a_constant_rate_passes_where_no_other_was_declared(judge):
+    check = "training::lr-at-each-step,rehearsal=past-horizon"
+    warm = [min(1.0, (k + 1) / 3) * 1e-2 for k in range(9)]
+    assert judge(check, past_horizon=rates(warm, lr=1e-2, warmup=3)).verdict == "pass"
+    assert judge(check, past_horizon=rates([1e-2] * 9)).verdict == "pass"
+    assert judge(check, past_horizon=rates(warm, lr=1e-2, warmup=3, steps=9)).verdict == "pass", "no horizon as such"
+
+
+def unclamped(k):
+    return cosine(k) if k < 3 else 1e-3 + 4.5e-3 * (1 + math.cos(math.pi * (k - 3) / 7))
+
+
+WRONG_SCHEDULES = {
+    "no warm-up": (lambda k: cosine(k) if k >= 3 else 1e-2, "step 0", "the peak in place of the warm-up"),
+    "not applied": (lambda k: 1e-2, "step 0", "the peak at every step"),
+    "warm-up never ends": (lambda k: 1e-2 * (k + 1) / 4, "step 4", "the warm-up never ends"),
+    "no decay": (lambda k: 1e-2 * min(1, (k + 1) / 4), "step 10", "no decay follows"),
+    "warm-up down": (lambda k: cosine(2 - k) if k < 3 else cosine(k), "step 0", "a warm-up that goes down"),
+    "rises past the horizon": (unclamped, "step 11", "goes on past the horizon"),
+    "minimum ignored": (lambda k: cosine(k, floor=0.0), "step 4", "the minimum is ignored"),
+    "micro-batches": (lambda k: cosine(2 * k), "step 1", "steps counted in micro-batches"),
+    "horizon too long": (lambda k: cosine(k, horizon=80), "step 4", "a horizon of 80 steps"),
+    "half a period": (
+        lambda k: cosine(k) if k < 3 or k >= 10 else 1e-3 + 4.5e-3 * (1 + math.cos(math.pi * (k - 3) / 14)),
+        "step 4",
+        "half its period",
+    ),
+    "no 1 +": (
+        lambda k: cosine(k) if k < 3 or k >= 10 else 1e-3 + 9e-3 * math.cos(math.pi * (k - 3) / 7),
+        "step 4",
+        "without the 1 +",
+    ),
+    "one step early": (lambda k: cosine(k + 1), "step 0", "one step early"),
+}
+
+
+@pytest.mark.parametrize(("schedule", "place", "cause"), WRONG_SCHEDULES.values(), ids=WRONG_SCHEDULES)
+def test_another_schedule_fails_and_its_first_step_and_cause_are_named(judge, schedule, place, cause):
+    recording = rates([schedule(k) for k in range(14)], **SETTINGS)
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
+    assert record.verdict == "fail", record.details
+    assert cause in record.details["hint"]
+    assert place in record.where
+
+
+@pytest.mark.parametrize("mistake", ["not applied", "no decay", "warm-up never ends"])
+@pytest.mark.parametrize("known", [("min_lr",), ("min_lr", "lr")], ids=["no minimum", "no rates"])
+def test_a_rate_that_never_decays_is_found_also_where_no_minimum_was_declared(judge, mistake, known):
+    """A free minimum that may be the peak fits every one of them."""
+    schedule, _, cause = WRONG_SCHEDULES[mistake]
+    given = {word: value for word, value in SETTINGS.items() if word not in known}
+    recording = rates([schedule(k) for k in range(14)], **given)
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
+    assert record.verdict == "fail", record.details
+    assert cause in record.details["hint"]

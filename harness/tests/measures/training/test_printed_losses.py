@@ -1,0 +1,92 @@
+"""The measures of what a program prints and counts: what is right passes, and each mistake is named."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from harness.tests.measures.training.hand_made import Trainer
+from harness.training.recording import Forward
+
+
+class TwoMicroBatches(Trainer):
+    accumulation = 2
+
+    def batches(self):
+        first, (ids, targets) = super().batches()
+        targets[0, 2:] = -100
+        return [first, (ids, targets)]
+
+
+class LastOnly(TwoMicroBatches):
+    def printed(self, losses, counts):
+        return f"step {self.number} loss {losses[-1]:.4f}"
+
+
+class Sum(TwoMicroBatches):
+    def printed(self, losses, counts):
+        return f"step {self.number} loss {sum(losses):.4f}"
+
+
+class LastDivided(TwoMicroBatches):
+    def printed(self, losses, counts):
+        return f"step {self.number} loss {losses[-1] / 2:.4f}"
+
+
+class MeanOfMeans(TwoMicroBatches):
+    def printed(self, losses, counts):
+        return f"step {self.number} loss {sum(losses) / 2:.6f}"
+
+
+@pytest.mark.parametrize("kind", [Trainer, TwoMicroBatches], ids=lambda kind: kind.__name__)
+def test_the_printed_loss_is_the_mean_over_all_targets_of_the_step(judge, kind):
+    assert judge("training::printed-loss,rehearsal=accumulate", accumulate=kind().run()).verdict == "pass"
+
+
+WRONG_LOGS = [
+    (LastOnly, "the loss of the last micro-batch alone"),
+    (Sum, "the sum over the micro-batches"),
+    (LastDivided, "divided by their number"),
+    (MeanOfMeans, "the mean of the micro-batches' means"),
+]
+
+
+@pytest.mark.parametrize(("kind", "cause"), WRONG_LOGS, ids=lambda value: getattr(value, "__name__", ""))
+def test_another_printed_loss_is_named(judge, kind, cause):
+    record = judge("training::printed-loss,rehearsal=accumulate", accumulate=kind().run())
+    assert (record.verdict, record.where[0]) == ("fail", "step 0")
+    assert cause in record.details["hint"]
+
+
+def test_a_number_that_is_printed_beside_a_loss_of_nan_does_not_pass(judge):
+    run = Trainer().run()
+    events = tuple(replace(e, loss=math.nan) if isinstance(e, Forward) and e.step == 1 else e for e in run.events)
+    record = judge("training::printed-loss,rehearsal=accumulate", accumulate=replace(run, events=events))
+    assert record.where == ("step 1",)
+
+
+def test_a_program_that_prints_no_loss_is_skipped(judge):
+    class Silent(Trainer):
+        def printed(self, losses, counts):
+            return "."
+
+    assert judge("training::printed-loss,rehearsal=accumulate", accumulate=Silent().run()).verdict == "skip"
+
+
+def test_steps_and_rows_are_those_that_were_declared(judge):
+    settings = {"steps": 4, "accumulation": 2, "batch_size": 3}
+    run = TwoMicroBatches(settings=settings).run()
+    assert judge("training::steps-and-tokens", accumulate=run).verdict == "pass"
+    record = judge("training::steps-and-tokens", accumulate=TwoMicroBatches(settings=settings).run(2))
+    assert record.where == ("optimizer steps",)
+    record = judge("training::steps-and-tokens", accumulate=Trainer(settings=settings).run())
+    assert record.where[0] == "step 0: micro-batches"
+
+
+def test_the_steps_of_a_run_that_the_harness_stopped_are_not_judged_unless_they_are_too_many(judge):
+    settings = {"steps": 40, "accumulation": 2, "batch_size": 3}
+    record = judge("training::steps-and-tokens", accumulate=TwoMicroBatches(settings=settings).run(4, ended="stopped"))
+    assert record.verdict == "pass"
+    assert "optimizer steps" not in record.value
+    more = TwoMicroBatches(settings=settings | {"steps": 2}).run(4, ended="stopped")
+    assert judge("training::steps-and-tokens", accumulate=more).where == ("optimizer steps",)
