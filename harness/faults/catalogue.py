@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ SPECIMEN = Path(__file__).with_name("specimen.py")
 SUBJECT_MATTERS = ("structure", "behaviour", "generation", "loading")
 COMMON = {"id", "what", "source", "change"}
 KEYS = {
-    "fault": COMMON | {"kind", "where", "layer", "alike"},
+    "fault": COMMON | {"kind", "where", "layer", "alike", "says"},
     "control": COMMON,
     "named": {"id", "what"},
     "later": {"suite", "why", "ids"},
@@ -29,7 +30,8 @@ class Fault:
 
     `where`: the components that a diagnosis may name. `layer`: the only layer that is wrong (-1 is the last).
     `alike`: ids of faults that cannot be distinguished from this one by what the program does. `change`: pairs of a
-    text that the specimen has exactly once, and its replacement. `line`: of the catalogue.
+    text that the specimen has exactly once, and its replacement. `line`: of the catalogue. `says`: of a kind that no
+    table of the diagnosis lists, regular expressions that a statement of what is computed instead matches.
     """
 
     id: str
@@ -41,6 +43,17 @@ class Fault:
     layer: int | None = None
     alike: tuple[str, ...] = ()
     line: int = 0
+    says: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> str:
+        """ "listed", "unlisted", or "counted": the half, by lot, whose misses nobody is shown.
+
+        The lot is the parity of the id's SHA-256, so that it is drawn once and for all, for faults to come as well.
+        """
+        if hashlib.sha256(self.id.encode()).digest()[0] % 2:
+            return "counted"
+        return "unlisted" if self.says else "listed"
 
     @property
     def is_control(self) -> bool:
@@ -88,8 +101,13 @@ class Fault:
         component = component or ("block" if number else "")  # "h.2": a whole block
         return any(component == place or component.startswith(f"{place}.") for place in self.where)
 
-    def named_by(self, fault: str) -> bool:
-        """Return True if `fault`, an id that a diagnosis names, is this one or cannot be distinguished from it."""
+    def named_by(self, fault: str, cause: str) -> bool:
+        """Return True if a finding's `fault`, an id, is this one or cannot be distinguished from it.
+
+        A fault of an unlisted kind has no id: the finding's `cause` must say what is computed instead.
+        """
+        if self.says:
+            return all(re.search(pattern, cause, re.IGNORECASE) for pattern in self.says)
         return fault == self.id or fault in self.alike
 
 
@@ -105,12 +123,13 @@ class Catalogue:
     @property
     def ids(self) -> frozenset[str]:
         """The ids of all tables: those that a diagnosis may name."""
-        return frozenset((*(fault.id for fault in (*self.faults, *self.controls)), *self.named, *self.later))
+        injected = (fault.id for fault in (*self.faults, *self.controls) if not fault.says)
+        return frozenset((*injected, *self.named, *self.later))
 
     @property
     def meanings(self) -> dict[str, str]:
         """The ids that a diagnosis may name, each with one sentence."""
-        return {**{fault.id: fault.what for fault in self.faults}, **self.named}
+        return {**{fault.id: fault.what for fault in self.faults if not fault.says}, **self.named}
 
     def chosen(self, ids: list[str]) -> list[Fault]:
         """Return the faults and controls with these ids, or all; controls last.
@@ -166,7 +185,7 @@ def _tables(path: Path, text: str, data: dict[str, Any], kind: str) -> Iterator[
         for key in table:
             if key not in KEYS[kind]:
                 raise HarnessError(f"{path}:{line}: unknown key '{key}' of a {kind}; {did_you_mean(key, KEYS[kind])}")
-        for key in KEYS[kind] - {"layer", "alike"}:
+        for key in KEYS[kind] - {"layer", "alike", "says"}:
             if key not in table or (not table[key] and not (kind == "control" and key == "change")):
                 raise HarnessError(f"{path}:{line}: a {kind} needs a {key}")
         yield line, table
@@ -189,6 +208,7 @@ def _fault(path: Path, line: int, table: dict[str, Any], kind: str) -> Fault:
         layer=table.get("layer"),
         alike=tuple(table.get("alike", ())),
         line=line,
+        says=tuple(table.get("says", ())),
     )
 
 

@@ -83,11 +83,12 @@ def judge_fault(
         judged = time.perf_counter()
         killed = any(record.verdict in RED for record in records)
         findings = _findings(subject, records) if killed and diagnosing else []
-    first = findings[0] if findings else {"where": "", "fault": ""}
+    first = findings[0] if findings else {"where": "", "fault": "", "cause": ""}
     return {
         "kind": "fault",
         "id": fault.id,
         "control": fault.is_control,
+        "group": fault.group,
         "family": fault.kind,
         "what": fault.what,
         "source": fault.source,
@@ -107,7 +108,7 @@ def judge_fault(
         "killed": killed,
         "findings": findings,
         "localised": fault.localised_by(str(first["where"]), str(first["fault"]), SIZES["debug"].layers),
-        "named": fault.named_by(str(first["fault"])),
+        "named": fault.named_by(str(first["fault"]), str(first["cause"])),
         "seconds": judged - started,
         "diagnosis_seconds": time.perf_counter() - judged,
     }

@@ -12,11 +12,11 @@ from harness.report.verifications.fault_tally import RED, CheckTally, Tally, che
 def heat_map(rows: Sequence[Row]) -> Plot:
     """Return the plot of which check kills which fault, and which check is the first to do so."""
     found = tally(rows)
-    missed = len(found.faults) - found.count("killed")
+    missed = sum(not row["killed"] for row in found.faults)
     return Plot(
         section="faults",
         name="faults",
-        headline=f"{found.count('killed')} of {len(found.faults)} known faults are killed"
+        headline=f"{len(found.faults) - missed} of {len(found.faults)} known faults are killed"
         + (f"; {missed} survive" if missed else ", each by the check that is dark"),
         description="One column for each fault, one row for each check.",
         caption="Dark blue: the first check, from coarse to fine, that turns red for the fault. Light blue: a later "

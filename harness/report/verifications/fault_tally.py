@@ -9,8 +9,15 @@ from dataclasses import dataclass, field
 from harness.core.record_files import Row
 
 RED = ("fail", "error")
-# The requirements; see "Add a fault" in CONTRIBUTING.md.
-LEAST_LOCALISED, LEAST_NAMED = 0.95, 0.85
+# Group of faults -> what it is called, and the least shares that are killed, localised and named; see "Add a fault" in
+# CONTRIBUTING.md. Nobody is shown which faults of the counted half were missed, so nobody develops on them.
+COUNTED = "counted"
+GROUPS = {
+    "listed": ("kinds that a table of the diagnosis lists", (1.0, 0.95, 0.85)),
+    "unlisted": ("kinds that only the search finds", (0.95, 0.85, 0.70)),
+    COUNTED: ("the half that is only counted", (0.95, 0.90, 0.80)),
+}
+FIGURES = ("killed", "localised", "named")
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,9 @@ class Tally:
     whole: bool = True  # all faults of the catalogue; only then does a check without a kill mean anything
     missed: list[str] = field(default_factory=list)
 
-    def count(self, key: str) -> int:
-        """Return how many faults are killed, localised or named."""
-        return sum(bool(row[key]) for row in self.faults)
+    def group(self, name: str) -> list[Row]:
+        """Return the faults of a group, a key of GROUPS."""
+        return [row for row in self.faults if group_of(row) == name]
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
@@ -86,15 +93,25 @@ def _checks(order: Sequence[Row], judged: Sequence[Row]) -> Iterator[CheckTally]
         seen |= killed
 
 
+def group_of(row: Row) -> str:
+    """Return the group of a fault, a key of GROUPS."""
+    return str(row.get("group", "listed"))
+
+
+def count(rows: Sequence[Row], key: str) -> int:
+    """Return how many faults are killed, localised or named."""
+    return sum(bool(row[key]) for row in rows)
+
+
 def _missed(found: Tally) -> Iterator[str]:
     """Yield the requirements that are missed, a line each."""
-    total = len(found.faults)
-    if survivors := [row["id"] for row in found.faults if not row["killed"]]:
+    if survivors := [row["id"] for row in found.group("listed") if not row["killed"]]:
         yield f"not killed: {', '.join(survivors)}"
-    if found.whole and found.count("localised") < LEAST_LOCALISED * total:
-        yield f"localised {found.count('localised')} of {total}, expected {LEAST_LOCALISED:.0%}"
-    if found.whole and found.count("named") < LEAST_NAMED * total:
-        yield f"named {found.count('named')} of {total}, expected {LEAST_NAMED:.0%}"
+    for group, (title, shares) in GROUPS.items() if found.whole else ():
+        rows = found.group(group)
+        for key, least in zip(FIGURES, shares, strict=True):
+            if (reached := count(rows, key)) < least * len(rows) and (group, key) != ("listed", "killed"):
+                yield f"{title}: {key} {reached} of {len(rows)}, expected {least:.0%}"
     for row in found.controls:
         if row["killed"]:
             checks = [check["id"] for check in row["checks"] if check["verdict"] in RED]
@@ -110,12 +127,13 @@ def summary(found: Tally) -> str:
     total, controls = len(found.faults), len(found.controls)
     quiet = sum(not row["killed"] for row in found.controls)
     lines = [
-        f"{total} faults, {controls} controls" + ("" if math.isnan(found.seconds) else f" in {found.seconds:.0f} s"),
-        f"  killed     {share(found.count('killed'), total)}",
-        f"  localised  {share(found.count('localised'), total)}",
-        f"  named      {share(found.count('named'), total)}",
-        f"  controls without an alarm  {share(quiet, controls)}",
+        f"{total} faults, {controls} controls" + ("" if math.isnan(found.seconds) else f" in {found.seconds:.0f} s")
     ]
+    for group, (title, _) in GROUPS.items():
+        if rows := found.group(group):
+            lines.append(f"  {title}")
+            lines += [f"    {key:11}{share(count(rows, key), len(rows))}" for key in FIGURES]
+    lines.append(f"  controls without an alarm  {share(quiet, controls)}")
     if found.whole:
         kept_checks = [check for check in found.checks if not check.first]
         unique = len(found.checks) - len(kept_checks)
@@ -125,7 +143,7 @@ def summary(found: Tally) -> str:
             for check in kept_checks
         ]
     for row in found.faults:
-        if not (row["localised"] and row["named"]) and row["killed"]:
+        if not (row["localised"] and row["named"]) and row["killed"] and group_of(row) != COUNTED:
             lines.append(f"  {row['id']}: {_describe_miss(row)}")
     return "\n".join([*lines, *(f"MISSED  {text}" for text in found.missed)])
 
@@ -147,7 +165,7 @@ def _describe_miss(row: Row) -> str:
         return "the diagnosis found nothing"
     return (
         f"found at {first.get('where') or '?'} (is {' or '.join(row['where'])}), "
-        f"named {first.get('fault') or 'nothing'}"
+        f"named {first.get('fault') or first.get('cause') or 'nothing'}"
     )
 
 
