@@ -15,6 +15,7 @@ from harness.diagnosis.consequences import without_consequences
 from harness.diagnosis.finding import NO_VARIANT, Diagnosis, Finding
 from harness.diagnosis.searches import (
     computation,
+    conditions,
     dropout,
     generation,
     initialisation,
@@ -23,6 +24,7 @@ from harness.diagnosis.searches import (
     structure,
     tying,
 )
+from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.protocols import Subject
 from harness.suites.record import Record
@@ -67,9 +69,10 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
     found, trouble = _searched(subject, None if not records else {record.check.suite for record in failed})
     if not found:  # a failed check's own cause counts only where no search found one: one mistake fails many checks
         found = failed_checks.findings_from(failed)
-    elif not any(finding.fault for finding in found):
+    elif all(finding.cause == NO_VARIANT for finding in found):
         # The condition under which it is wrong says more than the place at which no variant matches.
         found = [each for each in failed_checks.findings_from(failed) if each.fault == UNDER_A_CONDITION] + found
+    found = _at_the_condition(found, subject, failed, trouble)
     if failed and not found:
         found = [Finding(failed[0].check.suite, "", NO_VARIANT, failed[0].message)]
     try:
@@ -86,6 +89,22 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
     divergence = _divergence(subject) if found else {}
     findings = tuple(_with_divergence(finding, divergence) for finding in found)
     return Diagnosis(findings, divergence, script, data, trouble="; ".join(dict.fromkeys(trouble)))
+
+
+def _at_the_condition(
+    found: list[Finding], subject: Subject, failed: Sequence[Record], trouble: list[str]
+) -> list[Finding]:
+    """Return the findings with those of the replayed condition in the place of one that only names the condition."""
+    if not any(each.fault in conditions.REPLAYED for each in found):
+        return found
+    try:
+        replayed = conditions.search(subject, failed)
+    except Exception as error:
+        trouble.append(f"the condition is not replayed: {type(error).__name__}: {error}")
+        return found
+    if not replayed:
+        return found
+    return replayed + [each for each in found if each.fault not in {one.fault for one in replayed} and each.fault]
 
 
 def _searched(subject: Subject, suites: set[str] | None) -> tuple[list[Finding], list[str]]:
@@ -149,7 +168,9 @@ def _divergence(subject: Subject) -> dict[str, dict[str, float]]:
     try:
         model, _ = computation.built(subject, "probe", training=False)
         ids, _ = batch(SIZES[computation.SIZE], "random", rows=2, length=24)
-        return teacher_forcing.divergence(model, ids, computation.published_weights(model, "probe"))
+        return teacher_forcing.divergence(
+            model, ids, computation.published_weights(model, state(computation.SIZE, "probe"))
+        )
     except Exception:
         return {}
 

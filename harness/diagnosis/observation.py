@@ -24,10 +24,11 @@ Sums = tuple[float, float, float]  # of a tensor's values, of their absolute val
 
 @dataclass
 class Observation:
-    """One forward pass of a subject: its steps, and its logits (B, T, V) in float64."""
+    """One forward pass of a subject: its steps, its logits (B, T, V) in float64, and its tensors that may be masks."""
 
     steps: list[Step]
     logits: Tensor
+    masks: list[Tensor] = field(default_factory=list)
     # By number of values: (sum of the values, number of the step, sums), sorted, so that `find` can bisect.
     _index: dict[int, list[tuple[float, int, Sums]]] = field(default_factory=dict, repr=False)
 
@@ -70,7 +71,7 @@ def observe(model: Model, ids: Tensor, sites: ModuleCreationSites | None = None)
     """Run one forward pass over `ids` (B, T) without gradients and return the observation."""
     with torch.no_grad(), OperationRecorder(sites) as recorder:
         logits = model.logits(ids)
-    return Observation(recorder.steps, logits.detach().double())
+    return Observation(recorder.steps, logits.detach().double(), recorder.masks)
 
 
 def own_files(model: Model) -> set[str]:

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.core.source_lines import SourceLine, Stack, user_line, user_stack
 
+MOST_MASKS = 30  # that are kept of a pass
+
 
 @dataclass(frozen=True)
 class Step:
@@ -59,11 +61,15 @@ class ModuleCreationSites:
 
 
 class OperationRecorder(TorchDispatchMode):
-    """Record a copy of every floating-point tensor that an operation computes, inside the block."""
+    """Record a copy of every floating-point tensor that an operation computes, inside the block.
+
+    `masks`: copies of the tensors of booleans whose last two axes are as long as each other, or of numbers that hide.
+    """
 
     def __init__(self, sites: ModuleCreationSites | None = None) -> None:
         super().__init__()
         self.steps: list[Step] = []
+        self.masks: list[Tensor] = []
         self._sites = sites or ModuleCreationSites()
         self._modules: list[nn.Module] = []
 
@@ -89,12 +95,25 @@ class OperationRecorder(TorchDispatchMode):
             return None
         return self._sites.lines.get(module)
 
+    def _note_mask(self, tensor: Tensor) -> None:
+        if 2 <= tensor.ndim <= 4 and tensor.shape[-1] == tensor.shape[-2] > 1:
+            if tensor.dtype != torch.bool:
+                hidden = tensor < -1e4
+                if not bool((hidden | (tensor == 0)).all()):
+                    return
+                tensor = ~hidden
+            if len(self.masks) < MOST_MASKS and not any(torch.equal(tensor, other) for other in self.masks):
+                self.masks.append(tensor.clone())
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Return False: to skip it, PyTorch would import it first, which takes seconds."""
         return False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in (*args, *(kwargs or {}).values()):
+            if isinstance(given, Tensor) and not given.is_meta:
+                self._note_mask(given)  # a buffer that is used as it is comes out of no operation
         answer = function(*args, **(kwargs or {}))
         line = made = None
         stack: Stack = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from harness.diagnosis.searches import backward, forward, loss, precision
 from harness.diagnosis.searches.dropout import LENGTH, RATE, is_attention
 from harness.measures.dropout.parity import dropout_parity
 from harness.measures.dropout.recorded_pass import candidate, isolated_random_numbers
-from harness.oracle.probe_weights import Weights, state
+from harness.oracle.probe_weights import State, Weights, state
 from harness.oracle.replayed_dropout import MasksByValue, replaying
 from harness.oracle.tokens import batch
+from harness.oracle.variants import Variant
 from harness.subjects.build import build_with_weights
 from harness.subjects.dropout_calls import WithoutDropout, draws_numbers, has_dropout_setting, without_dropout
 from harness.subjects.model import Model
@@ -64,12 +65,12 @@ def built(subject: Subject, weights: Weights, *, training: bool) -> tuple[Model,
     return model, sites
 
 
-def published_weights(model: Model, weights: Weights) -> dict[str, Tensor]:
+def published_weights(model: Model, weights: State) -> dict[str, Tensor]:
     """Return the weights in float64 under their published names, those that GPT-2 does not have included.
 
     Those that the subject has no parameter for have no effect: another search reports them.
     """
-    given = {name: tensor.double() for name, tensor in state(SIZE, weights).items()}
+    given = {name: tensor.double() for name, tensor in weights.items()}
     own = model.weights.read(dict(model.module.named_parameters()))
     given |= {name: t.double() for name, t in own.items() if name not in given or given[name].shape != t.shape}
     shapes = published_shapes(model.size)
@@ -95,9 +96,12 @@ def _run(subject: Subject, weights: Weights, *, training: bool) -> list[Finding]
         """Return the pass with other weights."""
         name: Weights = "extreme" if weights == "probe" else "probe"
         same, _ = built(subject, name, training=training)
-        return forward.Alignment(observe(without_dropout(same), ids), ids, published_weights(same, name), same.size)
+        return forward.Alignment(
+            observe(without_dropout(same), ids), ids, published_weights(same, state(SIZE, name)), same.size
+        )
 
-    return _differences(without_dropout(model), sites, weights, ids, targets, other)
+    given = published_weights(model, state(SIZE, weights))
+    return differences(without_dropout(model), sites, given, ids, targets, other, only_forward=weights == "extreme")
 
 
 def _with_dropout(subject: Subject) -> list[Finding]:
@@ -127,32 +131,42 @@ def _with_dropout(subject: Subject) -> list[Finding]:
     def other() -> forward.Alignment:
         """Return the pass with other weights."""
         same = followed(candidate(subject, SIZE, RATE, "float64").load(state(SIZE, "extreme")))
-        return forward.Alignment(observe(same, ids), ids, published_weights(same, "extreme"), same.size)
+        return forward.Alignment(observe(same, ids), ids, published_weights(same, state(SIZE, "extreme")), same.size)
 
     with isolated_random_numbers(), replaying(MasksByValue(draws.drops)):
         with ModuleCreationSites() as sites:
             model = followed(candidate(subject, SIZE, RATE, "float64"))
-        findings = _differences(model, sites, "probe", ids, targets, other)
+        given = published_weights(model, state(SIZE, "probe"))
+        findings = differences(model, sites, given, ids, targets, other)
     return [_in_training_only(finding, WITH_DROPOUT_FAULTS, "with dropout on") for finding in findings]
 
 
-def _differences(
+def differences(
     model: Model,
     sites: ModuleCreationSites,
-    weights: Weights,
+    given: dict[str, Tensor],
     ids: Tensor,
     targets: Tensor,
-    other: Callable[[], forward.Alignment],
+    other: Callable[[], forward.Alignment] | None = None,
+    *,
+    cases: Sequence[loss.Case] = (),
+    unlisted: Sequence[Variant] = (),
+    only_forward: bool = False,
 ) -> list[Finding]:
-    size, given = model.size, published_weights(model, weights)
+    """Search the forward pass over `ids` (B, T); if it is matched, the loss; if that is right, the gradients.
+
+    `given`: the weights under their published names. `cases`: batches whose losses are compared; by default some of
+    the plain size. `unlisted`: variants of this call's own, which are tried first.
+    """
+    size = model.size
     observed, low = precision.without_downcasts(model, ids, sites, observe(model, ids, sites), given, size)
     # With downcasts undone, the values that hooks read are not those observed.
     own_values = {} if low else _residual_stream(model, ids)
-    result = forward.search(observed, ids, given, size, own_values, _owners(model), other)
+    result = forward.search(observed, ids, given, size, own_values, _owners(model), other, unlisted)
     findings = [*low, *result.findings]
-    if low or not result.complete or result.forced or weights == "extreme":
+    if low or not result.complete or result.forced or only_forward:
         return findings
-    wrong_loss, changes = loss.search(model, given, size, result.changes, sites)
+    wrong_loss, changes = loss.search(model, given, size, result.changes, sites, cases)
     return findings + (wrong_loss or backward.search(model, ids, targets, given, size, changes, sites))
 
 

@@ -23,14 +23,20 @@ Case = tuple[Tensor, Tensor]  # ids (B, T), targets (B, T)
 
 
 def search(
-    model: Model, weights: dict[str, Tensor], size: Size, changes: Sequence[Replacement], sites: ModuleCreationSites
+    model: Model,
+    weights: dict[str, Tensor],
+    size: Size,
+    changes: Sequence[Replacement],
+    sites: ModuleCreationSites,
+    cases: Sequence[Case] = (),
 ) -> tuple[list[Finding], list[Replacement]]:
     """Return why the loss is not the mean cross entropy of the targets, [] if it is; and the changes that it has.
 
     The formula with `changes` computes the model's logits. A model whose head is wrong may still compute the loss from
-    what its head got: that loss is right, and has the changes without those of the head.
+    what its head got: that loss is right, and has the changes without those of the head. Batches whose logits are not
+    the formula's say nothing of the loss: there the forward pass is wrong.
     """
-    cases = _cases(size)
+    cases = [each for each in cases or _cases(size) if _is_matched(model, weights, size, changes, each[0])]
     measured, line = _measured(model, cases, sites)
     cases = cases[: len(measured)]
     if not cases:
@@ -61,6 +67,14 @@ def search(
     if fault:
         evidence += "; this variant gives the model's loss on every batch tried"
     return [Finding("loss", fault, cause, evidence, *location(line))], list(changes)
+
+
+def _is_matched(
+    model: Model, weights: dict[str, Tensor], size: Size, changes: Sequence[Replacement], ids: Tensor
+) -> bool:
+    with torch.no_grad():
+        own, expected = model.logits(ids).double(), Formula(size, weights, changes)(ids)
+    return bool((own - expected).abs().max() <= SAME * expected.abs().max())
 
 
 def _cases(size: Size) -> list[Case]:

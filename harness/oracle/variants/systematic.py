@@ -6,7 +6,6 @@ The tables have the mistakes that people are known to make; these are tried wher
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.oracle.formula import EPSILON, At, Operation, operation_of, visible
+from harness.oracle.formula import EPSILON, At, Operation, operation_of
+from harness.oracle.variants.systematic_masks import other_masks
 from harness.oracle.variants.variant import Variant
 
 # What each value of a block is called, and its axes. Those of one shape may stand in for each other.
@@ -36,7 +36,6 @@ VALUES: dict[str, tuple[str, tuple[str, ...]]] = {
     "attn.softmax": ("the attention weights", SCORES),
     "attn.mix": ("the heads' outputs", HEADS),
 }
-Seen = Callable[[int, int], Tensor]  # T queries, S keys -> (T, S), true where a query sees a key
 SPLIT = ("the queries", "the keys", "the values")  # the parts of `attn.split`
 # Operation -> what it is called in a sentence, the names of its inputs and their axes.
 OPERATIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -62,7 +61,7 @@ OPERATIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 @functools.cache
 def systematic_variants() -> tuple[Variant, ...]:
     """Return the variants, in the order in which the diagnosis prefers them."""
-    return (*_other_axes(), *_other_inputs(), *_other_masks(), *_other_order(), *_changed_inputs(), *_other_parts())
+    return (*_other_axes(), *_other_inputs(), *other_masks(), *_other_order(), *_changed_inputs(), *_other_parts())
 
 
 def _variant(operation: str, says: str, function: Operation) -> Variant:
@@ -81,6 +80,11 @@ def _other_axes() -> Iterator[Variant]:
         says = f"the softmax is over {name} (dim {axis}) instead of keys (dim 3)"
         for empty in (None, 0.0):  # a query that sees no key has NaN, or 0
             yield _variant("attn.softmax", says, _softmax_over(axis, empty))
+    yield _variant(
+        "attn",
+        "attention is over the rows of the batch (dim 0) instead of the positions (dim 1), each position by itself",
+        lambda at, x: _gpt2("attn")(at, x.transpose(0, 1)).transpose(0, 1),
+    )
     yield _variant("attn.softmax", "one softmax is over queries and keys together", _joint_softmax)
     for norm in ("ln_1", "ln_2"):
         yield _variant(norm, f"{norm} normalises each head's channels by themselves", _norm_in_heads(norm))
@@ -165,62 +169,6 @@ def _with_input(operation: str, number: int, value: Callable[[At], Tensor]) -> O
 
 def _with_inputs_exchanged(operation: str) -> Operation:
     return lambda at, a, b: _gpt2(operation)(at, b, a)
-
-
-# Another mask.
-
-
-def _other_masks() -> Iterator[Variant]:
-    """Yield masks that hide keys by their position, and other triangles."""
-    for says, seen in _masks():
-        yield _variant("attn.mask", says, _masked(seen))
-
-
-def _masks() -> Iterator[tuple[str, Seen]]:
-    for step in (2, 3, 4, 5, 8):
-        for first in range(step):
-            which = f"every key whose position is {first} modulo {step}"
-            keys = functools.partial(_every, step, first)
-            yield f"the mask hides {which}", functools.partial(_without, keys, False)
-            yield f"the mask hides {which} from the others", functools.partial(_without, keys, True)
-    for position in (1, 2, -1, -2):
-        says = f"the mask hides the key at position {position} from the others"
-        yield says, functools.partial(_without, functools.partial(_only, position), True)
-    for ahead in (3, 4, 8):
-        yield f"the mask lets every position see {ahead} ahead", functools.partial(_ahead, ahead)
-    for length in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32):
-        yield f"positions see only their own group of {length}", functools.partial(_in_groups, length)
-        yield f"within the first {length} positions everything is seen", functools.partial(_prefix, length)
-
-
-def _every(step: int, first: int, S: int) -> Tensor:
-    return torch.arange(S) % step == first
-
-
-def _only(position: int, S: int) -> Tensor:
-    return torch.arange(S) == position % S
-
-
-def _without(keys: Callable[[int], Tensor], from_others: bool, T: int, S: int) -> Tensor:
-    """Return GPT-2's mask without some keys; with `from_others`, every position still sees itself."""
-    hidden = keys(S).expand(T, S)
-    return visible(T, S) & ~(hidden & ~torch.eye(T, S, dtype=torch.bool) if from_others else hidden)
-
-
-def _ahead(number: int, T: int, S: int) -> Tensor:
-    return torch.ones(T, S, dtype=torch.bool).tril(S - T + number)
-
-
-def _in_groups(length: int, T: int, S: int) -> Tensor:
-    return visible(T, S) & (torch.arange(T)[:, None] // length == torch.arange(S) // length)
-
-
-def _prefix(length: int, T: int, S: int) -> Tensor:
-    return visible(T, S) | ((torch.arange(T)[:, None] < length) & (torch.arange(S) < length))
-
-
-def _masked(seen: Seen) -> Operation:
-    return lambda at, scores: scores.masked_fill(~seen(*scores.shape[-2:]), -math.inf)
 
 
 # Neighbours in the other order, and an operation left out or applied twice.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from harness.core.sizes import Size
 from harness.diagnosis.observation import SAME, Observation, Sums, sums, sums_agree, varies
 from harness.oracle.formula import Formula, Replacement
+from harness.oracle.variants import Variant
 
 Weights = dict[str, Tensor]  # published names, float64
 Taps = dict[str, Any]  # place -> what the formula computed there, in execution order
@@ -21,7 +24,9 @@ class Alignment:
 
     A step matches a place if its tensor has the place's values, the axes in any order. `anchors` are the places at
     which progress is measured, in execution order: the residual stream after each sum, the final norm and the logits.
-    `given`: replacements by the subject's own values, which every formula has.
+    `given`: replacements by the subject's own values, which every formula has. `deadline`: the CPU time of this process
+    in seconds at which searches that take long end with what they have. `unlisted`: variants of this call's own,
+    which are tried first.
     """
 
     def __init__(
@@ -31,12 +36,20 @@ class Alignment:
         weights: Weights,
         size: Size,
         given: Sequence[Replacement] = (),
+        deadline: float = math.inf,
+        unlisted: Sequence[Variant] = (),
     ) -> None:
+        self.deadline, self.unlisted = deadline, unlisted
         self.observed, self.ids, self.weights, self.size, self.given = observed, ids, weights, size, given
         in_blocks = [f"h.{layer}{part}" for layer in range(size.layers) for part in (".residual.attn", "")]
         self.anchors = ["embedding", *in_blocks, "ln_f", "head"]
         self._fingerprinted: Taps = {}
         self._fingerprints: list[tuple[int, Sums]] = []
+
+    @property
+    def is_late(self) -> bool:
+        """True after the deadline."""
+        return time.process_time() > self.deadline
 
     def taps(self, changes: Sequence[Replacement]) -> Taps:
         """Return the value of every place, computed by the formula with `changes`; {} if they do not go together."""

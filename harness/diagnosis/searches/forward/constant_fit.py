@@ -92,7 +92,11 @@ def offset(name: str, expected: Tensor, found: Iterable[Tensor]) -> str:
     """Return the sentence if one of the values found differs by one constant for each channel."""
     for value in found:
         difference = (value - expected).flatten(0, -2)
-        if bool(torch.isfinite(difference).all()) and _close(value, expected + difference.mean(0)):
+        if (
+            len(difference) > 1
+            and bool(torch.isfinite(difference).all())
+            and _close(value, expected + difference.mean(0))
+        ):
             return f"{name} is GPT-2's plus one constant for each channel, as a bias would be"
     return ""
 

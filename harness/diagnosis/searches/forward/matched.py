@@ -112,7 +112,7 @@ def _source_line(
     is_block = name.count(".") == 1
     earlier = [
         other for other in order[max(0, position - LINES_BACK) : position]
-        if not (is_block and taps[other] is taps[name])
+        if not (is_block and taps[other] is taps[name]) and not other.startswith(f"{name}.")
     ]  # fmt: skip
     last = max((step for other in earlier if (step := alignment.step_of(taps, other)) is not None), default=-1)
     if found is not None and found > last and owner is None:
@@ -169,7 +169,9 @@ def _merged(variants: tuple[Variant, ...], members: Sequence[Difference], last: 
     elif len(layers) > 1:
         cause = f"in layers {', '.join(map(str, layers))}: {cause}"
     alike = dict.fromkeys(other.fault for other in variants if other.fault != fault)
-    same = [other.says for other in variants[1:] if other.fault != variant.fault and other.says != variant.says]
+    same = [
+        other.says for other in variants[1:] if other.says != variant.says and other.fault != (variant.fault or None)
+    ]
     if same:
         cause += f" (on these values the same: {same[0]})"
     return dataclasses.replace(first, where=where, fault=fault, cause=cause, alike=tuple(alike))

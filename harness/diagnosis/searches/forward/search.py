@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from harness.oracle.variants import Variant, variants
 
 MOST_FINDINGS = 12
 MOST_WIRINGS = 4
+SECONDS = 8.0  # of CPU time, after which no further search begins
 MORE_STEPS = 2  # by which another wiring must explain the subject further: one value may match by chance
 
 
@@ -85,6 +87,8 @@ def search(
     own_values: Mapping[str, Tensor],
     owners: Owners | None = None,
     other: Callable[[], Alignment] | None = None,
+    unlisted: Sequence[Variant] = (),
+    seconds: float = SECONDS,
 ) -> ForwardResult:
     """Search for the variants with which GPT-2 computes what the subject computes from the same float64 weights.
 
@@ -96,27 +100,29 @@ def search(
     the subject's own. If that does not explain the subject to the end, the wirings of the block that reproduce more of
     its values are assumed in turn: norms that are elsewhere hide every other difference. What is still unexplained then
     is searched thoroughly: for variants of some values only, and for two at once. A variant that no table lists counts
-    where it alone explains the subject to the end and no listed one does, or where nothing else does.
+    where it alone explains the subject to the end and no listed one does, or where nothing else does. After so many
+    `seconds` of CPU time, what takes long is left out.
     """
-    alignment = Alignment(observed, ids, weights, size)
+    deadline = time.process_time() + seconds
+    alignment = Alignment(observed, ids, weights, size, deadline=deadline, unlisted=unlisted)
     wiring, best = None, _explained(alignment, {}, owners or {}, until_ambiguous=True)
     around: list[Difference] = []
     own = _own_value("embedding", None, own_values)
     if own is not None and best.differences and best.differences[-1].is_unmatched_embedding:
-        around, alignment = best.differences, Alignment(observed, ids, weights, size, [own])
+        around, alignment = best.differences, Alignment(observed, ids, weights, size, [own], deadline, unlisted)
         best = _explained(alignment, {}, owners or {}, until_ambiguous=True)
     if best.wirings:
         wiring, best = _best_wiring(alignment, best.wirings, best, owners or {})
         if not best.is_exact:
             best = _explained(alignment, {}, owners or {})
     if not best.is_exact:
-        unlisted = _explained(alignment, {}, owners or {}, wiring, hard=("systematic",))
-        if unlisted.is_exact and unlisted.is_one_cause:
-            best = unlisted
+        found = _explained(alignment, {}, owners or {}, wiring, hard=("systematic",))
+        if found.is_exact and found.is_one_cause:
+            best = found
     if not best.is_exact:
         wiring, best = _best_wiring(alignment, _wirings(alignment, best.changes), best, owners or {})
-    if not best.is_exact and unlisted.is_exact:
-        best = unlisted
+    if not best.is_exact and found.is_exact:
+        best = found
     if not best.is_exact:
         best = _found_with_pairs(alignment, wiring, owners or {}) or _explained(
             alignment, own_values, owners or {}, wiring, hard=("pairs", "parts")
@@ -146,6 +152,8 @@ def _best_wiring(
     """Return the wiring that explains the subject better than `best`, None if none does, and the explanation."""
     found = None
     for wiring in wirings:
+        if alignment.is_late:
+            break
         other = _explained(alignment, {}, owners, wiring)
         if other.is_better_than(best):
             found, best = wiring, other

@@ -11,6 +11,7 @@ import torch
 
 from harness.diagnosis.observation import varies
 from harness.diagnosis.searches.forward.alignment import Alignment, Taps, is_in_block
+from harness.diagnosis.searches.forward.data_variants import PartsSeen, own_masks, token_masks
 from harness.diagnosis.searches.forward.fitted_variants import fitted_variants, places_between
 from harness.oracle.declared import is_declared_absent
 from harness.oracle.formula import Formula, Replacement, place
@@ -50,7 +51,8 @@ class VariantSearch:
                 return match
         passed = self.alignment.last_right_step(taps, reached)
         here = self._candidates(variants(), taps, layer, reached)
-        for candidates in (self._candidates(matched, taps, layer, reached), here):
+        likely = self._candidates((*self.alignment.unlisted, *matched), taps, layer, reached)
+        for candidates in (likely, here):
             if (match := self._furthest(candidates, taps, reached, layer, passed)) is not None:
                 return match
         fitted = self._candidates(fitted_variants(self.alignment, taps, layer, reached), taps, layer, reached)
@@ -79,14 +81,35 @@ class VariantSearch:
         `matched`: the variants that matched before. Of pairs that match alike, the one with most of them is returned.
         """
         passed = self.alignment.last_right_step(taps, reached)
-        if "systematic" in kinds:
-            unlisted = self._candidates(systematic_variants(), taps, layer, reached)
-            if (match := self._furthest(unlisted, taps, reached, layer, passed)) is not None:
-                return match
+        if "systematic" in kinds and (match := self._unlisted(taps, reached, layer, passed)) is not None:
+            return match
         here = self._candidates(variants(), taps, layer, reached) if set(kinds) & {"pairs", "parts"} else []
         if "pairs" in kinds and (match := self._first_of_two(here, taps, reached, layer, passed, matched)) is not None:
             return match
         return self._furthest(self._in_parts(here), taps, reached, layer, passed) if "parts" in kinds else None
+
+    def _unlisted(self, taps: Taps, reached: int, layer: int | None, passed: int) -> Match | None:
+        """Return a systematic variant that matches, a mask that the subject has, or a variant of what differs alone."""
+        kinds: list[Iterable[Variant]] = [systematic_variants()]
+        if layer is not None:
+            kinds += [own_masks(self.alignment, taps, layer), token_masks(self.alignment.ids)]
+        for tried in kinds:
+            candidates = self._in_time(self._candidates(tried, taps, layer, reached))
+            if (match := self._furthest(candidates, taps, reached, layer, passed)) is not None:
+                return match
+        whole = self._candidates((*variants(), *systematic_variants()), taps, layer, reached)
+        return self._furthest(self._in_parts_seen(whole, taps, reached, passed), taps, reached, layer, passed)
+
+    def _in_parts_seen(self, whole: Iterable[Candidate], taps: Taps, reached: int, passed: int) -> Iterator[Candidate]:
+        """Yield the variants restricted to exactly those places at which a value of the subject's has them."""
+        parts = PartsSeen(self.alignment, taps, places_between(taps, self.anchors, reached), passed)
+        for variant, at in self._in_time(whole if parts.seen else ()):
+            with_it = self._taps_with(taps, [Replacement(variant.operation, variant.function, at)], at)
+            if with_it and (part := parts.restricted(variant, place(variant.operation, at), with_it)) is not None:
+                yield part, at
+
+    def _in_time(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        return itertools.takewhile(lambda candidate: not self.alignment.is_late, candidates)
 
     def _candidates(self, tried: Iterable[Variant], taps: Taps, layer: int | None, reached: int) -> list[Candidate]:
         return [
@@ -128,7 +151,7 @@ class VariantSearch:
 
     def _in_parts(self, whole: Iterable[Candidate]) -> Iterator[Candidate]:
         """Yield the variants restricted to some of the values, for when none matches all of them."""
-        for variant, layer in whole:
+        for variant, layer in self._in_time(whole):
             for part in in_parts(variant, heads=self.alignment.size.heads):
                 yield part, layer
 
@@ -234,6 +257,8 @@ class VariantSearch:
         best: Match | None = None
         most = 0
         for first, second in pairs:
+            if self.alignment.is_late:
+                break
             changes = [Replacement(variant.operation, variant.function, layer) for variant in (first, second)]
             progress = self._progress(self._taps_with(taps, changes, layer), changes, reached, passed)
             if progress > most:
