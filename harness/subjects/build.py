@@ -33,7 +33,7 @@ def build_with_weights(
             model = subject.build(size, dtype=dtype, **options)
         # Parameters that the state dict does not overwrite need the initial values that the subject gives them.
         beyond = not model.size.has_gpt2_widths or any(row.is_beyond_gpt2 for row in model.weights.rows)
-        if beyond or model.weights.unmapped_parameters or model.vocabulary_is_padded:
+        if beyond or model.weights.unmapped_parameters or model.weights.has_longer_tables:
             with Float32AsFloat64() if exact else contextlib.nullcontext():
                 model = subject.build(size, dtype=dtype, **options)
     finally:

@@ -128,6 +128,12 @@ class WeightMap:
             if text
         )
 
+    @property
+    def has_longer_tables(self) -> bool:
+        """True if an embedding has more rows than GPT-2's; those keep their own values."""
+        tables = ("transformer.wte.weight", "transformer.wpe.weight")
+        return any(row.published in tables and row.layout is not None and row.layout.index for row in self.rows)
+
     def write(self, published: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         """Copy published tensors into the own ones, in place. Raises SubjectError for a shape that does not fit."""
         with torch.no_grad():

@@ -4,14 +4,18 @@ import pytest
 import torch
 
 from harness.core.sizes import SIZES
+from harness.faults.catalogue import SPECIMEN
 from harness.judging.run_check import run
+from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import state
+from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
 from harness.subjects.build import build_with_weights
 from harness.tests.subjects.altered_styles import STYLES as HERE
 from harness.tests.subjects.altered_styles import altered
 
 DEBUG = SIZES["debug"]
+TABLE = "self.wpe = nn.Embedding(config.block_size"
 
 # A parameter that a mistake leaves unused must still be mapped: the diagnosis needs it.
 UNUSED = [
@@ -110,3 +114,23 @@ def test_a_padded_vocabulary_is_compared_over_its_tokens_only(shipped, tmp_path)
     assert run(shipped["parity::debug,weights=probe,compare=logits"], adapt(spec)).verdict == "pass"
     # The padding is not masked, so it takes part in the softmax, and the loss differs.
     assert run(shipped["parity::debug,weights=probe,compare=loss"], adapt(spec)).verdict == "fail"
+
+
+@pytest.mark.parametrize("rows", [-1, 1, 2])
+@pytest.mark.parametrize("names", ["known", "unknown"])
+def test_a_table_of_positions_with_some_rows_more_or_fewer_is_compared_as_far_as_it_goes(tmp_path, rows, names):
+    """It once left nothing compared: no weight map, and so no check against GPT-2."""
+    if names == "known":
+        text = SPECIMEN.read_text(encoding="utf-8").replace(TABLE, f"{TABLE} + {rows}")
+        (tmp_path / "beside.py").write_text(text, encoding="utf-8")
+        subject = adapt(f"{tmp_path / 'beside.py'}:GPT")
+    else:
+        table = "nn.Embedding(seq_length"
+        subject = adapt(altered(tmp_path, "greek:Phi", table, f"{table} + {rows}"))
+    model = build_with_weights(subject, DEBUG, state("debug", "probe"), "float64")
+    ids, _ = batch(DEBUG, "random", rows=2, length=31)
+    with torch.no_grad():
+        expected = oracle(DEBUG, state("debug", "probe"), "float64").logits(ids)
+        assert torch.allclose(model.logits(ids), expected, rtol=0, atol=1e-12)
+    missing = "parameters of the checkpoint without one of the subject: wpe.weight" if rows < 0 else ""
+    assert model.weights.gaps == missing

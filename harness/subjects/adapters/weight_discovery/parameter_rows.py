@@ -11,6 +11,9 @@ from harness.core.sizes import Size
 from harness.subjects.adapters.weight_discovery.names import PUBLISHED_ORDER, ParsedName
 from harness.subjects.weight_map import Layout, MappedWeight, published_shapes
 
+# Rows that a table of positions may have beyond the context, and any table too few: OPT's has two more.
+MOST_ROWS_BESIDE = 8
+
 
 def row_by_name(
     name: str,
@@ -83,8 +86,9 @@ def row_of_missing(
 def table_row(published: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> MappedWeight | None:
     """Return the row of an embedding or a head; None where its shape does not fit.
 
-    The own table may have axes of length one, more rows than the vocabulary has tokens, and the width first, as one
-    that is multiplied with one-hot ids.
+    The own table may have axes of length one, and the width first, as one that is multiplied with one-hot ids. It may
+    have more rows than the vocabulary has tokens. Of a table of positions, or one that is too short, a few rows may be
+    beside the published ones: the rows that both have are mapped.
     """
     core = tuple(n for n in shape if n != 1)
     if shape == expected:
@@ -94,13 +98,16 @@ def table_row(published: str, name: str, shape: tuple[int, ...], expected: tuple
     if core == expected[::-1]:
         layout = None if core == shape else Layout((1, 0), 1, core)
         return MappedWeight(published, name, transposed=layout is None, layout=layout, evidence="name")
-    if len(core) == 2 and "wpe" not in published:
-        tokens = (0, expected[0])
-        if core[1] == expected[1] and core[0] > expected[0]:
-            return MappedWeight(published, name, layout=Layout((0, 1), 1, core, (tokens, None)), evidence="name")
-        if core[0] == expected[1] and core[1] > expected[0]:
-            return MappedWeight(published, name, layout=Layout((1, 0), 1, core, (None, tokens)), evidence="name")
-    return None
+    if len(core) != 2 or expected[1] not in core:
+        return None
+    axes = (0, 1) if core[1] == expected[1] else (1, 0)
+    own, wanted = core[axes[0]], expected[0]
+    if abs(own - wanted) > MOST_ROWS_BESIDE and (own < wanted or "wpe" in published):
+        return None
+    if own < wanted:
+        return MappedWeight(published, name, part=(0, own), axis=0, layout=Layout(axes, 1, core), evidence="name")
+    index = tuple((0, wanted) if axis == axes[0] else None for axis in range(2))
+    return MappedWeight(published, name, layout=Layout(axes, 1, core, index), evidence="name")
 
 
 def layouts(shape: tuple[int, ...], expected: tuple[int, ...], size: Size) -> list[Layout]:
