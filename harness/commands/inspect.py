@@ -29,9 +29,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Print the inspection of the subject; 1 if a step failed."""
     from harness.judging.inspection import inspect_subject  # imports torch, as above
+    from harness.measures.options.not_judged import describe, not_judged
+    from harness.subjects.adapters import adapt
 
     with said_if_slow(options.subject):
         inspection = inspect_subject(options.subject)
+        if not inspection.failed:
+            inspection.notes += describe(not_judged(adapt(options.subject), "debug"))
     print(json.dumps(inspection.as_dict(), indent=2) if options.json else format_inspection(inspection))
     return 1 if inspection.failed else 0
 

@@ -19,10 +19,9 @@ from harness.subjects.forward_answer import unpack
 from harness.subjects.forward_arguments import NONE, PADDING
 from harness.subjects.forward_style import call_forward, forward_parameters, style_of
 from harness.subjects.model import Model
+from harness.subjects.option_names import PADDING_MASKS
 from harness.subjects.protocols import ChoosesAttention, Subject
 from harness.suites.measure_registry import Reading, measure
-
-PADDING_MASKS = ("attention_mask", "padding_mask")
 
 
 @measure

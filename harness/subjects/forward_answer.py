@@ -43,6 +43,13 @@ def loss_in(answer: Any, logits: Tensor | None = None) -> Tensor | None:
     return scalars[0][1].reshape(()) if scalars else None
 
 
+def token_losses_in(answer: Any, tokens: int) -> Tensor | None:
+    """Return the losses (tokens,) of single tokens in an answer; None if no tensor has as many numbers."""
+    found = [(name, t) for name, t in _tensors(answer) if t.numel() == tokens and t.is_floating_point()]
+    found.sort(key=lambda pair: pair[0] != "loss")  # stable
+    return found[0][1].flatten() if found else None
+
+
 def _tensors(answer: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a nest, each with its name: a key, an attribute, or nothing; the outermost first."""
     if isinstance(answer, Tensor):

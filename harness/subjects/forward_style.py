@@ -130,7 +130,7 @@ def call_forward(module: nn.Module, ids: Tensor, style: ForwardStyle, **options:
     """Return what the forward pass returns for ids, with the further arguments of the style and the options."""
     parameters = forward_parameters(module)
     if "use_cache" in parameters and hasattr(getattr(module, "config", None), "use_cache"):
-        options["use_cache"] = False  # transformers would return a cache that is not used
+        options.setdefault("use_cache", False)  # transformers would return a cache that is not used
     arguments = {**style.arguments, **({} if style.targets in options else style.alone)}
     given = {name: argument.make(module, ids) for name, argument in arguments.items()}
     for name in required(parameters):

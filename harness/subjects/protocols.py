@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,6 +73,31 @@ class Generates(Subject, Protocol):
         """Return `ids` (B, T) int64 with the new tokens appended, (B, T + new_tokens).
 
         Temperature 0 is greedy. With `use_cache=None` the subject decides.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesOptions(Generates, Protocol):
+    """Continues a prompt with further options, such as a token that ends it."""
+
+    def generate_options(self, model: Model) -> tuple[str, ...]:
+        """Return the parameters of its generate function other than the prompt and the number of tokens."""
+        ...
+
+    def generate_with(
+        self,
+        model: Model,
+        ids: Tensor,
+        new_tokens: int,
+        options: Mapping[str, Any],
+        *,
+        greedy: bool = False,
+        seed: int | None = None,
+    ) -> Any:
+        """Return the continuation of `ids` (B, T) as the function itself returns it.
+
+        `options` are under its own names. The temperature is 1, or the choice greedy; nothing else filters the tokens.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,18 +75,44 @@ class _Generates(_Ability):
 
         Raises MissingAbility for a setting that the subject lacks, unless it has no effect.
         """
-        function = generation.generate_function_of(type(model.module), self.module)
-        if function is None:
-            raise MissingAbility(f"{self.name} has no generate(ids, new tokens, ...)")
+        function = self._function(model)
         with model.precision():
             return generation.generate(function, self.name, model.module, model.size, ids, new_tokens, **settings)
 
+    def generate_options(self, model: Model) -> tuple[str, ...]:
+        """Return the parameters of generate; see `TakesOptions.generate_options`."""
+        function = self._function(model)
+        return tuple(word for word in list(function.parameters)[1:] if word != function.count)
+
+    def generate_with(
+        self,
+        model: Model,
+        ids: Tensor,
+        new_tokens: int,
+        options: Mapping[str, Any],
+        *,
+        greedy: bool = False,
+        seed: int | None = None,
+    ) -> Any:
+        """Return what generate itself returns with these options; see `TakesOptions.generate_with`."""
+        function = self._function(model)
+        with model.precision():
+            return generation.continue_with(
+                function, self.name, model.module, model.size, ids, new_tokens, options, greedy=greedy, seed=seed
+            )
+
     def at_temperature_zero(self, model: Model, ids: Tensor, new_tokens: int) -> Tensor:
         """Return what generate(temperature=0) itself returns. Raises MissingAbility if it has no temperature."""
-        function = generation.generate_function_of(type(model.module), self.module)
-        if function is None or function.word("temperature") is None or function.flag(generation.SAMPLING) is not None:
+        function = self._function(model)
+        if function.word("temperature") is None or function.flag(generation.SAMPLING) is not None:
             raise MissingAbility(f"generate of {self.name} has no temperature, or another setting for greedy")
         return generation.at_temperature_zero(function, model.module, model.size, ids, new_tokens)
+
+    def _function(self, model: Model) -> generation.GenerateFunction:
+        function = generation.generate_function_of(type(model.module), self.module)
+        if function is None:
+            raise MissingAbility(f"{self.name} has no generate(ids, new tokens, ...)")
+        return function
 
 
 class _Caches(_Ability):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import Size
 from harness.subjects.forward_style import parameters_of, style_of
+from harness.subjects.option_names import GENERATE_OPTIONS
 
 # The settings of `Generates.generate`, and the names that functions have for them.
 SETTINGS = {
@@ -31,7 +32,10 @@ SETTINGS = {
 # A part of the name of the parameter that takes the number of new tokens.
 NEW_TOKENS = ("token", "length", "step", "new", "num", "max", "len", "count", "amount", "size")
 # Parts of names that have one of these parts in them, and take something else.
-NO_COUNT = ("tokenizer", "stop", "eos", "bos", "pad", "special", "start", "penalty", "vocab", "beam", "min")
+NO_COUNT = (
+    *("tokenizer", "stop", "eos", "bos", "pad", "special", "start", "penalty", "vocab", "beam", "min", "samples"),
+    "sequences",
+)
 SAMPLING = ("do_sample", "sample", "sampling")
 GREEDY = ("greedy",)
 TOKENIZERS = ("enc", "tok", "sp", "bpe", "stoi", "itos", "decode")
@@ -73,6 +77,7 @@ class GenerateFunction:
 
 
 _prompt_is_counted: weakref.WeakKeyDictionary[Callable[..., Any], bool] = weakref.WeakKeyDictionary()
+_seen_sampling: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()  # functions that gave two answers
 
 
 def generate_function_of(kind: type, module: ModuleType | None) -> GenerateFunction | None:
@@ -138,6 +143,49 @@ def _is_transformers(kind: type) -> bool:
     )
 
 
+def continue_with(
+    function: GenerateFunction,
+    name: str,
+    module: nn.Module,
+    size: Size,
+    ids: Tensor,
+    new_tokens: int,
+    options: Mapping[str, Any],
+    *,
+    greedy: bool,
+    seed: int | None,
+) -> Any:
+    """Return what the function itself returns for options under its own names; see `TakesOptions.generate_with`."""
+    settings = {**_neutral(function, size), **options}
+    if (word := function.word("seed")) is not None and seed is not None:
+        settings[word] = seed
+    elif seed is not None:
+        torch.manual_seed(seed)
+    if greedy:
+        return _greedy(function, name, module, size, ids, new_tokens, settings)
+    return _sampled(function, name, module, size, ids, new_tokens, settings, 1.0)
+
+
+def _neutral(function: GenerateFunction, size: Size) -> dict[str, Any]:
+    """Return the settings by which defaults that filter, penalise or stop do nothing, by the function's own names."""
+    found = {}
+    for word, parameter in function.parameters.items():
+        default, neutral = parameter.default, _neutral_value(word, size)
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        if word != function.count and is_number and neutral not in (None, default) and default < size.vocab_size:
+            found[word] = neutral
+    return found
+
+
+def _neutral_value(word: str, size: Size) -> float | None:
+    """Return the value of a setting with which it does nothing; None if it is no filter, penalty or stop token."""
+    values = {"repetition penalty": 1.0, "frequency penalty": 0.0, "presence penalty": 0.0, "min-p": 0.0}
+    values["stop token"] = -1  # the id of no token
+    names = {**GENERATE_OPTIONS, "top-p": SETTINGS["top_p"]}
+    values |= {"top-k": size.vocab_size, "top-p": 1.0}
+    return next((value for option, value in values.items() if word in names[option]), None)
+
+
 def generate(
     function: GenerateFunction,
     name: str,
@@ -159,7 +207,7 @@ def generate(
     if _is_transformers(type(module)):
         return _by_transformers(module, size, ids, new_tokens, temperature, top_k, top_p, seed, use_cache)
     values: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "seed": seed, "use_cache": use_cache}
-    settings: dict[str, Any] = {}
+    settings = _neutral(function, size)
     for setting, value in values.items():
         word = function.word(setting)
         if word is not None and value is not None:
@@ -263,14 +311,21 @@ def _sampled(
 
 
 def _samples(function: GenerateFunction, module: nn.Module, size: Size, ids: Tensor) -> bool:
-    """Return True if a function without a setting for it samples: two seeds give different tokens."""
+    """Return True if a function without a setting for it samples: two seeds give different tokens.
+
+    Only that it samples is remembered: equal tokens may follow from the weights.
+    """
+    if function.function in _seen_sampling:
+        return True
     answers, training = [], module.training
     module.eval()  # so that dropout draws no random numbers
     for seed in (0, 1):
         torch.manual_seed(seed)
         answers.append(_run(function, module, size, ids[:2], min(16, size.context), {}))
     module.train(training)
-    return not torch.equal(answers[0], answers[1])
+    if differ := not torch.equal(answers[0], answers[1]):
+        _seen_sampling.add(function.function)
+    return differ
 
 
 def _run(
@@ -287,7 +342,8 @@ def _run(
         method = getattr(module, function.function.__name__)
     with torch.no_grad() if function.takes_model else contextlib.nullcontext():
         if style_of(module).one_sequence:
-            return torch.stack([torch.as_tensor(method(row, **settings)) for row in ids])
+            rows = [torch.as_tensor(method(row, **settings)) for row in ids]
+            return torch.stack(rows) if len({row.shape for row in rows}) == 1 else rows
         return method(ids, **settings)
 
 

@@ -75,3 +75,14 @@ def test_a_fault_passes_the_checks_that_it_does_not_affect(shipped, tmp_path, fa
     file = tmp_path / "my_gpt.py"
     file.write_text(chosen.source_text(SPECIMEN.read_text()))
     assert run(shipped[check], adapt(f"{file}:GPT")).verdict == "pass"
+
+
+def test_a_window_that_stands_still_beyond_two_contexts_fails_in_long_texts_alone(shipped, tmp_path):
+    (fault,) = read_catalogue().chosen(["gen-window-stands-still"])
+    file = tmp_path / "my_gpt.py"
+    file.write_text(fault.source_text(SPECIMEN.read_text()))
+    verdicts = {
+        name: run(check, adapt(f"{file}:GPT")).verdict for name, check in shipped.items() if name.startswith(SAMPLING)
+    }
+    long = {f"{SAMPLING}prompt_length=1,new_tokens=95,cache=on", f"{SAMPLING}prompt_length=32,new_tokens=64,cache=off"}
+    assert {name for name, verdict in verdicts.items() if verdict == "fail"} == long

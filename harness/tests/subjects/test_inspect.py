@@ -68,3 +68,9 @@ def test_inspect_tells_fewer_keys_from_values_and_says_what_has_a_gate(capsys):
         assert f"attn.c_attn.weight, {part} transposed" in printed
     assert "its feed-forward layer has a gate, GPT-2's has none" in printed
     assert "its keys and values have 2 heads, GPT-2's 4" in printed
+
+
+def test_inspect_names_the_options_that_no_check_judges(capsys):
+    assert main(["inspect", "harness.tests.measures.options.right_conventions:WithWhatNobodyJudges"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "options that no check judges: forward(router, soft_cap), generate(num_beams)" in printed
