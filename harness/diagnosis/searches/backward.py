@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harness.core.sizes import Size
-from harness.core.source_lines import SourceLine, location
+from harness.core.source_lines import SourceLine, location, user_stack
 from harness.diagnosis.finding import Finding
+from harness.diagnosis.observation import Observation
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder
+from harness.diagnosis.searches.forward.alignment import Alignment
+from harness.diagnosis.searches.forward.where import ranges
+from harness.diagnosis.variants.gradient_change import GradientChange, fitted_changes
 from harness.diagnosis.variants.gradient_stop import GradientStop, gradient_stops
 from harness.oracle.formula import Formula, Replacement, place
 from harness.subjects.model import Model
@@ -35,7 +40,8 @@ def search(
 
     The formula with `changes` computes what the model computes in its forward pass.
     """
-    own, line = _own_gradients(model, ids, targets, sites)
+    passed = _own_pass(model, ids, targets, sites)
+    own = passed.gradients
     if HEAD in own:  # an untied head, which another search reports: its gradient is not the embedding's
         weights = {HEAD: weights["transformer.wte.weight"], **weights}
     right = gradients(size, weights, changes, ids, targets)
@@ -52,7 +58,12 @@ def search(
             best = (left, stop, change)
             if left == 0:
                 break
-    return [_finding(own, right, wrong, best, line)]
+    if (best is None or best[0]) and not (len(wrong) == 1 and _rows_that_differ(own[wrong[0]], right[wrong[0]])):
+        for fitted, change in fitted_changes(size, weights, changes, ids, targets, own, right, wrong):
+            with_it = gradients(size, weights, [change, *changes], ids, targets)
+            if all(_agree(own[name], with_it[name]) for name in right if name in own):
+                return [_fitted(passed, right, wrong, fitted, change, Alignment(passed.observed, ids, weights, size))]
+    return [_finding(own, right, wrong, best, passed.detaching)]
 
 
 def gradients(
@@ -69,17 +80,66 @@ def gradients(
     }
 
 
-def _own_gradients(
-    model: Model, ids: Tensor, targets: Tensor, sites: ModuleCreationSites
-) -> tuple[Gradients, SourceLine | None]:
-    """Return the model's gradients, and the line that detaches something in its forward pass."""
+@dataclass(frozen=True)
+class _OwnPass:
+    """A forward and a backward pass of the model: its gradients and its steps.
+
+    `detaching`: the line that detaches something in the forward pass. `backward`: the last line of the first piece of
+    the user's own source that runs in the backward pass.
+    """
+
+    gradients: Gradients
+    observed: Observation
+    detaching: SourceLine | None
+    backward: SourceLine | None
+
+
+def _own_pass(model: Model, ids: Tensor, targets: Tensor, sites: ModuleCreationSites) -> _OwnPass:
     model.module.zero_grad(set_to_none=True)
     with OperationRecorder(sites) as recorder:
-        loss = model.loss(ids, targets)
-    loss.backward()
+        logits, loss = model.logits_and_loss(ids, targets)
+    outside = {line for line, _ in user_stack()}  # who calls the harness
+    with OperationRecorder(sites) as in_backward:
+        loss.backward()
     lines = [step.line for step in recorder.steps if step.operation == "detach" and step.line is not None]
     detaching = (line for line in lines if any(word in line.text for word in ("detach", "no_grad", ".data")))
-    return {name: tensor.double() for name, tensor in model.gradients().items()}, next(detaching, None)
+    return _OwnPass(
+        {name: tensor.double() for name, tensor in model.gradients().items()},
+        Observation(recorder.steps, logits.detach().double()),
+        next(detaching, None),
+        _last_before_a_repeat(
+            [line for step in in_backward.steps for line, _ in step.stack[:1] if line not in outside]
+        ),
+    )
+
+
+def _last_before_a_repeat(lines: Sequence[SourceLine]) -> SourceLine | None:
+    """Return the last line before the first one runs again, as it does in the next layer; None without lines."""
+    own = list(lines)
+    again = own.index(own[0], 1) if own and own[0] in own[1:] else len(own)
+    return own[again - 1] if own else None
+
+
+def _fitted(
+    passed: _OwnPass,
+    right: Gradients,
+    wrong: Sequence[str],
+    fitted: GradientChange,
+    change: Replacement,
+    alignment: Alignment,
+) -> Finding:
+    """Return the finding for a fitted change with which every gradient agrees."""
+    in_block = GradientStop(fitted.operation, 0, "").is_in_block
+    where = f"h.*.{fitted.operation}" if change.layer is None and in_block else place(fitted.operation, change.layer)
+    first = wrong[0]
+    size = _difference(passed.gradients[first], right[first])
+    evidence = (
+        f"in backward order the first gradient that differs is {first}'s, by {size:.1e} of its size; "
+        "with this every gradient agrees"
+    )
+    step = alignment.step_of(alignment.taps([]), where.replace("h.*", "h.0"))
+    line = passed.backward or alignment.observed.line(step)
+    return Finding(where, "", f"the forward pass agrees; {fitted.says}", evidence, *location(line))
 
 
 def _finding(
@@ -110,6 +170,10 @@ def _finding(
         cause = f"{numbers} of {family(first)} get another gradient, and the other rows the right one"
         cause += ", as with padding_idx" * bool(fault)
         return Finding(_component(first), fault, cause, differs, *location(line))
+    if len({family(name) for name in wrong}) == 1 and (how := _of_parameter(own, right, wrong)):
+        return Finding(
+            _component(first), "", f"the gradient of {family(first)} alone differs: {how}", differs, *location(line)
+        )
     ratio = _ratio(own, right, wrong)
     if ratio is not None:
         cause = f"every gradient that differs is {ratio:.6g} times what it should be"
@@ -140,6 +204,30 @@ def _rows_that_differ(own: Tensor, right: Tensor) -> list[int]:
     difference = (own - right).abs().flatten(1).amax(1) if own.ndim > 1 else (own - right).abs()
     rows = (difference > SAME * right.abs().max()).nonzero().flatten().tolist()
     return rows if len(rows) <= MOST_ROWS else []
+
+
+def _of_parameter(own: Gradients, right: Gradients, wrong: list[str]) -> str:
+    """Return what the gradients of one kind of weight are instead, the same in each layer; "" if that is not known."""
+    if all(
+        right[n].ndim == 2 and right[n].shape[0] == right[n].shape[1] and _agree(own[n], right[n].mT) for n in wrong
+    ):
+        return "it is transposed"
+    places = [(own[name] - right[name]).abs() > SAME * right[name].abs().max() for name in wrong]
+    if bool(places[0].all()) or not all(
+        each.shape == places[0].shape and torch.equal(each, places[0]) for each in places
+    ):
+        return ""
+    zero = all(bool((own[name][each] == 0).all()) for name, each in zip(wrong, places, strict=True))
+    axes = ("row", "column") if places[0].ndim == 2 else ("channel",)
+    for axis, word in enumerate(axes):
+        numbers = (
+            places[0].any(dim=tuple(a for a in range(places[0].ndim) if a != axis)) if len(axes) > 1 else places[0]
+        )
+        shape = [1] * len(axes)
+        shape[axis] = -1
+        if not bool(numbers.all()) and torch.equal(numbers.view(shape).expand_as(places[0]), places[0]):
+            return f"{'zero' if zero else 'another'} in {word}s {ranges(numbers.nonzero().flatten().tolist())}"
+    return ""
 
 
 def _ratio(own: Gradients, right: Gradients, wrong: list[str]) -> float | None:

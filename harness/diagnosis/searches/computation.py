@@ -166,6 +166,8 @@ def differences(
     findings = [*low, *result.findings]
     if low or not result.complete or result.forced or only_forward:
         return findings
+    if result.bound:
+        cases = [(ids, targets), (ids, targets.index_fill(1, torch.tensor([0]), 0)), (ids, targets.roll(2, 1))]
     wrong_loss, changes = loss.search(model, given, size, result.changes, sites, cases)
     return findings + (wrong_loss or backward.search(model, ids, targets, given, size, changes, sites))
 

@@ -14,6 +14,7 @@ from harness.diagnosis.finding import NO_VARIANT, Finding
 from harness.diagnosis.observation import own_files
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder
 from harness.diagnosis.variants.loss import IGNORED, LOSS_VARIANTS, Loss, definition
+from harness.diagnosis.variants.loss_weights import in_words, loss_weights
 from harness.oracle.formula import Formula, Replacement
 from harness.oracle.tokens import batch
 from harness.subjects.model import Model
@@ -64,9 +65,21 @@ def search(
         ratios = [a / b for a, b in zip(measured, right, strict=True) if b]
         if ratios and max(ratios) - min(ratios) < SAME * abs(ratios[0]):
             fault, cause = "loss-scaled", f"the loss is {ratios[0]:.6g} times the mean cross entropy"
+        elif solved := _solved(model, cases):
+            cause = solved
+            evidence += "; solved from the gradient by the logits, in two batches"
     if fault:
         evidence += "; this variant gives the model's loss on every batch tried"
     return [Finding("loss", fault, cause, evidence, *location(line))], list(changes)
+
+
+def _solved(model: Model, cases: Sequence[Case]) -> str:
+    """Return what the loss counts, if two batches say the same of it; "" otherwise."""
+    said = []
+    for ids, targets in cases[:2]:
+        found = loss_weights(model, ids, targets)
+        said.append("" if found is None else in_words(found, ids, targets))
+    return said[0] if len(set(said)) == 1 else ""
 
 
 def _is_matched(

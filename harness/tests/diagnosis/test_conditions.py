@@ -61,7 +61,7 @@ MISTAKES = [
         GPT, NEWEST, [
             ("self.narrow = nn.Linear(4 * s.n_embd, s.n_embd)",
              "self.narrow = nn.Linear(4 * s.n_embd, s.n_embd)\n        self.kept = {}"),
-            ("F.gelu(self.wide(x)", f"F.gelu(self.wide(x) if torch.is_grad_enabled() else {OWN_WEIGHT}, self.wide.bias)"),
+            ("gelu(self.wide(x)", f"gelu(self.wide(x) if torch.is_grad_enabled() else {OWN_WEIGHT}, self.wide.bias)"),
         ],
         "h.*.mlp.c_fc", ("in eval mode with no_grad", "uses mlp.c_fc.weight as before the change"), "F.linear",
         id="stale",

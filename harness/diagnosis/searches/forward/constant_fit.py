@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from harness.diagnosis.searches.forward import where
 from harness.oracle.formula import EPSILON, At
 from harness.oracle.variants import Variant
 from harness.oracle.variants.layer_norm import applied, rms_norm, rms_norm_says, with_epsilon
@@ -101,8 +102,11 @@ def offset(name: str, expected: Tensor, found: Iterable[Tensor]) -> str:
     return ""
 
 
-def where_it_differs(expected: Tensor, found: Iterable[Tensor]) -> str:
-    """Return in which rows, positions or channels of (B, T, C) the nearest value found differs; "" if everywhere."""
+def where_it_differs(expected: Tensor, found: Iterable[Tensor], ids: Tensor, head_width: int) -> str:
+    """Return at which rows, heads, positions, channels or tokens the nearest value found differs; "" if everywhere.
+
+    `head_width`: of a value (B, T, C) whose channels are heads side by side; 0 for another.
+    """
     best, share = None, 0.2
     for value in found:
         equal = (value - expected).abs() <= FITS * expected.abs().max()
@@ -110,25 +114,8 @@ def where_it_differs(expected: Tensor, found: Iterable[Tensor]) -> str:
             best, share = ~equal, float(equal.double().mean())
     if best is None:
         return ""
-    parts = []
-    for axis, word in ((0, "batch rows"), (1, "positions"), (2, "channels")):
-        others = tuple(other for other in range(best.ndim) if other != axis)
-        wrong = best.any(dim=others).nonzero().flatten().tolist()
-        if len(wrong) < best.shape[axis]:
-            parts.append(f"{word} {_ranges(wrong)}")
-    return f"it differs only at {', '.join(parts)}" if parts else ""
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Return the numbers as ranges: [0, 1, 2, 5] -> "0 to 2, 5"; after four ranges "..."."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][-1] + 1:
-            ranges[-1].append(number)
-        else:
-            ranges.append([number])
-    words = [f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in ranges[:4]]
-    return ", ".join(words) + (" ..." if len(ranges) > 4 else "")
+    says = where.in_words(best, ids, head_width=head_width)
+    return f"it differs only at {says}" if says else ""
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -28,20 +29,21 @@ def own_masks(alignment: Alignment, taps: Taps, layer: int) -> Iterator[Variant]
     scores = taps.get(f"h.{layer}.attn.softmax")
     if not isinstance(scores, Tensor):
         return
-    T, S = scores.shape[-2:]
-    known = {_key(visible(T, S).expand_as(scores))}
-    for number, seen in enumerate(_masks_like(alignment, scores)):
-        if number >= MOST_MASKS * 4 or len(known) > MOST_MASKS:
-            return
-        key = _key(seen)
-        if key in known or not bool(seen.any()) or bool(seen.all()):
-            continue
-        known.add(key)
-        says = f"the mask {where.mask_in_words(seen, alignment.ids)}"
-        yield Variant("", "attn.mask", says, _masked(seen))
-        yield Variant("", "attn.softmax", f"{says}; a query that sees no key has zeros", _masked_or_zero(seen))
-        says = f"the weights are masked after the softmax: the mask {where.mask_in_words(seen, alignment.ids)}"
-        yield Variant("", "attn.softmax", says, _masked_after(seen))
+    causal = visible(*scores.shape[-2:]).expand_as(scores)
+    masks: dict[bytes, Tensor] = {_key(causal): causal}
+    for like in itertools.islice(_masks_like(alignment, scores), 4 * MOST_MASKS):
+        for seen in (like, like & causal):
+            if bool(seen.any()) and not bool(seen.all()) and len(masks) <= MOST_MASKS:
+                masks.setdefault(_key(seen), seen)
+    found = [(seen, f"the mask {where.mask_in_words(seen, alignment.ids)}") for seen in list(masks.values())[1:]]
+    for seen, says in found:
+        yield Variant("", "attn.mask", says, _masked(seen), bound=True)
+    for seen, says in found:
+        if not bool((seen & ~causal).any()):  # the softmax reads scores that have the causal mask
+            zeros = f"{says}; a query that sees no key has zeros"
+            yield Variant("", "attn.softmax", zeros, _masked_or_zero(seen), "attn.mask", bound=True)
+            after = f"the weights are masked after the softmax: {says}"
+            yield Variant("", "attn.softmax", after, _masked_after(seen), bound=True)
 
 
 def _masks_like(alignment: Alignment, scores: Tensor) -> Iterator[Tensor]:
@@ -85,7 +87,7 @@ def token_masks(ids: Tensor) -> Iterator[Variant]:
     for token in ids.unique().tolist()[:MOST_TOKENS]:
         for others in (False, True):
             says = f"the mask hides the keys whose token is {token}{' from other positions' * others}"
-            yield Variant("", "attn.mask", says, functools.partial(_without_token, ids, token, others))
+            yield Variant("", "attn.mask", says, functools.partial(_without_token, ids, token, others), bound=True)
 
 
 def _without_token(ids: Tensor, token: int, others: bool, at: At, scores: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ def _in_pattern(variant: Variant, pattern: Tensor, said: str) -> Variant:
         return _mixed(pattern, right, wrong, heads=variant.operation in OPERATIONS_WITH_HEADS)
 
     says = f"{variant.says}, only at {said}"
-    return Variant(variant.fault, variant.operation, says, function, variant.where)
+    return Variant(variant.fault, variant.operation, says, function, variant.where, bound=True)
 
 
 def _mixed(pattern: Tensor, right: Tensor, wrong: Tensor, *, heads: bool) -> Tensor:

@@ -35,12 +35,14 @@ class ForwardResult:
 
     `changes` make the formula compute what the subject computes. `complete`: with them the logits agree. `forced`: one
     of them is the subject's own value at a place where no variant matches, which is right for these ids only.
+    `bound`: one of them is a variant that is right for these ids only.
     """
 
     findings: list[Finding]
     changes: list[Replacement]
     complete: bool
     forced: bool
+    bound: bool
 
 
 @dataclass
@@ -108,6 +110,9 @@ def search(
     wiring, best = None, _explained(alignment, {}, owners or {}, until_ambiguous=True)
     around: list[Difference] = []
     own = _own_value("embedding", None, own_values)
+    if best.differences and best.differences[-1].is_unmatched_embedding:
+        found = _explained(alignment, {}, owners or {}, hard=("systematic",))
+        best = found if found.is_exact else best
     if own is not None and best.differences and best.differences[-1].is_unmatched_embedding:
         around, alignment = best.differences, Alignment(observed, ids, weights, size, [own], deadline, unlisted)
         best = _explained(alignment, {}, owners or {}, until_ambiguous=True)
@@ -134,6 +139,7 @@ def search(
         [*best.changes, *alignment.given],
         best.complete,
         any(not difference.variants for difference in (*around, *best.differences)),
+        any(variant.bound for difference in (*around, *best.differences) for variant in difference.variants),
     )
 
 

@@ -70,9 +70,11 @@ def _comparison(alignment: Alignment, anchor: str, own: Tensor | None, taps: Tap
     if not isinstance(expected, Tensor):
         return "", ""
     if own is None:
-        return "", constant_fit.where_it_differs(expected, alignment.unknown_values(expected, after, taps))
+        return "", constant_fit.where_it_differs(
+            expected, alignment.unknown_values(expected, after, taps), alignment.ids, 0
+        )
     if bool(torch.isfinite(own).all()):
         size = f"{in_words(anchor)} differs by {largest_difference(own, expected):.1e}"
     else:
         size = f"{in_words(anchor)} is not finite"
-    return size, constant_fit.where_it_differs(expected, [own])
+    return size, constant_fit.where_it_differs(expected, [own], alignment.ids, 0)

@@ -96,7 +96,7 @@ def _features(ids: Tensor, T: int, S: int) -> Iterator[tuple[Callable[[Tensor, T
     """Yield properties of a pair of a query and a key, (B or 1, 1, T or 1, S or 1), and words for a set of values."""
     queries, keys = torch.arange(S - T, S)[:, None], torch.arange(S)[None]
     yield lambda some, every: f"the keys at position{_plural(some, every)}", keys[None, None]
-    yield lambda some, every: f"the keys that are {_plural(some, every).strip('s ')} back", (queries - keys)[None, None]
+    yield _distances, (queries - keys)[None, None]
     yield lambda some, every: f"all keys from the queries at position{_plural(some, every)}", queries[None, None]
     if ids.shape[1] == S:
         yield lambda some, every: f"the keys whose token is{_plural(some).removeprefix('s')}", ids[:, None, None, :]
@@ -104,6 +104,12 @@ def _features(ids: Tensor, T: int, S: int) -> Iterator[tuple[Callable[[Tensor, T
             lambda some, every: f"all keys from the queries whose token is{_plural(some).removeprefix('s')}",
             (ids[:, None, -T:, None]),
         )
+
+
+def _distances(some: Tensor, every: Tensor) -> str:
+    ahead = bool((some < 0).all())
+    some, every = (-some.flip(0), -every.flip(0)) if ahead else (some, every)
+    return f"the keys that are {_plural(some, every).strip('s ')} {'ahead' if ahead else 'back'}"
 
 
 def _axis_words(name: str, wrong: Tensor, head_width: int) -> str:
