@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,15 +25,23 @@ def option_of(subject: TakesOptions, model: Model, option: str) -> str:
 
 
 def rows_of(answer: Any) -> list[Tensor]:
-    """Return the ids of each row in what generate returned: a tensor (N, T), a list of rows, or a tuple with either."""
-    if isinstance(answer, tuple) and answer and (not isinstance(answer[0], Tensor) or answer[0].ndim == 2):
+    """Return the ids of each row in what generate returned.
+
+    It is a tensor (N, T), a list of rows, either of these for each prompt, or a tuple that begins with any of them.
+    """
+    if isinstance(answer, tuple) and answer and (not isinstance(answer[0], Tensor) or answer[0].ndim > 1):
         answer = answer[0]
-    if isinstance(answer, Tensor) and answer.ndim == 3:  # (B, n, T): several sequences of each prompt
-        answer = answer.flatten(0, 1)
     try:
-        return [torch.as_tensor(row).flatten() for row in answer]
+        return [torch.as_tensor(row) for row in _rows(answer)]
     except Exception as error:
         raise SubjectError(f"generate returned {type(answer).__name__}; expected ids (rows, tokens)") from error
+
+
+def _rows(nest: Any) -> Iterator[Any]:
+    """Yield the innermost sequences of a nest."""
+    for item in nest:
+        is_row = item.ndim == 1 if isinstance(item, Tensor) else isinstance(next(iter(item), 0), int)
+        yield from [item] if is_row else _rows(item)
 
 
 def new_tokens(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.core.error_text import describe_error
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
@@ -23,13 +24,19 @@ SMOOTHING = 0.1
 def loss_reduction(subject: Subject, *, size: str, length: int = 16) -> Reading:
     """Return the relative distance of the loss from its definition, by reduction: none, sum, mean.
 
-    "none" gives the loss of each token, in any shape. Raises MissingAbility if `forward` has no reduction.
+    "none" gives the loss of each token, in any shape. A reduction that is an error is refused, and not judged. Raises
+    MissingAbility if `forward` has no reduction.
     """
     model, ids, targets, keyword = _called(subject, size, length)
     name = option_of(subject, model, "reduction")
-    found = {}
+    found: dict[str, float] = {}
+    refused: dict[str, str] = {}
     for reduction in ("none", "sum", "mean"):
-        answer = answer_with(model, ids, **{keyword: targets, name: reduction})
+        try:
+            answer = answer_with(model, ids, **{keyword: targets, name: reduction})
+        except Exception as error:
+            refused[reduction] = describe_error(error)
+            continue
         each = _token_losses(_logits(model, ids), targets)
         wanted = {"none": each, "sum": each.sum(), "mean": each.mean()}[reduction]
         got = token_losses_in(answer, targets.numel()) if reduction == "none" else loss_in(answer)
@@ -39,7 +46,9 @@ def loss_reduction(subject: Subject, *, size: str, length: int = 16) -> Reading:
                 f"{wanted.numel()} numbers"
             )
         found[f"{name}={reduction}"] = relative(got, wanted)
-    return Reading(found, "relative")
+    if not found:
+        raise MissingAbility(f"'{name}' of forward of {subject.name} takes no reduction: {refused['mean']}")
+    return Reading(found, "relative", {"not judged": refused})
 
 
 @measure

@@ -321,7 +321,7 @@ def _samples(function: GenerateFunction, module: nn.Module, size: Size, ids: Ten
     module.eval()  # so that dropout draws no random numbers
     for seed in (0, 1):
         torch.manual_seed(seed)
-        answers.append(_run(function, module, size, ids[:2], min(16, size.context), {}))
+        answers.append(_ids_in(_run(function, module, size, ids[:2], min(16, size.context), {})))
     module.train(training)
     if differ := not torch.equal(answers[0], answers[1]):
         _seen_sampling.add(function.function)
@@ -377,10 +377,18 @@ def _by_transformers(
     return _checked(answer, ids, new_tokens)
 
 
+def _ids_in(answer: Any) -> Any:
+    """Return the ids (B, T) in an answer: a tensor, rows, one sequence of each prompt, or the first of a tuple."""
+    if isinstance(answer, tuple) and answer and (not isinstance(answer[0], Tensor) or answer[0].ndim > 1):
+        answer = answer[0]
+    with contextlib.suppress(Exception):
+        answer = torch.stack([torch.as_tensor(row) for row in answer])
+    return answer[:, 0] if isinstance(answer, Tensor) and answer.ndim == 3 and answer.shape[1] == 1 else answer
+
+
 def _checked(answer: Any, ids: Tensor, new_tokens: int) -> Tensor:
     """Return the generated ids (B, T + new_tokens). Raises SubjectError for another shape."""
-    if isinstance(answer, tuple | list) and answer and isinstance(answer[0], Tensor):
-        answer = answer[0]
+    answer = _ids_in(answer)
     expected = (ids.shape[0], ids.shape[1] + new_tokens)
     if isinstance(answer, Tensor) and answer.shape == (ids.shape[0], new_tokens) != expected:
         answer = torch.cat((ids, answer), dim=1)  # the function returned only the new tokens

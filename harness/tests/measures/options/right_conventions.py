@@ -77,6 +77,27 @@ class SequencesInTurn(Plain):
         return ids
 
 
+class SequencesOfEachPrompt(SequencesInTurn):
+    """Returns a list for each prompt, of ids as Python's integers."""
+
+    def generate(self, ids, max_new_tokens, num_return_sequences=1):
+        return [super(SequencesOfEachPrompt, self).generate(row[None], num_return_sequences, max_new_tokens).tolist()
+                for row in ids]  # fmt: skip
+
+
+class MeanOrNone(Base):
+    """Has two reductions of three."""
+
+    def forward(self, ids, targets=None, reduction="mean"):
+        logits = self.logits(ids)
+        if targets is None:
+            return logits, None
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction {reduction!r}")
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+        return logits, losses.view(targets.shape) if reduction == "none" else losses
+
+
 class PenalisesWhatIsNew(Plain):
     """The prompt does not count. Filters that most texts want are on by default."""
 

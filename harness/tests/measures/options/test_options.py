@@ -66,6 +66,8 @@ CONVENTIONS = [
     ("CutsOffTheStopToken", STOP, "is cut off"),
     ("StopsOneRowOnly", STOP, "refused"),
     ("SequencesInTurn", "several-sequences-are-independent", "in turn"),
+    ("SequencesOfEachPrompt", "several-sequences-are-independent", "side by side"),
+    ("MeanOrNone", "loss-reduction-by-definition", "reduction 'sum'"),
     ("PenalisesWhatIsNew", f"{PENALTY}frequency", "the prompt does not count"),
     ("PenalisesWhatIsNew", f"{PENALTY}presence", "the prompt does not count"),
     ("DrawsByInversion", "min-p-by-definition", "1000 draws"),
@@ -95,3 +97,10 @@ def test_an_error_for_a_top_k_of_zero_is_a_refusal(tmp_path, options):
     record = run(options["top-k-of-zero-filters-nothing"], with_change(tmp_path, "the-specimen"))
     assert record.verdict == "pass"
     assert "size of tensor" in record.details["refused"]
+
+
+@pytest.mark.parametrize("right", ["CutsOffTheStopToken", "SequencesOfEachPrompt"])
+def test_rows_in_a_list_are_an_answer_of_generate(shipped, right):
+    """A list of rows was once taken for a tuple whose first item is the answer."""
+    record = run(shipped["generation::answer-lengths"], adapt(RIGHT + right))
+    assert record.verdict in ("pass", "skip"), record.message
