@@ -58,6 +58,8 @@ SIZES: dict[str, Size] = {
         Size("debug", vocab_size=211, context=32, layers=3, heads=4, width=48),
         # As small, but its context is beyond 256, where positions in bfloat16 collapse, and beyond its width.
         Size("debug-long", vocab_size=211, context=519, layers=1, heads=4, width=48),
+        # GPT-2's own width, heads and context, in two layers with few tokens: a tenth of the time of 124M.
+        Size("124M-shallow", vocab_size=211, context=1024, layers=2, heads=12, width=768),
         Size("124M", vocab_size=50257, context=1024, layers=12, heads=12, width=768),
         Size("355M", vocab_size=50257, context=1024, layers=24, heads=16, width=1024),
         Size("774M", vocab_size=50257, context=1024, layers=36, heads=20, width=1280),

@@ -53,11 +53,12 @@ def weight_kurtosis(subject: Subject, *, size: str) -> Reading:
 
     Each matrix is standardised first, so that layers of different scale can be pooled.
     """
-    drawn: dict[str, list[Tensor]] = {}
+    drawn: dict[str, list[tuple[float, int]]] = {}  # by family, of each matrix: the sum of fourth powers, and numbers
     for name, tensor in _weights(initialised_model(subject, size, "gpt2", 0)).items():
         if tensor.ndim == 2:
-            drawn.setdefault(family(name), []).append(_standardised(tensor))
-    found = {kind: float(torch.cat(numbers).pow(4).mean()) - 3 for kind, numbers in drawn.items()}
+            fourth = _standardised(tensor).square_().square_().sum(dtype=torch.float64)
+            drawn.setdefault(family(name), []).append((float(fourth), tensor.numel()))
+    found = {kind: sum(s for s, _ in sums) / sum(n for _, n in sums) - 3 for kind, sums in drawn.items()}
     return Reading(found, "excess kurtosis")
 
 
@@ -144,7 +145,12 @@ def _stream_std(model: Model, ids: Tensor, *, normal: bool, seed: int) -> dict[s
 def initialised_model(subject: Subject, size: str, recipe: Recipe, seed: int) -> Model:
     """Build the subject with its own initial weights; only a recipe other than GPT-2's is passed as an option."""
     options: dict[str, Any] = {} if recipe == "gpt2" else {"init": recipe}
-    return model_cache.cached((subject, size, recipe, seed), lambda: subject.build(SIZES[size], seed=seed, **options))
+
+    def build() -> Model:
+        return subject.build(SIZES[size], seed=seed, **options)
+
+    # A small model takes no time to build, and would take the place of a large one in the cache.
+    return build() if size.startswith("debug") else model_cache.cached((subject, size, recipe, seed), build)
 
 
 def _weights(model: Model) -> dict[str, Tensor]:
@@ -152,8 +158,9 @@ def _weights(model: Model) -> dict[str, Tensor]:
 
 
 def _standardised(tensor: Tensor) -> Tensor:
-    numbers = tensor.flatten().double()
-    return (numbers - numbers.mean()) / numbers.std().clamp(min=1e-300)
+    """Return the numbers of a tensor, flat, with mean 0 and std 1."""
+    numbers = tensor.detach().flatten()
+    return (numbers - numbers.mean()) / numbers.std().clamp(min=torch.finfo(numbers.dtype).tiny)
 
 
 def _correlated(parts: list[Tensor]) -> int:

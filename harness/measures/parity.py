@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.oracle import equivalents, model_cache, noise_verdict
+from harness.oracle.gpt2_with_deviations import own_size
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import Tokens, batch
@@ -31,7 +33,11 @@ def parity(
     length: int = 24,
     backward: bool = True,
 ) -> Reading:
-    """Return the noise verdict on the subject against Hugging Face's eager GPT-2, both with the same weights."""
+    """Return the noise verdict on the subject against Hugging Face's eager GPT-2, both with the same weights.
+
+    A subject that cannot be built at the size 124M-shallow is compared at 124M.
+    """
+    size = _size_of(subject, size)
     comparison = _comparison(subject, size, weights, tokens, rows, length, backward)
     if compare == "gradients":
         return noise_verdict.reading(comparison.gradients)
@@ -101,6 +107,16 @@ def greedy_tokens_differing(
         row, position = differing[0].tolist()
         details["hint"] = f"first at row {row}, position {position}"
     return Reading(int((own != theirs).sum()), "tokens", details)
+
+
+def _size_of(subject: Subject, size: str) -> str:
+    """Return the size; 124M for a subject that is built at a fixed size, instead of a part of it."""
+    if size == "124M-shallow":
+        try:
+            own_size(subject, SIZES[size])
+        except MissingAbility:
+            return "124M"
+    return size
 
 
 @functools.lru_cache(maxsize=8)
