@@ -35,6 +35,8 @@ PRECISION_GAIN = 2.0**-29
 FLOOR_FACTOR_32 = 8.0
 FLOOR_FACTOR_64 = 64.0
 
+CHUNK = 2**18  # numbers that are compared at once: 2 MiB in float64
+
 BuildModel = Callable[[str], Model]  # from a dtype's name, "float32" or "float64", to the model in it
 
 
@@ -186,8 +188,9 @@ def maximum(a: float, b: float) -> float:
 
 
 def max_abs(tensor: Tensor) -> float:
-    """Return max |x|."""
-    return float(torch.linalg.vector_norm(tensor, math.inf))
+    """Return max |x|; NaN if any x is."""
+    low, high = torch.aminmax(tensor)
+    return maximum(abs(float(low)), abs(float(high)))
 
 
 class _Sink(Protocol):
@@ -285,8 +288,14 @@ def _on_gradient(pass_on: Callable[[str], None], own: str, parameter: Tensor) ->
 
 
 def _chunks(found: Tensor, expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield both tensors in pieces of 8192 rows: the difference of two large tensors need not fit in memory."""
+    """Yield both tensors in pieces of rows.
+
+    A piece of their difference stays in a core's cache, which takes a tenth of the time of the whole.
+    """
     if found.ndim == 0:
         yield found, expected
-    else:
-        yield from zip(found.split(8192), expected.split(8192), strict=True)
+        return
+    if found.ndim > 2:
+        found, expected = found.flatten(0, -2), expected.flatten(0, -2)
+    rows = max(1, CHUNK * len(found) // max(1, found.numel()))
+    yield from zip(found.split(rows), expected.split(rows), strict=True)
