@@ -45,7 +45,7 @@ SAME = 1e-6  # of the largest logit, in float64
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded pass, and a second one of the same model after another seed.
+    """A recorded pass; if it is the first of a model, also a second one of the same model after another seed.
 
     Attributes:
         name: The subject's.
@@ -53,7 +53,7 @@ class Recorded:
         draws: The random numbers that the first pass draws, in the order of execution.
         masks: The dropouts of the first pass, by operation of the formula and layer.
         unexplained: Its other drops: from values that the formula does not compute.
-        second: The masks of the second pass.
+        second: The masks of the second pass; empty if there was none.
         logits: The first pass's logits (B, T, V).
         agrees: They are the formula's, with these masks.
         has_layers: The model has dropout layers of PyTorch's.
@@ -171,10 +171,11 @@ def _record(subject: Subject, size: str, rate: float, when: When) -> Recorded:
             logits, _ = model.logits_and_loss(ids, targets)
         elsewhere = tuple(name for name, state in _other_states().items() if state != _seeded_states()[name])
         first, count = len(draws.drops), len(draws.draws)
-        with draws.following(), torch.no_grad():
-            assert isinstance(model.calling, SeededCall)
-            model.calling.seed += 1
-            model.logits_and_loss(ids, targets)
+        if when == "first":
+            with draws.following(), torch.no_grad():
+                assert isinstance(model.calling, SeededCall)
+                model.calling.seed += 1
+                model.logits_and_loss(ids, targets)
     if EVENTS[when][-1] == "training" and not count and not has_dropout_setting(subject):
         raise MissingAbility(f"{subject.name} has no setting for the rate of a dropout, and drops nothing")
     formula = reference(size, when, "float64")
@@ -186,7 +187,7 @@ def _record(subject: Subject, size: str, rate: float, when: When) -> Recorded:
         draws.drops[:first],
         found.masks,
         found.unexplained,
-        _found(formula, draws.drops[first:], ids).masks,
+        _found(formula, draws.drops[first:], ids).masks if when == "first" else {},
         logits.detach(),
         bool(noise_verdict.distance(logits.detach(), found.logits) <= SAME * noise_verdict.max_abs(found.logits)),
         any(isinstance(module, DROPOUT_LAYERS) for module in model.module.modules()),

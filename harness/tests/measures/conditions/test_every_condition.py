@@ -9,7 +9,7 @@ from harness.core.sizes import SIZES
 from harness.faults.catalogue import SPECIMEN, read_catalogue
 from harness.judging.run_check import run
 from harness.measures.behaviour import _lasting_growth
-from harness.measures.conditions.condition import FACTORS, Condition, long_conditions, short_conditions
+from harness.measures.conditions.condition import FACTORS, SHAPES, Condition, long_conditions, short_conditions
 from harness.measures.conditions.separation import separate
 from harness.measures.conditions.uninitialised_memory import uninitialised_memory_filled
 from harness.subjects.adapters import adapt
@@ -117,6 +117,16 @@ def test_the_tables_fit_their_contexts():
 def test_the_statement_is_that_which_fits_the_wrong_and_the_right_conditions(is_wrong, said):
     (found,) = separate(TABLE, [each for each in TABLE if is_wrong(each)])
     assert said in found
+
+
+def test_a_limit_of_heads_is_not_taken_for_a_limit_of_layers():
+    shapes = [Condition(heads=heads, layers=layers) for heads, layers in SHAPES]
+    assert {1, 12, 16, 20, 25} <= {each.heads for each in shapes}
+    assert {1, 3, 13, 24, 48} <= {each.layers for each in shapes}
+    for factor, other in (("heads", "layers"), ("layers", "heads")):
+        for limit in sorted({getattr(each, factor) for each in shapes})[1:]:
+            (found,) = separate(shapes, [each for each in shapes if getattr(each, factor) >= limit])
+            assert factor in found.partition("(")[0], (found, other)
 
 
 def test_two_mistakes_are_two_statements():
