@@ -57,7 +57,7 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
         return record("skip", f"{subject.name} has no ability '{measure.needs.__name__}': {_summary(measure.needs)}")
     try:
         with (
-            one_thread() if _size(check, measure) == "debug" else contextlib.nullcontext(),
+            one_thread() if str(_size(check, measure)).startswith("debug") else contextlib.nullcontext(),
             isolated_global_state(changed),
             replacements_of(subject.name) as replaced,
             subject_at_work(),
