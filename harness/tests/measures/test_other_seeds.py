@@ -19,7 +19,7 @@ STYLES = "harness.tests.subjects.styles."
 RIGHT = {
     "the reference": "gpt:GPT",
     "the specimen": f"{SPECIMEN}:GPT",
-    "a sampler without multinomial": "harness.tests.measures.wrong_gpts:DrawsByInversion",
+    "a sampler without multinomial": "harness.tests.measures.options.right_conventions:DrawsByInversion",
     "other names": f"{STYLES}greek:Phi",
     "a matrix for each head": f"{STYLES}per_head_matrices:Transformer",
     "torch's own layers": f"{STYLES}torch_layers:EncoderGPT",
