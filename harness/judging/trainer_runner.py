@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, machine_memory_gib
@@ -21,6 +22,7 @@ class TrainerRunner:
 
     Args:
         name: the program, as `--trainer` names it.
+        chosen: what the user set in its source, as `NAME=VALUE`.
         seconds: the time limit of one rehearsal, if it is below the usual one; None for no limit.
         memory_gib: the memory limit of the program's process; None for MEMORY_SHARE of the machine's memory.
         echo: show what measures print instead of capturing it.
@@ -34,6 +36,7 @@ class TrainerRunner:
         self,
         name: str,
         *,
+        chosen: Sequence[str] = (),
         seconds: float | None = SECONDS,
         memory_gib: float | None = None,
         echo: bool = False,
@@ -42,7 +45,7 @@ class TrainerRunner:
         self.name, self.echo = name, echo
         of_rehearsal = None if seconds is None else min(seconds, REHEARSAL_SECONDS)
         limits = Limits(of_rehearsal, memory_gib or MEMORY_SHARE * machine_memory_gib())
-        self.program = TrainingProgram(name, folder=None if own else HOME, limits=limits)
+        self.program = TrainingProgram(name, chosen=chosen, folder=None if own else HOME, limits=limits)
         self._errors: dict[str, str] = {}  # message -> the first check that met it
 
     def run(self, check: Check) -> Record:

@@ -96,6 +96,8 @@ class CheckItem(pytest.Item):
         option = "--trainer" if self.trains else "--subject"
         if self.config.getoption(option) is not None:
             words += [option, self.subject]
+        for choice in (self.config.getoption("--set") or ()) if self.trains else ():
+            words += ["--set", choice]
         for option in MEANING:
             value = self.config.getoption(option)
             if value is not None:

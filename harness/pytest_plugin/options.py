@@ -35,6 +35,12 @@ def add_options(parser: pytest.Parser) -> None:
         f"(default: {DEFAULT_TRAINER}, the reference, unless --subject is given); several are judged side by side",
     )
     group.addoption(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        help="replace a literal of the training program, such as `batch_size = 64`, in memory; several are possible",
+    )
+    group.addoption(
         "--text",
         metavar="NAME|FILE",
         help="where real tokens are taken from: tinyshakespeare (default) or a UTF-8 file of yours",

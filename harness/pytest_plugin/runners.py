@@ -44,6 +44,7 @@ def trainer_runner_of(config: pytest.Config, name: str) -> TrainerRunner:
 
         runners[name] = TrainerRunner(
             name,
+            chosen=config.getoption("--set") or (),
             seconds=config.getoption("--time-limit") or None,
             memory_gib=config.getoption("--memory-limit"),
             echo=config.getoption("capture") == "no",

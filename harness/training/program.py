@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import atexit
 import functools
+import re
 import shlex
 import signal
 import socket
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +18,10 @@ from typing import Any
 from harness.core.error_text import describe_exit
 from harness.core.errors import HarnessError, Missing, MissingAbility, SubjectError
 from harness.core.limits import MEMORY_SHARE, Limits, machine_memory_gib
-from harness.training.child.program_source import ProgramSource, constants_of
+from harness.training.child.program_source import ProgramSource, reads_arguments_itself, top_level_names
 from harness.training.child.request import PRINTED, Request
 from harness.training.child_processes import ChildProcesses, Outcome
+from harness.training.literals import chosen_literals, project_files, settable_literals
 from harness.training.recording import Ended, Recording, Save
 from harness.training.recording_files import RecordingReader
 from harness.training.rehearsals import REHEARSALS, Rehearsal
@@ -27,6 +31,13 @@ from harness.training.settings import Assignment, Settings, read_settings
 SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longest takes
 SPARE_STEPS = 2  # times the steps that were asked for: a program that makes more of them is stopped
 LAST_LINES = 4  # of what a failed program printed, in the message
+UNKNOWN_NAME = "--no_program_has_this_setting=1"
+NEEDS_GPU = re.compile(r"nccl|cuda", re.IGNORECASE)  # in the message of a program that failed on this machine
+NEVER_SEEN = frozenset(("text", "out", "resume", "steps"))  # by their names: other things are called the same
+# Settings that declare something, whoever chose them.
+DECLARED = frozenset(
+    ("min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip", "accumulation")
+)
 TOKENS = "GPT_HARNESS_TOKENS"  # where the reference keeps token files: not in the user's cache, for texts of rehearsals
 
 
@@ -36,17 +47,19 @@ class TrainingProgram:
     Args:
         name: `train.py`, `"train.py --flags"`, `pkg.module` or `pkg.module:function`.
         folder: Where it runs, and is looked for first; None for the current folder.
+        chosen: What the user set in the source with `--set`, as `NAME=VALUE`; the rehearsals leave it as it is.
         limits: Of one rehearsal.
         processes: Where it runs; None for processes that all programs share.
 
     Raises:
-        SubjectError: in one line, if there is no such program.
+        SubjectError: in one line, if there is no such program, or no literal of a name that was chosen.
     """
 
     def __init__(
         self,
         name: str,
         *,
+        chosen: Sequence[str] = (),
         folder: Path | None = None,
         limits: Limits | None = None,
         processes: ChildProcesses | None = None,
@@ -59,10 +72,12 @@ class TrainingProgram:
         self.cwd = str((folder or Path()).resolve())
         self.file = self.source.find(Path(self.cwd))
         self.arguments = tuple(words[1:])
+        self.chosen = chosen_literals(self.files, chosen)
         self.limits = limits or Limits(SECONDS, MEMORY_SHARE * machine_memory_gib())
         self.processes = processes or shared_processes()
         self._folder = tempfile.TemporaryDirectory(prefix="gpt-harness-training-")
         self._recordings: dict[str, list[Recording] | HarnessError | Missing] = {}
+        self._keeps_its_text = False  # the file that it opens can be replaced, and then it fails
         self._unread = ""  # why the program did not come to parse its arguments
 
     # ------------------------------------------------------------------------ rehearsals
@@ -91,27 +106,60 @@ class TrainingProgram:
     def settings(self) -> Settings:
         """Return what can be set: the program is run until it parses its arguments.
 
-        Its constants are those of the plain rehearsal, so that it finds a text.
+        Its literals are those of the plain rehearsal, so that it finds a text.
         """
+        set_by_user = {literal.word: literal.default for literal in self.chosen}
+        literals = {word: each for word, each in settable_literals(self.files).items() if word not in set_by_user}
+        found = read_settings([], literals, self.arguments)
+        options, ended, message = self._run_for_options("options", found)
+        if options is None and ended == "failed":
+            self._unread = message
+        if options is not None or not reads_arguments_itself(self.files):
+            return read_settings(options or [], literals, self.arguments)
+        # A program that refuses a name that it does not have, and takes those that it has, reads them.
+        named = read_settings([], literals, self.arguments, top_level_names(self.file))
+        _, ended_named, _ = self._run_for_options("options-named", named)
+        _, ended_unknown, _ = self._run_for_options("options-unknown", found, UNKNOWN_NAME)
+        if ended_named != "failed" and ended_unknown == "failed":
+            self._unread = ""
+            return named
+        return found
+
+    @functools.cached_property
+    def files(self) -> list[Path]:
+        """Return the program's file and the modules of the project that it imports."""
+        installed = {Path(path) for kind in ("stdlib", "purelib", "platlib") for path in [sysconfig.get_path(kind)]}
+        own = [path for each in sys.path if (path := Path(each)).is_dir() and not installed & {path, *path.parents}]
+        return project_files(self.file, [Path(self.cwd), *own])
+
+    def _run_for_options(
+        self, name: str, settings: Settings, *more: str
+    ) -> tuple[list[dict[str, Any]] | None, Ended, str]:
+        """Run the program up to its parser or its first module call: its options, how it ended, and why it failed."""
         plain = REHEARSALS["plain"]
-        constants = constants_of(self.file) if self.source.function is None else {}
-        own = read_settings([], constants, self.arguments).assign({**plain.values, "text": str(self._text(plain))})
+        assignment = settings.assign({**plain.values, "text": str(self._text(plain))})
         request = Request(
             task="options",
-            folder=str(self._new_folder("options")),
+            folder=str(self._new_folder(name)),
             program=self._target,
-            arguments=self.arguments,
+            arguments=(*self.arguments, *assignment.arguments, *more),
             cwd=self.cwd,
             environment={TOKENS: str(self._path("tokens"))},
-            constants=own.constants,
+            replaced=self._replaced(assignment),
         )
         (outcome,) = self.processes.run([request], self.limits)
         reader = RecordingReader(Path(request.folder))
-        options = reader.one("options").get("options")
         ended, message = _how_it_ended(reader.one("end"), outcome, request)
-        if options is None and ended == "failed":
-            self._unread = message + _last_lines(Path(request.folder) / PRINTED)
-        return read_settings(options or [], constants, self.arguments)
+        if ended == "failed":
+            message += _last_lines(Path(request.folder) / PRINTED)
+        return reader.one("options").get("options"), ended, message
+
+    def _replaced(self, assignment: Assignment) -> dict[str, list[tuple[int, int, Any]]]:
+        """Return the literals to replace, by file: those of an assignment, and those that the user chose."""
+        values = {file: dict(places) for file, places in assignment.replaced.items()}
+        for literal in self.chosen:
+            values.setdefault(literal.file, {})[literal.place] = literal.default
+        return {file: [(*place, value) for place, value in places.items()] for file, places in values.items()}
 
     # ------------------------------------------------------------------------ one rehearsal
 
@@ -123,10 +171,15 @@ class TrainingProgram:
         failure: SubjectError | None = None
         for attempt, values in enumerate(self._attempts(rehearsal)):
             try:
-                return self._run(rehearsal, values, first_step, f"{rehearsal.name}-{attempt}")
+                found = self._run(rehearsal, values, first_step, f"{rehearsal.name}-{attempt}")
             except SubjectError as error:
                 failure = failure or error
+                continue
+            self._keeps_its_text = self._keeps_its_text or ("text" in self.settings and "text" not in values)
+            return found
         assert failure is not None
+        if "text" in rehearsal.needs and "text" not in self.settings.flags:
+            raise MissingAbility(f"{self.name} cannot train on the text of a rehearsal: {failure}")
         raise failure
 
     def _require(self, rehearsal: Rehearsal) -> None:
@@ -149,10 +202,14 @@ class TrainingProgram:
         """Yield the settings of a rehearsal; to resume there are several ways, of which one works."""
         out = self._path(f"out-{rehearsal.resumes or rehearsal.name}")
         values = {**rehearsal.values, "text": str(self._text(rehearsal)), "out": str(out)}
-        flag, constant = self.settings.flags.get("resume"), self.settings.constants.get("resume")
+        flag, default = self.settings.flags.get("resume"), self.settings.default("resume")
+        if self._keeps_its_text and "text" not in rehearsal.needs:
+            del values["text"]
         if rehearsal.resumes is None:
             yield values
-        elif (flag is None or not flag.takes_value) and (constant is None or not isinstance(constant.default, str)):
+            if "text" in values and "text" in self.settings.literals and "text" not in rehearsal.needs:
+                yield {word: value for word, value in values.items() if word != "text"}
+        elif (flag is None or not flag.takes_value) and not isinstance(default, str):
             yield {**values, "resume": True}
         else:
             saved = str(_still_there(Path(self.cwd, self._last_checkpoint(self.record(rehearsal.resumes)).path)))
@@ -168,10 +225,10 @@ class TrainingProgram:
             Request(
                 folder=str(self._new_folder(f"{name}-{rank}")),
                 program=self._target,
-                arguments=(*assignment.arguments, *self.arguments),
+                arguments=(*self.arguments, *assignment.arguments),
                 cwd=self.cwd,
                 environment={TOKENS: str(self._path("tokens")), **environment},
-                constants=assignment.constants,
+                replaced=self._replaced(assignment),
                 detail=rehearsal.detail,
                 stop_after=self._stop_after(rehearsal, first_step),
                 kill_after=rehearsal.kill_after,
@@ -208,16 +265,30 @@ class TrainingProgram:
             message=message,
             events=reader.events(),
             parameters=reader.parameters(),
-            settings=assignment.values,
-            source=rehearsal.source if "text" in self.settings else None,
-            text=rehearsal.make_text() if "text" in self.settings else "",
+            settings=self._in_effect(assignment, reader.one("observed").get("settings", {})),
+            source=rehearsal.source if "text" in assignment.values and "text" in self.settings else None,
+            text=rehearsal.make_text() if "text" in assignment.values and "text" in self.settings else "",
             rank=end.get("rank", 0),
             ranks=end.get("ranks", 1),
         )
 
+    def _in_effect(self, assignment: Assignment, observed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a run, by word: those that a flag sets, and else those that the program was seen with.
+
+        A configuration that the program reads may override what was set. Its learning rate is taken to be the
+        schedule's peak only if it was set: programs scale it.
+        """
+        by_flag = {word: value for word, value in assignment.values.items() if word in self.settings.flags}
+        known = (DECLARED | set(assignment.values)) - NEVER_SEEN
+        known |= {"steps"} - set(assignment.values)  # the program's own number of steps, the end of its schedule
+        seen = {word: value for word, value in observed.items() if word in known}
+        return {**assignment.values, **seen, **by_flag, **self.settings.given}
+
     def _check(self, rehearsal: Rehearsal, found: Sequence[Recording]) -> None:
         """Raise SubjectError if the program failed, and MissingAbility if it cannot do what the rehearsal is for."""
         failed = next((recording for recording in found if recording.ended == "failed"), None)
+        if failed is not None and rehearsal.ranks > 1 and NEEDS_GPU.search(failed.message):
+            raise MissingAbility(f"the ranks of {self.name} need a GPU each: {failed.message}")
         if failed is not None:
             rank = f" on rank {found.index(failed)}" if len(found) > 1 else ""
             raise SubjectError(f"{self.name} fails in the rehearsal '{rehearsal.name}'{rank}: {failed.message}")

@@ -256,6 +256,8 @@ class Parameter:
     shape: tuple[int, ...]
     dtype: str
     requires_grad: bool = True
+    embedding: bool = False
+    """It is the table of an `nn.Embedding`, or has the name of a table of positions."""
     alias_of: str | None = None
     """The first name of the same parameter, for instance of a head that is tied to the embedding."""
 

@@ -39,6 +39,7 @@ SMALL: Mapping[str, Any] = {
     "precision": "float32",
     "compile": False,
     "device": "cpu",
+    "backend": "gloo",
     "eval_every": 4,
     "eval_batches": 4,
     "sample_every": NEVER,
@@ -81,7 +82,8 @@ class Rehearsal:
     def values(self) -> dict[str, Any]:
         """Return all settings. The schedule ends with the run, unless the rehearsal says otherwise."""
         values = {**SMALL, **self.settings}
-        return {"horizon": values["steps"], **values}
+        tokens = values["batch_size"] * values["block_size"] * values["accumulation"]
+        return {"horizon": values["steps"], "tokens_per_step": tokens, **values}
 
     @property
     def source(self) -> MarkovSource | None:
@@ -179,9 +181,13 @@ REHEARSALS: Mapping[str, Rehearsal] = {
 
 
 def words(length: int) -> str:
-    """Return a text of random words of random letters: of its windows of 16 characters no two are equal."""
+    """Return a text of random words of random letters: of its windows of 16 characters no two are equal.
+
+    It begins with every letter and mark that English texts have: programs with a vocabulary of characters look up
+    their own prompts in it.
+    """
     draw = random.Random(SEED)
-    text = ""
+    text = string.ascii_letters + string.digits + string.punctuation + " \n"
     while len(text) < length:
         text += "".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 7))) + draw.choice("  \n")
     return text[:length]

@@ -31,7 +31,11 @@ WORDS: Mapping[str, Word] = {
         "the length of a window",
         "block_size T seq_len seq_length sequence_length context_length context max_length max_seq_len context_size",
     ),
-    "dropout": _word("dropout", "dropout drop_rate dropout_rate"),
+    "dropout": _word(
+        "dropout",
+        "dropout drop_rate dropout_rate embd_pdrop resid_pdrop attn_pdrop dropout_p p_dropout attn_dropout "
+        "resid_dropout emb_dropout",
+    ),
     "batch_size": _word(
         "the windows of a micro-batch",
         "batch_size B device_batch_size micro_batch_size per_device_train_batch_size train_batch_size",
@@ -41,9 +45,11 @@ WORDS: Mapping[str, Word] = {
         "accumulation gradient_accumulation_steps grad_accum_steps accumulation_steps accum_steps grad_accum "
         "gradient_accumulation",
     ),
+    "tokens_per_step": _word("the tokens of a step", "total_batch_size tokens_per_step batch_tokens tokens_per_batch"),
     "steps": _word(
         "the number of steps",
-        "steps max_iters max_steps num_steps n_steps num_iterations iterations train_steps total_steps num_iters iters",
+        "steps max_iters max_steps num_steps n_steps num_iterations iterations train_steps total_steps num_iters iters "
+        "n_iters training_steps",
     ),
     "overfit_batches": _word("training on a few batches only", "overfit_batches overfit_single_batch overfit"),
     "lr": _word("the learning rate", "lr learning_rate max_lr peak_lr"),
@@ -59,6 +65,7 @@ WORDS: Mapping[str, Word] = {
     "precision": _word("the precision", "precision dtype"),
     "compile": _word("torch.compile", "compile torch_compile use_compile"),
     "device": _word("the device", "device"),
+    "backend": _word("the backend of ranks", "backend dist_backend ddp_backend"),
     "eval_every": _word(
         "the steps between validations", "eval_every eval_interval val_every eval_freq eval_steps val_interval"
     ),

@@ -1,4 +1,4 @@
-"""The settings of a training program: the flags of its parser and the top-level constants of its script."""
+"""The settings of a training program: flags of its parser, names that it reads as `--name=value`, and literals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.training.literals import Literal, Place
 from harness.training.setting_words import RESUME_VALUES, VALUES, word_of
 
 
@@ -36,39 +37,43 @@ class Flag:
         return positive[:1] if value else [self.negated] if self.negated else []
 
 
-@dataclass(frozen=True)
-class Constant:
-    """A top-level constant of a script, which is replaced in memory."""
-
-    word: str
-    name: str
-    default: Any
+Replacements = Mapping[str, Mapping[Place, Any]]
+"""The values of the literals that are replaced, by file and place."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """How a program's settings are set in one run: arguments, replaced constants, and what they set, by word."""
+    """How a program's settings are set in one run: arguments, replaced literals, and what they set, by word."""
 
     arguments: tuple[str, ...]
-    constants: Mapping[str, Any]
+    replaced: Replacements
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be set, by word. A flag is preferred to a constant; what the user gave as an argument cannot be set."""
+    """What can be set, by word. A flag is preferred to a name, and both to literals; what the user gave stays.
+
+    `names` are top-level names of a script that reads its arguments itself, as `--name=value`.
+    """
 
     flags: Mapping[str, Flag] = field(default_factory=dict)
-    constants: Mapping[str, Constant] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    literals: Mapping[str, tuple[Literal, ...]] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __contains__(self, word: str) -> bool:
-        return word not in self.given and (word in self.flags or word in self.constants)
+        return word not in self.given and (word in self.flags or word in self.names or word in self.literals)
+
+    def default(self, word: str) -> Any:
+        """Return the value that a setting has in the source; None if it is not known."""
+        literals = self.literals.get(word, ())
+        return literals[0].default if literals else None
 
     def assign(self, values: Mapping[str, Any]) -> Assignment:
         """Return how these values are set; those that it has no setting for are left out."""
         arguments: list[str] = []
-        constants: dict[str, Any] = {}
+        replaced: dict[str, dict[Place, Any]] = {}
         assigned: dict[str, Any] = dict(self.given)
         for word, value in values.items():
             if word not in self:
@@ -78,17 +83,30 @@ class Settings:
                 if chosen is None:
                     continue
                 arguments += flag.arguments(chosen)
+            elif (name := self.names.get(word)) is not None:
+                arguments.append(f"--{name}={_as_the_default(_named(word, name, value), self.default(word))}")
             else:
-                constant = self.constants[word]
-                constants[constant.name] = RESUME_VALUES.get(constant.name, value) if word == "resume" else value
+                for literal in self.literals[word]:
+                    own = _as_the_default(_named(word, literal.name, value), literal.default)
+                    replaced.setdefault(literal.file, {})[literal.place] = own
             assigned[word] = value
-        return Assignment(tuple(arguments), constants, assigned)
+        return Assignment(tuple(arguments), replaced, assigned)
+
+    def without_names(self) -> Settings:
+        """Return the settings of a program that turned out not to read `--name=value`."""
+        return Settings(self.flags, {}, self.literals, self.given)
 
 
 def read_settings(
-    options: Sequence[Mapping[str, Any]], constants: Mapping[str, Any], arguments: Sequence[str]
+    options: Sequence[Mapping[str, Any]],
+    literals: Mapping[str, tuple[Literal, ...]],
+    arguments: Sequence[str],
+    names: Sequence[str] = (),
 ) -> Settings:
-    """Return the settings of a program, from its options, its constants and the arguments that the user gave it."""
+    """Return the settings of a program, from its options, its literals and the arguments that the user gave it.
+
+    `names`: the top-level names of a script that reads `--name=value` itself.
+    """
     flags: dict[str, Flag] = {}
     for row in options:
         if row["help"] or not row["flags"]:
@@ -100,19 +118,34 @@ def read_settings(
             flags[word] = Flag(
                 word, tuple(names), row["takes_value"], row["negated"], row["metavar"], choices, row["default"]
             )
-    own: dict[str, Constant] = {}
-    for name, default in constants.items():
-        word = word_of(name)
-        if word is not None and word not in own and _can_be_replaced(word, name, default):
-            own[word] = Constant(word, name, default)
-    return Settings(flags, own, _given(arguments))
+    own: dict[str, str] = {}
+    for name in names:
+        if (word := word_of(name)) is not None:
+            own.setdefault(word, name)
+    usable = {word: kept for word, each in literals.items() if (kept := _replaceable(word, each))}
+    return Settings(flags, own, usable, _given(arguments))
 
 
-def _can_be_replaced(word: str, name: str, default: Any) -> bool:
-    """Return True if a constant can be a setting: a number, a truth value or a text, and not a list of them."""
+def _replaceable(word: str, literals: Sequence[Literal]) -> tuple[Literal, ...]:
+    """Return the literals that can be given a value; to resume is a truth value, a path or one of RESUME_VALUES."""
+    if word != "resume":
+        return tuple(literals)
+    return tuple(each for each in literals if isinstance(each.default, bool | str) or each.name in RESUME_VALUES)
+
+
+def _named(word: str, name: str, value: Any) -> Any:
+    """Return a value as the program calls it."""
     if word == "resume":
-        return isinstance(default, bool | str) or name in RESUME_VALUES
-    return isinstance(default, bool | int | float | str)
+        return RESUME_VALUES.get(name, value)
+    return VALUES.get(word, {}).get(value, (value,))[0] if isinstance(value, str) else value
+
+
+def _as_the_default(value: Any, default: Any) -> Any:
+    """Return a number in the type that it has in the source: programs compare types."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    whole = isinstance(default, int) and not isinstance(default, bool) and isinstance(value, bool)
+    return int(value) if whole else value
 
 
 def _given(arguments: Sequence[str]) -> dict[str, Any]:

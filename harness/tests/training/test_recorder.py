@@ -63,7 +63,7 @@ def test_everything_that_the_recorder_replaces_is_restored_after_it(tmp_path):
     torch.optim.SGD(model.parameters()).step()
     after = [dict(vars(owner)) for owner in owners] + [dict(vars(np.memmap)), sys.stdout]
     assert before[:-1] == after
-    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 3, "events after the end"
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 4, "events after the end"
 
 
 def test_workers_and_other_threads_of_the_program_are_not_recorded(tmp_path):

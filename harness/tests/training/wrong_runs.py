@@ -9,6 +9,7 @@ from harness.tests.training.checks_of_trainers import (
     ONE_BATCH,
     OVERFIT,
     PURE,
+    PURE_EPOCH,
     RANKS,
     REPEATABLE,
     RESUME,
@@ -101,7 +102,7 @@ RUNS = (
         "Training goes on without dropout after the first validation.",
         "ThilinaRajapakse/simpletransformers issue 941",
         (("    model.train()\n    return total", "    return total"),),
-        (PURE,),
+        (PURE, PURE_EPOCH),
         "training passes not in training mode",
     ),
     Trainer(

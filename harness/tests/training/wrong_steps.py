@@ -8,6 +8,7 @@ from harness.tests.training.checks_of_trainers import (
     ONCE,
     SCHEDULE,
     SCHEDULE_K,
+    SCHEDULE_PLAIN,
     SETTINGS,
     UPDATE,
 )
@@ -28,6 +29,14 @@ STEP = (
         (('        group["lr"] = lr\n', "        pass\n"),),
         (SCHEDULE,),
         "the learning rate is the peak at every step",
+    ),
+    Trainer(
+        "lr-of-one-group",
+        "Only the first group gets the scheduled rate; the others keep the peak.",
+        "folklore",
+        (("    for group in optimizer.param_groups:\n", "    for group in optimizer.param_groups[:1]:\n"),),
+        (SCHEDULE_PLAIN,),
+        "the learning rate of group 1 is not in proportion to that of group 0",
     ),
     Trainer(
         "lr-warmup-missing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from harness.training.recording import Parameter
 
 MOST_SEARCHES = 3  # for a model that is not found: a program may train tensors without a module
+POSITIONS = re.compile(r"(^|[._])(wpe|pos_?emb\w*|position\w*|pos_?enc\w*)$")  # a table without an nn.Embedding
 WRAPPED = ("module", "_orig_mod")  # in DistributedDataParallel and in what torch.compile returns
 
 
@@ -44,12 +46,17 @@ class ModelNames:
             return
         self.model = unwrapped(model)
         first: dict[int, str] = {}
+        tables = {id(module.weight) for module in self.model.modules() if isinstance(module, nn.Embedding)}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             alias = first.get(id(parameter))
             first.setdefault(id(parameter), name)
             kind = str(parameter.dtype).removeprefix("torch.")
             self.parameters[name] = Parameter(
-                shape=tuple(parameter.shape), dtype=kind, requires_grad=parameter.requires_grad, alias_of=alias
+                shape=tuple(parameter.shape),
+                dtype=kind,
+                requires_grad=parameter.requires_grad,
+                embedding=id(parameter) in tables or bool(POSITIONS.search(name)),
+                alias_of=alias,
             )
         self._names = first
 

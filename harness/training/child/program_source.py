@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from harness.core.errors import SubjectError
+from harness.training.literals import replaced
 
 
 @dataclass(frozen=True)
@@ -53,43 +56,70 @@ class ProgramSource:
         )
 
 
-def constants_of(path: Path) -> dict[str, Any]:
-    """Return the top-level constants of a script: names that are assigned one literal, once.
-
-    Raises `SubjectError` if the script cannot be read or parsed.
-    """
-    found: dict[str, Any] = {}
-    assigned: list[str] = []
-    for target, value in _assignments(_parse(path)):
-        assigned.append(target)
-        try:
-            found[target] = ast.literal_eval(value)
-        except (ValueError, TypeError, SyntaxError):
-            continue
-    return {name: value for name, value in found.items() if assigned.count(name) == 1}
+PARSERS = re.compile(r"\b(argparse|ArgumentParser|click|typer|fire|HfArgumentParser|tyro|hydra)\b")
 
 
-def compiled(path: Path, constants: Mapping[str, Any]) -> CodeType:
-    """Return the code of a script, with these top-level constants replaced; the line numbers stay."""
-    tree = _parse(path)
-    for statement in tree.body:
-        for target, value in _assignments(ast.Module([statement], [])):
-            if target in constants:
-                new = ast.parse(repr(constants[target]), mode="eval").body
-                for node in ast.walk(new):
-                    ast.copy_location(node, value)
-                statement.value = new  # type: ignore[attr-defined]  # an Assign or AnnAssign has one
+def reads_arguments_itself(files: Sequence[Path]) -> bool:
+    """Return True if a program reads `sys.argv` without a parser that is known."""
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+    return any("sys.argv" in text for text in texts) and not any(PARSERS.search(text) for text in texts)
+
+
+def top_level_names(path: Path) -> list[str]:
+    """Return the names that a script assigns at its top level. Raises `SubjectError` if it cannot be parsed."""
+    assigned = (node.targets for node in _parse(path).body if isinstance(node, ast.Assign))
+    return [target.id for targets in assigned for target in targets if isinstance(target, ast.Name)]
+
+
+Replaced = Mapping[str, Sequence[tuple[int, int, Any]]]
+"""File -> line, column and value of each literal that is replaced."""
+
+
+def compiled(path: Path, values: Sequence[tuple[int, int, Any]]) -> CodeType:
+    """Return the code of a script, with these literals replaced; the line numbers stay."""
+    tree = replaced(_parse(path), {(line, column): value for line, column, value in values})
     return compile(tree, str(path), "exec", dont_inherit=True)
 
 
-def run_as_main(source: ProgramSource, arguments: Sequence[str], constants: Mapping[str, Any]) -> None:
+class _ReplacingLoader(importlib.machinery.SourceFileLoader):
+    """Loads a module of the project with some of its literals replaced."""
+
+    def __init__(self, name: str, path: str, values: Sequence[tuple[int, int, Any]]) -> None:
+        super().__init__(name, path)
+        self._values = values
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the source, not that of a cached file."""
+        return compiled(Path(self.path), self._values)
+
+
+class _ReplacingFinder:
+    """Finds the modules in whose files literals are replaced."""
+
+    def __init__(self, values: Replaced) -> None:
+        self.values = values
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
+        """Return the module's spec with a loader that replaces; None for every other module."""
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        values = self.values.get(os.path.realpath(spec.origin)) if spec is not None and spec.origin else None
+        if spec is None or spec.origin is None or not values:
+            return None
+        spec.loader = _ReplacingLoader(name, spec.origin, values)
+        return spec
+
+
+def run_as_main(source: ProgramSource, arguments: Sequence[str], values: Replaced) -> None:
     """Run a program in this process as `python train.py ARGUMENTS` or `python -m pkg.module ARGUMENTS` would.
+
+    Literals of its files are replaced by `values`.
 
     The module `__main__` stays, so that what the program has defined can be used after it ended.
     """
     path = source.find(Path.cwd())
     sys.argv[:] = [source.target if source.is_script else str(path), *arguments]
     sys.path.insert(0, str(path.parent) if source.is_script else os.getcwd())
+    sys.meta_path.insert(0, _ReplacingFinder(values))
     if source.function is not None:
         _function(source, path)()
         return
@@ -100,7 +130,7 @@ def run_as_main(source: ProgramSource, arguments: Sequence[str], constants: Mapp
         main.__spec__ = importlib.util.find_spec(_module_name(source, path))
         main.__package__ = main.__spec__.parent if main.__spec__ else None
     sys.modules["__main__"] = main
-    exec(compiled(path, constants), main.__dict__)  # the program itself
+    exec(compiled(path, values.get(str(path), ())), main.__dict__)  # the program itself
 
 
 def _function(source: ProgramSource, path: Path) -> Callable[[], object]:
@@ -121,14 +151,3 @@ def _parse(path: Path) -> ast.Module:
         return ast.parse(path.read_bytes(), str(path))
     except (OSError, SyntaxError, ValueError) as error:
         raise SubjectError(f"{path}: cannot be read as Python ({error})") from None
-
-
-def _assignments(tree: ast.Module) -> list[tuple[str, ast.expr]]:
-    """Return the top-level assignments of one name, as name and value."""
-    found: list[tuple[str, ast.expr]] = []
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            found.append((node.targets[0].id, node.value))
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            found.append((node.target.id, node.value))
-    return found

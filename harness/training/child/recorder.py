@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.training.child.model_names import ModelNames
+from harness.training.child.observed_settings import Values, constant, observed
 from harness.training.child.request import Request
 from harness.training.child.user_lines import user_line
 from harness.training.recording_files import RecordingWriter
@@ -52,6 +53,7 @@ class Recorder:
         self.in_backward = False
         self._busy = False
         self._printed = 0
+        self._settings: Values | None = None  # at the first step
 
     @property
     def active(self) -> bool:
@@ -103,6 +105,15 @@ class Recorder:
         """Write the parameters of the model, once it is known."""
         rows = {name: asdict(parameter) for name, parameter in self.names.parameters.items()}
         self.writer.event("parameters", {"parameters": rows})
+
+    def write_settings(self) -> None:
+        """Write the settings that the program has in its own frames, as far as they are the same since the first step.
+
+        It is called in each step, so that a program that ends by itself has them too.
+        """
+        now = observed()
+        self._settings = now if self._settings is None else self._settings
+        self.writer.event("observed", {"settings": constant(self._settings, now)})
 
     def completed(self, steps_here: int) -> None:
         """End the run if these steps were the last ones that are needed. Raises `StopRecording`."""

@@ -53,7 +53,7 @@ def run(request: Request) -> None:
 
 
 def _run_program(request: Request) -> None:
-    run_as_main(ProgramSource.parse(request.program), request.arguments, request.constants)
+    run_as_main(ProgramSource.parse(request.program), request.arguments, request.replaced)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,11 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
             f"{program.name} draws windows at random: a token comes again before all have come; "
             "starts-are-uniform judges it"
         )
+    if _drops_last_batches(batches):
+        raise MissingAbility(
+            f"{program.name} shuffles, and leaves out the last, incomplete batch of each epoch (drop_last): other "
+            "windows each time"
+        )
     found: dict[str, int] = {}
     hints = []
     for number, epoch in enumerate(epochs):
@@ -62,6 +67,24 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
         found["epochs in the order of the first"] = len(same)
         hints += [f"epoch {same[0]} has the shuffled order of epoch 0"] if same else []
     return Reading(found, "", {"hint": "; ".join(hints)} if hints else {})
+
+
+def _drops_last_batches(batches: Batches) -> bool:
+    """Return True if an epoch leaves out fewer windows than a batch has, and other ones each time.
+
+    An epoch ends here where a window comes again.
+    """
+    starts = [_start(batches, row) for row in batches.training]
+    windows, largest = set(starts), max(Counter(row.batch for row in batches.training).values())
+    epochs: list[set[int]] = [set()]
+    for start in starts:
+        if start in epochs[-1]:
+            epochs.append(set())
+        epochs[-1].add(start)
+    left_out = [frozenset(windows - epoch) for epoch in epochs[:-1]]
+    if not left_out or starts == sorted(starts) or any(len(each) >= largest for each in left_out):
+        return False
+    return any(left_out) and (len(left_out) == 1 or len(set(left_out)) > 1)
 
 
 def _left_out(epoch: int, missing: torch.Tensor, targets: int) -> str:

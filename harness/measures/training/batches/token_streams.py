@@ -80,8 +80,17 @@ class Batches:
 
     @cached_property
     def streams(self) -> TokenStreams:
-        """The token streams."""
-        return TokenStreams.of(self.recording)
+        """The token streams; where no batch is from one that was seen, the text as characters, in their order.
+
+        A dataset may look up the characters of each window, and make no stream.
+        """
+        seen = TokenStreams.of(self.recording)
+        text = self.recording.text
+        if not text or not self.training or any(seen.find(row.ids) for row in self.training[:8]):
+            return seen
+        order = {character: number for number, character in enumerate(sorted(set(text)))}
+        characters = TokenStreams([torch.tensor([order[character] for character in text])])
+        return characters if any(characters.find(row.ids) for row in self.training[:8]) else seen
 
     @cached_property
     def training(self) -> list[Row]:

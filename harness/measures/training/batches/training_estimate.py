@@ -42,24 +42,28 @@ class TrainingEstimates:
     def without(self, passes: Sequence[Forward]) -> list[Forward]:
         """Return the passes of one evaluation without an estimate of the training loss.
 
-        It is the half of the passes whose tokens come first, if most of its rows begin before the last token that is
-        trained on, and if all tokens of the other half are behind it and behind the first half. Two halves of one
-        part that is read from its beginning to its end are no such pair: the one ends where the other begins.
+        It is the half of the passes whose tokens come first, or as many of them as the program was asked for, if most
+        of its rows begin before the last token that is trained on, and if all tokens of the other passes are behind it
+        and behind the first ones. Passes that read one part from its beginning to its end are no such pair: the one
+        ends where the other begins.
         """
         spans = [self._span(forward) for forward in passes]
         known = sorted((span for span in spans if span is not None), key=lambda span: min(span.starts))
-        if len(known) < len(passes) or len(passes) % 2:
+        n = len(known)
+        if n < len(passes):
             return list(passes)
-        lower, upper = known[: len(known) // 2], known[len(known) // 2 :]
-        first = min((start for span in upper for start in span.starts), default=(False, -1))
+        asked = int(self.batches.recording.settings.get("eval_batches") or 0)
+        for size in (n // 2 if n % 2 == 0 else 0, asked):
+            if 0 < size < n and self._is_estimate(known[:size], known[size:]):
+                return sorted((span.forward for span in known[size:]), key=lambda forward: forward.order)
+        return list(passes)
+
+    def _is_estimate(self, lower: Sequence[_Span], upper: Sequence[_Span]) -> bool:
+        """Return True if `lower` is on the training part, and `upper` behind it."""
+        first = min(start for span in upper for start in span.starts)
         inside = [start <= self._trained for span in lower for start in span.starts]
-        if (
-            not inside
-            or 2 * sum(inside) <= len(inside)
-            or not max(*(span.last for span in lower), self._trained) < first
-        ):
-            return list(passes)
-        return sorted((span.forward for span in upper), key=lambda forward: forward.order)
+        last = max(*(span.last for span in lower), self._trained)
+        return 2 * sum(inside) > len(inside) and last < first
 
     def known(self, passes: Sequence[Forward]) -> bool:
         """Return True if it is known where the rows of all these passes are."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from harness.core.errors import MissingAbility
-from harness.measures.training.runs.printed_numbers import nearest_print
+from harness.measures.training.runs.printed_numbers import PrintedNumber, nearest_print
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
-from harness.training.recording import Forward
+from harness.training.recording import Forward, Recording
 
 
 @measure
@@ -27,7 +27,7 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
             continue
         mean = _mean(passes)
         near = nearest_print(recording, mean, after=passes[-1].order, words=("loss",))
-        if near is None:
+        if near is None or (not near.half_digits <= 1 and _is_an_estimate(recording, near, passes[-1].order)):
             continue
         found[f"step {step.number}"] = near.half_digits
         if not hint and not near.half_digits <= 1:
@@ -37,10 +37,23 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
     return Reading(found, "half digits", {"hint": hint} if hint else {})
 
 
+def _is_an_estimate(recording: Recording, near: PrintedNumber, after: int) -> bool:
+    """Return True if a printed number is the mean loss of the next evaluation after a step, or of a half of it."""
+    evaluated = [each for each in recording.forwards() if each.validates and each.order > after and each.counted]
+    passes = [each for each in evaluated if each.step == evaluated[0].step]
+    half = len(passes) // 2
+    means = [_mean_of_means(part) for part in (passes, passes[:half], passes[half:]) if part]
+    return any(abs(mean - near.value) <= 2 * near.half for mean in means)
+
+
+def _mean_of_means(passes: list[Forward]) -> float:
+    return math.fsum(forward.total_loss / forward.counted for forward in passes) / len(passes)
+
+
 def _what(printed: float, half: float, passes: list[Forward]) -> str:
     """Return what a printed loss is instead of the mean over all targets."""
     last, K = passes[-1].total_loss / passes[-1].counted, len(passes)
-    average = math.fsum(forward.total_loss / forward.counted for forward in passes) / K
+    average = _mean_of_means(passes)
     for sentence, value in (
         ("the loss of the last micro-batch alone", last),
         ("the last micro-batch's loss divided by their number", last / K),

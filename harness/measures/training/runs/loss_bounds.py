@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -28,23 +28,26 @@ def nats_saved(program: Trains, *, rehearsal: str = "markov") -> Reading:
 
     The text is drawn from a Markov source. A program that sees no answer saves t nats or more in total with a
     probability of at most e^-t (Ville 1939). In training the batches count of whose targets none came before; of n such
-    batches the largest saving from any to any other counts, less ln n for the choice of the first. Validation windows
-    are not trained on, and an evaluation that has one of them twice is left out.
+    batches the largest saving from any to any other counts, less ln n for the choice of the first. An evaluation that
+    has a target twice, or one that was trained on before, as an estimate of the training loss has, is left out.
     """
     recording = program.record(rehearsal)
     batches, source = Batches(recording), _source(recording)
-    numbers = source.symbol_numbers(recording.text, [stream.ids for stream in recording.streams])
+    numbers = source.symbol_numbers(recording.text, batches.streams.roots)
     found: dict[str, float] = {}
-    training = list(_fresh(batches, _by_forward(batches.training)))
+    training = list(_fresh(batches, _by_forward(batches.training), set()))
     if training:
         savings = [_saved(source, numbers, batches, forward, rows) for forward, rows in training]
         found["training"] = _largest_run(savings) - math.log(len(savings))
     evaluations: dict[int, list[tuple[Forward, list[Row]]]] = defaultdict(list)
+    before, trained = set[Place](), deque(batches.training)
     for forward, rows in _by_forward(batches.validation):
         evaluations[forward.step].append((forward, rows))
     for step, passes in evaluations.items():
-        if len(list(_fresh(batches, passes))) == len(passes):
-            saved = math.fsum(_saved(source, numbers, batches, forward, rows) for forward, rows in passes)
+        while trained and trained[0].forward.step < step:
+            _use(batches, trained.popleft(), before)
+        if len(fresh := list(_fresh(batches, passes, before))) == len(passes):
+            saved = math.fsum(_saved(source, numbers, batches, forward, rows) for forward, rows in fresh)
             found[f"validation before step {step}"] = saved
     if not found:
         raise MissingAbility(f"no loss of {program.name} on fresh text was seen in the rehearsal '{rehearsal}'")
@@ -59,24 +62,28 @@ def _largest_run(savings: list[float]) -> float:
     return largest(sums)
 
 
-def _fresh(batches: Batches, passes: Iterable[tuple[Forward, list[Row]]]) -> Iterable[tuple[Forward, list[Row]]]:
-    """Yield the passes none of whose targets came before, in the same pass or an earlier one.
+def _fresh(
+    batches: Batches, passes: Iterable[tuple[Forward, list[Row]]], used: set[Place]
+) -> Iterable[tuple[Forward, list[Row]]]:
+    """Yield the passes none of whose targets came before: in the same pass, an earlier one, or in `used`."""
+    used = set(used)
+    for forward, rows in passes:
+        old = sum(not _use(batches, row, used) for row in rows)
+        if not old:
+            yield forward, rows
+
+
+def _use(batches: Batches, row: Row, used: set[Place]) -> bool:
+    """Note the targets of a row in `used`; return True if none of them was there.
 
     A row that the text has several times is taken to be at the first of these places that is not used yet.
     """
-    used: set[Place] = set()
-    for forward, rows in passes:
-        fresh = True
-        for row in rows:
-            targets = [
-                {Place(place.stream, place.position + i) for i in range(1, len(row.ids) + 1)}
-                for place in batches.places(row)
-            ]
-            new = next((own for own in targets if not used & own), None)
-            fresh = fresh and new is not None
-            used |= new or set().union(*targets)
-        if fresh:
-            yield forward, rows
+    targets = [
+        {Place(place.stream, place.position + i) for i in range(1, len(row.ids) + 1)} for place in batches.places(row)
+    ]
+    new = next((own for own in targets if not used & own), None)
+    used |= new or set().union(*targets)
+    return new is not None
 
 
 def _saved(

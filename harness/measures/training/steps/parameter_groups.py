@@ -64,6 +64,7 @@ def _moves(step: Step, name: str) -> bool:
 def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
     """Return the weight decay of each parameter; predicted is the declared one for matrices and 0 for vectors.
 
+    Embeddings may all be without decay: that is a convention (minGPT), and so is GPT-2's, by which they decay.
     If the program was not given a decay, the largest of its groups is taken to be the declared one. The weight_decay of
     Adam is no decay: it adds to the gradient (L2), and the moments scale it away (Loshchilov and Hutter 2019).
     """
@@ -77,10 +78,13 @@ def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
     decay = float(declared) if declared is not None else max(given.values(), default=0.0)
     l2 = any(rule_of(step.optimizer, group) == RULES["Adam"] for group in step.groups)
     found = dict.fromkeys(given, 0.0) if l2 else given
-    predicted = {name: decay if len(own[name].shape) >= 2 else 0.0 for name in found}
+    tables = [name for name in found if own[name].embedding]
+    spared = set(tables) if not any(found[name] for name in tables) else set()
+    predicted = {name: decay if len(own[name].shape) >= 2 and name not in spared else 0.0 for name in found}
     wrong = [name for name in found if found[name] != predicted[name]]
     cause = "Adam adds its weight_decay to the gradient (L2); AdamW decays the weights" if l2 else ""
-    hint = {"hint": cause or _decay_cause(found, predicted, decay, wrong)} if wrong else {}
+    judged = {name: value for name, value in found.items() if name not in spared}
+    hint = {"hint": cause or _decay_cause(judged, predicted, decay, wrong)} if wrong else {}
     return Reading(found, "", {"predicted": predicted, **hint})
 
 

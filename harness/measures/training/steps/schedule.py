@@ -8,6 +8,7 @@ from harness.measures.training.steps.schedule_forms import EXACT, Declared, fitt
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
+from harness.training.setting_words import describe
 
 
 @measure
@@ -24,10 +25,18 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     best, expected = _best_form(rates, declared)
     errors = _errors(rates, expected)
     details = {"form": best}
-    if not largest(errors) <= EXACT:
+    apart = _other_groups(recording, rates)
+    if not largest(errors) <= EXACT and not recording.settings.get("horizon") and not apart:
+        raise MissingAbility(
+            f"the end of the schedule of {recording.program} is not known, and no known schedule fits its "
+            f"{len(rates)} learning rates; looked for {describe('horizon')}"
+        )
+    if apart:
+        details["hint"] = f"the learning rate of {next(iter(apart))} is not in proportion to that of group 0"
+    elif not largest(errors) <= EXACT:
         details["hint"] = _cause(rates, declared) or f"the closest known schedule is: {best}"
     found = {f"step {k}": error for k, error in enumerate(errors)}
-    return Reading(found | _other_groups(recording, rates), "of the peak", details)
+    return Reading(apart or found, "of the peak", details)
 
 
 def _rates(recording: Recording) -> list[float]:

@@ -159,6 +159,26 @@ def test_an_estimate_of_the_training_loss_is_no_leak(judge):
     assert judge("data::parts-share-no-token", epoch=whole).verdict == "fail", "a validation on all of the text"
 
 
+def without_the_last(starts, rows=4):
+    """Return the batches of each epoch without the incomplete one."""
+    flat = [start for batch in starts for start in batch]
+    windows = len(set(flat))
+    epochs = [flat[i : i + windows] for i in range(0, len(flat), windows)]
+    kept = [start for own in epochs for start in own[: windows - windows % rows]]
+    return [kept[i : i + rows] for i in range(0, len(kept), rows)]
+
+
+def test_a_loader_that_drops_the_last_batch_of_each_shuffled_epoch_leaves_out_nothing_for_good(judge):
+    """DataLoader(shuffle=True, drop_last=True) of LLMs-from-scratch."""
+    starts = without_the_last(in_order(epochs=4))
+    record = judge("data::epoch-coverage", epoch=batches(starts, validation=[list(range(SPLIT, 3900, T))]))
+    assert record.verdict == "skip"
+    assert "leaves out the last, incomplete batch of each epoch (drop_last)" in record.message
+    same = without_the_last(in_order(epochs=4, shuffled=False))
+    record = judge("data::epoch-coverage", epoch=batches(same, validation=[list(range(SPLIT, 3900, T))]))
+    assert record.verdict == "fail", "in the order of the text it is always the tail"
+
+
 def test_equal_rows_are_judged_by_their_probability(judge):
     check = "data::rows-of-a-batch-differ,rehearsal=plain"
     assert judge(check, plain=batches()).verdict == "pass"

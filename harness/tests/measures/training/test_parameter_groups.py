@@ -40,6 +40,22 @@ def test_a_parameter_in_two_groups_is_named(judge):
     assert judge("training::every-parameter-once", plain=recording).where == ("table", "bias")
 
 
+@pytest.mark.parametrize(("decay", "verdict"), [(0.0, "pass"), (0.1, "pass"), (0.05, "fail")])
+def test_embeddings_without_decay_are_a_convention(judge, decay, verdict):
+    """minGPT spares them, GPT-2 and nanoGPT do not."""
+
+    class WithMatrix(Trainer):
+        def make_optimizer(self):
+            table, bias = self.parameters.values()
+            groups = [{"params": [table], "weight_decay": decay}, {"params": [bias], "weight_decay": 0.0}]
+            return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+
+    recording = WithMatrix(settings={"weight_decay": 0.1}).run()
+    table = replace(recording.parameters["table"], embedding=True)
+    recording = replace(recording, parameters={**recording.parameters, "table": table})
+    assert judge("training::decay-by-parameter", plain=recording).verdict == verdict
+
+
 WRONG_DECAY = {
     "everything decays": ((0.1, 0.1), "those of one dimension too"),
     "swapped": ((0.0, 0.1), "the groups are swapped"),

@@ -29,20 +29,22 @@ def validated(change=lambda number, forwards: forwards, *, printed=None, losses=
 
 def test_validation_in_eval_mode_without_gradients_passes(judge):
     run = validated()
-    for check in ("validation-is-pure", "validation-set-stays"):
+    for check in ("validation-is-pure,rehearsal=validate-often", "validation-set-stays"):
         assert judge(f"training::{check}", validate_often=run).verdict == "pass"
 
 
 def test_validation_in_training_mode_is_found(judge):
     run = validated(lambda step, forwards: [replace(f, mode="train") for f in forwards])
-    record = judge("training::validation-is-pure", validate_often=run)
+    record = judge("training::validation-is-pure,rehearsal=validate-often", validate_often=run)
     assert record.where == ("validation passes not in eval mode",)
 
 
 def test_training_that_goes_on_in_eval_mode_is_found(judge):
     run = validated()
     events = (replace(e, mode="eval") if isinstance(e, Forward) and e.step > 2 else e for e in run.events)
-    record = judge("training::validation-is-pure", validate_often=replace(run, events=tuple(events)))
+    record = judge(
+        "training::validation-is-pure,rehearsal=validate-often", validate_often=replace(run, events=tuple(events))
+    )
     assert record.where == ("training passes not in training mode",)
 
 
@@ -50,7 +52,7 @@ def test_validation_with_gradients_is_found(judge):
     run = validated(
         lambda step, forwards: [replace(f, phase="train", mode="eval") for f in forwards] if step else forwards
     )
-    record = judge("training::validation-is-pure", validate_often=run)
+    record = judge("training::validation-is-pure,rehearsal=validate-often", validate_often=run)
     assert record.where == ("validation passes with gradients",)
     assert record.value[record.where[0]] == 2
 
@@ -66,7 +68,7 @@ class LogsWithGradients(Trainer):
 
 def test_a_pass_with_gradients_for_the_log_at_every_step_is_no_micro_batch(judge):
     run = LogsWithGradients(settings={"steps": 4, "accumulation": 1, "batch_size": 3}).run()
-    record = judge("training::validation-is-pure", validate_often=run)
+    record = judge("training::validation-is-pure,rehearsal=validate-often", validate_often=run)
     assert record.value["validation passes with gradients"] == 4
     assert record.details["hint"] == "validation passes with gradients: train.py:9: log(x)"
     for check in ("steps-and-tokens", "printed-loss,rehearsal=accumulate"):

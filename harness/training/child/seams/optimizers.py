@@ -98,6 +98,7 @@ class OptimizerSeam:
             self._steps[id(optimizer)] += 1
             if id(optimizer) != self._main:
                 return
+            self.recorder.write_settings()
             self.recorder.step += 1
         self.recorder.completed(self._steps[self._main])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections import Counter
@@ -34,6 +35,11 @@ class TokenStreams:
         patches.replace(np.memmap, "__new__", self._memmap)
         for owner, name in ((np, "fromfile"), (np, "load"), (np, "frombuffer"), (torch, "from_numpy")):
             patches.replace(owner, name, functools.partial(self._reader, f"{owner.__name__}.{name}"))
+        with contextlib.suppress(ImportError):
+            from tiktoken import Encoding  # programs without it do not pay for it
+
+            for name in ("encode", "encode_ordinary"):
+                patches.replace(Encoding, name, functools.partial(self._encoder, f"tiktoken.{name}"))
 
     def saw(self, value: Any, name: str) -> None:
         """Record an array or a tensor, if it is a stream that is not known yet. `name` says where it comes from."""
@@ -51,6 +57,16 @@ class TokenStreams:
             self._of_line[f"{key}"] += 1
             kind = str(value.dtype).removeprefix("torch.")
             self.recorder.event("Stream", name=name, dtype=kind, ids=ids.detach().cpu(), length=len(value))
+
+    def _encoder(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def encode(*args: Any, **options: Any) -> Any:
+            result = original(*args, **options)
+            if self.recorder.active and len(result) >= SHORTEST:
+                with self.recorder.observing():
+                    self.saw(np.asarray(result), name)
+            return result
+
+        return encode
 
     def _reader(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def read(*args: Any, **options: Any) -> Any:

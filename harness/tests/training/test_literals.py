@@ -1,0 +1,160 @@
+"""The literals that set something, in a script and in the modules of its project."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.core.errors import SubjectError
+from harness.tests.training.tiny import script
+from harness.training.child.program_source import compiled
+from harness.training.literals import project_files, settable_literals
+from harness.training.program import TrainingProgram
+from harness.training.rehearsals import SMALL
+
+
+def found_in(tmp_path, text, **modules):
+    for name, module in modules.items():
+        (tmp_path / f"{name}.py").write_text(module)
+    (tmp_path / "train.py").write_text(text)
+    literals = settable_literals(project_files(tmp_path / "train.py", [tmp_path]))
+    return {word: [(each.name, each.default) for each in found] for word, found in literals.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "name", "default"),
+    [
+        ("batch_size = 64", "batch_size", "batch_size", 64),
+        ("def main():\n    B, T = 4, 1024", "block_size", "T", 1024),
+        ("total_batch_size = 2**19", "tokens_per_step", "total_batch_size", 524288),
+        ("config = {'n_layers': 12}", "n_layer", "n_layers", 12),
+        ("from model import GPT\nGPT(n_layer=12)", "n_layer", "n_layer", 12),
+        ("class Config:\n    n_embd: int = 768", "n_embd", "n_embd", 768),
+        ("def train(model, eval_freq=5): ...", "eval_every", "eval_freq", 5),
+        ("config.max_iters = 100", "steps", "max_iters", 100),
+        ("import torch\ntorch.manual_seed(1337)", "seed", "manual_seed", 1337),
+        ("text = open('input.txt').read()", "text", "text", "input.txt"),
+        ("path = os.path.join(here, 'the-verdict.txt')", "text", "text", "the-verdict.txt"),
+        ("wd = 0.1\ngroups = [{'weight_decay': 0.0}]", "weight_decay", "wd", 0.1),
+    ],
+)
+def test_a_literal_is_found_wherever_people_write_settings(tmp_path, text, word, name, default):
+    assert found_in(tmp_path, text)[word] == [(name, default)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x.softmax(dim=-1)",  # not the width
+        "import torch\ntorch.cat(parts, dim=1)",
+        "def scores(x, dim=1): ...",
+        "B, T = idx.shape",
+        "n_layer = config.n_layer",
+        "url = 'https://example.org/input.txt'",
+        "open('a.txt')\nopen('b.txt')",  # which is the text?
+        "print('see input.txt')\nprint(f'in {folder}/input.txt')",
+        "learning_rate = 1e-3\nlearning_rate = 1e-4",
+    ],
+)
+def test_what_only_looks_like_a_setting_is_none(tmp_path, text):
+    assert found_in(tmp_path, text) == {}
+
+
+def test_a_seed_that_is_a_number_stays_where_another_one_has_a_name(tmp_path):
+    """It may be the mistake: a seed that is set, and not used."""
+    assert found_in(tmp_path, "seed = 1\ntorch.manual_seed(1234)")["seed"] == [("seed", 1)]
+
+
+def test_sizes_are_found_in_the_modules_that_a_script_imports_and_rates_in_the_script_only(tmp_path):
+    model = "class Config:\n    n_layer: int = 12\n    learning_rate: float = 1.0"
+    assert found_in(tmp_path, "from model import Config\nlr = 1e-3", model=model) == {
+        "n_layer": [("n_layer", 12)],
+        "lr": [("lr", 1e-3)],
+    }
+
+
+def test_a_replaced_literal_leaves_the_lines_where_they_are(tmp_path):
+    (tmp_path / "train.py").write_text("sizes = dict(\n    n_layer=6 * 2,\n    n_head=12,\n)\nraise SystemExit\n")
+    found = settable_literals([tmp_path / "train.py"])
+    values = [(*each.place, 2) for word in ("n_layer", "n_head") for each in found[word]]
+    names = {}
+    with pytest.raises(SystemExit) as raised:
+        exec(compiled(tmp_path / "train.py", values), names)  # the test's own script
+    assert names["sizes"] == {"n_layer": 2, "n_head": 2}
+    assert raised.traceback[-1].lineno == 4
+
+
+def test_a_model_in_a_module_of_its_own_is_made_small_and_its_files_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sizes.py").write_text("class Config:\n    n_layer = 12\n    n_embd = 768\n")
+    Path("train.py").write_text("from sizes import Config\nprint(Config.n_layer, Config.n_embd)\n" + script())
+    program = TrainingProgram("train.py")
+    try:
+        recording = program.record("plain")
+    finally:
+        program.close()
+    assert recording.printed[0].text == f"{SMALL['n_layer']} {SMALL['n_embd']}"
+    assert recording.settings["n_layer"] == SMALL["n_layer"]
+    assert Path("sizes.py").read_text().startswith("class Config:\n    n_layer = 12")
+
+
+CONFIGURATOR = """\
+import ast, sys
+for argument in sys.argv[1:]:
+    name, value = argument.removeprefix("--").split("=")
+    if name not in globals():
+        raise ValueError(f"Unknown config key: {name}")
+    globals()[name] = ast.literal_eval(value)
+"""
+
+
+def test_a_script_that_reads_its_arguments_itself_is_set_by_name(tmp_path, monkeypatch):
+    """nanoGPT: a literal that is replaced is overridden by the configuration that the script executes afterwards."""
+    monkeypatch.chdir(tmp_path)
+    text = f"steps = 3\nweight_decay = 0.1\n{CONFIGURATOR}\nprint(sys.argv)\nweight_decay = 0.3 if sys.argv else 0.0\n"
+    Path("train.py").write_text(script(replaced=[("steps = 3\n", text)]))
+    program = TrainingProgram("train.py")
+    try:
+        recording = program.record("plain")
+    finally:
+        program.close()
+    assert "'--steps=12'" in recording.printed[0].text
+    assert len(recording.steps) == 12
+    assert recording.settings["weight_decay"] == 0.3, "what the program was seen with, not what was set"
+
+
+def test_an_argument_that_nothing_reads_sets_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text("import sys\nprint(sys.argv)\n" + script())
+    program = TrainingProgram("train.py")
+    try:
+        recording = program.record("plain")
+    finally:
+        program.close()
+    assert recording.printed[0].text == "['train.py']"
+    assert len(recording.steps) == 12
+
+
+def test_what_the_user_sets_is_replaced_and_not_rehearsed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text("beam = 7\nprint(beam)\n" + script())
+    program = TrainingProgram("train.py", chosen=["beam=9", "steps=4"])
+    try:
+        recording = program.record("plain")
+    finally:
+        program.close()
+    assert recording.printed[0].text == "9"
+    assert len(recording.steps) == 4
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("stepz=4", r"--set stepz=4: no literal is called stepz; did you mean 'steps'"),
+        ("steps", r"--set steps: expected NAME=VALUE, such as"),
+    ],
+)
+def test_a_name_that_no_literal_has_is_an_error_of_one_line(tmp_path, monkeypatch, choice, message):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(script())
+    with pytest.raises(SubjectError, match=message):
+        TrainingProgram("train.py", chosen=[choice])
