@@ -29,7 +29,7 @@ COMPONENTS = {
     *("attn.merge", "attn.c_proj", "attn.padding", "residual.attn", "residual.mlp", "block", "blocks", "wte", "wpe"),
     *("mlp", "mlp.c_fc", "mlp.activation", "mlp.c_proj", "tying", "structure", "behaviour"),
 }
-OPEN_ENDED = ("init", "loading", "generation", "cache")
+OPEN_ENDED = ("init", "loading", "generation", "cache", "options")
 
 
 @pytest.fixture(scope="module")
