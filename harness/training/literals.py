@@ -30,6 +30,7 @@ EVERYWHERE = frozenset(
 LEAST: Mapping[str, int] = {"n_embd": 8, "block_size": 8}
 SEEDS = frozenset(("manual_seed", "set_seed", "seed_everything", "seed_all"))
 TEXT_FILE = re.compile(r"(?!.*(://|\s)).+\.(txt|text)", re.IGNORECASE)
+OTHER_FILE = re.compile(r"log|out(?!side)|result|sample|generat|require|readme|license|metric|loss|history|vocab|note")
 # Calls of libraries whose arguments are a program's settings; of others, such as softmax(dim=-1), they are not.
 LIBRARY_CALLS = frozenset(("DataLoader", "dict", "namedtuple", "SimpleNamespace"))
 ARITHMETIC = {ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub, ast.FloorDiv: operator.floordiv,
@@ -183,7 +184,10 @@ def _assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, str, ast
 
 
 def _is_text_file(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and isinstance(value.value, str) and bool(TEXT_FILE.fullmatch(value.value))
+    """Return True for the path of a text, as far as its name tells: a log or a list of requirements is none."""
+    if not (isinstance(value, ast.Constant) and isinstance(value.value, str) and TEXT_FILE.fullmatch(value.value)):
+        return False
+    return not OTHER_FILE.search(Path(value.value).stem.lower())
 
 
 def value_of(node: ast.expr) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import re
 import shlex
-import signal
 import socket
 import sys
 import sysconfig
@@ -15,22 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.core.error_text import describe_exit
 from harness.core.errors import HarnessError, Missing, MissingAbility, SubjectError
 from harness.core.limits import MEMORY_SHARE, Limits, machine_memory_gib
 from harness.training.child.program_source import ProgramSource, reads_arguments_itself, top_level_names
 from harness.training.child.request import PRINTED, Request
 from harness.training.child_processes import ChildProcesses, Outcome
+from harness.training.endings import how_it_ended, last_lines
 from harness.training.literals import chosen_literals, project_files, settable_literals
 from harness.training.recording import Ended, Recording, Save
 from harness.training.recording_files import RecordingReader
 from harness.training.rehearsals import REHEARSALS, Rehearsal
+from harness.training.scratch import ProjectCopies, project_root
 from harness.training.setting_words import WORDS, describe
 from harness.training.settings import Assignment, Settings, read_settings
 
 SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longest takes
 SPARE_STEPS = 2  # times the steps that were asked for: a program that makes more of them is stopped
-LAST_LINES = 4  # of what a failed program printed, in the message
 UNKNOWN_NAME = "--no_program_has_this_setting=1"
 NEEDS_GPU = re.compile(r"nccl|cuda", re.IGNORECASE)  # in the message of a program that failed on this machine
 NEVER_SEEN = frozenset(("text", "out", "resume", "steps"))  # by their names: other things are called the same
@@ -77,6 +77,10 @@ class TrainingProgram:
         self.processes = processes or shared_processes()
         self._folder = tempfile.TemporaryDirectory(prefix="gpt-harness-training-")
         self._recordings: dict[str, list[Recording] | HarnessError | Missing] = {}
+        # The reference, which a folder is given for, writes only where it is told to.
+        own = folder is None and self.file.is_relative_to(project_root(Path(self.cwd)))
+        self._copies = ProjectCopies(Path(self.cwd), Path(self._folder.name), copied=own)
+        self._projects: dict[str, str] = {}  # rehearsal -> the copy of the project that it ran in
         self._keeps_its_text = False  # the file that it opens can be replaced, and then it fails
         self._unread = ""  # why the program did not come to parse its arguments
 
@@ -143,23 +147,24 @@ class TrainingProgram:
             folder=str(self._new_folder(name)),
             program=self._target,
             arguments=(*self.arguments, *assignment.arguments, *more),
-            cwd=self.cwd,
+            cwd=str(self._copies.cwd_of(name)),
             environment={TOKENS: str(self._path("tokens"))},
-            replaced=self._replaced(assignment),
+            replaced=self._replaced(assignment, name),
         )
         (outcome,) = self.processes.run([request], self.limits)
         reader = RecordingReader(Path(request.folder))
-        ended, message = _how_it_ended(reader.one("end"), outcome, request)
+        ended, message = how_it_ended(reader.one("end"), outcome, request)
         if ended == "failed":
-            message += _last_lines(Path(request.folder) / PRINTED)
+            message += last_lines(Path(request.folder) / PRINTED)
         return reader.one("options").get("options"), ended, message
 
-    def _replaced(self, assignment: Assignment) -> dict[str, list[tuple[int, int, Any]]]:
+    def _replaced(self, assignment: Assignment, name: str) -> dict[str, list[tuple[int, int, Any]]]:
         """Return the literals to replace, by file: those of an assignment, and those that the user chose."""
         values = {file: dict(places) for file, places in assignment.replaced.items()}
         for literal in self.chosen:
             values.setdefault(literal.file, {})[literal.place] = literal.default
-        return {file: [(*place, value) for place, value in places.items()] for file, places in values.items()}
+        found = {file: [(*place, value) for place, value in places.items()] for file, places in values.items()}
+        return self._copies.with_copies(found, name)
 
     # ------------------------------------------------------------------------ one rehearsal
 
@@ -178,9 +183,16 @@ class TrainingProgram:
             self._keeps_its_text = self._keeps_its_text or ("text" in self.settings and "text" not in values)
             return found
         assert failure is not None
-        if "text" in rehearsal.needs and "text" not in self.settings.flags:
+        if "text" in rehearsal.needs and self._trains("plain"):
             raise MissingAbility(f"{self.name} cannot train on the text of a rehearsal: {failure}")
         raise failure
+
+    def _trains(self, rehearsal: str) -> bool:
+        """Return True if the program makes steps in a rehearsal."""
+        try:
+            return bool(self.record(rehearsal).steps)
+        except (HarnessError, Missing):
+            return False
 
     def _require(self, rehearsal: Rehearsal) -> None:
         """Raise MissingAbility unless all that a rehearsal needs can be set, SubjectError if that is not known."""
@@ -212,7 +224,8 @@ class TrainingProgram:
         elif (flag is None or not flag.takes_value) and not isinstance(default, str):
             yield {**values, "resume": True}
         else:
-            saved = str(_still_there(Path(self.cwd, self._last_checkpoint(self.record(rehearsal.resumes)).path)))
+            folder_of_run = self._copies.cwd_of(self._projects[rehearsal.resumes])
+            saved = str(_still_there(Path(folder_of_run, self._last_checkpoint(self.record(rehearsal.resumes)).path)))
             without_out = {word: value for word, value in values.items() if word != "out"}
             by_folder = [{**without_out, "resume": str(out)}, {**values, "resume": str(out)}]
             by_file = [{**values, "resume": saved}]
@@ -221,14 +234,17 @@ class TrainingProgram:
 
     def _run(self, rehearsal: Rehearsal, values: Mapping[str, Any], first_step: int, name: str) -> list[Recording]:
         assignment = self.settings.assign(values)
+        # A run that is resumed finds its files where it left them.
+        project = self._projects.get(rehearsal.resumes or "", name)
+        self._projects[rehearsal.name] = project
         requests = [
             Request(
                 folder=str(self._new_folder(f"{name}-{rank}")),
                 program=self._target,
                 arguments=(*self.arguments, *assignment.arguments),
-                cwd=self.cwd,
+                cwd=str(self._copies.cwd_of(project)),
                 environment={TOKENS: str(self._path("tokens")), **environment},
-                replaced=self._replaced(assignment),
+                replaced=self._replaced(assignment, project),
                 detail=rehearsal.detail,
                 stop_after=self._stop_after(rehearsal, first_step),
                 kill_after=rehearsal.kill_after,
@@ -255,9 +271,9 @@ class TrainingProgram:
     def _read(self, rehearsal: Rehearsal, request: Request, outcome: Outcome, assignment: Assignment) -> Recording:
         reader = RecordingReader(Path(request.folder))
         end = reader.one("end")
-        ended, message = _how_it_ended(end, outcome, request)
+        ended, message = how_it_ended(end, outcome, request)
         if ended == "failed":
-            message += _last_lines(Path(request.folder) / PRINTED)
+            message += last_lines(Path(request.folder) / PRINTED)
         return Recording(
             program=self.name,
             rehearsal=rehearsal.name,
@@ -317,7 +333,10 @@ class TrainingProgram:
     def _target(self) -> str:
         """Return the program as a child process in the same folder finds it."""
         function = f":{self.source.function}" if self.source.function else ""
-        return f"{self.source.target}{function}"
+        target = self.source.target
+        if self._copies.root is not None and Path(target).is_absolute():
+            target = os.path.relpath(self.file, self.cwd)
+        return f"{target}{function}"
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / name
@@ -365,20 +384,3 @@ def _still_there(saved: Path) -> Path:
         return saved
     beside = [path for path in saved.parent.iterdir() if path.is_file()]
     return max(beside, key=lambda path: path.stat().st_mtime_ns, default=saved)
-
-
-def _how_it_ended(end: Mapping[str, Any], outcome: Outcome, request: Request) -> tuple[Ended, str]:
-    if outcome.limit:
-        return "failed", outcome.limit
-    if end:
-        return end["ended"], end["message"]
-    if outcome.status == -signal.SIGKILL and request.kill_after is not None:
-        return "killed", ""
-    return "failed", describe_exit(outcome.status)
-
-
-def _last_lines(printed: Path) -> str:
-    """Return the last lines that a program printed, for a message."""
-    lines = printed.read_text(encoding="utf-8", errors="replace").splitlines() if printed.exists() else []
-    last = [line.strip() for line in lines if line.strip()][-LAST_LINES:]
-    return f"; its last lines: {' | '.join(last)}" if last else ""

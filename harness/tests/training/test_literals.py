@@ -51,6 +51,7 @@ def test_a_literal_is_found_wherever_people_write_settings(tmp_path, text, word,
         "n_layer = config.n_layer",
         "url = 'https://example.org/input.txt'",
         "open('a.txt')\nopen('b.txt')",  # which is the text?
+        "open('log.txt', 'a')",
         "print('see input.txt')\nprint(f'in {folder}/input.txt')",
         "learning_rate = 1e-3\nlearning_rate = 1e-4",
     ],

@@ -168,10 +168,9 @@ def test_a_program_is_stopped_after_the_steps_of_the_rehearsal_if_the_user_gave_
 # ---------------------------------------------------------------------------- limits and failures
 
 
-def test_a_program_that_fails_is_told_with_its_last_lines_and_is_not_run_again(program):
-    made = program(
-        script(before_step="open('ran.txt', 'a').write('x')\nprint('so far so good')\nraise OSError('full')")
-    )
+def test_a_program_that_fails_is_told_with_its_last_lines_and_is_not_run_again(program, tmp_path):
+    ran = f"open('{tmp_path}/ran.txt', 'a').write('x')"
+    made = program(script(before_step=f"{ran}\nprint('so far so good')\nraise OSError('full')"))
     for _ in range(2):
         with pytest.raises(SubjectError) as caught:
             made.record("plain")
@@ -214,10 +213,13 @@ def test_a_program_that_catches_everything_and_trains_on_is_stopped_all_the_same
 def test_a_program_finds_python_as_a_new_process_does(program):
     """Random generators that a fork copies would make every unseeded run the same; flags of compile would leak."""
     text = script(after_step="print(np.random.rand(), random.random(), torch.initial_seed())\nprint(f.__annotations__)")
-    text = "import random\nimport sys\ndef f(x: int): ...\nprint(__name__, sys.argv, sys.path[0])\n" + text
+    text = (
+        "import os\nimport random\nimport sys\ndef f(x: int): ...\n"
+        "print(__name__, sys.argv, sys.path[0] == os.getcwd())\n" + text
+    )
     made = program(text)
     one, other = made.record("plain").printed, made.record("again").printed
-    assert one[0].text == f"__main__ ['train.py'] {Path.cwd()}" == other[0].text
+    assert one[0].text == "__main__ ['train.py'] True" == other[0].text
     assert not set(one[1].text.split()[:2]) & set(other[1].text.split()[:2])
     assert one[1].text.split()[2] == other[1].text.split()[2] == "1337"
     assert one[2].text == "{'x': <class 'int'>}"
@@ -231,13 +233,32 @@ def test_the_server_has_one_thread_so_that_a_fork_of_it_is_safe(tmp_path):
 
 
 def test_what_a_program_has_started_ends_with_it(program):
-    start = "import subprocess, pathlib; pathlib.Path('pid').write_text(str(subprocess.Popen(['sleep', '60']).pid))"
+    path = Path.cwd() / "pid"
+    start = f"import subprocess, pathlib; pathlib.Path('{path}').write_text(str(subprocess.Popen(['sleep', '60']).pid))"
     program(script(before_step=f"if step == 0: {start}")).record("plain")
     process = Path("/proc", Path("pid").read_text())
     deadline = time.monotonic() + 5
     while process.exists() and "Z" not in (process / "stat").read_text().split()[2]:
         assert time.monotonic() < deadline, "still running"
         time.sleep(0.02)
+
+
+WRITES = """
+import pathlib
+notes = pathlib.Path("notes.txt")
+print(notes.read_text(), pathlib.Path("left.pt").exists())
+notes.write_text("overwritten")
+pathlib.Path("left.pt").touch()
+"""
+
+
+def test_a_program_writes_into_a_copy_of_its_project_that_is_new_in_each_rehearsal(program):
+    """A program that resumes by itself from a snapshot in its folder began a rehearsal where the last one ended."""
+    Path("notes.txt").write_text("mine")
+    made = program(WRITES + script())
+    assert [made.record(name).printed[0].text for name in ("plain", "again")] == ["mine False"] * 2
+    assert Path("notes.txt").read_text() == "mine"
+    assert not Path("left.pt").exists()
 
 
 # ---------------------------------------------------------------------------- rehearsals
