@@ -91,7 +91,8 @@ def test_the_specimen_is_right_and_lacks_no_ability_that_a_fault_needs(checks):
     records = [run(check, subject) for check in checks]
     assert [(record.check.id, record.message) for record in records if record.verdict in ("fail", "error")] == []
     skipped = {record.check.suite + "::" + record.check.name for record in records if record.verdict == "skip"}
-    assert skipped <= {
+    # Faults of an option bring the option with them.
+    assert {name for name in skipped if not name.startswith("options::")} <= {
         "attention::looped-equals-batched",
         "attention::naive-equals-flash",
         "generation::cached-logits",  # its cases for other attentions

@@ -22,7 +22,6 @@ RIGHT = {
     "a sampler without multinomial": "harness.tests.measures.options.right_conventions:DrawsByInversion",
     "other names": f"{STYLES}greek:Phi",
     "a matrix for each head": f"{STYLES}per_head_matrices:Transformer",
-    "torch's own layers": f"{STYLES}torch_layers:EncoderGPT",
 }
 SUITES = ("behaviour", "interface", "options", "generation", "dropout", "conditions", "loss", "attention", "loading")
 # Long, or the same for every seed.
