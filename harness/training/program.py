@@ -219,7 +219,7 @@ class TrainingProgram:
             del values["text"]
         if rehearsal.resumes is None:
             yield values
-            if "text" in values and "text" in self.settings.literals and "text" not in rehearsal.needs:
+            if "text" in values and "text" in self.settings and "text" not in rehearsal.needs:
                 yield {word: value for word, value in values.items() if word != "text"}
         elif (flag is None or not flag.takes_value) and not isinstance(default, str):
             yield {**values, "resume": True}

@@ -43,7 +43,7 @@ WORDS: Mapping[str, Word] = {
     "accumulation": _word(
         "the micro-batches of a step",
         "accumulation gradient_accumulation_steps grad_accum_steps accumulation_steps accum_steps grad_accum "
-        "gradient_accumulation",
+        "gradient_accumulation accum",
     ),
     "tokens_per_step": _word("the tokens of a step", "total_batch_size tokens_per_step batch_tokens tokens_per_batch"),
     "steps": _word(

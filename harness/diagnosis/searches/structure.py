@@ -129,6 +129,10 @@ def _missing(model: Model) -> Iterator[Finding]:
         yield bias_finding(biases)
     for component, words in _without_weight(model).items():
         evidence = f"{NO_PARAMETER} {', '.join(words)}"
+        if component == "wpe" and (rows := _position_rows(model)):
+            cause = f"the table of positions has {rows} rows, fewer than the context"
+            yield Finding("embedding.position", "", cause, evidence)
+            continue
         if component == "wpe":
             yield Finding("embedding", "pos-missing", "there are no learned position embeddings", evidence)
             continue
@@ -137,6 +141,12 @@ def _missing(model: Model) -> Iterator[Finding]:
         what = "neither gain nor bias" if component.startswith("ln_") and len(words) > 1 else "no weight of its own"
         where = component.replace("attn.c_attn", "attn.qkv")
         yield Finding(where, "", f"{component} has {what} among the parameters", evidence)
+
+
+def _position_rows(model: Model) -> int:
+    """Return the rows of wpe that a parameter of the subject has; 0 if none has any."""
+    parts = [row.part for row in model.weights.rows if row.published == "transformer.wpe.weight" and row.part]
+    return max((end for _, end in parts), default=0)
 
 
 def _without_weight(model: Model) -> dict[str, list[str]]:

@@ -66,6 +66,11 @@ def shared_tokens(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     if not trained or not validated:
         what = "trains" if not trained else "validates"
         raise MissingAbility(f"no row that {program.name} {what} on was found once in a token stream")
+    if (whole := _whole_text(batches, validation)) is not None:
+        raise MissingAbility(
+            f"the text of the rehearsal is too short for {program.name}: its validation part is all of the "
+            f"{whole} tokens"
+        )
     shared = trained & validated
     share = len(shared) / len(validated)
     hint = {}
@@ -77,6 +82,19 @@ def shared_tokens(program: Trains, *, rehearsal: str = "epoch") -> Reading:
             else f"the training part reaches into the validation part: token {position} of stream {stream} is in both"
         )
     return Reading({"tokens in both parts": len(shared)}, "tokens", hint)
+
+
+def _whole_text(batches: Batches, validation: list[Row]) -> int | None:
+    """Return the tokens of a stream whose first and last ones are validated on, if nearly all others are; else None.
+
+    The size of a validation part may be a number of characters in the program, beyond a short text.
+    """
+    places = [(place, row) for row in validation if (place := batches.place(row)) is not None]
+    for stream, tokens in enumerate(batches.streams.roots):
+        own = {place.position + i for place, row in places if place.stream == stream for i in range(len(row.ids) + 1)}
+        if own and 0 in own and len(own) > 0.95 * len(tokens):
+            return len(tokens)
+    return None
 
 
 def _without_training_estimate(batches: Batches) -> list[Row]:

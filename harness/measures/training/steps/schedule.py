@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+
 from harness.core.errors import MissingAbility
 from harness.measures.training.largest_error import largest
-from harness.measures.training.steps.schedule_forms import EXACT, Declared, fitted, known_forms, wrong_forms
+from harness.measures.training.steps.schedule_forms import (
+    EXACT,
+    Declared,
+    Form,
+    decaying_forms,
+    fitted,
+    known_forms,
+    wrong_forms,
+)
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
@@ -25,18 +37,19 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     best, expected = _best_form(rates, declared)
     errors = _errors(rates, expected)
     details = {"form": best}
-    apart = _other_groups(recording, rates)
-    if not largest(errors) <= EXACT and not recording.settings.get("horizon") and not apart:
-        raise MissingAbility(
-            f"the end of the schedule of {recording.program} is not known, and no known schedule fits its "
-            f"{len(rates)} learning rates; looked for {describe('horizon')}"
-        )
-    if apart:
-        details["hint"] = f"the learning rate of {next(iter(apart))} is not in proportion to that of group 0"
-    elif not largest(errors) <= EXACT:
-        details["hint"] = _cause(rates, declared) or f"the closest known schedule is: {best}"
+    if apart := _other_groups(recording, rates):
+        hint = f"the learning rate of {next(iter(apart))} is not in proportion to that of group 0"
+        return Reading(apart, "of the peak", {**details, "hint": hint})
+    if not largest(errors) <= EXACT:
+        cause = _cause(rates, declared)
+        if not cause and declared.horizon is None:
+            raise MissingAbility(
+                f"the end of the schedule of {recording.program} is not known, and no known schedule fits its "
+                f"{len(rates)} learning rates; looked for {describe('horizon')}"
+            )
+        details["hint"] = cause or f"the closest known schedule is: {best}"
     found = {f"step {k}": error for k, error in enumerate(errors)}
-    return Reading(apart or found, "of the peak", details)
+    return Reading(found, "of the peak", details)
 
 
 def _rates(recording: Recording) -> list[float]:
@@ -70,14 +83,44 @@ def _declared(recording: Recording) -> Declared:
         horizon=int(horizon) if horizon else None,
         ends=bool(settings.get("horizon")),
         kind=settings.get("schedule"),
-        accumulation=int(settings.get("accumulation") or 1),
+        accumulation=int(
+            settings.get("accumulation") or max(1, len(recording.forwards_of(recording.steps[-1].number)))
+        ),
     )
 
 
 def _best_form(rates: list[float], declared: Declared) -> tuple[str, list[float]]:
     """Return the name and the rates of the known schedule that fits at most steps, or as many steps more closely."""
-    candidates = [(form.name, form.fitted(rates, declared)) for form in known_forms(declared, len(rates))]
+    forms = [*known_forms(declared, len(rates)), *known_forms(_with_a_later_end(rates, declared), len(rates))]
+    candidates = [(form.name, form.fitted(rates, declared)) for form in forms]
     return min(candidates, key=lambda item: _misfit(rates, item[1]))
+
+
+def _with_a_later_end(rates: list[float], declared: Declared) -> Declared:
+    """Return the declared settings with the horizon that fits best, where none is known: runs end long before it."""
+    if declared.horizon is not None or declared.warmup is None:
+        return declared
+    forms = partial(decaying_forms, declared.warmup)
+    end = _best_end(lambda end: _least_error(rates, declared, forms(end), every=1))
+    return replace(declared, horizon=end)
+
+
+def _best_end(error_of: Callable[[int], float]) -> int:
+    """Return the end of a schedule, in steps, for which the error is least: coarsely first, then between neighbours."""
+    ends = sorted({round(1.1**n) for n in range(1, 150)})  # up to 1.5 million steps
+    while True:
+        errors = [error_of(end) for end in ends]
+        best = errors.index(min(errors))
+        low, high = ends[max(0, best - 1)], ends[min(len(ends) - 1, best + 1)]
+        if high - low <= 2:
+            return ends[best]
+        ends = sorted({low + (high - low) * n // 20 for n in range(21)} | {ends[best]})
+
+
+def _least_error(rates: list[float], declared: Declared, forms: Iterable[Form], *, every: int) -> float:
+    """Return the largest error of the form that fits best, if each optimizer step is `every` steps of the schedule."""
+    fits = (fitted([form.weights(k * every) for k in range(len(rates))], rates, declared) for form in forms)
+    return min(largest(_errors(rates, fit)) for fit in fits)
 
 
 def _misfit(rates: list[float], expected: list[float]) -> tuple[int, float]:
@@ -95,4 +138,9 @@ def _cause(rates: list[float], declared: Declared) -> str:
     for sentence, weights in wrong_forms(declared, len(rates)):
         if largest(_errors(rates, fitted(weights, rates, declared))) <= EXACT:
             return f"the learning rate follows: {sentence}"
+    if declared.horizon is None and declared.warmup and declared.accumulation > 1:
+        forms = partial(decaying_forms, declared.warmup)
+        error = partial(_least_error, rates, declared, every=declared.accumulation)
+        if error(forms(_best_end(lambda end: error(forms(end))))) <= EXACT:
+            return "the learning rate follows: a known schedule, with steps counted in micro-batches"
     return ""

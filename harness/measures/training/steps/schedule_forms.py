@@ -92,13 +92,24 @@ def known_forms(declared: Declared, steps: int) -> Iterator[Form]:
         if constant:
             yield Form(f"{warm}, then constant", w, 0, up, _constant, to_floor=False)
         for h in horizons if declared.kind != "constant" else ():
-            for (shape_name, shape), (progress_name, progress) in itertools.product(SHAPES, PROGRESS):
-                name = f"{warm}, then {shape_name} by {progress_name} to step {h}"
-                yield Form(name, w, h, up, _clamped(shape, progress))
-            tails = range(1, h - w) if declared.horizon is not None else ()  # else every rate would fit one
+            yield from _decaying(warm, w, h, up)
+            # Without a horizon every rate would fit one; a tail that begins after the last step changes nothing.
+            tails = range(max(1, h - steps), h - w) if declared.horizon is not None else ()
             for (shape_name, shape), tail in itertools.product(WSD_SHAPES, tails):
                 name = f"{warm}, constant, then {shape_name} over the last {tail} of {h} steps"
                 yield Form(name, w, h, up, _stable_then(shape, tail))
+
+
+def _decaying(warm: str, w: int, h: int, up: Curve) -> Iterator[Form]:
+    for (shape_name, shape), (progress_name, progress) in itertools.product(SHAPES, PROGRESS):
+        name = f"{warm}, then {shape_name} by {progress_name} to step {h}"
+        yield Form(name, w, h, up, _clamped(shape, progress))
+
+
+def decaying_forms(warmup: int, horizon: int) -> Iterator[Form]:
+    """Yield the cosine and linear schedules with this warm-up and horizon, in every convention of counting."""
+    for _, up in UPS:
+        yield from _decaying(f"warm-up of {warmup} steps", warmup, horizon, up)
 
 
 def wrong_forms(declared: Declared, steps: int) -> Iterator[tuple[str, list[tuple[float, float]]]]:

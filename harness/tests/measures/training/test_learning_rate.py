@@ -100,3 +100,27 @@ def test_a_rate_that_never_decays_is_found_also_where_no_minimum_was_declared(ju
     record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
     assert record.verdict == "fail", record.details
     assert cause in record.details["hint"]
+
+
+@pytest.mark.parametrize("end", [40, 731, 5000])
+def test_a_schedule_that_ends_long_after_the_run_is_found_by_its_first_steps(judge, end):
+    known = {word: SETTINGS[word] for word in ("lr", "min_lr", "warmup")}
+    recording = rates([cosine(k, horizon=end) for k in range(14)], **known)
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
+    assert record.verdict == "pass", record.message
+    assert f"to step {end}" in record.details["form"]
+
+
+def test_a_schedule_that_no_form_fits_is_not_judged_where_its_end_is_not_known(judge):
+    recording = rates([1e-2 / (k + 1) ** 0.5 for k in range(14)], lr=1e-2, warmup=0)
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
+    assert record.verdict == "skip"
+    assert "the end of the schedule of" in record.message
+
+
+def test_a_warm_up_in_micro_batches_is_found_where_the_end_is_not_known(judge):
+    """The decay of another horizon would fit; the warm-up is declared."""
+    known = {word: SETTINGS[word] for word in ("lr", "min_lr", "warmup", "accumulation")}
+    recording = rates([cosine(2 * k, horizon=90) for k in range(14)], **known)
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
+    assert record.verdict == "fail", record.message
