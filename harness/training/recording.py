@@ -6,8 +6,8 @@ are functions of them, so that a recording can be judged again without running a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -121,6 +121,8 @@ class Group:
     eps: float | None
     weight_decay: float
     names: tuple[str, ...]
+    optimizer: str = ""
+    """The class of its optimizer, in a step of several optimizers."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """All other options of the group, as far as they are numbers, texts or truth values."""
 
@@ -200,6 +202,41 @@ class Step(Event):
     def replayed32(self) -> Tensors:
         """Return the same gradients computed in the model's own precision; their error is the noise of that type."""
         return self._part("replayed32")
+
+
+def of_several(steps: Sequence[Step]) -> Step:
+    """Return the steps of several optimizers as one step, with the groups and the tensors of all."""
+    if len(steps) == 1:
+        return steps[0]
+    own = [replace(group, optimizer=step.optimizer) for step in steps for group in step.groups]
+    return replace(
+        steps[-1],
+        optimizer=" and ".join(dict.fromkeys(step.optimizer for step in steps)),
+        groups=tuple(own),
+        rng=steps[0].rng,
+        tensors=_Together([step.tensors for step in steps]),
+        hashes=_Together([step.hashes for step in steps]),
+        unrecorded="; ".join(dict.fromkeys(step.unrecorded for step in steps if step.unrecorded)),
+    )
+
+
+class _Together(Mapping[str, Any]):
+    """Mappings by part and by name as one, put together when a part is read."""
+
+    def __init__(self, parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, part: str) -> dict[str, Any]:
+        found = [each[part] for each in self._parts if part in each]
+        if not found:
+            raise KeyError(part)
+        return {name: value for each in found for name, value in each.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(part for each in self._parts for part in each))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,8 +330,11 @@ class Recording:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """Return the optimizer steps in order."""
-        return list(self._of(Step))
+        """Return the optimizer steps in order; the steps of several optimizers after the same gradients are one."""
+        together: dict[int, list[Step]] = {}
+        for step in self._of(Step):
+            together.setdefault(step.number, []).append(step)
+        return [of_several(steps) for steps in together.values()]
 
     @property
     def saves(self) -> list[Save]:

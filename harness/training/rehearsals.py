@@ -82,7 +82,7 @@ class Rehearsal:
     def values(self) -> dict[str, Any]:
         """Return all settings. The schedule ends with the run, unless the rehearsal says otherwise."""
         values = {**SMALL, **self.settings}
-        tokens = values["batch_size"] * values["block_size"] * values["accumulation"]
+        tokens = values["batch_size"] * values["block_size"] * values["accumulation"] * self.ranks
         return {"horizon": values["steps"], "tokens_per_step": tokens, **values}
 
     @property

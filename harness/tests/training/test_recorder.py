@@ -332,3 +332,26 @@ def test_a_failure_is_told_with_the_users_line(tmp_path):
     assert recording.ended == "failed"
     assert recording.message.startswith("ValueError: no more at train.py:")
     assert len(recording.steps) == 1
+
+
+TWO_OPTIMIZERS = """\
+matrices = [p for p in model.parameters() if p.dim() == 2 and p is not model.wte.weight]
+others = [p for p in model.parameters() if p.dim() != 2 or p is model.wte.weight]
+torch.optim.AdamW(model.parameters())
+optimizers = [torch.optim.SGD(matrices, lr=0.1), torch.optim.AdamW(others, lr=0.01)]
+"""
+
+
+@pytest.mark.parametrize("order", ["optimizers", "reversed(optimizers)"])
+def test_the_steps_of_two_optimizers_after_the_same_gradients_are_one_step(tmp_path, order):
+    """Muon beside AdamW: each was a step of its own, in which half of the parameters stayed as they were."""
+    text = script(replaced=[("optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)\n", TWO_OPTIMIZERS)])
+    text = text.replace("    optimizer.step()", f"    [each.step() for each in {order}]")
+    text = text.replace("optimizer.zero_grad()", "model.zero_grad()")
+    found = record(tmp_path, text)
+    assert [step.number for step in found.steps] == [0, 1, 2]
+    first, last = found.steps[0], found.steps[-1]
+    assert {group.optimizer for group in first.groups} == {"SGD", "AdamW"}
+    assert set(first.before) == set(first.after) == {"wte.weight", "hidden.weight", "hidden.bias"}
+    assert all(not torch.equal(first.before[name], last.after[name]) for name in first.before)
+    assert torch.equal(found.steps[1].before["wte.weight"], first.after["wte.weight"])

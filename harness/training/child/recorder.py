@@ -38,6 +38,7 @@ class Recorder:
         step: The optimizer steps completed, from `request.first_step`.
         ranks: The rank and the number of ranks, once the program has joined a process group.
         in_backward: Whether torch computes a backward pass.
+        backwards: The backward passes so far.
         grad_enabled: Whether gradients are recorded in the program, while `observing` turns them off.
         names: The model and its parameters' names.
     """
@@ -51,6 +52,7 @@ class Recorder:
         self.grad_enabled = True
         self.ranks: dict[str, int] = {}
         self.in_backward = False
+        self.backwards = 0
         self._busy = False
         self._printed = 0
         self._settings: Values | None = None  # at the first step

@@ -33,7 +33,7 @@ def nats_saved(program: Trains, *, rehearsal: str = "markov") -> Reading:
     """
     recording = program.record(rehearsal)
     batches, source = Batches(recording), _source(recording)
-    numbers = source.symbol_numbers(recording.text, batches.streams.roots)
+    numbers = _symbol_numbers(batches, source)
     found: dict[str, float] = {}
     training = list(_fresh(batches, _by_forward(batches.training), set()))
     if training:
@@ -52,6 +52,18 @@ def nats_saved(program: Trains, *, rehearsal: str = "markov") -> Reading:
     if not found:
         raise MissingAbility(f"no loss of {program.name} on fresh text was seen in the rehearsal '{rehearsal}'")
     return Reading(found, "nats", {"entropy": source.entropy, "hint": _plateau_hint(recording)})
+
+
+def _symbol_numbers(batches: Batches, source: MarkovSource) -> dict[int, int]:
+    """Return the source's symbol of each token id. Raises MissingAbility if the program's tokens are other pieces."""
+    numbers = source.symbol_numbers(batches.recording.text, batches.streams.roots)
+    seen = {token for row in batches.training for token in row.ids.tolist()}
+    if batches.training and len(seen - set(numbers)) > len(seen) / 2:
+        raise MissingAbility(
+            f"the tokens of {batches.recording.program} are not single characters: {len(seen)} different ones occur, "
+            f"the source has {len(source.symbols)} symbols"
+        )
+    return numbers
 
 
 def _largest_run(savings: list[float]) -> float:
@@ -111,6 +123,7 @@ def plateau(program: Trains, *, rehearsal: str = "markov") -> Reading:
     """
     recording = program.record(rehearsal)
     _require_rate(recording)
+    _symbol_numbers(Batches(recording), _source(recording))
     loss = _settled(recording)
     levels = plateaus(_source(recording))
     nearest = min(levels, key=lambda name: abs(levels[name] - loss))

@@ -107,11 +107,13 @@ def update_errors(program: Trains, *, rehearsal: str = "plain", steps: int = 10)
 
 
 def updates(step: Step) -> Iterator[Update]:
-    """Yield the update of each parameter. Raises MissingAbility for an optimizer whose rule is not known."""
-    for group in step.groups:
-        rule = rule_of(step.optimizer, group)
+    """Yield the update of each parameter of an optimizer whose rule is known. Raises MissingAbility if none is."""
+    rules = [rule_of(group.optimizer or step.optimizer, group) for group in step.groups]
+    if not any(rules):
+        raise MissingAbility(f"the rule of {step.optimizer} is not known here; known: {', '.join(RULES)}")
+    for group, rule in zip(step.groups, rules, strict=True):
         if rule is None:
-            raise MissingAbility(f"the rule of {step.optimizer} is not known here; known: {', '.join(RULES)}")
+            continue
         for name in group.names:
             if name in step.gradient:
                 yield Update(name, group, rule, _steps_before(step, name), step)

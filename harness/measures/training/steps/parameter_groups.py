@@ -76,7 +76,7 @@ def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
         raise MissingAbility(f"no parameter of the model of {program.name} is in a group of the optimizer")
     declared = recording.settings.get("weight_decay")
     decay = float(declared) if declared is not None else max(given.values(), default=0.0)
-    l2 = any(rule_of(step.optimizer, group) == RULES["Adam"] for group in step.groups)
+    l2 = any(rule_of(group.optimizer or step.optimizer, group) == RULES["Adam"] for group in step.groups)
     found = dict.fromkeys(given, 0.0) if l2 else given
     tables = [name for name in found if own[name].embedding]
     spared = set(tables) if not any(found[name] for name in tables) else set()

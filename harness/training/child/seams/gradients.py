@@ -118,6 +118,7 @@ class GradientWatch:
                 self.find_model()
                 self.recorder.event("Backward", step=self.recorder.step, line=self.recorder.line())
             self.recorder.in_backward = True
+            self.recorder.backwards += 1
             try:
                 original(tensors, *args, **options)
             finally:

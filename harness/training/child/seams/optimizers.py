@@ -32,7 +32,10 @@ class OptimizerSeam:
         self.recorder, self.passes, self.watch = recorder, passes, watch
         self.unrecorded = ""
         """Why the tensors of steps are not recorded; "" while they are."""
-        self._sizes: dict[int, int] = {}  # of optimizers that made a step, by id: their elements
+        self._sizes: dict[int, int] = {}  # of optimizers, by id: their elements
+        self._owned: dict[int, set[int]] = {}  # the ids of their parameters
+        self._stepped: set[int] = set()  # optimizers that made a step
+        self._backwards = 0  # backward passes before the last step that counted
         self._steps: Counter[int] = Counter()
         self._row: dict[str, Any] | None = None
         self._handles: list[Any] = []
@@ -50,9 +53,23 @@ class OptimizerSeam:
     def _adds_group(self, original: Callable[..., None]) -> Callable[..., None]:
         def add_param_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
             original(optimizer, group)
-            self.watch.add(optimizer.param_groups[-1]["params"])
+            own = optimizer.param_groups[-1]["params"]
+            self.watch.add(own)
+            self._built(optimizer)
 
         return add_param_group
+
+    def _built(self, optimizer: Optimizer) -> None:
+        """Note the size of an optimizer, so that it is known before the first step which of several counts the steps.
+
+        One that has made no step, and whose parameters are in a newer one, will make none.
+        """
+        own = {id(parameter): parameter.numel() for parameter in _own_parameters(optimizer)}
+        for other in [key for key, parameters in self._owned.items() if key not in self._stepped]:
+            if other != id(optimizer) and self._owned[other] & own.keys():
+                del self._owned[other], self._sizes[other]
+        self._owned[id(optimizer)] = set(own)
+        self._sizes[id(optimizer)] = sum(own.values())
 
     # ------------------------------------------------------------------------ a step
 
@@ -71,7 +88,7 @@ class OptimizerSeam:
             parameters = self._parameters(optimizer)
             self._row = {
                 "order": self.recorder.next_order(),
-                "number": self.recorder.step,
+                "number": self._number(optimizer),
                 "optimizer": type(optimizer).__name__,
                 "groups": [self._group(group) for group in optimizer.param_groups],
                 "line": self.recorder.line(),
@@ -98,9 +115,19 @@ class OptimizerSeam:
             self._steps[id(optimizer)] += 1
             if id(optimizer) != self._main:
                 return
+            self._backwards = self.recorder.backwards
             self.recorder.write_settings()
             self.recorder.step += 1
         self.recorder.completed(self._steps[self._main])
+
+    def _number(self, optimizer: Optimizer) -> int:
+        """Return the number of a step: that of the last one that counted, if no backward pass came in between."""
+        after = self._sizes and id(optimizer) != self._main and self._backwards == self.recorder.backwards
+        return (
+            self.recorder.step - 1
+            if after and self.recorder.step > self.recorder.request.first_step
+            else self.recorder.step
+        )
 
     @property
     def _main(self) -> int:
@@ -108,8 +135,9 @@ class OptimizerSeam:
 
     def _know(self, optimizer: Optimizer) -> None:
         """Name the parameters, and decide how much of them is recorded, at the first step of an optimizer."""
-        if id(optimizer) in self._sizes:
+        if id(optimizer) in self._stepped:
             return
+        self._stepped.add(id(optimizer))
         own = list(_own_parameters(optimizer))
         self.watch.add(own)
         self._sizes[id(optimizer)] = sum(parameter.numel() for parameter in own)
