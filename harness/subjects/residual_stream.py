@@ -13,6 +13,7 @@ from harness.subjects.weight_map import WeightMap
 
 ADDITIONS = frozenset(("add", "__add__", "__radd__", "__iadd__", "add_"))
 IN_PLACE = frozenset(("__iadd__", "add_"))
+STREAM = (2, 3)  # axes: batch and time may be one
 EMBEDDING, DOWN = "transformer.wte.weight", "mlp.c_proj.weight"
 
 
@@ -53,7 +54,7 @@ class ResidualStream(TorchFunctionMode):
         free = [t for t in inputs if t.is_floating_point() and _storage(t) not in self.parameters]
         place = next((self.following[id(t)] for t in inputs if id(t) in self.following), None)
         name = getattr(function, "__name__", "")
-        if place is not None and name in ADDITIONS and len({id(t) for t in inputs}) > 1 and result.ndim == 3:
+        if place is not None and name in ADDITIONS and len({id(t) for t in inputs}) > 1 and result.ndim in STREAM:
             partner = [t for t in inputs if id(t) not in self.following]
             if free != inputs and place != "embedding":
                 self._follow(result, place)  # a bias is added first: the sum with the stream is still to come
@@ -61,7 +62,7 @@ class ResidualStream(TorchFunctionMode):
                 return self._record(result, place, in_place=name in IN_PLACE)
         elif name in ADDITIONS and (ended := [self.sums[id(t)] for t in free if id(t) in self.sums]) and free != inputs:
             return self._record(result, ended[0], in_place=name in IN_PLACE)  # a bias after the sum: (x + h W) + b
-        elif storages & self.tokens and (not free or not self.blocks) and result.ndim == 3:  # one-hot ids are free
+        elif storages & self.tokens and (not free or not self.blocks) and result.ndim in STREAM:  # one-hot ids are free
             if "embedding" not in self.outputs:
                 self._follow(result, "embedding")
         elif storages & self.down and free:

@@ -106,6 +106,7 @@ CHANGES: Mapping[str, Callable[[Model, float], None]] = {
     "train(), optimizer.step() and eval()": _in_training,
 }
 
+EVAL = "eval, "
 Calls = Mapping[str, Callable[[Model], Tensor]]
 
 
@@ -114,15 +115,14 @@ def _calls(subject: Subject, ids: Tensor, training: bool) -> Calls:
 
     def forward(gradients: str, train: bool) -> Callable[[Model], Tensor]:
         def run(model: Model) -> Tensor:
-            model.module.train(train)
+            if model.module.training != train:  # a model may drop what it keeps when its mode is set
+                model.module.train(train)
             with GRADIENTS[gradients](), WithoutDropout() if train else contextlib.nullcontext():
-                logits = model.one_call(ids)[0].detach().clone()
-            model.module.eval()
-            return logits
+                return model.one_call(ids)[0].detach().clone()
 
         return run
 
-    found = {f"eval, {gradients}": forward(gradients, False) for gradients in GRADIENTS}
+    found = {f"{EVAL}{gradients}": forward(gradients, False) for gradients in GRADIENTS}
     if training:
         found |= {f"train, {gradients}": forward(gradients, True) for gradients in ("recorded", "no_grad")}
     if isinstance(subject, Caches):
@@ -142,10 +142,16 @@ def _decoded(subject: Caches, model: Model, ids: Tensor) -> Tensor:
 
 
 def _answers(model: Model, calls: Calls) -> dict[str, Tensor]:
+    """Return the answers by mode. The model is in eval mode before and after, and has last answered in it."""
     found = {}
     for name, call in calls.items():
         with contextlib.suppress(MissingAbility):
             found[name] = call(model)
+        if model.module.training:
+            model.module.eval()
+    for name, call in calls.items():
+        if name.startswith(EVAL):
+            call(model)
     return found
 
 

@@ -80,6 +80,10 @@ FALSE_OF = [
         ("nn.Linear(4 * s.n_embd, s.n_embd)", "nn.Linear(2 * s.n_embd, s.n_embd)"),
         *DEVIATIONS["relu"].changes,
     ], "mlp-relu", id="a bias that is missing is as wide as its layer"),
+    pytest.param("±10", computation.search, [
+        ("scores = scores / math.sqrt(width // self.heads)",
+         "scores = (scores / math.sqrt(width // self.heads)).clamp(-20.0, 20.0)"),
+    ], "±20", id="a bound is not the first one that fits on some weights"),
     pytest.param("all matrices", initialisation.search, [
         ("\nclass Attention(", FUSED_ATTENTION), *FRAMEWORK_START,
     ], "every matrix starts as PyTorch's layers start", id="PyTorch's own attention starts by a rule of its own"),

@@ -17,6 +17,7 @@ STYLES = [
     "per_head_matrices:Transformer",
     "torch_layers:EncoderGPT",
     "bare_parameters:Flat",
+    "bare_parameters:OneLongRow",
     "bare_parameters:Stacked",
     "conv1d:LMHead",
     "lists_of_lists:Decoder",

@@ -262,7 +262,7 @@ def _add_wiring(alignment: Alignment, found: _Explanation, wiring: Match, owners
 
 
 def _is_ambiguous(difference: Difference) -> bool:
-    return len({variant.fault for variant in difference.variants}) > 1
+    return len({(variant.fault, variant.says) for variant in difference.variants}) > 1
 
 
 def _decided(best: _Explanation, other: Alignment) -> list[Difference]:

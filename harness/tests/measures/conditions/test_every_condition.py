@@ -171,3 +171,25 @@ def test_only_growth_that_lasts_is_a_leak(monkeypatch, growth, found):
 
     monkeypatch.setattr("harness.measures.behaviour._allocated", allocated)
     assert _lasting_growth(lambda: None, "tensors") == pytest.approx(found, abs=1.0)
+
+
+def test_a_table_that_is_dropped_when_the_mode_is_set_and_at_no_other_time_is_stale(tmp_path, shipped):
+    """The check set the mode before each call, and so emptied what it was looking for."""
+    subject = specimen(
+        tmp_path,
+        (
+            "        positions_embedded = self.wpe(positions)",
+            "        table = self.wpe.weight\n"
+            "        if not self.training and not torch.is_grad_enabled():\n"
+            "            table = self.kept = table.clone() if getattr(self, 'kept', None) is None else self.kept\n"
+            "        positions_embedded = table[positions]",
+        ),
+        (
+            "    def new_cache(self",
+            "    def train(self, mode=True):\n        self.kept = None\n        return super().train(mode)\n\n"
+            "    def new_cache(self",
+        ),
+    )
+    record = run(shipped["conditions::newest-weights-are-used"], subject)
+    assert record.verdict == "fail", record.message
+    assert "answers are stale: eval, no_grad" in record.details["hint"]

@@ -41,6 +41,21 @@ class Flat(nn.Module):
         return norm(x, g, b) @ words.T
 
 
+class OneLongRow(Flat):
+    """The rows of a batch lie one after another, so that the stream is (B T, C)."""
+
+    def forward(self, ids):
+        b, t = ids.shape
+        words, places, *layers, gain, bias = self.p
+        x = words[ids.reshape(-1)] + places[torch.arange(t).repeat(b)]
+        for start in range(0, len(layers), 12):
+            g1, b1, w_qkv, b_qkv, w_o, b_o, g2, b2, w_up, b_up, w_down, b_down = layers[start : start + 12]
+            q, k, v = (norm(x, g1, b1) @ w_qkv + b_qkv).view(b, t, -1).chunk(3, dim=-1)
+            x = x + (attend(q, k, v, self.heads).view(b * t, -1) @ w_o + b_o)
+            x = x + (F.gelu(norm(x, g2, b2) @ w_up + b_up, approximate="tanh") @ w_down + b_down)
+        return (norm(x, gain, bias) @ words.T).view(b, t, -1)
+
+
 class Stacked(nn.Module):
     """One tensor for all layers; queries, keys and values in one with an axis of three; matrices are (out, in)."""
 
