@@ -42,7 +42,7 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
         return Reading(apart, "of the peak", {**details, "hint": hint})
     if not largest(errors) <= EXACT:
         cause = _cause(rates, declared)
-        if not cause and declared.horizon is None:
+        if not cause and not declared.ends:
             raise MissingAbility(
                 f"the end of the schedule of {recording.program} is not known, and no known schedule fits its "
                 f"{len(rates)} learning rates; looked for {describe('horizon')}"
@@ -91,14 +91,16 @@ def _declared(recording: Recording) -> Declared:
 
 def _best_form(rates: list[float], declared: Declared) -> tuple[str, list[float]]:
     """Return the name and the rates of the known schedule that fits at most steps, or as many steps more closely."""
-    forms = [*known_forms(declared, len(rates)), *known_forms(_with_a_later_end(rates, declared), len(rates))]
+    forms = list(known_forms(declared, len(rates)))
+    if not declared.ends:
+        forms += known_forms(_with_a_later_end(rates, declared), len(rates))
     candidates = [(form.name, form.fitted(rates, declared)) for form in forms]
     return min(candidates, key=lambda item: _misfit(rates, item[1]))
 
 
 def _with_a_later_end(rates: list[float], declared: Declared) -> Declared:
-    """Return the declared settings with the horizon that fits best, where none is known: runs end long before it."""
-    if declared.horizon is not None or declared.warmup is None:
+    """Return the declared settings with the horizon that fits best: a run may end long before it."""
+    if declared.warmup is None:
         return declared
     forms = partial(decaying_forms, declared.warmup)
     end = _best_end(lambda end: _least_error(rates, declared, forms(end), every=1))
@@ -138,7 +140,7 @@ def _cause(rates: list[float], declared: Declared) -> str:
     for sentence, weights in wrong_forms(declared, len(rates)):
         if largest(_errors(rates, fitted(weights, rates, declared))) <= EXACT:
             return f"the learning rate follows: {sentence}"
-    if declared.horizon is None and declared.warmup and declared.accumulation > 1:
+    if not declared.ends and declared.warmup and declared.accumulation > 1:
         forms = partial(decaying_forms, declared.warmup)
         error = partial(_least_error, rates, declared, every=declared.accumulation)
         if error(forms(_best_end(lambda end: error(forms(end))))) <= EXACT:
