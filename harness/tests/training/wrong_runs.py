@@ -18,6 +18,7 @@ from harness.tests.training.checks_of_trainers import (
     SEED,
     TRACE,
     VALIDATION_LOSS,
+    VALIDATION_LOSS_EPOCH,
 )
 from harness.tests.training.specimen_changes import (
     LOSS,
@@ -132,7 +133,7 @@ RUNS = (
             ),
             ("count += int((y != -100).sum())", "count += 1"),
         ),
-        (VALIDATION_LOSS,),
+        (VALIDATION_LOSS, VALIDATION_LOSS_EPOCH),
         "the mean of the batches' means",
     ),
     Trainer(

@@ -93,7 +93,7 @@ def with_an_estimate(*, of, losses=(9.0, 8.0)):
 def test_an_estimate_of_the_training_loss_may_be_on_other_windows_each_time(judge):
     draw = torch.Generator().manual_seed(3)
     run = with_an_estimate(of=lambda step: windows(text(), torch.randint(3000, (4,), generator=draw).tolist()))
-    for check in ("validation-set-stays", "printed-validation-loss"):
+    for check in ("validation-set-stays", "printed-validation-loss,rehearsal=validate-often"):
         record = judge(f"training::{check}", validate_often=run)
         assert record.verdict == "pass", record.message
 
@@ -118,7 +118,7 @@ def test_other_validation_windows_are_found(judge):
 )
 def test_a_printed_validation_loss_is_the_mean_over_the_targets(judge, printed, verdict):
     run = validated(printed=printed)
-    record = judge("training::printed-validation-loss", validate_often=run)
+    record = judge("training::printed-validation-loss,rehearsal=validate-often", validate_often=run)
     assert record.verdict == verdict, record.message
     if "2.5" in printed:
         assert "the mean of the batches' means" in record.details["hint"]
