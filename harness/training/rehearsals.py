@@ -128,7 +128,8 @@ REHEARSALS: Mapping[str, Rehearsal] = {
         Rehearsal(
             "validate-never", "no validation", {**_VALIDATION, "eval_every": NEVER}, ("eval_every",), detail="hashes"
         ),
-        Rehearsal("two-ranks", "two processes, as torchrun starts them", {"steps": 5}, ranks=2),
+        # A program may share the micro-batches of a step among its ranks.
+        Rehearsal("two-ranks", "two processes, as torchrun starts them", {"steps": 5, "accumulation": 2}, ranks=2),
         Rehearsal(
             "overfit",
             "one batch again and again: the loss falls to its floor",

@@ -41,22 +41,32 @@ def _strangers(times: Mapping[str, int], own: Mapping[str, object]) -> dict[str,
 
 @measure
 def steps_moved(program: Trains, *, rehearsal: str = "plain") -> Reading:
-    """Return the share of the steps with a learning rate above 0 in which each parameter changed."""
+    """Return the share of the steps in which each parameter changed, of those with a learning rate that can move it.
+
+    Those are the steps whose rate is at least a hundredth of the largest one of its group: at the ends of a schedule an
+    update may be less than half a unit in the last place.
+    """
     recording = program.record(rehearsal)
-    steps = [step for step in recording.steps if any(group.lr > 0 for group in step.groups)]
-    if not steps:
+    if not any(group.lr > 0 for step in recording.steps for group in step.groups):
         raise MissingAbility(f"{program.name} made no step with a learning rate above 0")
     names = list(_own(recording))
     if not names:
         raise MissingAbility(f"no module that {program.name} called owns the parameters of its optimizer")
-    moved = {name: sum(_moves(step, name) for step in steps) / len(steps) for name in names}
+    moved = {name: _share_of_moves(recording, name) for name in names}
     still = [name for name, share in moved.items() if share < 1]
     hint = {"hint": f"{len(still)} of {len(names)} parameters stay as they are in a step: {_some(still)}"}
     return Reading(moved, "of the steps", hint if still else {})
 
 
+def _share_of_moves(recording: Recording, name: str) -> float:
+    """Return the share of the steps that change a parameter; 0 for one that is in no group."""
+    rates = [next((group.lr for group in step.groups if name in group.names), 0.0) for step in recording.steps]
+    able = [step for step, rate in zip(recording.steps, rates, strict=True) if rate > 0 and rate >= max(rates) / 100]
+    return sum(_moves(step, name) for step in able) / len(able) if able else 0.0
+
+
 def _moves(step: Step, name: str) -> bool:
-    """Return True if a step changes a parameter; one that is in no group is not recorded, and stays as it is."""
+    """Return True if a step changes a parameter."""
     return name in step.before and not torch.equal(step.before[name], step.after[name])
 
 
