@@ -114,7 +114,7 @@ class MasksByValue:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         taken: list[Drop] = []
-        while (mask := self._mask_of(output, taken)) is not None:
+        while (mask := self._mask_of(output, taken) or self._of_powers(operation, output, taken)) is not None:
             self.masks.setdefault((_site(operation), layer), []).append(mask)
             taken += mask.drops
             output = mask(output)
@@ -134,6 +134,15 @@ class MasksByValue:
             if found is None:
                 found = self._part_by_part(value.detach(), usable, axis)
         return found
+
+    def _of_powers(self, operation: str, value: Tensor, taken: Sequence[Drop]) -> Mask | None:
+        """Return the mask of attention weights that are dropped before they are divided by their sum, as powers."""
+        if operation != "attn.softmax":
+            return None
+        for drop in self.drops:
+            if drop.used and all(drop is not other for other in taken) and (mask := _mask_of_powers(value, drop)):
+                return mask
+        return None
 
     def _part_by_part(self, value: Tensor, usable: Sequence[Drop], axis: int) -> Mask | None:
         """Return the mask of a value whose rows, or heads, are dropped from one by one."""
@@ -170,6 +179,18 @@ def _print(value: Tensor) -> tuple[int, float, float]:
 
 def _alike(a: tuple[int, float, float], b: tuple[int, float, float]) -> bool:
     return a[0] == b[0] and abs(a[1] - b[1]) <= NEAR and abs(a[2] - b[2]) <= NEAR * max(a[2], 1e-300)
+
+
+def _mask_of_powers(weights: Tensor, drop: Drop) -> Mask | None:
+    """Return the mask if the drop's value, divided by its sum over the keys, is the attention weights (B, H, T, S)."""
+    before, multiple = drop.before, drop.multiple()
+    if before is None or multiple is None or before.numel() != weights.numel() or not bool(before.isfinite().all()):
+        return None
+    powers = before.reshape(weights.shape)
+    if not bool(((powers / powers.sum(-1, keepdim=True) - weights.detach()).abs() <= NEAR).all()):
+        return None
+    kept, scale, fill = multiple
+    return Mask((kept.double() * scale).reshape(weights.shape), fill, powers != 0, (drop,))
 
 
 def _mask(value: Tensor, drop: Drop) -> Mask | None:

@@ -58,6 +58,11 @@ RIGHT = {
         "weights = torch.stack([self.attn_dropout(weights[:, h]) for h in range(self.n_head)], 1)",
     ),
     "flattened heads": (WEIGHTS, "weights = self.attn_dropout(weights.flatten(0, 1)).view(weights.shape)"),
+    "powers before they are divided by their sum": (
+        WEIGHTS,
+        "powers = (scores - scores.amax(-1, keepdim=True)).exp()\n"
+        "        weights = self.attn_dropout(powers) / powers.sum(-1, keepdim=True)",
+    ),
     "one row a call": (MLP, "return torch.stack([self.dropout(row) for row in projected])"),
     "time first": (MLP, "return self.dropout(projected.transpose(0, 1).contiguous()).transpose(0, 1)"),
     "eight digits of the GELU": (
