@@ -146,3 +146,11 @@ WRONG = [
 def test_a_wrong_gpt_of_any_style_is_rejected_where_it_is_wrong(shipped, tmp_path, style, right, wrong, check, where):
     record = run(shipped[check], adapt(altered(tmp_path, style, right, wrong)))
     assert (record.verdict, record.where[0]) == ("fail", where)
+
+
+def test_layers_in_no_order_that_continues_at_another_size_are_a_skip_there(tmp_path, shipped):
+    """The second norm of each layer has the weights of the layer before it; with one layer the map was no map."""
+    subject = adapt(altered(tmp_path, "bare_parameters:Stacked", "self.second[i]", "self.second[i - 1]"))
+    record = run(shipped["parity::debug-long-context,compare=logits"], subject)
+    assert record.verdict == "skip", record.message
+    assert "no weight map" in record.message

@@ -100,7 +100,7 @@ def _outside_the_layers(row: MappedWeight, size: Size, own: dict[str, nn.Paramet
 
 
 def _row(samples: list[_Sample], layer: int, head: int, small: Size, size: Size) -> MappedWeight | None:
-    """Return the row of that layer and head at `size`; None where the names do not count evenly."""
+    """Return the row of that layer and head at `size`; None where names or places do not count evenly."""
     first = samples[0].row
     words = [re.split(r"(\d+)", sample.row.own) for sample in samples]
     if len({tuple(w[::2]) for w in words}) != 1:
@@ -129,6 +129,8 @@ def _row(samples: list[_Sample], layer: int, head: int, small: Size, size: Size)
             _entry([s.row.layout.index[at] for s in samples if s.row.layout is not None], samples, layer, head, scale)
             for at in range(len(layout.index))
         )
+        if any(isinstance(a, int) and b is None for a, b in zip(layout.index, index, strict=True)):
+            return None  # the layers, or heads, are in no order that continues at another size
         view = None if layout.view is None else tuple(scale(n) for n in layout.view)
         layout = Layout(layout.axes, layout.rows, view, index)
     return replace(first, published=published, own=own, part=part, layout=layout)
