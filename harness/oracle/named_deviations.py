@@ -179,6 +179,23 @@ EXCUSED = {
     "stale-weights": ("conditions::newest-weights-are-used*",),
     "wrong-under-a-condition": ("conditions::right-*", "conditions::gradients-under-every-condition*"),
     "keeps-activations": ("behaviour::memory-does-not-grow*",),
+    "positions-not-followed": ("options::*",),
+    "last-logits-*": ("options::*",),
+    "use-cache-*": ("options::*",),
+    "reduction-*": ("options::*",),
+    "ignored-targets-*": ("options::*",),
+    "label-smoothing-added": ("options::*",),
+    "stop-token-*": ("options::*",),
+    "pad-token-*": ("options::*",),
+    "finished-rows-*": ("options::*",),
+    "sequences-are-one": ("options::*",),
+    "repetition-penalty-*": ("options::*",),
+    "frequency-penalty-*": ("options::*",),
+    "presence-penalty-*": ("options::*",),
+    "min-p-*": ("options::*",),
+    "top-k-zero-*": ("options::*",),
+    "sampling-off-*": ("options::*",),
+    "state-dict-hook-*": ("loading::*",),
 }
 
 

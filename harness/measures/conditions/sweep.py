@@ -93,8 +93,8 @@ class Sweep:
         training = condition.mode == "train"
         ids, targets = given_ids(self.expected.ids, condition), None
         if condition.call == "targets":
-            targets = self.expected.targets[: condition.rows, : condition.length].contiguous()
-        EVENTS[condition.after](self.subject, model, self.expected.ids)
+            targets = self.expected.targets[: condition.rows, : condition.length].clone()
+        EVENTS[condition.after](self.subject, model, self.expected.ids.clone())
         model.module.train(training)
         with GRADIENTS[condition.gradients](), WithoutDropout() if training else contextlib.nullcontext():
             logits, loss = model.one_call(ids, targets)
@@ -150,8 +150,11 @@ class Sweep:
 
 
 def given_ids(ids: Tensor, condition: Condition) -> Tensor:
-    """Return the ids (rows, length) of the kind that the condition wants, from `ids` (R, T)."""
-    chosen = ids[: condition.rows, : condition.length].contiguous()
+    """Return the ids (rows, length) of the kind that the condition wants, from `ids` (R, T).
+
+    They are a copy: a subject may write into them, and the expected answers are those of the ids as they were.
+    """
+    chosen = ids[: condition.rows, : condition.length].clone(memory_format=torch.contiguous_format)
     if condition.ids == "int32":
         return chosen.int()
     if condition.ids == "non-contiguous":

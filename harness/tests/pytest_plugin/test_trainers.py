@@ -92,12 +92,13 @@ def test_a_crash_in_a_check_of_a_training_program_is_recorded_as_its_own(project
 
 def test_a_program_that_hangs_is_told_in_full_once_and_not_run_again(project):
     (project.path / "verifications" / "twice.toml").write_text(suite("again", *SUITES["training"][1:]))
-    (project.path / "train.py").write_text("import time\nopen('ran.txt', 'a').write('x')\ntime.sleep(60)")
+    ran = project.path / "ran.txt"
+    (project.path / "train.py").write_text(f"import time\nopen('{ran}', 'a').write('x')\ntime.sleep(60)")
     result = project.runpytest("--trainer", "train.py", "--full-failures", "--time-limit", "1")
     result.assert_outcomes(failed=2)
     message = "train.py fails in the rehearsal 'plain': did not end within 1 s"
     result.stdout.fnmatch_lines([f"{message}*", f"{message}* (see again)"])
-    assert len((project.path / "ran.txt").read_text()) <= 2, "once to find its options, once for the rehearsal"
+    assert len(ran.read_text()) <= 2, "once to find its options, once for the rehearsal"
 
 
 def test_a_program_that_fails_is_told_in_full_once(project):

@@ -158,7 +158,7 @@ RUNS = (
         "karpathy/build-nanogpt pull 30",
         (("            dist.all_reduce(p.grad)\n", "            pass\n"),),
         (RANKS, ONE_BATCH),
-        "the ranks have [64, 64] targets",
+        "the ranks have [128, 128] targets",
     ),
     Trainer(
         "grad-sum-instead-of-mean",

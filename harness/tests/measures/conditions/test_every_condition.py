@@ -193,3 +193,13 @@ def test_a_table_that_is_dropped_when_the_mode_is_set_and_at_no_other_time_is_st
     record = run(shipped["conditions::newest-weights-are-used"], subject)
     assert record.verdict == "fail", record.message
     assert "answers are stale: eval, no_grad" in record.details["hint"]
+
+
+def test_a_subject_that_writes_into_its_ids_leaves_the_next_one_a_right_oracle(tmp_path, shipped):
+    """The ids of the expected answers, which are cached, were given to it: every later subject was misjudged."""
+    writes = (
+        "        B, T = idx.shape\n",
+        "        B, T = idx.shape\n        idx[:, 0] = 0 if idx.is_contiguous() else idx[:, 0]\n",
+    )
+    run(shipped[SWEEP], specimen(tmp_path, writes))
+    assert run(shipped[SWEEP], adapt(f"{SPECIMEN}:GPT")).verdict == "pass"
