@@ -19,7 +19,7 @@ from harness.oracle.deviations import Deviation
 from harness.oracle.formula import Formula, Replacement
 from harness.oracle.gpt2_with_deviations import HEAD, HEAD_BIAS, DeviatingGPT2, own_size, padding
 from harness.oracle.named_deviations import BEYOND_GPT2, BIASES
-from harness.oracle.probe_weights import state
+from harness.oracle.probe_weights import Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
 from harness.subjects.model import Model
@@ -33,7 +33,7 @@ AGREES = 1e-9  # relative to the largest value, in float64: rounding is some 1e-
 
 @dataclass
 class _Observed:
-    """What a subject computes at the debug size, in float64 with probe weights, part by part."""
+    """What a subject computes at the debug size, in float64, part by part."""
 
     ids: Tensor
     given: dict[str, Tensor]  # the weights, published names
@@ -101,7 +101,8 @@ class DeviationFit:
                 return f"the subject has {', '.join(present)}, which '{deviation.what}' says that it has not{advice}"
         if self.forms[deviation] != [{}]:
             _, score = self._best({**self.forms, deviation: [{}]})
-            if score.parts > self.score.parts or self._agrees_fully(score):
+            agrees = self._agrees_fully(score) and not self._shows_in_large_values(deviation)
+            if score.parts > self.score.parts or agrees:
                 return absent
         elif kind.lacks and not set(deviation.lacks) & self.missing:
             return absent
@@ -110,6 +111,18 @@ class DeviationFit:
     def _agrees_fully(self, score: _Score) -> bool:
         observed = self._observed
         return observed is not None and score.outputs == len(observed.stream) > 0
+
+    def _shows_in_large_values(self, deviation: Deviation) -> bool:
+        """Return True if the subject is not GPT-2 without the deviation where scores and logits are large.
+
+        A bound on them is beyond what the probe weights give.
+        """
+        without = self._gpt2({**self.best, deviation: {}})
+        try:
+            observed = _observe(self.subject, without, "extreme")
+        except Exception:  # the checks report why it cannot be built or called
+            return False
+        return _score(observed, without).outputs < len(observed.stream)
 
     def _gpt2(self, chosen: Mapping[Deviation, Form]) -> DeviatingGPT2:
         operations = {operation: function for form in chosen.values() for operation, function in form.items()}
@@ -127,7 +140,7 @@ class DeviationFit:
         choices = list(combinations(forms))
         if self._observed is None:
             try:
-                self._observed = _observe(self.subject, self._gpt2(choices[0]))
+                self._observed = _observe(self.subject, self._gpt2(choices[0]), "probe")
             except Exception:  # the checks report why it cannot be built or called
                 return choices[0], _Score(0, 0, -math.inf)
         scores = [_score(self._observed, self._gpt2(chosen)) for chosen in choices]
@@ -167,10 +180,10 @@ def _has(subject: Subject, thing: str) -> bool:
     }[thing]
 
 
-def _observe(subject: Subject, gpt2: DeviatingGPT2) -> _Observed:
-    """Run the subject with the probe weights of the declared GPT-2."""
+def _observe(subject: Subject, gpt2: DeviatingGPT2, kind: Weights) -> _Observed:
+    """Run the subject with weights of the declared GPT-2."""
     with compared_with(gpt2):
-        weights = state(SIZE.name, "probe")
+        weights = state(SIZE.name, kind)
     ids, _ = batch(SIZE, "random", rows=2, length=SIZE.context)
     model = build_with_weights(gpt2.copy_of_subject(subject), SIZE, weights, "float64")
     given = {

@@ -6,6 +6,7 @@ Dropout is that of a subject, replayed (`harness/oracle/replayed_dropout.py`); o
 
 from __future__ import annotations
 
+import contextvars
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -259,7 +260,25 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+# The operations of the declared GPT-2 that are being computed.
+_computed: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("computed operations", default=frozenset())
+
+
 def operation_of(name: str) -> Operation:
-    """Return GPT-2's operation of that name, or the one that the subject declares in its place."""
+    """Return GPT-2's operation of that name, or the one that the subject declares in its place.
+
+    A declared operation that is GPT-2's with a change, as scores that are clamped, gets GPT-2's own for its own name.
+    """
     gpt2 = declared_gpt2()
-    return OPERATIONS[name] if gpt2 is None else gpt2.operations.get(name, OPERATIONS[name])
+    declared = None if gpt2 is None or name in _computed.get() else gpt2.operations.get(name)
+    if declared is None:
+        return OPERATIONS[name]
+
+    def compute(at: At, *inputs: Any) -> Any:
+        token = _computed.set(_computed.get() | {name})
+        try:
+            return declared(at, *inputs)
+        finally:
+            _computed.reset(token)
+
+    return compute

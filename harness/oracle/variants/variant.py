@@ -18,7 +18,7 @@ class Variant:
         function: What the variant computes. It is called as the operation is: with `At` and the operation's inputs.
         where: The component that is wrong, if that is not the operation itself.
         harmless: True if float32 cannot distinguish the variant from GPT-2. The diagnosis does not report it.
-        bound: True if it holds numbers of one pass, so that it is right for the ids of that pass only.
+        bound: True if it has numbers of one pass, so that it is right for the ids of that pass only.
     """
 
     fault: str

@@ -3,7 +3,10 @@
 import pytest
 
 from harness.core.record_files import read as records_of
+from harness.core.sizes import SIZES
 from harness.judging.runner import make_runner
+from harness.oracle.declared import compared_with
+from harness.oracle.deviation_fit import DeviationFit
 from harness.oracle.deviations import (
     DeviationError,
     beside,
@@ -14,7 +17,13 @@ from harness.oracle.deviations import (
     problems,
     read,
 )
+from harness.oracle.formula import Formula, Replacement
+from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 from harness.oracle.named_deviations import ALIASES, NAMED
+from harness.oracle.probe_weights import state
+from harness.oracle.tokens import batch
+from harness.oracle.variants import variants
+from harness.subjects.adapters import adapt
 from harness.tests.oracle.declared_examples import ACTIVATED, declare, write
 
 CHANGES = {
@@ -51,6 +60,36 @@ def test_another_fault_beneath_a_declared_one_still_fails(shipped, tmp_path, wha
     record = runner.run(shipped[PARITY[0]])
     assert (record.verdict, record.declared) == ("fail", "")
     assert record.where[0] == "block 0"
+
+
+CLAMPED = ("q @ k.mT / math.sqrt(self.size)", "(q @ k.mT / math.sqrt(self.size)).clamp(-20.0, 20.0)")
+
+
+def test_a_declared_bound_that_only_large_scores_show_is_founded(shipped, tmp_path):
+    """With the probe weights a GPT-2 whose scores are clamped is GPT-2: it was said to have no such thing."""
+    spec, declared = write(tmp_path, (CLAMPED,)), declare(tmp_path, ("what = 'scores-clamped'",))
+    extreme = shipped["parity::debug,weights=extreme,compare=logits"]
+    assert make_runner(spec, deviations=declared).run(extreme).declared.endswith(": on purpose")
+    assert DeviationFit(declared, adapt(spec)).unfounded() == {}
+    assert DeviationFit(declared, adapt(write(tmp_path, ()))).unfounded() != {}
+    beneath = make_runner(write(tmp_path, (CLAMPED, BENEATH)), deviations=declared)
+    assert beneath.run(extreme).declared == ""
+
+
+def test_a_declared_operation_may_be_gpt2s_with_a_change():
+    """It called itself in place of GPT-2's: scores that are clamped, declared, ended in a RecursionError."""
+    size, weights = SIZES["debug"], {name: tensor.double() for name, tensor in state("debug", "probe").items()}
+    ids, _ = batch(size, "random", rows=1, length=5)
+    endless = set()
+    for variant in variants():
+        with compared_with(DeviatingGPT2((Replacement(variant.operation, variant.function),))):
+            try:
+                Formula(size, weights)(ids)
+            except RecursionError:
+                endless.add(variant.fault)
+            except (RuntimeError, KeyError, IndexError):  # it needs another size, or more weights
+                continue
+    assert endless == set()
 
 
 def test_each_of_two_deviations_excuses_its_own_checks(shipped, tmp_path):
