@@ -77,7 +77,7 @@ class TrainingProgram:
         self.processes = processes or shared_processes()
         self._folder = tempfile.TemporaryDirectory(prefix="gpt-harness-training-")
         self._recordings: dict[str, list[Recording] | HarnessError | Missing] = {}
-        # The reference, which a folder is given for, writes only where it is told to.
+        # The reference, which a folder is given for, writes only into its output folder.
         own = folder is None and self.file.is_relative_to(project_root(Path(self.cwd)))
         self._copies = ProjectCopies(Path(self.cwd), Path(self._folder.name), copied=own)
         self._projects: dict[str, str] = {}  # rehearsal -> the copy of the project that it ran in

@@ -20,7 +20,7 @@ SEQUENCES, COUNT = 3, 16
 
 @measure
 def several_sequences(subject: TakesOptions, *, size: str, weights: Weights = "probe", length: int = 5) -> Reading:
-    """Return "right" for what holds of 3 sampled sequences for each of 2 prompts, or else a description, by place.
+    """Return "right" for what is true of 3 sampled sequences for each of 2 prompts, or else a description, by place.
 
     Six rows come, three for each prompt, side by side or in turn; no two of a prompt are the same.
     """

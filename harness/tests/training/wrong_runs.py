@@ -36,7 +36,7 @@ RUNS = (
     ),
     Trainer(
         "stale-parameters",
-        "The optimizer holds the parameters of another copy of the model, which stays as it is.",
+        "The optimizer has the parameters of another copy of the model, which stays as it is.",
         "folklore",
         (("first_iter = 0\n", "import copy\n\nmodel = copy.deepcopy(model)\nfirst_iter = 0\n"),),
         (ONCE,),

@@ -19,7 +19,7 @@ class OnePositionsForAllRows(Base):
 
 
 class LastAlone(Base):
-    """Returns the last position, without its axis, unless it is told otherwise."""
+    """Returns the last position, without its axis, unless it is asked for more."""
 
     def forward(self, ids, last_only=True):
         logits = self.logits(ids)
