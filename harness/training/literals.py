@@ -15,14 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import SubjectError, did_you_mean
-from harness.training.setting_words import WORDS, word_of
+from harness.training.setting_words import word_of
 
-# Words that make a run small and quick, and reproducible. They are set wherever a literal has their name, in every
-# module; others, such as the learning rate, only where the script itself has a single such literal.
-EVERYWHERE = frozenset(
+# Words of the model's and the batch's size, and of the machine, which all modules must agree on: they are set wherever
+# a literal has their name.
+SIZES = frozenset(
     (
-        *("n_layer", "n_head", "n_embd", "block_size", "batch_size", "accumulation", "tokens_per_step"),
-        *("dropout", "workers", "compile", "device", "steps", "warmup", "horizon", "seed"),
+        *("n_layer", "n_head", "n_embd", "block_size", "batch_size", "tokens_per_step"),
+        *("dropout", "workers", "compile", "device"),
+    )
+)
+# Words that make a run short and reproducible. Where the script assigns one once, only that literal is set: a number in
+# another place may be a mistake. Other words, such as the learning rate, are set in no other place at all.
+COUNTS = frozenset(
+    (
+        *("accumulation", "steps", "warmup", "horizon", "seed"),
         *("eval_every", "eval_batches", "sample_every", "sample_tokens", "save_every", "log_every"),
     )
 )
@@ -63,20 +70,21 @@ class Literal:
 def settable_literals(files: Sequence[Path]) -> dict[str, tuple[Literal, ...]]:
     """Return the literals that can be replaced, by word; `files` are the script and the modules that it imports."""
     found = [each for file in files for each in literals_of(file)]
-    texts = {Path(each.default).name for each in found if each.kind == "text"}
-    alone = {each for word in WORDS for each in _alone([each for each in found if each.word == word], files)}
-    named_seed = any(each.word == "seed" and each.kind != "seed" for each in found)
-    chosen: dict[str, list[Literal]] = {}
-    for each in found:
-        if each.kind == "text":
-            fits = len(texts) == 1
-        elif each.kind == "seed":
-            fits = not named_seed  # a seed that is a number, where another one has a name, may be a mistake
+    chosen: dict[str, tuple[Literal, ...]] = {}
+    for word in dict.fromkeys(each.word for each in found):
+        own = [each for each in found if each.word == word]
+        if word == "text":
+            named = [each for each in own if each.kind != "text"]
+            paths = {Path(each.default).name for each in own if each.kind == "text"}
+            usable = [*_alone(named, files), *(each for each in own if each.kind == "text" and len(paths) == 1)]
+        elif word in SIZES:
+            usable = own
         else:
-            fits = each in alone or each.word in EVERYWHERE
-        if fits:
-            chosen.setdefault(each.word, []).append(each)
-    return {word: tuple(literals) for word, literals in chosen.items()}
+            named = [each for each in own if each.kind != "seed"]
+            usable = _alone(own, files) or ((named or own) if word in COUNTS else [])
+        if usable:
+            chosen[word] = tuple(usable)
+    return chosen
 
 
 def _alone(literals: Sequence[Literal], files: Sequence[Path]) -> list[Literal]:

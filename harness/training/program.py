@@ -112,16 +112,17 @@ class TrainingProgram:
 
         Its literals are those of the plain rehearsal, so that it finds a text.
         """
-        set_by_user = {literal.word: literal.default for literal in self.chosen}
-        literals = {word: each for word, each in settable_literals(self.files).items() if word not in set_by_user}
-        found = read_settings([], literals, self.arguments)
+        literals = settable_literals(self.files)
+        chosen = {literal.word: literal.default for literal in self.chosen if literal.word}
+        settings = functools.partial(read_settings, literals=literals, arguments=self.arguments, chosen=chosen)
+        found = settings([])
         options, ended, message = self._run_for_options("options", found)
         if options is None and ended == "failed":
             self._unread = message
         if options is not None or not reads_arguments_itself(self.files):
-            return read_settings(options or [], literals, self.arguments)
+            return settings(options or [])
         # A program that refuses a name that it does not have, and takes those that it has, reads them.
-        named = read_settings([], literals, self.arguments, top_level_names(self.file))
+        named = settings([], names=top_level_names(self.file))
         _, ended_named, _ = self._run_for_options("options-named", named)
         _, ended_unknown, _ = self._run_for_options("options-unknown", found, UNKNOWN_NAME)
         if ended_named != "failed" and ended_unknown == "failed":
@@ -199,7 +200,7 @@ class TrainingProgram:
         missing = [word for word in rehearsal.needs if word not in self.settings]
         if given := [word for word in missing if word in self.settings.given]:
             raise MissingAbility(
-                f"the arguments of {self.name} set {' and '.join(WORDS[word].what for word in given)}, "
+                f"the user's own settings of {self.name} set {' and '.join(WORDS[word].what for word in given)}, "
                 f"which the rehearsal '{rehearsal.name}' needs to choose; leave them out"
             )
         if missing and self._unread:

@@ -92,20 +92,18 @@ class Settings:
             assigned[word] = value
         return Assignment(tuple(arguments), replaced, assigned)
 
-    def without_names(self) -> Settings:
-        """Return the settings of a program that turned out not to read `--name=value`."""
-        return Settings(self.flags, {}, self.literals, self.given)
-
 
 def read_settings(
     options: Sequence[Mapping[str, Any]],
     literals: Mapping[str, tuple[Literal, ...]],
     arguments: Sequence[str],
     names: Sequence[str] = (),
+    chosen: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Return the settings of a program, from its options, its literals and the arguments that the user gave it.
 
-    `names`: the top-level names of a script that reads `--name=value` itself.
+    `names`: the top-level names of a script that reads `--name=value` itself. `chosen`: what the user set in the
+    source, by word.
     """
     flags: dict[str, Flag] = {}
     for row in options:
@@ -123,7 +121,7 @@ def read_settings(
         if (word := word_of(name)) is not None:
             own.setdefault(word, name)
     usable = {word: kept for word, each in literals.items() if (kept := _replaceable(word, each))}
-    return Settings(flags, own, usable, _given(arguments))
+    return Settings(flags, own, usable, {**_given(arguments), **(chosen or {})})
 
 
 def _replaceable(word: str, literals: Sequence[Literal]) -> tuple[Literal, ...]:

@@ -12,6 +12,23 @@ from harness.training.program import TrainingProgram
 from harness.training.rehearsals import SMALL
 
 
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Return a function that records the plain rehearsal of a script, with files beside it."""
+    monkeypatch.chdir(tmp_path)
+
+    def recording(text, *, chosen=(), **modules):
+        for name, module in {"train": text, **modules}.items():
+            Path(f"{name}.py").write_text(module)
+        program = TrainingProgram("train.py", chosen=chosen)
+        try:
+            return program.record("plain")
+        finally:
+            program.close()
+
+    return recording
+
+
 def found_in(tmp_path, text, **modules):
     for name, module in modules.items():
         (tmp_path / f"{name}.py").write_text(module)
@@ -60,9 +77,17 @@ def test_what_only_looks_like_a_setting_is_none(tmp_path, text):
     assert found_in(tmp_path, text) == {}
 
 
-def test_a_seed_that_is_a_number_stays_where_another_one_has_a_name(tmp_path):
-    """It may be the mistake: a seed that is set, and not used."""
-    assert found_in(tmp_path, "seed = 1\ntorch.manual_seed(1234)")["seed"] == [("seed", 1)]
+@pytest.mark.parametrize(
+    ("text", "word", "set_here"),
+    [
+        ("seed = 1\ntorch.manual_seed(1234)", "seed", [("seed", 1)]),
+        ("warmup_steps = 100\ndef rate(step, warmup_iters=2000): ...", "warmup", [("warmup_steps", 100)]),
+        ("config = {'grad_accum': 8}\nmodel.accumulation_steps = steps", "accumulation", [("grad_accum", 8)]),
+    ],
+)
+def test_a_number_stays_where_the_script_assigns_the_setting_once_elsewhere(tmp_path, text, word, set_here):
+    """It may be the mistake: a setting that is there, and not used."""
+    assert found_in(tmp_path, text)[word] == set_here
 
 
 def test_sizes_are_found_in_the_modules_that_a_script_imports_and_rates_in_the_script_only(tmp_path):
@@ -84,15 +109,9 @@ def test_a_replaced_literal_leaves_the_lines_where_they_are(tmp_path):
     assert raised.traceback[-1].lineno == 4
 
 
-def test_a_model_in_a_module_of_its_own_is_made_small_and_its_files_stay(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("sizes.py").write_text("class Config:\n    n_layer = 12\n    n_embd = 768\n")
-    Path("train.py").write_text("from sizes import Config\nprint(Config.n_layer, Config.n_embd)\n" + script())
-    program = TrainingProgram("train.py")
-    try:
-        recording = program.record("plain")
-    finally:
-        program.close()
+def test_a_model_in_a_module_of_its_own_is_made_small_and_its_files_stay(recorded):
+    text = "from sizes import Config\nprint(Config.n_layer, Config.n_embd)\n" + script()
+    recording = recorded(text, sizes="class Config:\n    n_layer = 12\n    n_embd = 768\n")
     assert recording.printed[0].text == f"{SMALL['n_layer']} {SMALL['n_embd']}"
     assert recording.settings["n_layer"] == SMALL["n_layer"]
     assert Path("sizes.py").read_text().startswith("class Config:\n    n_layer = 12")
@@ -108,43 +127,25 @@ for argument in sys.argv[1:]:
 """
 
 
-def test_a_script_that_reads_its_arguments_itself_is_set_by_name(tmp_path, monkeypatch):
+def test_a_script_that_reads_its_arguments_itself_is_set_by_name(recorded):
     """nanoGPT: a literal that is replaced is overridden by the configuration that the script executes afterwards."""
-    monkeypatch.chdir(tmp_path)
     text = f"steps = 3\nweight_decay = 0.1\n{CONFIGURATOR}\nprint(sys.argv)\nweight_decay = 0.3 if sys.argv else 0.0\n"
-    Path("train.py").write_text(script(replaced=[("steps = 3\n", text)]))
-    program = TrainingProgram("train.py")
-    try:
-        recording = program.record("plain")
-    finally:
-        program.close()
+    recording = recorded(script(replaced=[("steps = 3\n", text)]))
     assert "'--steps=12'" in recording.printed[0].text
     assert len(recording.steps) == 12
     assert recording.settings["weight_decay"] == 0.3, "what the program was seen with, not what was set"
 
 
-def test_an_argument_that_nothing_reads_sets_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("train.py").write_text("import sys\nprint(sys.argv)\n" + script())
-    program = TrainingProgram("train.py")
-    try:
-        recording = program.record("plain")
-    finally:
-        program.close()
+def test_an_argument_that_nothing_reads_sets_nothing(recorded):
+    recording = recorded("import sys\nprint(sys.argv)\n" + script())
     assert recording.printed[0].text == "['train.py']"
     assert len(recording.steps) == 12
 
 
-def test_what_the_user_sets_is_replaced_and_not_rehearsed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("train.py").write_text("beam = 7\nprint(beam)\n" + script())
-    program = TrainingProgram("train.py", chosen=["beam=9", "steps=4"])
-    try:
-        recording = program.record("plain")
-    finally:
-        program.close()
+def test_what_the_user_sets_is_replaced_and_not_rehearsed(recorded):
+    recording = recorded("beam = 7\nprint(beam)\n" + script(), chosen=["beam=9", "steps=4"])
     assert recording.printed[0].text == "9"
-    assert len(recording.steps) == 4
+    assert len(recording.steps) == 4 == recording.settings["steps"]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,9 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     The forms are the known schedules with every convention of counting steps; the peak, the minimum, the warm-up and
     the horizon are those that the program was given, or fitted where it was given none. The form that fits at most
     steps is taken, so that the others are the wrong ones.
+
+    A run may end long before its schedule. Where the program was not given the end as such, the schedule may end at any
+    step; one that no form fits then is judged only if it is a known mistake.
     """
     recording = program.record(rehearsal)
     rates = _rates(recording)
