@@ -67,6 +67,20 @@ MISTAKES = [
         id="stale",
     ),
     pytest.param(
+        GPT, NEWEST, [
+            ("\nclass GPT(nn.Module):",
+             "\nclass Kept(nn.Linear):\n    kept = None\n\n"
+             "    def train(self, mode=True):\n        self.kept = None\n        return super().train(mode)\n\n"
+             "    def forward(self, x):\n        if self.training or torch.is_grad_enabled():\n"
+             "            return super().forward(x)\n"
+             "        if self.kept is None:\n            self.kept = self.weight.detach().clone()\n"
+             "        return F.linear(x, self.kept.to(x.dtype), self.bias)\n\n\nclass GPT(nn.Module):"),
+            ("self.wide = nn.Linear(s.n_embd, 4 * s.n_embd)", "self.wide = Kept(s.n_embd, 4 * s.n_embd)"),
+        ],
+        "h.*.mlp.c_fc", ("in eval mode with no_grad", "uses mlp.c_fc.weight as before the change"), "F.linear",
+        id="stale, and dropped when the mode is set",
+    ),
+    pytest.param(
         GPT, KEPT, [("logits = self.head(self.last_norm(x))",
                      "logits = self.head(self.last_norm(x))\n"
                      "        if not torch.is_grad_enabled():\n"

@@ -55,14 +55,16 @@ def _call(
         EVENTS[condition.after](subject, model, given.long() if ids is None else ids)
     if condition.call == "targets" and wanted is None:
         wanted = targets[: given.shape[0], : given.shape[1]].contiguous()
-    model.module.train(training)
+    if model.module.training != training:  # a model may drop what it keeps when its mode is set
+        model.module.train(training)
     # A gradient that is asked for is recorded, whatever the condition.
     entered = torch.enable_grad if torch.is_grad_enabled() else GRADIENTS[condition.gradients]
     with entered(), WithoutDropout() if training else contextlib.nullcontext():
         logits, loss = model.one_call(given, wanted)
         if logits.shape[:2] != given.shape:  # of the last position alone
             logits, _ = model.calling(model.module, given, None)
-    model.module.eval()
+    if training:
+        model.module.eval()
     return logits, loss
 
 

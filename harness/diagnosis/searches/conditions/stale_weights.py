@@ -60,7 +60,7 @@ def _after(subject: Subject, size: Size, change: str, mode: Condition) -> list[F
         model = build_with_weights(subject, size, state(size.name, "probe"), "float64", dropout=0.0)
     old = computation.published_weights(model, state(size.name, "probe"))
     with torch.no_grad():
-        for each in MODES:  # whatever is kept from call to call is filled
+        for each in (*MODES, mode):  # whatever is kept from call to call is filled, and in this mode last
             under_condition(subject, model, each, ids, targets).logits(ids)
     CHANGES[change](model, 0.5)
     model.module.double()
