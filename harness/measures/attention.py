@@ -61,7 +61,7 @@ def future_leak(subject: Subject, *, size: str, weights: Weights = "probe", leng
         before, after = _outputs(model, ids), _outputs(model, changed)
         for place, tensor in before.items():
             leaks[place] = noise_verdict.maximum(
-                leaks.get(place, 0.0), _relative(after[place][:, :cut], tensor[:, :cut])
+                leaks.get(place, 0.0), noise_verdict.relative_distance(after[place][:, :cut], tensor[:, :cut])
             )
     return Reading(leaks, "relative")
 
@@ -109,7 +109,10 @@ def rows_mixing(subject: Subject, *, size: str, weights: Weights = "probe", leng
     alone = _outputs(model, ids[:1])
     beside = _outputs(model, torch.cat([ids[:1], other[1:]]))
     found = {
-        place: noise_verdict.maximum(_relative(tensor[:1], alone[place]), _relative(tensor[:1], beside[place][:1]))
+        place: noise_verdict.maximum(
+            noise_verdict.relative_distance(tensor[:1], alone[place]),
+            noise_verdict.relative_distance(tensor[:1], beside[place][:1]),
+        )
         for place, tensor in together.items()
     }
     return Reading(found, "relative")
@@ -125,7 +128,9 @@ def prefix_consistency(subject: Subject, *, size: str, weights: Weights = "probe
     for cut in (1, length // 2, length - 1):
         prefix = _outputs(model, ids[:, :cut])
         for place, tensor in whole.items():
-            found[place] = noise_verdict.maximum(found.get(place, 0.0), _relative(prefix[place], tensor[:, :cut]))
+            found[place] = noise_verdict.maximum(
+                found.get(place, 0.0), noise_verdict.relative_distance(prefix[place], tensor[:, :cut])
+            )
     return Reading(found, "relative")
 
 
@@ -187,9 +192,9 @@ def padding_seen(
     mask = (~padding).long()
     before, after = logits(ids, mask), logits(torch.where(padding, other, ids), mask)
     tokens = ~padding[0]
-    found = {"other padding": _relative(after[:, tokens], before[:, tokens])}
+    found = {"other padding": noise_verdict.relative_distance(after[:, tokens], before[:, tokens])}
     if side == "right":
-        found["no padding"] = _relative(logits(ids[:, tokens], None), before[:, tokens])
+        found["no padding"] = noise_verdict.relative_distance(logits(ids[:, tokens], None), before[:, tokens])
     return Reading(found, "relative")
 
 
@@ -216,7 +221,3 @@ def _outputs(model: Model, ids: Tensor) -> dict[str, Tensor]:
     with torch.no_grad(), model.block_outputs() as outputs:
         logits = model.logits(ids)
     return {**outputs, "logits": logits}
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return noise_verdict.distance(found, expected) / max(noise_verdict.max_abs(expected), 1e-300)

@@ -60,6 +60,6 @@ def training_against_evaluation(subject: Subject, *, size: str, weights: Weights
         gradients.append({name: tensor.clone() for name, tensor in model.gradients().items()})
     found = {"loss": noise_verdict.distance(losses[1], losses[0]) / float(losses[0])}
     for name, expected in gradients[0].items():
-        gap = noise_verdict.distance(gradients[1][name], expected) / max(noise_verdict.max_abs(expected), 1e-300)
+        gap = noise_verdict.relative_distance(gradients[1][name], expected)
         found[family(name)] = noise_verdict.maximum(gap, found.get(family(name), 0.0))
     return Reading(found, "relative")

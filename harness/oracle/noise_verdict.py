@@ -187,6 +187,11 @@ def maximum(a: float, b: float) -> float:
     return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
 
 
+def relative_distance(found: Tensor, expected: Tensor) -> float:
+    """Return max |found - expected| relative to max |expected|; NaN if the shapes differ or a value is not finite."""
+    return distance(found, expected) / max(max_abs(expected), 1e-300)
+
+
 def max_abs(tensor: Tensor) -> float:
     """Return max |x|; NaN if any x is."""
     low, high = torch.aminmax(tensor)

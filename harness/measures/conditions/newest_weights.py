@@ -39,8 +39,7 @@ def stale_answers(subject: Subject, *, size: str, seed: int = 0) -> Reading:
         halved = number % 2 == 0
         change(model, 0.5 if halved else 2.0)
         gaps = {
-            mode: noise_verdict.distance(answer, expected[halved][mode])
-            / max(noise_verdict.max_abs(expected[halved][mode]), 1e-300)
+            mode: noise_verdict.relative_distance(answer, expected[halved][mode])
             for mode, answer in _answers(model, calls).items()
         }
         found[f"after {name}"] = max(gaps.values(), key=lambda gap: (gap != gap, gap))

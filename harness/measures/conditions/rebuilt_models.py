@@ -52,10 +52,12 @@ def copies_differing(subject: Subject, *, size: str, seed: int = 0) -> Reading:
                 continue
             found[name] = describe_error(error)
             continue
-        found[name] = _gap(answer, expected)
+        found[name] = noise_verdict.relative_distance(answer, expected)
         if name == "copy.deepcopy":
             found |= _independent(subject, size, model, ids)
-    found["the model itself, after all of this"] = _gap(_answer(model, model.module, ids), expected)
+    found["the model itself, after all of this"] = noise_verdict.relative_distance(
+        _answer(model, model.module, ids), expected
+    )
     return Reading(found, "relative", {"not judged": not_judged})
 
 
@@ -140,10 +142,12 @@ def _independent(subject: Subject, size: str, model: Model, ids: Tensor) -> dict
             parameter.mul_(0.5)
     expected = _answer(model, model.module, ids)
     return {
-        "the deepcopy, after its weights were changed": _gap(
+        "the deepcopy, after its weights were changed": noise_verdict.relative_distance(
             _answer(first, copied, ids), _answer(halved, halved.module, ids)
         ),
-        "the model, after its deepcopy was changed": _gap(_answer(first, first.module, ids), expected),
+        "the model, after its deepcopy was changed": noise_verdict.relative_distance(
+            _answer(first, first.module, ids), expected
+        ),
     }
 
 
@@ -153,7 +157,3 @@ def _answer(model: Model, module: nn.Module, ids: Tensor) -> Tensor:
     with torch.no_grad():
         without = other.one_call(ids)[0].detach().clone()
     return torch.stack((without, other.one_call(ids)[0].detach().clone()))
-
-
-def _gap(found: Tensor, expected: Tensor) -> float:
-    return noise_verdict.distance(found, expected) / max(noise_verdict.max_abs(expected), 1e-300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Mapping
 
@@ -41,7 +42,9 @@ def saved_states_differing(subject: Subject, *, size: str, seed: int = 0) -> Rea
         try:
             with uninitialised_memory_filled():
                 loaded = way(model, lambda: subject.build(SIZES[size], seed=99).module).eval()
-                found[name] = _gap(_answer(model, loaded, ids), _answer(model, expected.module, ids))
+                found[name] = noise_verdict.relative_distance(
+                    _answer(model, loaded, ids), _answer(model, expected.module, ids)
+                )
         except Missing:
             raise
         except Exception as error:
@@ -50,12 +53,14 @@ def saved_states_differing(subject: Subject, *, size: str, seed: int = 0) -> Rea
     state = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     given = {name: tensor.clone() for name, tensor in state.items()}
     other.module.load_state_dict(given)
-    found["the state that is loaded, after it"] = max(
-        (_gap(given[name].double(), tensor.double()) for name, tensor in state.items()), default=0.0
+    found["the state that is loaded, after it"] = functools.reduce(
+        noise_verdict.maximum,
+        (noise_verdict.relative_distance(given[name].double(), tensor.double()) for name, tensor in state.items()),
+        0.0,
     )
     for tensor in given.values():
         tensor.zero_()
-    found["the model, after the loaded tensors were changed"] = _gap(
+    found["the model, after the loaded tensors were changed"] = noise_verdict.relative_distance(
         _answer(model, other.module, ids), _answer(model, model.module, ids)
     )
     return Reading(found, "relative", {"not judged": not_judged})
@@ -122,7 +127,3 @@ def _answer(model: Model, module: nn.Module, ids: Tensor) -> Tensor:
     other = Model(module, model.size, model.calling, model.weight_map, model.weight_map_missing)
     with torch.no_grad():
         return other.one_call(ids)[0].detach().clone()
-
-
-def _gap(found: Tensor, expected: Tensor) -> float:
-    return noise_verdict.distance(found, expected) / max(noise_verdict.max_abs(expected), 1e-300)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import MissingAbility
-from harness.oracle import noise_verdict
 from harness.subjects.forward_answer import unpack
 from harness.subjects.forward_call import call
 from harness.subjects.forward_style import call_forward, forward_parameters, style_of
@@ -40,8 +39,3 @@ def answer_with(model: Model, ids: Tensor, **options: Any) -> Any:
 def logits_with(model: Model, ids: Tensor, **options: Any) -> Tensor:
     """Return the logits of ids (B, T) with options, as the model returns them: (B, T, V), or of the last positions."""
     return unpack(answer_with(model, ids, **options), ids)[0]
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference over the largest expected number; NaN for another shape."""
-    return noise_verdict.distance(found, expected) / max(noise_verdict.max_abs(expected), 1e-300)

@@ -11,7 +11,8 @@ from harness.core.error_text import describe_error
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
-from harness.measures.options.forward_call import logits_with, option_of, relative
+from harness.measures.options.forward_call import logits_with, option_of
+from harness.oracle import noise_verdict
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
@@ -48,7 +49,8 @@ def positions_followed(subject: Subject, *, size: str, case: Literal["explicit",
         with torch.no_grad():
             expected.append(build_with_weights(subject, SIZES[size], moved, "float64").logits(row[None])[0])
     distances = {
-        f"row {n} from position {found.shifts[n]}": relative(found.logits[n], expected[n]) for n in range(len(ids))
+        f"row {n} from position {found.shifts[n]}": noise_verdict.relative_distance(found.logits[n], expected[n])
+        for n in range(len(ids))
     }
     return Reading(distances, "relative", {"shape": found.shape})
 
@@ -94,7 +96,10 @@ def last_logits(subject: Subject, *, size: str, length: int = 24) -> Reading:
     full = logits_with(model, ids) if f"{name}=False" not in asked else logits_with(model, ids, **{name: False})
     if full.shape[1] != length:
         full = model.logits(ids)
-    found = {place: relative(logits_with(model, ids, **given), full[:, -n:]) for place, (given, n) in asked.items()}
+    found = {
+        place: noise_verdict.relative_distance(logits_with(model, ids, **given), full[:, -n:])
+        for place, (given, n) in asked.items()
+    }
     return Reading(found, "relative")
 
 
@@ -120,5 +125,5 @@ def cache_flag(subject: Subject, *, size: str, length: int = 24) -> Reading:
                 f"{name}={flag} alone is refused by forward of {subject.name}: {describe_error(error)}"
             ) from error
         # Decoding needs the last position alone: a model may return no other with a cache.
-        found[f"{name}={flag}"] = relative(logits, plain[:, -logits.shape[1] :])
+        found[f"{name}={flag}"] = noise_verdict.relative_distance(logits, plain[:, -logits.shape[1] :])
     return Reading(found, "relative")

@@ -9,7 +9,8 @@ from harness.core.error_text import describe_error
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
-from harness.measures.options.forward_call import answer_with, option_of, relative
+from harness.measures.options.forward_call import answer_with, option_of
+from harness.oracle import noise_verdict
 from harness.oracle.tokens import batch
 from harness.subjects.forward_answer import loss_in, token_losses_in, unpack
 from harness.subjects.forward_call import targets_keyword, why_no_targets
@@ -45,7 +46,7 @@ def loss_reduction(subject: Subject, *, size: str, length: int = 16) -> Reading:
                 f"{name}='{reduction}' gives no loss{' of each token' if reduction == 'none' else ''}: expected "
                 f"{wanted.numel()} numbers"
             )
-        found[f"{name}={reduction}"] = relative(got, wanted)
+        found[f"{name}={reduction}"] = noise_verdict.relative_distance(got, wanted)
     if not found:
         raise MissingAbility(f"'{name}' of forward of {subject.name} takes no reduction: {refused['mean']}")
     return Reading(found, "relative", {"not judged": refused})
@@ -65,7 +66,7 @@ def ignored_targets(subject: Subject, *, size: str, length: int = 16) -> Reading
     targets[0] = ignored
     answer = answer_with(model, ids, **{keyword: targets, name: ignored})
     each = _token_losses(_logits(model, ids), targets)[targets.flatten() != ignored]
-    return Reading({f"{name}={ignored}": relative(_loss(answer), each.mean())}, "relative")
+    return Reading({f"{name}={ignored}": noise_verdict.relative_distance(_loss(answer), each.mean())}, "relative")
 
 
 @measure
@@ -85,7 +86,10 @@ def label_smoothing(subject: Subject, *, size: str, length: int = 16) -> Reading
         "over the whole vocabulary": (1 - SMOOTHING) * each + SMOOTHING * everything / V,
         "over the other tokens": (1 - SMOOTHING) * each + SMOOTHING * (everything - each) / (V - 1),
     }
-    gaps = {convention: relative(_loss(answer), wanted.mean()) for convention, wanted in definitions.items()}
+    gaps = {
+        convention: noise_verdict.relative_distance(_loss(answer), wanted.mean())
+        for convention, wanted in definitions.items()
+    }
     convention = min(gaps, key=lambda key: (gaps[key] != gaps[key], gaps[key]))
     return Reading({f"{name}={SMOOTHING}": gaps[convention]}, "relative", {"convention": convention})
 

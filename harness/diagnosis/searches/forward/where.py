@@ -118,10 +118,9 @@ def _axis_words(name: str, wrong: Tensor, head_width: int) -> str:
         by_head = wrong.view(-1, head_width)
         if bool((by_head.all(1) == by_head.any(1)).all()):
             return f"the channels of head{_plural(by_head.any(1).nonzero().flatten())}"
-    word = {"query": "querie", "key": "key"}.get(name, name)
     if name == "query":
         return f"quer{'ies' if len(numbers) > 1 else 'y'}{_plural(numbers, torch.arange(len(wrong))).removeprefix('s')}"
-    return f"{word}{_plural(numbers, torch.arange(len(wrong)))}"
+    return f"{name}{_plural(numbers, torch.arange(len(wrong)))}"
 
 
 def _plural(numbers: Tensor, every: Tensor | None = None) -> str:
