@@ -15,9 +15,9 @@ from harness.diagnosis.observation import Observation
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder
 from harness.diagnosis.searches.forward.alignment import Alignment
 from harness.diagnosis.searches.forward.where import ranges
-from harness.diagnosis.variants.gradient_change import GradientChange, fitted_changes
+from harness.diagnosis.variants.gradient_change import GradientChange, TrainingPass, fitted_changes
 from harness.diagnosis.variants.gradient_stop import GradientStop, gradient_stops
-from harness.oracle.formula import Formula, Replacement, place
+from harness.oracle.formula import Replacement, place
 from harness.subjects.model import Model
 from harness.subjects.weight_map import family
 
@@ -44,7 +44,8 @@ def search(
     own = passed.gradients
     if HEAD in own:  # an untied head, which another search reports: its gradient is not the embedding's
         weights = {HEAD: weights["transformer.wte.weight"], **weights}
-    right = gradients(size, weights, changes, ids, targets)
+    training = TrainingPass(size, weights, changes, ids, targets)
+    right = training.gradients()
     wrong = [name for name in reversed(list(right)) if name in own and not _agree(own[name], right[name])]
     if not wrong:
         return []
@@ -52,32 +53,18 @@ def search(
         return [frozen]
     best: tuple[int, GradientStop, Replacement] | None = None
     for stop, change in gradient_stops(size):
-        with_it = gradients(size, weights, [change, *changes], ids, targets)
+        with_it = training.gradients([change])
         left = sum(not _agree(own[name], with_it[name]) for name in right if name in own)
         if left < len(wrong) and (best is None or left < best[0]):
             best = (left, stop, change)
             if left == 0:
                 break
     if (best is None or best[0]) and not (len(wrong) == 1 and _rows_that_differ(own[wrong[0]], right[wrong[0]])):
-        for fitted, change in fitted_changes(size, weights, changes, ids, targets, own, right, wrong):
-            with_it = gradients(size, weights, [change, *changes], ids, targets)
+        for fitted, change in fitted_changes(training, own, right, wrong):
+            with_it = training.gradients([change])
             if all(_agree(own[name], with_it[name]) for name in right if name in own):
                 return [_fitted(passed, right, wrong, fitted, change, Alignment(passed.observed, ids, weights, size))]
     return [_finding(own, right, wrong, best, passed.detaching)]
-
-
-def gradients(
-    size: Size, weights: dict[str, Tensor], changes: Sequence[Replacement], ids: Tensor, targets: Tensor
-) -> Gradients:
-    """Return the gradient of the mean cross entropy by every published weight."""
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
-    logits = Formula(size, leaves, changes)(ids)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
-    }
 
 
 @dataclass(frozen=True)

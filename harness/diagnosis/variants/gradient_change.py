@@ -38,6 +38,36 @@ class GradientChange:
     function: Operation
 
 
+@dataclass(frozen=True)
+class TrainingPass:
+    """The formula's pass over one batch, whose mean cross entropy is differentiated.
+
+    `weights`: by published name, float64. `changes`: with which the formula computes what the subject computes in its
+    forward pass. `ids`, `targets`: (B, T).
+    """
+
+    size: Size
+    weights: Gradients
+    changes: Sequence[Replacement]
+    ids: Tensor
+    targets: Tensor
+
+    def loss(self, leaves: Gradients, more: Sequence[Replacement] = ()) -> Tensor:
+        """Return the loss with further changes, as a function of other tensors in place of the weights."""
+        logits = Formula(self.size, leaves, [*more, *self.changes])(self.ids)
+        return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten())
+
+    def gradients(self, more: Sequence[Replacement] = (), names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return the gradients by some weights, or by all, with further changes; zeros where none arrives."""
+        wanted = list(self.weights) if names is None else list(names)
+        leaves = {name: t.detach().clone().requires_grad_(name in wanted) for name, t in self.weights.items()}
+        found = torch.autograd.grad(self.loss(leaves, more), [leaves[name] for name in wanted], allow_unused=True)
+        return {
+            name: torch.zeros_like(leaves[name]) if gradient is None else gradient
+            for name, gradient in zip(wanted, found, strict=True)
+        }
+
+
 class _Scaled(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a number or a tensor."""
 
@@ -55,25 +85,16 @@ class _Scaled(torch.autograd.Function):
 class _Edges:
     """The formula's graph for one batch, with a tensor at every edge of one layer, or outside the blocks."""
 
-    def __init__(
-        self,
-        size: Size,
-        weights: Gradients,
-        changes: Sequence[Replacement],
-        ids: Tensor,
-        targets: Tensor,
-        layer: int | None,
-    ) -> None:
+    def __init__(self, training: TrainingPass, layer: int | None) -> None:
         self.at: dict[GradientStop, Tensor] = {}
-        self.leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
-        replaced = {change.operation for change in changes if change.layer in (None, layer)}
+        self.leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in training.weights.items()}
+        replaced = {change.operation for change in training.changes if change.layer in (None, layer)}
         taps = [
             Replacement(name, self._tapped(name), layer)
             for name in dict.fromkeys(stop.operation for stop in STOPS if stop.is_in_block == (layer is not None))
             if name not in replaced
         ]
-        logits = Formula(size, self.leaves, [*taps, *changes])(ids)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = training.loss(self.leaves, taps)
         edges = list(self.at)
         above = torch.autograd.grad(loss, [self.at[edge] for edge in edges], retain_graph=True, allow_unused=True)
         self.above = {edge: gradient for edge, gradient in zip(edges, above, strict=True) if gradient is not None}
@@ -110,25 +131,19 @@ class _Edges:
 
 
 def fitted_changes(
-    size: Size,
-    weights: Gradients,
-    changes: Sequence[Replacement],
-    ids: Tensor,
-    targets: Tensor,
-    own: Gradients,
-    right: Gradients,
-    wrong: Sequence[str],
+    training: TrainingPass, own: Gradients, right: Gradients, wrong: Sequence[str]
 ) -> Iterator[tuple[GradientChange, Replacement]]:
     """Yield changes that give the first wrong gradients, in every layer and in one: the caller compares all gradients.
 
-    `wrong`: the names of the weights whose gradients differ, in backward order.
+    `own`: the subject's gradients. `right`: the formula's. `wrong`: the names of the weights whose gradients differ, in
+    backward order.
     """
     deadline = time.process_time() + SECONDS
     first = [name for name in wrong if name.rpartition(".")[0] == wrong[0].rpartition(".")[0]]
     difference = torch.cat([(own[name] - right[name]).flatten() for name in first])
     allowed = FITS * max(float(right[name].abs().max()) for name in first)
-    for layer in _layers(first[0], size):
-        edges = _Edges(size, weights, changes, ids, targets, layer)
+    for layer in _layers(first[0], training.size):
+        edges = _Edges(training, layer)
         for parts in (_whole, _by_head, _by_row, _by_position):
             for edge in edges.above:
                 if time.process_time() > deadline:
@@ -143,11 +158,11 @@ def fitted_changes(
         if variant.operation in reached or variant.operation.startswith(("embedding", "blocks")):
             continue
         change = _slope_of(variant)
-        for layer in _layers(first[0], size):
+        for layer in _layers(first[0], training.size):
             in_block = GradientStop(variant.operation, 0, "").is_in_block
             if in_block != (layer is not None):
                 continue
-            if _gives(change, layer, size, weights, changes, ids, targets, own, first, allowed):
+            if _gives(training, Replacement(change.operation, change.function, layer), own, first, allowed):
                 for at in dict.fromkeys((None, layer)):
                     yield change, Replacement(change.operation, change.function, at)
 
@@ -288,28 +303,10 @@ class _Slope(torch.autograd.Function):
         return None, above
 
 
-def _gives(
-    change: GradientChange,
-    layer: int | None,
-    size: Size,
-    weights: Gradients,
-    changes: Sequence[Replacement],
-    ids: Tensor,
-    targets: Tensor,
-    own: Gradients,
-    names: Sequence[str],
-    allowed: float,
-) -> bool:
-    """Return True if the formula with the change, in one layer, has the subject's gradients of some weights."""
-    leaves = {name: t.detach().clone().requires_grad_(name in names) for name, t in weights.items()}
-    replaced = Replacement(change.operation, change.function, layer)
+def _gives(training: TrainingPass, change: Replacement, own: Gradients, names: Sequence[str], allowed: float) -> bool:
+    """Return True if the formula with the change has the subject's gradients of some weights."""
     try:
-        logits = Formula(size, leaves, [replaced, *changes])(ids)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        found = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
+        found = training.gradients([change], names)
     except (RuntimeError, IndexError, KeyError):
         return False
-    return all(
-        gradient is not None and bool((gradient - own[name]).abs().max() <= allowed)
-        for name, gradient in zip(names, found, strict=True)
-    )
+    return all(bool((found[name] - own[name]).abs().max() <= allowed) for name in names)
