@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 
@@ -41,10 +42,11 @@ def _strangers(times: Mapping[str, int], own: Mapping[str, object]) -> dict[str,
 
 @measure
 def steps_moved(program: Trains, *, rehearsal: str = "plain") -> Reading:
-    """Return the share of the steps in which each parameter changed, of those with a learning rate that can move it.
+    """Return the share of the steps in which each parameter changed, of those whose learning rate can move it.
 
     Those are the steps whose rate is at least a hundredth of the largest one of its group: at the ends of a schedule an
-    update may be less than half a unit in the last place.
+    update may be less than half a unit in the last place. A gradient of zero in the first steps, as behind a matrix
+    that starts at zero, moves nothing either.
     """
     recording = program.record(rehearsal)
     if not any(group.lr > 0 for step in recording.steps for group in step.groups):
@@ -62,7 +64,12 @@ def _share_of_moves(recording: Recording, name: str) -> float:
     """Return the share of the steps that change a parameter; 0 for one that is in no group."""
     rates = [next((group.lr for group in step.groups if name in group.names), 0.0) for step in recording.steps]
     able = [step for step, rate in zip(recording.steps, rates, strict=True) if rate > 0 and rate >= max(rates) / 100]
+    able = list(itertools.dropwhile(lambda step: _has_zero_gradient(step, name), able))
     return sum(_moves(step, name) for step in able) / len(able) if able else 0.0
+
+
+def _has_zero_gradient(step: Step, name: str) -> bool:
+    return name in step.gradient and not bool(step.gradient[name].any())
 
 
 def _moves(step: Step, name: str) -> bool:

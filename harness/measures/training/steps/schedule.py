@@ -106,7 +106,7 @@ def _with_a_later_end(rates: list[float], declared: Declared) -> Declared:
     if declared.warmup is None:
         return declared
     forms = partial(decaying_forms, declared.warmup)
-    end = _best_end(lambda end: _least_error(rates, declared, forms(end), every=1))
+    end = _best_end(lambda end: _least_error(rates, declared, forms(end)))
     return replace(declared, horizon=end)
 
 
@@ -122,9 +122,14 @@ def _best_end(error_of: Callable[[int], float]) -> int:
         ends = sorted({low + (high - low) * n // 20 for n in range(21)} | {ends[best]})
 
 
-def _least_error(rates: list[float], declared: Declared, forms: Iterable[Form], *, every: int) -> float:
-    """Return the largest error of the form that fits best, if each optimizer step is `every` steps of the schedule."""
-    fits = (fitted([form.weights(k * every) for k in range(len(rates))], rates, declared) for form in forms)
+def _least_error(
+    rates: list[float], declared: Declared, forms: Iterable[Form], *, every: int = 1, first: int = 0
+) -> float:
+    """Return the largest error of the form that fits best, if each optimizer step is `every` steps of the schedule.
+
+    `first`: the step of the schedule at the first optimizer step.
+    """
+    fits = (fitted([form.weights(k * every + first) for k in range(len(rates))], rates, declared) for form in forms)
     return min(largest(_errors(rates, fit)) for fit in fits)
 
 
@@ -145,7 +150,11 @@ def _cause(rates: list[float], declared: Declared) -> str:
             return f"the learning rate follows: {sentence}"
     if not declared.ends and declared.warmup and declared.accumulation > 1:
         forms = partial(decaying_forms, declared.warmup)
-        error = partial(_least_error, rates, declared, every=declared.accumulation)
-        if error(forms(_best_end(lambda end: error(forms(end))))) <= EXACT:
-            return "the learning rate follows: a known schedule, with steps counted in micro-batches"
+        for first in (0, declared.accumulation):
+
+            def error_of(end: int, first: int = first) -> float:
+                return _least_error(rates, declared, forms(end), every=declared.accumulation, first=first)
+
+            if error_of(_best_end(error_of)) <= EXACT:
+                return "the learning rate follows: a known schedule, with steps counted in micro-batches"
     return ""

@@ -123,7 +123,8 @@ def wrong_forms(declared: Declared, steps: int) -> Iterator[tuple[str, list[tupl
         free = Form("", w, h, up, lambda k, w, h, s=shape, p=progress: s(p(k, w, h)))  # type: ignore[misc]
         ks = range(steps)
         if K > 1:
-            yield f"{name}, with steps counted in micro-batches", [right.weights(k * K) for k in ks]
+            for first in (0, K):  # of the first step: its scheduler has made none of the steps, or those of its batch
+                yield f"{name}, with steps counted in micro-batches", [right.weights(k * K + first) for k in ks]
             yield (
                 f"{name}, with a warm-up counted in micro-batches",
                 [Form("", w // K, h, up, right.down).weights(k) for k in ks],

@@ -118,9 +118,10 @@ def test_a_schedule_that_no_form_fits_is_not_judged_where_its_end_is_not_known(j
     assert "the end of the schedule of" in record.message
 
 
-def test_a_warm_up_in_micro_batches_is_found_where_the_end_is_not_known(judge):
+@pytest.mark.parametrize("first", [0, 2], ids=["before the first batch", "after the first batch"])
+def test_a_warm_up_in_micro_batches_is_found_where_the_end_is_not_known(judge, first):
     """The decay of another horizon would fit; the warm-up is declared."""
     known = {word: SETTINGS[word] for word in ("lr", "min_lr", "warmup", "accumulation")}
-    recording = rates([cosine(2 * k, horizon=90) for k in range(14)], **known)
+    recording = rates([cosine(2 * k + first, horizon=90) for k in range(14)], **known)
     record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
     assert record.verdict == "fail", record.message

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.tests.measures.training.hand_made import PlainAdam, Program, T, Trainer, windows
-from harness.training.recording import Parameter
+from harness.training.recording import Parameter, Step
 
 
 def test_each_parameter_in_one_group_passes_and_a_tied_head_is_one_parameter(judge):
@@ -30,6 +30,19 @@ def test_a_parameter_in_no_group_is_named_and_does_not_move(judge):
     recording = groups(lambda table, bias: [{"params": [table], "weight_decay": 0.1}])
     assert judge("training::every-parameter-once", plain=recording).where == ("bias",)
     assert judge("training::every-parameter-moves", plain=recording).where == ("bias",)
+
+
+@pytest.mark.parametrize(("zero_in", "verdict"), [((0, 1), "pass"), ((2,), "fail"), (range(20), "fail")])
+def test_a_gradient_of_zero_in_the_first_steps_moves_nothing(judge, zero_in, verdict):
+    """Behind a matrix that starts at zero nothing arrives in the first step; later, or always, a part is dead."""
+    recording = Trainer().run()
+    events = []
+    for event in recording.events:
+        if isinstance(event, Step) and event.number in zero_in:
+            still = {**event.tensors, "after": event.before, "gradient": {n: g * 0 for n, g in event.gradient.items()}}
+            event = replace(event, tensors=still)
+        events.append(event)
+    assert judge("training::every-parameter-moves", plain=replace(recording, events=tuple(events))).verdict == verdict
 
 
 def test_a_parameter_in_two_groups_is_named(judge):
