@@ -1,4 +1,7 @@
-"""Copies of a program's project, in which its rehearsals run: what they write or overwrite is not the user's."""
+"""Copies of a program's project, in which its rehearsals run: what they write or overwrite is not the user's.
+
+What a program writes to an absolute path, or into a file that is too large to be copied, is the user's all the same.
+"""
 
 from __future__ import annotations
 
