@@ -22,6 +22,9 @@ from harness.suites.measure_registry import Reading, measure
 # Targets that the loss ignores: PyTorch's default `ignore_index`, and nanoGPT's.
 IGNORE_INDEXES = (-100, -1)
 
+# How a program refuses a target outside its vocabulary: PyTorch's own errors, or a check of the program's.
+REFUSALS = (IndexError, RuntimeError, ValueError, AssertionError)
+
 
 @measure
 def loss_against_definition(
@@ -76,7 +79,7 @@ def _logits_and_own_loss(
         try:
             with torch.no_grad():
                 logits, loss = model.calling(model.module, ids, torch.where(counted, targets, value))
-        except (IndexError, RuntimeError):  # target out of bounds: the model uses another ignore_index
+        except REFUSALS:
             if value not in IGNORE_INDEXES:
                 raise
             if value == values[-1] and not accepted:
