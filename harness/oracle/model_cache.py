@@ -43,3 +43,9 @@ def cached_if_small(size: str, key: Hashable, make: Callable[[], T]) -> T:
 def clear() -> None:
     """Free the last model."""
     _last.clear()
+
+
+def forget() -> None:
+    """Free everything: what was computed with another seed of the run is of no use."""
+    clear()
+    _small.clear()

@@ -14,14 +14,13 @@ from torch import Tensor
 from harness.core.errors import MissingResource
 from harness.core.originals import with_originals
 from harness.core.resources import pretrained_directory
+from harness.core.seeds import seeded
 from harness.core.sizes import SIZES, Size
 from harness.oracle.declared import declared_gpt2
 from harness.subjects.weight_map import family, published_shapes
 
 Weights = Literal["probe", "extreme", "standard", "pretrained"]
 State = dict[str, Tensor]
-
-SEED = 0  # of every tensor, together with the tensor's name: see `_normal`
 
 
 def state(size: str, weights: Weights) -> State:
@@ -43,7 +42,7 @@ def state(size: str, weights: Weights) -> State:
 
 def state_of(size: Size, weights: Literal["probe", "extreme", "standard"]) -> State:
     """Return the seeded state dict of one kind, as `state`, at a size that has no name."""
-    return _seeded(size, weights, tuple(_shapes(size).items()))
+    return _drawn(size, weights, tuple(_shapes(size).items()), seeded(0))
 
 
 def _shapes(size: Size) -> Mapping[str, tuple[int, ...]]:
@@ -53,7 +52,7 @@ def _shapes(size: Size) -> Mapping[str, tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=1)
 @with_originals
-def _seeded(size: Size, weights: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> State:
+def _drawn(size: Size, weights: str, shapes: tuple[tuple[str, tuple[int, ...]], ...], seed: int) -> State:
     make = {"probe": _probe, "extreme": _extreme, "standard": _standard}[weights]
     with torch._C.DisableTorchFunction():  # a float64 pass of a subject makes float64 of every float32
         return {name: make(name, shape, size) for name, shape in shapes}
@@ -71,7 +70,7 @@ def _normal(name: str, shape: tuple[int, ...]) -> Tensor:
     # The seed contains the name, so that a tensor does not depend on which others were drawn before it. CRC-32, because
     # Python's own hash of a string differs from process to process. The dtype is stated: float64, which is torch's
     # default inside a subject's float64 passes, has other numbers.
-    seed = zlib.crc32(name.encode(), SEED)
+    seed = zlib.crc32(name.encode(), seeded(0))
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 

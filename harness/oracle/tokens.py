@@ -9,6 +9,7 @@ from torch import Tensor
 
 from harness.core.errors import HarnessError
 from harness.core.resources import text_tokens
+from harness.core.seeds import seeded
 from harness.core.sizes import Size
 
 Tokens = Literal["text", "random"]
@@ -28,7 +29,7 @@ def batch(size: Size, tokens: Tokens, *, rows: int, length: int, seed: int = 0) 
         HarnessError: The text is too short, or its tokens do not fit the vocabulary.
     """
     if tokens == "random":
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seeded(seed))
         drawn = torch.randint(size.vocab_size, (rows, length + 1), generator=generator)
         # Both ends of the vocabulary occur: this shows a loss that ignores token 0, and a table that is one row short.
         drawn[0, 1:3] = torch.tensor([0, size.vocab_size - 1])[:length]

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
+from harness.core.seeds import seeded
 from harness.core.sizes import SIZES, Size
 from harness.oracle import model_cache, noise_verdict
 from harness.oracle.declared import declared_gpt2
@@ -134,7 +135,7 @@ class SeededCall:
     """The call of a model, after a seed."""
 
     calling: Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-    seed: int = SEED
+    seed: int = field(default_factory=lambda: seeded(SEED))
 
     def __call__(self, module: nn.Module, ids: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the logits and the loss or None, as the call that is seeded does."""
@@ -169,7 +170,9 @@ def _record(subject: Subject, size: str, rate: float, when: When) -> Recorded:
         draws = RandomDraws()
         with draws.following():
             logits, _ = model.logits_and_loss(ids, targets)
-        elsewhere = tuple(name for name, state in _other_states().items() if state != _seeded_states()[name])
+        elsewhere = tuple(
+            name for name, state in _other_states().items() if state != _seeded_states(seeded(SEED))[name]
+        )
         first, count = len(draws.drops), len(draws.draws)
         if when == "first":
             with draws.following(), torch.no_grad():
@@ -232,10 +235,10 @@ def _other_states() -> dict[str, str]:
 
 
 @functools.cache
-def _seeded_states() -> dict[str, str]:
-    """Return the states after SEED."""
+def _seeded_states(seed: int) -> dict[str, str]:
+    """Return the states after a seed."""
     with isolated_random_numbers():
-        _seed_others(SEED)
+        _seed_others(seed)
         return _other_states()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from harness.core.errors import MissingAbility
+from harness.core.seeds import seeded
 from harness.measures.chi_squared import chi_squared_tail
 from harness.oracle import noise_verdict
 from harness.subjects.model import Model
@@ -101,7 +102,7 @@ class Step:
 
 def steps_of(model: Model, answer: Tensor, prompt_length: int, definition: Definition) -> Iterator[Step]:
     """Yield the sampled steps of an answer (N, T), each with the definition's probabilities."""
-    rng = torch.Generator().manual_seed(OWN_SEED)
+    rng = torch.Generator().manual_seed(seeded(OWN_SEED))
     for end in range(prompt_length, answer.shape[1]):
         with torch.no_grad():
             logits = model.logits(answer[:, max(0, end - model.size.context) : end])[:, -1].double()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import MissingAbility
+from harness.core.seeds import seeded
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
 from harness.measures.generation.sampled_answer import SAMPLED_STEPS, p_value_of_uniform, sampled, steps_of
@@ -41,7 +42,7 @@ def sampling_by_definition(
         "temperature": temperature,
         "top_k": top_k or None,
         "top_p": top_p if top_p < 1.0 else None,
-        "seed": 0,
+        "seed": seeded(0),
         **({} if cache == "default" else {"use_cache": cache == "on"}),
     }
 
@@ -77,7 +78,7 @@ def draws_p_value(
     """
     prompt, _ = batch(SIZES[size], "random", rows=1, length=prompt_length)
     model = cached_model(subject, size, weights)
-    answer = subject.generate(model, prompt.expand(rows, -1).contiguous(), 2, seed=0)
+    answer = subject.generate(model, prompt.expand(rows, -1).contiguous(), 2, seed=seeded(0))
     drawn = [step.uniform for step in steps_of(model, answer, prompt_length, lambda logits, _: logits.softmax(-1))]
     found = {f"step {n}": p_value_of_uniform([uniform], bins=20) for n, uniform in enumerate(drawn)}
     for n, (first, second) in enumerate(itertools.pairwise(drawn)):

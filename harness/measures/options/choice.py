@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.core.error_text import describe_error
 from harness.core.errors import Missing, SubjectError
+from harness.core.seeds import seeded
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
 from harness.measures.generation.sampled_answer import Definition, SampledAnswer, sampled
@@ -126,7 +127,7 @@ def _sampled(subject: TakesOptions, model: Model, options: Mapping[str, Any], *,
         return ids
 
     def generate(ids: Tensor, count: int) -> Tensor:
-        rows = rows_of(subject.generate_with(model, ids, count, options, seed=0))
+        rows = rows_of(subject.generate_with(model, ids, count, options, seed=seeded(0)))
         answer = torch.stack(rows)
         answer = answer if answer.shape[1] > count else torch.cat((ids, answer), dim=1)
         if answer.shape != (len(ids), LENGTH + count):

@@ -1,0 +1,73 @@
+"""Right programs are judged with other random numbers each time, and a check that flags one of them is found."""
+
+import pytest
+import torch
+
+from harness.cli import main
+from harness.core.seeds import seed_of_run
+from harness.core.sizes import SIZES
+from harness.faults.catalogue import SPECIMEN
+from harness.measures.dropout import recorded_pass
+from harness.oracle import model_cache
+from harness.oracle.probe_weights import state
+from harness.oracle.tokens import batch
+from harness.subjects.adapters import adapt
+
+# Initial weights must be nearer to the std of the recipe than chance brings them each time.
+TOO_STRICT = """
+[suite]
+title = "t"
+about = "a"
+
+[[check]]
+name = "too-strict"
+measure = "weight_std"
+parameters = { size = "debug" }
+expect = { between = [0.978, 1.022] }
+why = "w"
+source = "s"
+"""
+
+
+def test_a_check_that_flags_a_right_program_under_some_seeds_is_found(tmp_path, capsys):
+    (tmp_path / "t.toml").write_text(TOO_STRICT)
+    options = ["--suites", str(tmp_path), "--output", str(tmp_path), "--repetitions", "4"]
+    assert main(["alarms", *options]) == 1
+    printed = capsys.readouterr().out
+    assert "right programs, 4 times each" in printed
+    assert "the-specimen, seed 2: t::too-strict: found" in printed
+    assert "the-specimen: t::too-strict, 3 times of 4" in printed
+
+
+def test_without_a_red_check_the_exit_status_is_0(tmp_path, capsys):
+    (tmp_path / "t.toml").write_text(TOO_STRICT.replace("[0.978, 1.022]", "[0.5, 1.5]"))
+    spec = f"{SPECIMEN}:GPT"
+    assert main(["alarms", spec, "--suites", str(tmp_path), "--output", str(tmp_path), "--repetitions", "1"]) == 0
+    assert "1 times each, 30 verdicts: 0 red" in capsys.readouterr().out
+
+
+def test_a_pattern_that_no_check_is_like_is_a_mistake(tmp_path, capsys):
+    assert main(["alarms", "--only", "drop::*", "--output", str(tmp_path)]) == 2
+    assert "no check of the debug size is like drop::*" in capsys.readouterr().err
+
+
+@pytest.fixture
+def drawn():
+    def draw(seed):
+        model_cache.forget()
+        with seed_of_run(seed):
+            masks = recorded_pass.record(adapt(f"{SPECIMEN}:GPT"), "debug", 0.3).masks
+            return {
+                "weights": state("debug", "probe")["transformer.wpe.weight"],
+                "tokens": batch(SIZES["debug"], "random", rows=2, length=9)[0],
+                "masks": masks["embedding", None][0].dropped,
+            }
+
+    return draw
+
+
+def test_another_seed_draws_other_numbers_and_the_same_seed_the_same(drawn):
+    first, other, again = drawn(0), drawn(1), drawn(0)
+    for name, tensor in first.items():
+        assert not torch.equal(tensor, other[name]), name
+        assert torch.equal(tensor, again[name]), name
