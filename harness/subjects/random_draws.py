@@ -59,11 +59,17 @@ class Drop:
 
 
 def multiple(before: Tensor, after: Tensor) -> tuple[Tensor, float, float] | None:
-    """Return (kept, factor, fill) if `after` is `factor` · `before` where kept and `fill` elsewhere; None if not."""
+    """Return (kept, factor, fill) if `after` is `factor` · `before` where kept and `fill` elsewhere; None if not.
+
+    One value has always a factor, and the smaller of two could be a fill. A sampler multiplies one number a row by a
+    random one: so the factor counts if two values have it, and a fill other than 0 and -inf likewise.
+    """
     finite = before.isfinite()
     for fill in dict.fromkeys((0.0, -math.inf, float(after.min()))):
         kept = after != fill
         sure = kept & finite & (before != 0)
+        if int(sure.sum()) == 1 or (fill not in (0.0, -math.inf) and int((~kept).sum()) < 2):
+            continue
         if not bool(sure.any()):
             if fill == 0.0 and not bool(kept.any()):
                 return kept, 1.0, 0.0  # everything is dropped

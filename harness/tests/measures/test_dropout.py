@@ -179,6 +179,20 @@ def test_a_mode_that_turns_dropout_off_for_ever_is_seen_although_a_model_is_buil
     assert dropout_by_mode(off, size="debug").value["missing after an evaluation"] > 0
 
 
+def test_a_sampler_that_draws_by_a_random_number_a_row_drops_nothing(subject):
+    """The product of two numbers, one a row, was taken for the smaller of them, and a multiple of the other."""
+    by_inversion = subject(
+        (
+            "    return torch.multinomial(probabilities, num_samples=1, generator=generator)",
+            "    cumulated = probabilities.cumsum(-1)\n"
+            "    drawn = torch.rand(len(probabilities), 1) * cumulated[:, -1:]\n"
+            "    return (cumulated > drawn).long().argmax(-1, keepdim=True)",
+        ),
+        ("            if temperature == 0:", "            if temperature < 0:"),
+    )
+    assert dropout_by_mode(by_inversion, size="debug").value["in generate"] == 0
+
+
 def test_what_is_wrong_with_dropout_alone_is_named_with_its_line(subject):
     unmasked = (
         "if not (self.training and self.attn_dropout.p):\n            scores = scores.masked_fill(~visible, -math.inf)"

@@ -104,3 +104,16 @@ def test_numbers_that_torch_does_not_draw_are_not_followed(x):
 def test_noise_that_drops_nothing_has_no_value_that_it_drops_from(x):
     _, draws = followed(lambda x: x + 0.1 * torch.randn_like(x), x)
     assert [drop.before for drop in draws.drops] == [None]
+
+
+SAMPLERS = {
+    "a number of each row by a random one": lambda p: torch.rand(2, 1) * p.cumsum(-1)[:, -1:],
+    "a race": lambda p: p[:1].masked_fill(p[:1] < p[:1].max(), 0.0) / torch.empty_like(p[:1]).exponential_(),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_a_sampler_drops_nothing(sampler):
+    """A single number has always a factor, and the smaller of two was taken for a fill."""
+    _, draws = followed(sampler, torch.rand(2, 9, dtype=torch.float64))
+    assert [drop.before for drop in draws.drops] == [None]
