@@ -35,7 +35,8 @@ def run(options: argparse.Namespace) -> int:
     with said_if_slow(options.subject):
         inspection = inspect_subject(options.subject)
         if not inspection.failed:
-            inspection.notes += describe(not_judged(adapt(options.subject), "debug"))
+            left_out = describe(not_judged(adapt(options.subject), "debug"))
+            inspection.notes += [f"options that no check judges: {left_out}"] if left_out else []
     print(json.dumps(inspection.as_dict(), indent=2) if options.json else format_inspection(inspection))
     return 1 if inspection.failed else 0
 

@@ -84,6 +84,7 @@ def summary(
             yield SummaryLine("what to do", "section")
             yield from what_to_do(own, found, scripts.get(subject, ""))
     yield from skipped(rows, verbose=verbose or not bad)
+    yield from options_not_judged(rows)
     if durations or not bad:
         yield from slowest(rows)
 
@@ -243,6 +244,13 @@ def skipped(rows: Sequence[Row], *, verbose: bool) -> Iterator[SummaryLine]:
             yield from (SummaryLine(f"    {line}") for line in wrapped)
     if not verbose and len(reasons) > SKIPS:
         yield SummaryLine(f"and for {len(reasons) - SKIPS} more reasons: -v or the report lists them")
+
+
+def options_not_judged(rows: Sequence[Row]) -> Iterator[SummaryLine]:
+    """Return a line for each subject with parameters that no check passes: nothing is known of them."""
+    for row in rows:
+        if options := row["details"].get("not judged", {}).get("options"):
+            yield SummaryLine(_cut(f"no check passes these options of {row['subject']}: {options}"), "yellow")
 
 
 def slowest(rows: Sequence[Row]) -> Iterator[SummaryLine]:

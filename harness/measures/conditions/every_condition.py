@@ -17,6 +17,7 @@ from harness.measures.conditions.explanation import explain
 from harness.measures.conditions.separation import separate
 from harness.measures.conditions.sweep import Outcome, Sweep, run
 from harness.measures.conditions.uninitialised_memory import uninitialised_memory_filled
+from harness.measures.options.not_judged import describe, not_judged
 from harness.oracle import equivalents, model_cache, noise_verdict
 from harness.oracle.hugging_face import oracle
 from harness.oracle.noise_verdict import FLOOR_FACTOR_32
@@ -40,7 +41,8 @@ def every_condition(
     """Return the noise verdict on the logits, and on the model's own loss, under each condition of a table.
 
     Every row of a batch and every position is compared, in float32 and in float64. The conditions are called one after
-    the other on one model. The places of a failure begin with what separates wrong conditions from right ones.
+    the other on one model. The places of a failure begin with what separates wrong conditions from right ones. The
+    parameters of forward and generate that no check passes are in the details, under "not judged".
     """
     target = SIZES[size]
     conditions = (
@@ -57,6 +59,8 @@ def every_condition(
     if any(each.mode == "train" for each in conditions) and _draws(subject, target):
         conditions = [dataclasses.replace(each, mode="eval") for each in conditions]
         notes["training mode"] = "it draws random numbers that no dropout rate switches off"
+    if over == "shapes and modes" and (left_out := describe(not_judged(subject, size))):
+        notes["options"] = left_out
     outcomes = run(sweep, conditions, enough=ENOUGH)
     if _only_beyond_float32(outcomes):
         for other in harmless_answers(target, sweep.expected):

@@ -1,28 +1,15 @@
-"""The measure of what a signature offers and no check judges."""
+"""What the signatures of forward and generate offer, and no check judges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.core.errors import MissingAbility
 from harness.measures.cached_model import cached_model
 from harness.subjects.adapters.generation import CONTEXTS, GREEDY, SETTINGS
 from harness.subjects.adapters.key_value_cache import PASTS
 from harness.subjects.forward_style import TARGETS, forward_parameters, ids_parameter, style_of
 from harness.subjects.option_names import FORWARD_OPTIONS, GENERATE_OPTIONS, PADDING_MASKS
 from harness.subjects.protocols import Caches, Subject, TakesOptions
-from harness.suites.measure_registry import Reading, measure
-
-
-@measure
-def options_not_judged(subject: Subject, *, size: str) -> Reading:
-    """Return the number of parameters of forward and of generate that checks judge.
-
-    Raises MissingAbility with the names of those that no check judges: it is said that they are not, and no failure.
-    """
-    if said := describe(not_judged(subject, size)):
-        raise MissingAbility(said[0])
-    return Reading({"parameters that no check judges": 0})
 
 
 def not_judged(subject: Subject, size: str) -> Mapping[str, list[str]]:
@@ -40,7 +27,6 @@ def not_judged(subject: Subject, size: str) -> Mapping[str, list[str]]:
     return found
 
 
-def describe(found: Mapping[str, list[str]]) -> list[str]:
-    """Return the parameters as one line, `options that no check judges: forward(router), generate(beams)`, or none."""
-    functions = [f"{function}({', '.join(names)})" for function, names in found.items() if names]
-    return [f"options that no check judges: {', '.join(functions)}"] if functions else []
+def describe(found: Mapping[str, list[str]]) -> str:
+    """Return the parameters in words, `forward(router), generate(beams)`; "" if there are none."""
+    return ", ".join(f"{function}({', '.join(names)})" for function, names in found.items() if names)

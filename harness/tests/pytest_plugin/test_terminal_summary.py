@@ -75,3 +75,11 @@ def test_a_message_is_wrapped_between_words_and_cut_after_some_lines(length):
     assert max(map(len, shown)) <= WIDTH
     words = " ".join(shown).split()
     assert words[1:] == [f"word{n}" for n in range(len(words) - 1)] or words[-1] == "..."
+
+
+def test_options_that_no_check_passes_are_said_in_one_line():
+    passed = {"verdict": "pass"}
+    rows = [row("conditions", "a", **{"not judged": {}}) | passed,
+            row("conditions", "b", **{"not judged": {"options": "forward(router)"}}) | passed]  # fmt: skip
+    assert text_of(rows).count(f"no check passes these options of {NAME}: forward(router)") == 1
+    assert not [line for line in text_of(rows[:1]) if "options" in line]

@@ -87,10 +87,12 @@ def test_filters_that_are_on_by_default_are_no_mistake_of_sampling(shipped):
     assert record.verdict == "pass", record.message
 
 
-def test_what_no_check_judges_is_a_skip_that_names_it(options):
-    record = run(options["every-option-is-judged"], adapt(f"{RIGHT}WithWhatNobodyJudges"))
-    assert record.verdict == "skip"
-    assert record.message == "options that no check judges: forward(router, soft_cap), generate(num_beams)"
+def test_what_no_check_judges_is_named(shipped):
+    conditions = shipped["conditions::right-under-every-condition,size=debug,over=shapes and modes"]
+    record = run(conditions, adapt(f"{RIGHT}WithWhatNobodyJudges"))
+    assert record.verdict == "pass"
+    assert record.details["not judged"]["options"] == "forward(router, soft_cap), generate(num_beams)"
+    assert "options" not in run(conditions, adapt(f"{RIGHT}StopsOneRowOnly")).details["not judged"]
 
 
 def test_an_error_for_a_top_k_of_zero_is_a_refusal(tmp_path, options):
