@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from harness.core.source_lines import SourceLine, location
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.rules import RULES, Rule
 from harness.suites.record import Record
@@ -18,10 +19,13 @@ def findings_from(records: Sequence[Record]) -> list[Finding]:
     for rule in RULES:
         for record in records:
             if _applies(rule, record) and re.search(rule.pattern, _text(record)):
-                evidence = f"{record.check.suite}/{record.check.id}: {record.message}"[:LONGEST_EVIDENCE]
+                line = record.details.get("line")
+                said = record.details["hint"] if line else record.message
+                evidence = f"{record.check.suite}/{record.check.id}: {said}"[:LONGEST_EVIDENCE]
                 # One fault has one finding: that of the first rule that reads it.
                 key = (rule.fault, "" if rule.fault else rule.cause)
-                found.setdefault(key, Finding(rule.where, rule.fault, rule.cause, evidence))
+                at = location(SourceLine(*line) if line else None)
+                found.setdefault(key, Finding(rule.where, rule.fault, rule.cause, evidence, *at))
     return list(found.values())
 
 
