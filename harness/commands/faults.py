@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from harness.core.environment import cores, environment
 from harness.core.record_files import RecordWriter, read
@@ -15,7 +16,7 @@ from harness.report.verifications import fault_matrix, fault_tally
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `gpt-harness faults [ID ...] [--list] [--processes N] [--suites DIR] [--output DIR]`."""
+    """Add `gpt-harness faults [ID ...] [--training] [--list] [--processes N] [--suites DIR] [--output DIR]`."""
     command = commands.add_parser(
         "faults",
         help="put every known fault into a correct GPT and see which check kills it",
@@ -23,6 +24,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "matrix of checks and faults. Exit status 1 if a requirement is missed.",
     )
     command.add_argument("ids", nargs="*", metavar="ID", help="faults or controls of the catalogue (default: all)")
+    command.add_argument(
+        "--training", action="store_true", help="the mistakes of training programs, in place of those of GPTs"
+    )
     command.add_argument(
         "--list",
         action="store_true",
@@ -47,12 +51,15 @@ def run(options: argparse.Namespace) -> int:
             print(f"{name:38} {what}")
         return 0
     # The matrix imports torch, which takes seconds that `gpt-harness --help` need not wait for.
+    from harness.faults import training
     from harness.faults.matrix import debug_checks, judge_faults
+    from harness.faults.training.matrix import judge_trainers, training_checks
 
-    chosen = read_catalogue().chosen(options.ids)
+    judge: Any = judge_trainers if options.training else judge_faults
+    chosen: Any = (training.chosen if options.training else read_catalogue().chosen)(options.ids)
     started = time.perf_counter()
     path = options.output / "records" / f"faults-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03d}.jsonl"
-    checks = debug_checks(options.suites)
+    checks = (training_checks if options.training else debug_checks)(options.suites)
     header = {
         "run": "faults",
         "environment": environment(Path.cwd()),
@@ -63,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     recorder = RecordWriter(path, header)
     done = 0
     try:
-        for row in judge_faults(chosen, suites=options.suites, processes=min(options.processes, len(chosen))):
+        for row in judge(chosen, suites=options.suites, processes=min(options.processes, len(chosen))):
             recorder.write(row)
             done += 1
             if sys.stderr.isatty():

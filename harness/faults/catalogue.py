@@ -24,6 +24,14 @@ KEYS = {
 }
 
 
+def is_counted_only(id: str) -> bool:
+    """Return the lot of a fault: True if nobody is shown whether it was missed.
+
+    It is the parity of the id's SHA-256, so that it is drawn once and for all, for faults to come as well.
+    """
+    return hashlib.sha256(id.encode()).digest()[0] % 2 == 1
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault, or a control: a change after which the program is still correct.
@@ -47,11 +55,8 @@ class Fault:
 
     @property
     def group(self) -> str:
-        """ "listed", "unlisted", or "counted": the half, by lot, whose misses nobody is shown.
-
-        The lot is the parity of the id's SHA-256, so that it is drawn once and for all, for faults to come as well.
-        """
-        if hashlib.sha256(self.id.encode()).digest()[0] % 2:
+        """ "listed", "unlisted", or "counted": the half, by lot, whose misses nobody is shown."""
+        if is_counted_only(self.id):
             return "counted"
         return "unlisted" if self.says else "listed"
 

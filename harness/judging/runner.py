@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from harness.core.error_text import describe_error, error_location
 from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, machine_memory_gib
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
+from harness.judging.excused import details_with, excused
 from harness.judging.explained import explained
 from harness.judging.in_process import PROBE_SECONDS, InProcessJudge
 from harness.judging.isolated import IsolatedJudge
@@ -42,12 +41,12 @@ class Runner:
         because = self._unusable.get(size) or self._hung.get((check.measure, size))
         if because:
             record = Record(check, self.name, "error", because, 0.0, details={"because": because})
-            return record if self._unusable.get(size) else self._excused(check, record) or record
+            return record if self._unusable.get(size) else excused(record, self.deviations) or record
         record = self.judge.judge(check, self.limits)
         if record.verdict == "error":
             self._probe(check, record, size)
         if record.verdict in ("fail", "error") and self.deviations and not self._unusable.get(size):
-            record = self._excused(check, record) or self._computed(check, record)
+            record = excused(record, self.deviations) or self._computed(check, record)
         return record
 
     def _probe(self, check: Check, record: Record, size: str) -> None:
@@ -68,15 +67,6 @@ class Runner:
             else ""
         )
 
-    def _excused(self, check: Check, record: Record) -> Record | None:
-        """Return the record marked as declared, if a deviation excuses the check whatever it finds."""
-        name = f"{check.suite}::{check.id}"
-        for each in self.deviations:
-            if each.excuses(name):
-                details = _details_with(record, [each], name)
-                return replace(record, declared=f"{each.says}: {each.reason}", details=details)
-        return None
-
     def _computed(self, check: Check, record: Record) -> Record:
         """Return the record marked as declared, if the check passes with them; otherwise what remains beyond them."""
         computed = [each for each in self.deviations if each.computed]
@@ -91,7 +81,7 @@ class Runner:
             return again if again.message and again.message != record.message else record
         needed = self._needed_for(check, computed)
         reason = "; ".join(f"{each.says}: {each.reason}" for each in needed)
-        return replace(record, declared=reason, details=_details_with(record, needed, f"{check.suite}::{check.id}"))
+        return replace(record, declared=reason, details=details_with(record, needed, f"{check.suite}::{check.id}"))
 
     def _needed_for(self, check: Check, deviations: list[Deviation]) -> list[Deviation]:
         """Return the deviations without which the check does not pass.
@@ -195,15 +185,3 @@ def make_runner(
     limits = Limits(seconds, (memory_gib or MEMORY_SHARE * machine_memory_gib()) if isolate else None)
     judge: Judge = (IsolatedJudge if isolate else InProcessJudge)(name, limits=limits, echo=echo, own=own)
     return Runner(name, judge, limits=limits, deviations=deviations)
-
-
-def _details_with(record: Record, deviations: Sequence[Deviation], check: str) -> dict[str, Any]:
-    """Return the record's details with the places (`file:line`, and with the pattern) of what excused the check."""
-    places = [each.place for each in deviations]
-    places += [
-        f"{each.place} {pattern}"
-        for each in deviations
-        for pattern in each.checks
-        if fnmatch.fnmatchcase(check, pattern)
-    ]
-    return {**record.details, "deviations": places}

@@ -214,9 +214,9 @@ def _settings(deviation: Deviation, table: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def except_for(deviations: Sequence[Deviation]) -> str:
+def except_for(deviations: Sequence[Deviation], of: str = "GPT-2") -> str:
     """Return the verdict, such as `GPT-2 except: exact GELU (trained with it), untied head (...)`."""
-    return "GPT-2 except: " + ", ".join(f"{each.says} ({each.reason})" for each in deviations)
+    return f"{of} except: " + ", ".join(f"{each.says} ({each.reason})" for each in deviations)
 
 
 def declared_faults(deviations: Iterable[Deviation]) -> set[str]:

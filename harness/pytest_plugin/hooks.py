@@ -18,7 +18,14 @@ from harness.core.record_files import encode
 from harness.core.resources import Resources
 from harness.core.waiting import said_if_slow
 from harness.pytest_plugin.items import CheckItem, SuiteFile
-from harness.pytest_plugin.options import add_options, deviations_of, reports_folder, subject_names, trainer_names
+from harness.pytest_plugin.options import (
+    add_options,
+    deviations_of,
+    reports_folder,
+    subject_names,
+    trainer_deviations_of,
+    trainer_names,
+)
 from harness.pytest_plugin.runners import close_runners, runner_of, trainer_runner_of
 from harness.pytest_plugin.session import SESSION, Session
 from harness.suites.suite_order import place_of
@@ -107,6 +114,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             if unreadable:
                 raise pytest.UsageError(f"--subject {name}: {unreadable}")
     for name in trainer_names(config) if config.getoption("--trainer") is not None else ():
+        try:
+            trainer_deviations_of(config, name)
+        except HarnessError as error:
+            raise pytest.UsageError(str(error)) from None
         try:
             trainer_runner_of(config, name)
         except HarnessError as error:

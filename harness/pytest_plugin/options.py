@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,3 +119,21 @@ def deviations_of(config: pytest.Config, name: str) -> tuple[Deviation, ...]:
     named = config.getoption("--deviations")
     path = Path(named) if named else beside(name)
     return read(path) if path else ()
+
+
+def trainer_deviations_of(config: pytest.Config, name: str) -> tuple[Deviation, ...]:
+    """Return what a training program declares in train.deviations.toml beside train.py. Raises DeviationError."""
+    from harness.oracle.deviations import SUFFIX, DeviationError, read  # see above
+
+    words = shlex.split(name) if config.getoption("--trainer") is not None else []
+    path = Path(words[0].partition(":")[0]).with_suffix(SUFFIX) if words else Path()
+    if not path.is_file():
+        return ()
+    found = read(path)
+    for each in found:
+        if each.what:
+            raise DeviationError(
+                f"{each.place}: a training program declares checks = ['suite::check', ...]; what = '{each.what}' "
+                "is a deviation of a GPT"
+            )
+    return found

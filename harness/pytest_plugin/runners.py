@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.core.errors import SubjectError
-from harness.pytest_plugin.options import DEFAULT_SUBJECT, deviations_of, subject_names
+from harness.pytest_plugin.options import DEFAULT_SUBJECT, deviations_of, subject_names, trainer_deviations_of
 
 if TYPE_CHECKING:
     from harness.judging.runner import Runner
@@ -49,6 +49,7 @@ def trainer_runner_of(config: pytest.Config, name: str) -> TrainerRunner:
             memory_gib=config.getoption("--memory-limit"),
             echo=config.getoption("capture") == "no",
             own=config.getoption("--trainer") is not None,
+            deviations=trainer_deviations_of(config, name),
         )
     return runners[name]
 

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,9 +17,18 @@ from harness.core.errors import HarnessError, SubjectError
 from harness.core.record_files import Row
 from harness.pytest_plugin import terminal_summary
 from harness.pytest_plugin.failure_text import FailureText
-from harness.pytest_plugin.options import deviations_of, reports_folder, subject_names, trainer_names
+from harness.pytest_plugin.options import (
+    deviations_of,
+    reports_folder,
+    subject_names,
+    trainer_deviations_of,
+    trainer_names,
+)
 from harness.pytest_plugin.record_writer import RunWriter, open_record_file
-from harness.pytest_plugin.runners import runner_of
+from harness.pytest_plugin.runners import runner_of, trainer_runner_of
+
+if TYPE_CHECKING:
+    from harness.oracle.deviations import Deviation
 
 IN_FULL = 3  # failures that are printed in full by default
 
@@ -128,8 +137,17 @@ class Session:
         """Return the declared deviations of each subject that has some, as the verdict words them."""
         from harness.oracle.deviations import except_for
 
-        declared = {name: deviations_of(self.config, name) for name in subject_names(self.config)}
-        return {name: except_for(found) for name, found in declared.items() if found}
+        programs = trainer_names(self.config)
+        return {
+            name: except_for(found, "right" if name in programs else "GPT-2")
+            for name, found in self._declared().items()
+            if found
+        }
+
+    def _declared(self) -> dict[str, tuple[Deviation, ...]]:
+        """Return the declared deviations of each GPT and each training program."""
+        models = {name: deviations_of(self.config, name) for name in subject_names(self.config)}
+        return models | {name: trainer_deviations_of(self.config, name) for name in trainer_names(self.config)}
 
     def _checks(self) -> list[Row]:
         return [row for row in self.rows if row.get("kind") == "record"]
@@ -144,12 +162,16 @@ class Session:
         hopeless = {row["subject"] for row in checks if _ends_everything(row)}
         bad = [row["subject"] for row in checks if terminal_summary.is_bad(row) and row["subject"] not in hopeless]
         for subject in dict.fromkeys(bad):
-            if subject in trainer_names(self.config):  # the searches are for models
-                continue
+            own = [row for row in checks if row["subject"] == subject]
             try:
-                found = runner_of(self.config, subject).diagnose([row for row in checks if row["subject"] == subject])
+                if subject in trainer_names(self.config):
+                    found = trainer_runner_of(self.config, subject).diagnose(own)
+                else:
+                    found = runner_of(self.config, subject).diagnose(own)
             except SubjectError as error:
                 found = {"trouble": str(error)}
+            if not found:
+                continue
             self.diagnoses[subject] = found
             if found.get("reproduction"):
                 self._write_script(subject, found["reproduction"], found.get("data", ""))
@@ -172,8 +194,7 @@ class Session:
         from harness.pytest_plugin.suites_of_run import known_checks  # imports torch
 
         found = []
-        for subject in subject_names(self.config):
-            declared = deviations_of(self.config, subject)
+        for subject, declared in self._declared().items():
             own = [row for row in self._checks() if row["subject"] == subject]
             if declared and own:
                 judged = {
@@ -182,7 +203,8 @@ class Session:
                 }
                 applied = {place for row in own for place in row["details"].get("deviations", ())}
                 broken = any({"because", "crashed"} & set(row["details"]) for row in own)
-                unfounded = {} if broken else runner_of(self.config, subject).unfounded()
+                computed = any(each.computed for each in declared)
+                unfounded = runner_of(self.config, subject).unfounded() if computed and not broken else {}
                 found += problems(declared, applied, judged, known_checks(own, self.config), unfounded)
         self.trouble += found
         if found and session.exitstatus == pytest.ExitCode.OK:

@@ -178,6 +178,12 @@ def by_explained(findings: Sequence[Row]) -> list[Row]:
     return sorted(findings, key=lambda each: -each.get("explains", 0))
 
 
+def in_order(found: Row) -> list[Row]:
+    """Return the undeclared findings: of a GPT those that explain most first, of a program as they happen."""
+    findings = [each for each in found.get("findings", []) if not each.get("declared")]
+    return findings if found.get("in_order") else by_explained(findings)
+
+
 def unexplained(bad: Sequence[Row], found: Row) -> list[Row]:
     """Return the failures that are not known to follow from the causes found."""
     explained = set(found.get("explained", ()))
@@ -186,7 +192,7 @@ def unexplained(bad: Sequence[Row], found: Row) -> list[Row]:
 
 def diagnosis(found: Row) -> Iterator[SummaryLine]:
     """Return the findings, those that explain most first: place, line, cause, evidence; and what they explain."""
-    findings = by_explained([each for each in found.get("findings", []) if not each.get("declared")])
+    findings = in_order(found)
     declared = [each for each in found.get("findings", []) if each.get("declared")]
     for number, each in enumerate(findings[:FINDINGS], 1):
         at = f"  {each['source']}" if each.get("source") else ""
@@ -200,7 +206,8 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
     if found.get("explained_of"):
         explain = "this explains" if len(findings) == 1 else "these explain"
         count, of = len(found["explained"]), found["explained_of"]
-        yield SummaryLine(f"   {explain} {count} of the {of} failures that were judged again")
+        again = "" if found.get("in_order") else " that were judged again"
+        yield SummaryLine(f"   {explain} {count} of the {of} failures{again}")
     if blocks := dict.fromkeys(each["declaration"] for each in findings if each.get("declaration")):
         yield SummaryLine("   if that is intended, declare it beside FILE.py, in FILE.deviations.toml:")
         yield from (SummaryLine(f"      {line}") for block in blocks for line in block.splitlines())
@@ -214,7 +221,7 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
 
 def what_to_do(bad: Sequence[Row], found: Row, script: str) -> Iterator[SummaryLine]:
     """Return the line to look at first, and the commands that reproduce the failure."""
-    findings = by_explained([each for each in found.get("findings", []) if not each.get("declared")])
+    findings = in_order(found)
     sources = [each["source"] for each in findings if each.get("source")]
     sources += [row["details"]["raised"]["place"] for row in bad if row["details"].get("raised")]
     if sources:

@@ -188,6 +188,14 @@ class TrainingProgram:
             raise MissingAbility(f"{self.name} cannot train on the text of a rehearsal: {failure}")
         raise failure
 
+    def why_not(self, rehearsal: Rehearsal) -> str:
+        """Return what a rehearsal needs and the program has no setting for; "" if nothing is missing."""
+        try:
+            self._require(rehearsal)
+        except (HarnessError, Missing) as error:
+            return str(error)
+        return ""
+
     def _trains(self, rehearsal: str) -> bool:
         """Return True if the program makes steps in a rehearsal."""
         try:

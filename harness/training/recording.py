@@ -66,6 +66,14 @@ class Forward(Event):
     """True if a backward pass differentiated its loss."""
     line: str = ""
     """The user's line that called the model or the loss, as `train.py:118: source`."""
+    ids_line: str = ""
+    """The user's line on which the token ids were chosen; "" if that was not seen, as are the next two."""
+    targets_line: str = ""
+    """The user's line on which the targets were chosen."""
+    loss_line: str = ""
+    """The user's line that called the loss function."""
+    mode_line: str = ""
+    """The user's line that called `train()` or `eval()` last."""
 
     @property
     def counted(self) -> int:
@@ -132,9 +140,9 @@ class Step(Event):
     """One optimizer step. Its tensors are read when they are asked for, and raise `NotRecorded` if they are not there.
 
     `tensors` has the parts by name: "before", "after", "gradient", "unclipped", "state_before", "state_after",
-    "replayed" and "replayed32". `hashes` has a hash of each tensor of "before", "after", "gradient" and "unclipped",
-    and of each parameter's whole state ("state_before", "state_after"). They are recorded at any size; a long rehearsal
-    has none.
+    "replayed", "replayed32" and "micro_batches". `hashes` has a hash of each tensor of "before", "after", "gradient"
+    and "unclipped", and of each parameter's whole state ("state_before", "state_after"). They are recorded at any size;
+    a long rehearsal has none.
     """
 
     number: int
@@ -143,6 +151,13 @@ class Step(Event):
     """The class of the optimizer."""
     groups: tuple[Group, ...]
     line: str = ""
+    """The user's line that called the step."""
+    built_line: str = ""
+    """The user's line that built the optimizer, or added its last group."""
+    rule_line: str = ""
+    """Where the optimizer's class defines its step, if that is a class of the user."""
+    rate_line: str = ""
+    """The user's line that built a scheduler of torch for the optimizer."""
     rng: str = ""
     """A hash of torch's global CPU generator at the step."""
     tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
@@ -197,6 +212,11 @@ class Step(Event):
         They are computed after the run, with a float64 copy of the program's own model, from the recorded batches.
         """
         return self._part("replayed")
+
+    @property
+    def micro_batches(self) -> States:
+        """Return the part of `replayed` that each micro-batch has, by its number, if there are a few; {} otherwise."""
+        return self.tensors.get("micro_batches", {})
 
     @property
     def replayed32(self) -> Tensors:
@@ -280,10 +300,11 @@ class Stream(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Printed(Event):
-    """A line that the program printed."""
+    """A line that the program printed, and the user's line that printed it."""
 
     step: int
     text: str
+    line: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

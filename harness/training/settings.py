@@ -70,6 +70,12 @@ class Settings:
         literals = self.literals.get(word, ())
         return literals[0].default if literals else None
 
+    def called(self, word: str) -> set[str]:
+        """Return what the program's source calls a setting."""
+        flags = {self.flags[word].name.lstrip("-").replace("-", "_")} if word in self.flags else set()
+        names = {self.names[word]} if word in self.names else set()
+        return flags | names | {literal.name for literal in self.literals.get(word, ())}
+
     def assign(self, values: Mapping[str, Any]) -> Assignment:
         """Return how these values are set; those that it has no setting for are left out."""
         arguments: list[str] = []

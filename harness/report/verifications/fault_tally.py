@@ -16,6 +16,8 @@ GROUPS = {
     "listed": ("kinds that a table of the diagnosis lists", (1.0, 0.95, 0.85)),
     "unlisted": ("kinds that only the search finds", (0.95, 0.85, 0.70)),
     COUNTED: ("the half that is only counted", (0.95, 0.90, 0.80)),
+    "training": ("mistakes in training programs", (1.0, 0.85, 0.75)),
+    "training-counted": ("mistakes in training programs that are only counted", (0.95, 0.85, 0.75)),
 }
 FIGURES = ("killed", "localised", "named")
 
@@ -143,7 +145,7 @@ def summary(found: Tally) -> str:
             for check in kept_checks
         ]
     for row in found.faults:
-        if not (row["localised"] and row["named"]) and row["killed"] and group_of(row) != COUNTED:
+        if not (row["localised"] and row["named"]) and row["killed"] and not group_of(row).endswith(COUNTED):
             lines.append(f"  {row['id']}: {_describe_miss(row)}")
     return "\n".join([*lines, *(f"MISSED  {text}" for text in found.missed)])
 

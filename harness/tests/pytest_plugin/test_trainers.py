@@ -53,15 +53,51 @@ def test_checks_are_collected_for_the_subjects_that_are_named(project, arguments
     assert [line.removeprefix("verifications/") for line in result.outlines if "::" in line] == expected
 
 
-def test_a_training_program_is_judged_recorded_and_told_without_a_diagnosis_of_models(project):
+def test_a_training_program_is_judged_recorded_and_diagnosed_with_its_line(project):
+    named = suite("every-parameter-once", *SUITES["training"][1:])
+    (project.path / "verifications" / "training.toml").write_text(named)
     result = project.runpytest("--trainer", "half.py", "--trainer", "train.py --flag")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*again     pytest verifications/training.toml::groups --trainer half.py"])
-    result.stdout.no_fnmatch_line("*== diagnosis*")
+    line = next(n for n, text in enumerate((project.path / "half.py").read_text().splitlines(), 1) if "AdamW(" in text)
+    result.stdout.fnmatch_lines(
+        [
+            "*== diagnosis of half.py*",
+            f"1. optimizer groups  half.py:{line}:  *AdamW(model.hidden.parameters()*",
+            "   * parameters are in no group: *",
+            "   this explains 1 of the 1 failures",
+            f"look at    half.py:{line}",
+            "run again  pytest verifications/training.toml::every-parameter-once --trainer half.py",
+        ]
+    )
     (path,) = (project.path / "reports" / "records").glob("verify-*.jsonl")
     rows = [row for row in read(path) if row["kind"] == "record"]
     assert [(row["subject"], row["verdict"]) for row in rows] == [("half.py", "fail"), ("train.py --flag", "pass")]
-    assert not [row for row in read(path) if row["kind"] == "diagnosis"]
+    (diagnosis,) = [row for row in read(path) if row["kind"] == "diagnosis"]
+    assert diagnosis["subject"] == "half.py"
+
+
+DECLARED = '[[deviation]]\nchecks = ["training::groups"]\nreason = "the head is frozen"\n'
+
+
+def test_what_a_training_program_declares_beside_its_file_is_no_failure(project):
+    (project.path / "half.deviations.toml").write_text(DECLARED)
+    result = project.runpytest("--trainer", "half.py --flag")
+    result.stdout.fnmatch_lines(["half.py --flag: right except: training::groups (the head is frozen)", "*1 declared*"])
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_a_declaration_of_a_training_program_that_no_longer_applies_fails_the_run(project):
+    (project.path / "train.deviations.toml").write_text(DECLARED)
+    result = project.runpytest("--trainer", "train.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*train.deviations.toml:1: nothing that 'training::groups' names fails any more*"])
+
+
+def test_a_deviation_of_gpts_is_none_of_a_training_program(project):
+    (project.path / "train.deviations.toml").write_text('[[deviation]]\nwhat = "bias-free"\nreason = "so"\n')
+    result = project.runpytest("--trainer", "train.py")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *train.deviations.toml:1: a training program declares checks = *"])
 
 
 def test_a_gpt_and_a_training_program_are_not_put_side_by_side(project):

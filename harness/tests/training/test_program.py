@@ -8,6 +8,7 @@ import pytest
 
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.limits import Limits
+from harness.faults.training import SPECIMEN
 from harness.tests.training.tiny import script
 from harness.training.child.program_source import ProgramSource
 from harness.training.child.request import Request
@@ -15,8 +16,6 @@ from harness.training.program import TrainingProgram, shared_processes
 from harness.training.protocols import Trains
 from harness.training.rehearsals import REHEARSALS, words
 from harness.training.settings import read_settings
-
-SPECIMEN = str(Path(__file__).with_name("specimen_trainer.py"))
 
 ARGPARSE = """\
 import argparse
@@ -51,7 +50,7 @@ def program(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def specimen():
     """Return the specimen, whose rehearsals are shared by the tests."""
-    program = TrainingProgram(SPECIMEN)
+    program = TrainingProgram(str(SPECIMEN))
     yield program
     program.close()
 

@@ -2,72 +2,51 @@
 
 import pytest
 
+from harness.core.shipped_packages import SUITES
+from harness.faults.training import RIGHT_TRAINERS, SPECIMEN, WRONG_TRAINERS
+from harness.faults.training.matrix import RED, judge_trainer, training_checks
 from harness.judging.run_check import run
-from harness.measures.all_measures import measures
-from harness.tests.training.right_trainers import RIGHT_TRAINERS
-from harness.tests.training.specimen_changes import SPECIMEN
-from harness.tests.training.wrong_trainers import WRONG_TRAINERS
 from harness.training.program import TrainingProgram
 
-
-@pytest.fixture
-def checks(shipped):
-    """Return the checks of training programs, by suite::id."""
-    return {name: check for name, check in shipped.items() if check.suite in ("data", "training")}
-
-
-def rehearsals(check):
-    """Return the rehearsals that a check judges."""
-    parameters = measures()[check.measure].parameters
-    defaults = {name: parameters[name].default for name in ("rehearsal", "other") if name in parameters}
-    return {check.parameters.get(name, default) for name, default in defaults.items()}
+# Mistakes that the diagnosis places elsewhere: where the line is not one of an event, nor of a kind that it looks for.
+NOT_PLACED = frozenset(
+    (
+        *("loss-averaged-over-pads", "data-trains-on-val-batch", "batch-comes-again", "data-workers-repeat"),
+        *("opt-step-skipped", "train-mode-not-restored", "data-ranks-read-same", "grad-sum-instead-of-mean"),
+        "init-rank-dependent",
+    )
+)
 
 
-def judged(checks, program, recorded):
-    """Return the records of all checks that these rehearsals are enough for."""
-    return {name: run(check, program) for name, check in checks.items() if rehearsals(check) <= recorded}
-
-
-@pytest.fixture
-def program(tmp_path):
-    """Return a function that makes a program of the specimen with a change."""
-    made = []
-
-    def of(trainer):
-        file = tmp_path / "train.py"
-        file.write_text(trainer.source_text(), encoding="utf-8")
-        made.append(TrainingProgram(str(file)))
-        return made[-1]
-
-    yield of
-    for each in made:
-        each.close()
+def red_of(row):
+    """Return the messages of a row's red checks, by suite::id."""
+    return {f"{c['suite']}::{c['id']}": c["message"] for c in row["checks"] if c["verdict"] in RED}
 
 
 @pytest.mark.parametrize("trainer", WRONG_TRAINERS, ids=lambda trainer: trainer.id)
-def test_a_wrong_trainer_fails_its_checks_and_no_other(checks, program, trainer):
-    needed = set().union(*(rehearsals(checks[name]) for name in trainer.red))
-    records = judged(checks, program(trainer), needed)
-    red = {name: record.message for name, record in records.items() if record.verdict in ("fail", "error")}
-    assert red.keys() == set(trainer.red), red
-    assert all(records[name].verdict == "fail" for name in red), red
-    hints = [hint for name in red if (hint := str(records[name].details.get("hint", "")))]
-    assert any(trainer.hint in hint for hint in hints) if trainer.hint else not hints, hints
+def test_a_wrong_trainer_fails_its_checks_and_no_other_and_is_named_and_placed(trainer):
+    row = judge_trainer(trainer, SUITES)
+    assert red_of(row).keys() == set(trainer.red), red_of(row)
+    assert all(check["verdict"] != "error" for check in row["checks"])
+    assert row["named"], row["findings"]
+    assert row["localised"] == (trainer.id not in NOT_PLACED), (row["where"], row["findings"])
 
 
 @pytest.mark.parametrize("trainer", RIGHT_TRAINERS, ids=lambda trainer: trainer.id)
-def test_a_right_trainer_of_another_convention_raises_no_alarm(checks, program, trainer):
-    records = judged(checks, program(trainer), set(trainer.rehearsals))
-    assert {name: r.message for name, r in records.items() if r.verdict in ("fail", "error")} == {}
-    assert any(record.verdict == "pass" for record in records.values())
+def test_a_right_trainer_of_another_convention_raises_no_alarm(trainer):
+    row = judge_trainer(trainer, SUITES)
+    assert red_of(row) == {}
+    assert any(check["verdict"] == "pass" for check in row["checks"])
+    assert row["findings"] == []
 
 
-def test_the_specimen_itself_passes_every_check(checks):
+def test_the_specimen_itself_passes_every_check():
     program = TrainingProgram(str(SPECIMEN))
-    records = {name: run(check, program) for name, check in checks.items()}
+    records = {f"{check.suite}::{check.id}": run(check, program) for check in training_checks(SUITES)}
     program.close()
     assert {name: r.message for name, r in records.items() if r.verdict != "pass"} == {}
 
 
-def test_every_check_turns_red_for_a_wrong_trainer(checks):
-    assert checks.keys() == {name for trainer in WRONG_TRAINERS for name in trainer.red}
+def test_every_check_turns_red_for_a_wrong_trainer():
+    checks = {f"{check.suite}::{check.id}" for check in training_checks(SUITES)}
+    assert checks == {name for trainer in WRONG_TRAINERS for name in trainer.red}

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from harness.training.child.model_names import first_tensor
 from harness.training.child.recorder import Recorder, as_int64
+from harness.training.child.seams.tensor_lines import TensorLines
 from harness.training.recording import IGNORED
 
 RECORDED = (
     *("step", "phase", "ids", "targets", "loss", "reduction", "mode"),
-    *("autocast", "logits_dtype", "rng", "used", "line"),
+    *("autocast", "logits_dtype", "rng", "used", "line", "ids_line", "targets_line", "loss_line", "mode_line"),
 )  # the attributes of a pass that a Forward event has
 NEAR_THE_ROOT = 500  # nodes of the autograd graph between a loss and what is differentiated (scaling, sums)
 MOST_WAITING = 64  # passes with a loss and without a backward pass; each keeps its graph alive
@@ -39,6 +40,10 @@ class Pass:
     rng: str
     rng_state: Tensor
     line: str
+    ids_line: str = ""
+    targets_line: str = ""
+    loss_line: str = ""
+    mode_line: str = ""
     root: nn.Module | None = None
     arguments: tuple[Any, Mapping[str, Any]] = ((), {})
     ids: Tensor = EMPTY
@@ -66,6 +71,9 @@ class Passes:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        self.lines = TensorLines(recorder.line)
+        self.mode_line = ""
+        """The user's line that set the mode of the model, or of a part of it, last."""
         self.training: list[Pass] = []
         """Passes with a backward pass, in order, for the replay."""
         self._entry: Pass | None = None  # the call of the model that is being executed
@@ -111,7 +119,7 @@ class Passes:
         if self._open is not entry:
             self._close()
             self._open = entry
-        entry.ids = as_int64(ids)
+        entry.ids, entry.ids_line = as_int64(ids), self.lines.of(ids)
 
     # ------------------------------------------------------------------------ the loss
 
@@ -130,6 +138,7 @@ class Passes:
         values = result.detach().double().reshape(-1)
         entry.loss = float(values.mean() if values.numel() == 1 else values[counted.to(values.device)].mean())
         entry.logits_dtype = _name(logits.dtype)
+        entry.targets_line, entry.loss_line = self.lines.of(targets), self.recorder.line()
         entry.node, entry.has_loss = result.grad_fn, True
         entry.loss_inside = self._entry is not None
         entry.log_probabilities = bool(options.get("log_probabilities"))
@@ -183,6 +192,7 @@ class Passes:
             rng=recorder.rng(),
             rng_state=state,
             line=recorder.line(),
+            mode_line=self.mode_line,
             root=root,
         )
 

@@ -101,7 +101,7 @@ class Recorder:
         """Write a line that the program printed."""
         if self.active and self._printed < MOST_PRINTED:
             self._printed += 1
-            self.event("Printed", step=self.step, text=text)
+            self.event("Printed", step=self.step, text=text, line=self.line())
 
     def write_parameters(self) -> None:
         """Write the parameters of the model, once it is known."""

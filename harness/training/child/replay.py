@@ -22,6 +22,7 @@ from harness.training.recording_files import RecordingReader
 # same masks for float32 and float64.
 SAME_LOSS = 1e-4
 SAME_LOSS_OF_16_BITS = 0.01
+MOST_MICRO_BATCHES = 8  # of a step whose parts of the gradient are kept one by one
 
 
 class CannotReplay(Exception):  # noqa: N818 - says what is missing
@@ -46,8 +47,10 @@ def replay(recorder: Recorder, passes: Iterable[Pass], reader: RecordingReader) 
             if dtype is not None:
                 model.to(dtype)
             for step in steps:
-                gradients = _gradients(model, step, by_step.get(step.number, []), dtype)
-                found.setdefault(step.number, {})[part] = gradients
+                parts = _gradients(model, step, by_step.get(step.number, []), dtype)
+                found.setdefault(step.number, {})[part] = _total(parts)
+                if dtype is not None and 1 < len(parts) <= MOST_MICRO_BATCHES:
+                    found[step.number]["micro_batches"] = {str(k): each for k, each in parts.items()}
     except CannotReplay as reason:
         _write(recorder, steps, {}, str(reason))
     except Exception as error:  # the program's own model fails outside of the program
@@ -62,8 +65,22 @@ def _write(recorder: Recorder, steps: Iterable[Step], found: Mapping[int, Any], 
         recorder.writer.event("replayed", row)
 
 
-def _gradients(model: nn.Module, step: Step, passes: list[Pass], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Return the gradient of the mean cross entropy over all targets of a step, by parameter."""
+def _total(parts: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the sum of the gradients of a step's micro-batches, by parameter."""
+    total: dict[str, Tensor] = {}
+    for part in parts.values():
+        for name, gradient in part.items():
+            total[name] = total[name] + gradient if name in total else gradient
+    return total
+
+
+def _gradients(
+    model: nn.Module, step: Step, passes: list[Pass], dtype: torch.dtype | None
+) -> dict[int, dict[str, Tensor]]:
+    """Return each micro-batch's part of the gradient of the mean cross entropy over all targets of a step.
+
+    The parts are by the number of the micro-batch, then by parameter; one without targets has none.
+    """
     counts = [int((each.targets != IGNORED).sum()) for each in passes]
     if not sum(counts):
         raise CannotReplay(f"no loss with a backward pass was seen before step {step.number}")
@@ -74,17 +91,15 @@ def _gradients(model: nn.Module, step: Step, passes: list[Pass], dtype: torch.dt
                 raise CannotReplay(f"the optimizer updates {name}")
             named[name].copy_(value)
     wanted = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    total: dict[str, Tensor] = {}
-    for each, count in zip(passes, counts, strict=True):
+    found: dict[int, dict[str, Tensor]] = {}
+    for number, (each, count) in enumerate(zip(passes, counts, strict=True)):
         if not count:
             continue
         loss = _loss_sum(each, dtype)
         _check_loss(each, float(loss.detach()) / count, _tolerance(each, step))
         parts = torch.autograd.grad(loss / sum(counts), list(wanted.values()), allow_unused=True)
-        for name, part in zip(wanted, parts, strict=True):
-            if part is not None:
-                total[name] = total[name] + part if name in total else part
-    return total
+        found[number] = {name: part for name, part in zip(wanted, parts, strict=True) if part is not None}
+    return found
 
 
 def _tolerance(each: Pass, step: Step) -> float:

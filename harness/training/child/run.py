@@ -69,7 +69,7 @@ def recording(recorder: Recorder, passes: Passes) -> Iterator[None]:
     try:
         for seam in (watch, streams, optimizers, CheckpointSeam(recorder)):
             seam.install(patches)
-        modules.install()
+        modules.install(patches)
         output.install()
         with functions:
             yield

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import linecache
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 from harness.core.error_text import display_path, is_user_file
@@ -16,10 +18,19 @@ def user_line() -> str:
     while frame is not None:
         file = frame.f_code.co_filename
         if _is_users(file):
-            source = linecache.getline(file, frame.f_lineno).strip()
-            return f"{_shown(file)}:{frame.f_lineno}: {source}"
+            return _line(file, frame.f_lineno)
         frame = frame.f_back
     return ""
+
+
+def definition_line(function: Callable[..., object]) -> str:
+    """Return the line on which a function of the user is defined; "" if it is another's."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return _line(code.co_filename, code.co_firstlineno) if code and _is_users(code.co_filename) else ""
+
+
+def _line(file: str, number: int) -> str:
+    return f"{_shown(file)}:{number}: {linecache.getline(file, number).strip()}"
 
 
 @functools.cache

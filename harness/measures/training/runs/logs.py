@@ -20,7 +20,7 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
     """
     recording = program.record(rehearsal)
     found: dict[str, float] = {}
-    hint = ""
+    hint = line = ""
     for step in recording.steps:
         passes = [forward for forward in recording.forwards_of(step.number) if forward.counted]
         if not passes:
@@ -31,10 +31,11 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
             continue
         found[f"step {step.number}"] = near.half_digits
         if not hint and not near.half_digits <= 1:
+            line = near.line
             hint = f"step {step.number}: printed {near.text}, {_what(near.value, near.half, passes)}; mean {mean:.6f}"
     if not found:
         raise MissingAbility(f"{program.name} prints no loss")
-    return Reading(found, "half digits", {"hint": hint} if hint else {})
+    return Reading(found, "half digits", {"hint": hint, "line": line} if hint else {})
 
 
 def _is_an_estimate(recording: Recording, near: PrintedNumber, after: int) -> bool:

@@ -17,12 +17,16 @@ ROUNDING = 8 * 2.0**-24
 
 @dataclass(frozen=True)
 class PrintedNumber:
-    """A number in a printed line: its text and value, half a unit of its last digit, and how far another one is."""
+    """A number in a printed line: its text and value, half a unit of its last digit, and how far another one is.
+
+    `line` is the user's line that printed it.
+    """
 
     text: str
     value: float
     half: float
     half_digits: float
+    line: str = ""
 
 
 def nearest_print(
@@ -46,4 +50,4 @@ def _numbers(line: Printed, value: float) -> Iterator[PrintedNumber]:
         half = 0.5 * 10.0 ** (int(match.group(2) or 0) - len(match.group(1)))
         number = float(match.group(0))
         distance = largest([0.0, abs(number - value) - ROUNDING * abs(value)])
-        yield PrintedNumber(match.group(0), number, half, distance / half)
+        yield PrintedNumber(match.group(0), number, half, distance / half, line.line)

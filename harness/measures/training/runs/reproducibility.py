@@ -97,7 +97,7 @@ def state_lost_by_resume(program: Trains, *, rehearsal: str = "straight", other:
     if len({forward.rng for forward in straight.forwards("train")}) > 1:
         parts["random state"] = same_random_state(passes, others)
     lost = [name for name, equal in parts.items() if not equal]
-    hint = {"hint": f"after the resume {', '.join(lost)} are not those of the run that was not stopped"}
+    hint = {"hint": f"lost by the resume: {', '.join(lost)}"}
     found = {name: "restored" if equal else "lost" for name, equal in parts.items()}
     return Reading(found, "", hint if lost else {})
 

@@ -29,8 +29,20 @@ def impure_passes(program: Trains, *, rehearsal: str = "validate-often") -> Read
         "validation passes not in eval mode": [forward for forward in validation if forward.mode != "eval"],
         "training passes not in training mode": [forward for forward in recording.trained if forward.mode != "train"],
     }
-    first = next((f"{what}: {passes[0].line or passes[0].mode}" for what, passes in found.items() if passes), "")
-    return Reading({what: len(v) for what, v in found.items()}, "passes", {"hint": first} if first else {})
+    wrong = next(((what, passes[0]) for what, passes in found.items() if passes), None)
+    details = {"hint": _mode_of(*wrong), "line": _line_of(*wrong)} if wrong else {}
+    return Reading({what: len(v) for what, v in found.items()}, "passes", details)
+
+
+def _mode_of(what: str, forward: Forward) -> str:
+    """Return what is wrong with the mode of a pass, and since when, as a sentence."""
+    since = f", since {forward.mode_line}" if forward.mode_line and "gradients" not in what else ""
+    return f"{what}: {forward.line or forward.mode}{since}"
+
+
+def _line_of(what: str, forward: Forward) -> str:
+    """Return the line to look at: of training in eval mode, where that was set; otherwise where the model is called."""
+    return (forward.mode_line if what.startswith("training") else "") or forward.line
 
 
 def evaluations_of(recording: Recording) -> dict[int, list[Forward]]:
@@ -58,8 +70,8 @@ def changes_of_the_validation_set(program: Trains, *, rehearsal: str = "validate
     for step, passes in rest:
         same = _windows(passes) == _windows(first)
         found[f"validation before step {step}"] = "the same" if same else "other windows"
-    hint = {"hint": f"the first validation, before step {first_step}, is on {len(_windows(first))} windows"}
-    return Reading(found, "", hint)
+    hint = f"the first one, before step {first_step}, is on {len(_windows(first))} windows"
+    return Reading(found, "", {"hint": hint})
 
 
 def _windows(passes: list[Forward]) -> list[tuple[int, ...]]:
@@ -77,7 +89,7 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
     recording = program.record(rehearsal)
     estimates = TrainingEstimates(Batches(recording))
     found: dict[str, float] = {}
-    hint = ""
+    hint = line = ""
     for step, passes in evaluations_of(recording).items():
         own = estimates.without(passes)
         parts = [own] if estimates.known(passes) or len(passes) % 2 else [passes, passes[len(passes) // 2 :]]
@@ -92,8 +104,9 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
         averages = [forward.total_loss / forward.counted for forward in own if forward.counted]
         average = sum(averages) / len(averages)
         if not hint and not near.half_digits <= 1:
+            line = near.line
             why = "the mean of the batches' means" if abs(near.value - average) <= near.half else "another number"
             hint = f"before step {step}: printed {near.text}, which is {why}; the mean over the targets is {mean:.6f}"
     if not found:
         raise MissingAbility(f"{program.name} prints no validation loss")
-    return Reading(found, "half digits", {"hint": hint} if hint else {})
+    return Reading(found, "half digits", {"hint": hint, "line": line} if hint else {})

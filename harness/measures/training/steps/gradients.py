@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -18,6 +19,7 @@ Gradients = Mapping[str, Tensor]
 # The largest distance from the float64 gradient, as a multiple of that of the same computation in the program's own
 # type. See the bound of the check in verifications/training.toml.
 NOISE = 8.0
+NEAR = 1e-3  # weights of micro-batches that are so near are the same: they are fitted, in a gradient of float32
 
 
 @measure
@@ -93,9 +95,44 @@ def _cause(recording: Recording, step: Step, noise: Mapping[str, float]) -> str:
         # One step has moved the weights since, so that the two are not equal.
         if _cosine(found, last) > max(0.9, _cosine(found, own)):
             return "the gradient is that of the batch before"
+    if sentence := _of_micro_batches(recording, step, found, like, size):
+        return sentence
     worst = max(like, key=lambda name: _ratio(step, name, noise))
     cosine = _cosine(found, own)
     return f"{worst} is the furthest off; {factor:.4g} times the expected gradient, the cosine to it is {cosine:.6f}"
+
+
+def _of_micro_batches(recording: Recording, step: Step, found: Tensor, like: Gradients, size: float) -> str:
+    """Return how much of each micro-batch's mean is in the gradient, if it is a sum of them; "" if it is not.
+
+    `found`: the gradient as a vector. `size`: the noise. The weights are fitted by least squares.
+    """
+    counts = [each.counted for each in recording.forwards_of(step.number)]
+    parts = {int(number): _vector(part, like) for number, part in step.micro_batches.items()}
+    if len(parts) < 2 or len(parts) != len(counts):
+        return ""
+    own = torch.stack([parts[number] * (sum(counts) / counts[number]) for number in sorted(parts)])
+    weights = torch.linalg.lstsq(own @ own.T, own @ found).solution
+    if float((found - weights @ own).norm()) > NOISE * size * max(1.0, float(weights.abs().max())):
+        return ""
+    values, count = [float(weight) for weight in weights], len(counts)
+    least = min(range(count), key=lambda number: counts[number])
+    few = f"micro-batch {least} has {counts[least]} of {sum(counts)} targets"
+    if _all_near(values, [1 / count] * count):
+        return f"the gradient is the mean of the micro-batches' means: {few}, and weighs as much as the others"
+    if _all_near(values, [1.0] * count):
+        return f"the gradient is the sum of the micro-batches' means, not divided by their number: {few}"
+    dropped = sum(1 for _ in itertools.takewhile(lambda value: abs(value) <= NEAR, values))
+    if 0 < dropped < count - 1:
+        return f"the first {dropped} of {count} micro-batches since the last step have no part in the gradient"
+    if dropped == count - 1:
+        return f"the gradient is that of the last of {count} micro-batches alone, {values[-1]:.4g} times its mean"
+    shares = ", ".join(f"{value / (number / sum(counts)):.4g}" for value, number in zip(values, counts, strict=True))
+    return f"the micro-batches of the step have {shares} times the weight that their targets give them"
+
+
+def _all_near(values: list[float], expected: list[float]) -> bool:
+    return all(abs(value - other) <= NEAR for value, other in zip(values, expected, strict=True))
 
 
 def _micro_batches(count: int) -> str:

@@ -55,6 +55,16 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     return Reading(found, "of the peak", details)
 
 
+def fitted_schedule(recording: Recording) -> str:
+    """Return the known schedule that fits the learning rates of a recording, or how far the closest one is."""
+    rates, declared = _rates(recording), _declared(recording)
+    best, expected = _best_form(rates, declared)
+    error = largest(_errors(rates, expected))
+    if error <= EXACT:
+        return f"{best}, peak {max(rates):.3g}"
+    return f"no known schedule fits; the closest is {best}, off by {error:.2g} of the peak"
+
+
 def _rates(recording: Recording) -> list[float]:
     """Return the learning rate of each step's first group."""
     if not recording.steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from harness.training.child.passes import Passes
 from harness.training.child.recorder import Recorder
 from harness.training.child.seams.gradients import GradientWatch
+from harness.training.child.seams.patches import Patches
+from harness.training.child.seams.tensor_lines import INTEGERS
 from harness.training.child.seams.token_streams import TokenStreams
 
 CROSS_ENTROPY = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
@@ -35,6 +38,7 @@ class FunctionSeam(TorchFunctionMode):
 
     def __init__(self, recorder: Recorder, passes: Passes, watch: GradientWatch, streams: TokenStreams) -> None:
         self.recorder, self.passes, self.watch, self.streams = recorder, passes, watch, streams
+        self.lines = passes.lines
         self._of_gradients: dict[Any, Callable[..., None]] = {
             **_by_function(READS, self._reads),
             **_by_function(PRODUCTS, self._multiplies),
@@ -45,6 +49,7 @@ class FunctionSeam(TorchFunctionMode):
             F.embedding: self._embedding,
             torch.embedding: lambda args, options: self._embedding((args[1], args[0]), options),
             Tensor.__getitem__: self._index,
+            Tensor.__setitem__: self._writes,
         }
         self._after: dict[Any, Callable[..., None]] = {
             F.cross_entropy: self._cross_entropy,
@@ -58,15 +63,19 @@ class FunctionSeam(TorchFunctionMode):
         before, after = self._before.get(function), self._after.get(function)
         if before is None and self.watch.armed:
             before = self._of_gradients.get(function)
-        if (before is None and after is None) or not self.recorder.active:
-            return function(*args, **options)
-        if before is not None:
+        if (before is not None or after is not None) and self.recorder.active:
+            if before is not None:
+                with self.recorder.observing():
+                    before(args, options)
+            result = function(*args, **options)
+            if after is not None:
+                with self.recorder.observing():
+                    after(args, options, result)
+        else:
+            result = function(*args, **options)
+        if type(result) is Tensor and result.dtype in INTEGERS and result.dim() > 0 and self.recorder.active:
             with self.recorder.observing():
-                before(args, options)
-        result = function(*args, **options)
-        if after is not None:
-            with self.recorder.observing():
-                after(args, options, result)
+                self.lines.made(function, args, result)
         return result
 
     # ------------------------------------------------------------------------ forward passes
@@ -92,6 +101,9 @@ class FunctionSeam(TorchFunctionMode):
     def _tensor(self, args: Any, options: Mapping[str, Any], result: Tensor) -> None:
         self.streams.saw(result, "torch.tensor")
 
+    def _writes(self, args: Any, options: Mapping[str, Any]) -> None:
+        self.lines.written(args[0], args[2])
+
     # ------------------------------------------------------------------------ gradients
 
     def _reads(self, args: Any, options: Mapping[str, Any]) -> None:
@@ -115,8 +127,9 @@ class ModuleSeam:
         self.recorder, self.passes = recorder, passes
         self._handles: list[Any] = []
 
-    def install(self) -> None:
-        """Register the hooks."""
+    def install(self, patches: Patches) -> None:
+        """Register the hooks, and watch `train()`, which `eval()` calls."""
+        patches.replace(torch.nn.Module, "train", self._sets_mode)
         self._handles = [
             modules.register_module_forward_pre_hook(self._enter),
             modules.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
@@ -126,6 +139,17 @@ class ModuleSeam:
         """Remove them."""
         for handle in self._handles:
             handle.remove()
+
+    def _sets_mode(self, original: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
+        @functools.wraps(original)
+        def train(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+            if not self.recorder.active:  # also for the parts of the module, which are called in here
+                return original(module, mode)
+            with self.recorder.observing():
+                self.passes.mode_line = self.recorder.line()
+                return original(module, mode)
+
+        return train
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
         if not self.passes.is_inner(module) and self.recorder.active:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from harness.training.child.passes import Passes
@@ -17,6 +19,7 @@ from harness.training.child.recorder import Recorder
 from harness.training.child.request import MOST_BYTES, MOST_PARAMETERS
 from harness.training.child.seams.gradients import GradientWatch
 from harness.training.child.seams.patches import Patches
+from harness.training.child.user_lines import definition_line
 from harness.training.recording_files import digest
 
 NAMED = ("params", "param_names", "lr", "betas", "eps", "weight_decay")  # a group's options with a field of their own
@@ -39,10 +42,12 @@ class OptimizerSeam:
         self._steps: Counter[int] = Counter()
         self._row: dict[str, Any] | None = None
         self._handles: list[Any] = []
+        self._lines: dict[int, dict[str, str]] = {}  # the user's lines about an optimizer, by its id
 
     def install(self, patches: Patches) -> None:
         """Register the hooks."""
         patches.replace(Optimizer, "add_param_group", self._adds_group)
+        patches.replace(LRScheduler, "__init__", self._builds_scheduler)
         self._handles = [register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after)]
 
     def remove(self) -> None:
@@ -56,8 +61,19 @@ class OptimizerSeam:
             own = optimizer.param_groups[-1]["params"]
             self.watch.add(own)
             self._built(optimizer)
+            if self.recorder.active:
+                self._lines.setdefault(id(optimizer), {})["built_line"] = self.recorder.line()
 
         return add_param_group
+
+    def _builds_scheduler(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)  # its signature is read by torch's composed schedulers
+        def build(scheduler: LRScheduler, optimizer: Optimizer, *args: Any, **options: Any) -> None:
+            if self.recorder.active:
+                self._lines.setdefault(id(optimizer), {})["rate_line"] = self.recorder.line()
+            original(scheduler, optimizer, *args, **options)
+
+        return build
 
     def _built(self, optimizer: Optimizer) -> None:
         """Note the size of an optimizer, so that it is known before the first step which of several counts the steps.
@@ -92,6 +108,8 @@ class OptimizerSeam:
                 "optimizer": type(optimizer).__name__,
                 "groups": [self._group(group) for group in optimizer.param_groups],
                 "line": self.recorder.line(),
+                "rule_line": definition_line(type(optimizer).step),
+                **self._lines.get(id(optimizer), {}),
                 "rng": self.recorder.rng(),
                 "tensors": {},
                 "hashes": {},

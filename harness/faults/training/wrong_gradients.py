@@ -1,18 +1,18 @@
 """Wrong losses and gradients: changes of the specimen, and the checks that must turn red for each."""
 
-from harness.tests.training.checks_of_trainers import (
+from harness.faults.training.changes import (
+    CLIP,
+    LOSS,
+    ZERO_GRAD,
+    Trainer,
+)
+from harness.faults.training.checks import (
     ACCUMULATION,
     CLIPPING,
     GRADIENT,
     LOGGED_K,
     SCHEDULE_K,
     STEPS,
-)
-from harness.tests.training.specimen_changes import (
-    CLIP,
-    LOSS,
-    ZERO_GRAD,
-    Trainer,
 )
 
 GRADIENTS = (
@@ -30,7 +30,7 @@ GRADIENTS = (
         "folklore",
         (("    for x, y in batches:\n", "    for x, y in batches:\n        optimizer.zero_grad(set_to_none=True)\n"),),
         (ACCUMULATION,),
-        "times the expected gradient, the cosine to it is",
+        "the last of 3 micro-batches alone",
     ),
     Trainer(
         "accum-not-divided",
@@ -54,7 +54,7 @@ GRADIENTS = (
         "huggingface/transformers issue 34242",
         ((LOSS, LOSS.replace("count", "(y != -100).sum() / gradient_accumulation_steps")),),
         (ACCUMULATION, LOGGED_K),
-        "which is the mean of the micro-batches' means",
+        "the mean of the micro-batches' means",
     ),
     Trainer(
         "clip-inside-accumulation",
@@ -65,7 +65,7 @@ GRADIENTS = (
             (f"    {CLIP}\n    optimizer", "    optimizer"),
         ),
         (ACCUMULATION,),
-        "times the expected gradient, the cosine to it is",
+        "the weight that their targets give them",
     ),
     Trainer(
         "opt-step-skipped",
@@ -73,7 +73,7 @@ GRADIENTS = (
         "folklore",
         (("    optimizer.step()\n", "    if it % 2:\n        optimizer.step()\n"),),
         (STEPS, ACCUMULATION, SCHEDULE_K, LOGGED_K),
-        "optimizer steps: 2, declared 5",
+        "have no part in the gradient",
     ),
     Trainer(
         "clip-missing",

@@ -1,11 +1,13 @@
-"""Changes of the text of `specimen_trainer.py`, which make other programs of it."""
+"""Changes of the text of `specimen.py`, which make other programs of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-SPECIMEN = Path(__file__).with_name("specimen_trainer.py")
+from harness.faults.catalogue import is_counted_only
+
+SPECIMEN = Path(__file__).with_name("specimen.py")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Trainer:
         red: The checks that must turn red, by `suite::id`: all those that do on the rehearsals they need.
         hint: What the hint of one of them must say; empty if none of them gives a hint.
         rehearsals: Of a control: those whose checks must all pass.
+        by_lot: It was added after the diagnosis was written, and half of such ones, by lot, are only counted.
     """
 
     id: str
@@ -29,6 +32,12 @@ class Trainer:
     red: tuple[str, ...] = ()
     hint: str = ""
     rehearsals: tuple[str, ...] = ()
+    by_lot: bool = False
+
+    @property
+    def group(self) -> str:
+        """ "training", or "training-counted": nobody is shown which of these were missed."""
+        return "training-counted" if self.by_lot and is_counted_only(self.id) else "training"
 
     def source_text(self) -> str:
         """Return the specimen's text with the change. Raises AssertionError if a text to replace is not there once."""

@@ -1,6 +1,6 @@
 """Other right training programs: changes of the specimen that follow other conventions; no check may turn red."""
 
-from harness.tests.training.specimen_changes import ADAMW, CLIP, LOSS, SET_RATE, WARMUP, ZERO_GRAD, Trainer
+from harness.faults.training.changes import ADAMW, CLIP, LOSS, SET_RATE, WARMUP, ZERO_GRAD, Trainer
 
 RIGHT_TRAINERS = (
     Trainer(

@@ -1,6 +1,10 @@
 """Wrong runs, validation, checkpoints, ranks: changes of the specimen, and the checks that must turn red for each."""
 
-from harness.tests.training.checks_of_trainers import (
+from harness.faults.training.changes import (
+    LOSS,
+    Trainer,
+)
+from harness.faults.training.checks import (
     CHECKPOINT,
     ENTROPY,
     LOGGED,
@@ -19,10 +23,6 @@ from harness.tests.training.checks_of_trainers import (
     TRACE,
     VALIDATION_LOSS,
     VALIDATION_LOSS_EPOCH,
-)
-from harness.tests.training.specimen_changes import (
-    LOSS,
-    Trainer,
 )
 
 RUNS = (
@@ -80,7 +80,7 @@ RUNS = (
         "karpathy/build-nanogpt pull 83",
         (('    torch.set_rng_state(checkpoint["rng"])\n', ""),),
         (RESUME, CHECKPOINT),
-        "the batch differs, and so does the random state",
+        "lost by the resume: batch, random state",
     ),
     Trainer(
         "ckpt-iter-off-by-one",
@@ -88,7 +88,7 @@ RUNS = (
         "folklore",
         (('"iter": it + 1', '"iter": it'),),
         (RESUME, CHECKPOINT),
-        "steps after the checkpoint",
+        "lost by the resume: learning rate",
     ),
     Trainer(
         "eval-mode-forgotten",

@@ -1,6 +1,14 @@
 """Wrong steps of the optimizer: changes of the specimen, and the checks that must turn red for each."""
 
-from harness.tests.training.checks_of_trainers import (
+from harness.faults.training.changes import (
+    ADAMW,
+    GROUPS,
+    LAST_RATE,
+    SET_RATE,
+    WARMUP,
+    Trainer,
+)
+from harness.faults.training.checks import (
     DECAY,
     FLOAT32,
     LOST,
@@ -11,14 +19,6 @@ from harness.tests.training.checks_of_trainers import (
     SCHEDULE_PLAIN,
     SETTINGS,
     UPDATE,
-)
-from harness.tests.training.specimen_changes import (
-    ADAMW,
-    GROUPS,
-    LAST_RATE,
-    SET_RATE,
-    WARMUP,
-    Trainer,
 )
 
 STEP = (
@@ -200,6 +200,6 @@ STEP = (
         "Micikevicius et al. 2018, section 3.1",
         (("model = TinyGPT()\n", "model = TinyGPT().bfloat16()\n"),),
         (FLOAT32, LOST, MOVES),
-        "100.0% of blocks.0.ln_1.weight",
+        "weights or moments have 16 bits",
     ),
 )

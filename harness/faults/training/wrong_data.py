@@ -1,6 +1,10 @@
 """Wrong data: changes of the specimen, and the checks that must turn red for each."""
 
-from harness.tests.training.checks_of_trainers import (
+from harness.faults.training.changes import (
+    CHUNK,
+    Trainer,
+)
+from harness.faults.training.checks import (
     BATCHES,
     COVERAGE,
     ENTROPY,
@@ -11,10 +15,6 @@ from harness.tests.training.checks_of_trainers import (
     TARGETS_EPOCH,
     TEXT,
     UNIFORM,
-)
-from harness.tests.training.specimen_changes import (
-    CHUNK,
-    Trainer,
 )
 
 DATA = (

@@ -1,0 +1,101 @@
+"""The user's line of each event of a recording, as `train.py:118: source`; "" where the recorder saw none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from harness.training.recording import Backward, Forward, Recording
+
+VALIDATION = "validation"  # how the place of a failure in a validation batch begins
+
+
+def of_the_ids(recording: Recording, place: str) -> str:
+    """Return the line on which the token ids of a batch are chosen, or else that of its forward pass."""
+    return _first(line for each in _passes(recording, place) for line in (each.ids_line, each.line))
+
+
+def of_the_targets(recording: Recording, place: str) -> str:
+    """Return the line on which the targets of a batch are chosen, or else that of the loss."""
+    passes = _passes(recording, place)
+    return _first(line for each in passes for line in (each.targets_line, each.loss_line, each.line))
+
+
+def of_the_forward(recording: Recording, place: str) -> str:
+    """Return the line that calls the model."""
+    return _first(each.line for each in _passes(recording, place))
+
+
+def of_the_loss(recording: Recording, place: str) -> str:
+    """Return the line that calls the loss function, or else the model."""
+    return _first(line for each in _passes(recording, place) for line in (each.loss_line, each.line))
+
+
+def of_the_backward(recording: Recording, place: str) -> str:
+    """Return the line of the first backward pass."""
+    return _first(each.line for each in recording.events if isinstance(each, Backward))
+
+
+def of_the_clipping(recording: Recording, place: str) -> str:
+    """Return the line that calls torch's clipping function, or else the one that steps."""
+    clips = [clip.line for step in recording.steps for clip in recording.clips_of(step.number)]
+    return _first((*clips, of_the_step(recording, place)))
+
+
+def of_the_step(recording: Recording, place: str) -> str:
+    """Return the line that calls the optimizer's step."""
+    return _first(each.line for each in recording.steps)
+
+
+def of_the_optimizer(recording: Recording, place: str) -> str:
+    """Return the line that builds the optimizer, or adds its last group."""
+    return _first(line for each in recording.steps for line in (each.built_line, each.line))
+
+
+def of_the_rule(recording: Recording, place: str) -> str:
+    """Return where the user's own optimizer class defines its step, or else where the optimizer is built."""
+    return _first(line for each in recording.steps for line in (each.rule_line, each.built_line, each.line))
+
+
+def of_the_scheduler(recording: Recording, place: str) -> str:
+    """Return the line that builds a scheduler of torch."""
+    return _first(each.rate_line for each in recording.steps)
+
+
+def of_the_validation(recording: Recording, place: str) -> str:
+    """Return the line that calls the model in validation."""
+    return _first(each.line for each in recording.forwards() if each.validates or each.idle)
+
+
+def of_the_validation_ids(recording: Recording, place: str) -> str:
+    """Return the line on which the token ids of a validation batch are chosen."""
+    return of_the_ids(recording, VALIDATION)
+
+
+def of_the_save(recording: Recording, place: str) -> str:
+    """Return the line that saves a checkpoint."""
+    return _first(each.line for each in reversed(recording.saves))
+
+
+def of_the_load(recording: Recording, place: str) -> str:
+    """Return the line that loads a checkpoint."""
+    return _first(each.line for each in recording.loads)
+
+
+def of_print(*words: str) -> Callable[[Recording, str], str]:
+    """Return a function for the line that prints something with one of these words."""
+
+    def line(recording: Recording, place: str) -> str:
+        printed = [each for each in recording.printed if any(word in each.text.lower() for word in words)]
+        return _first(each.line for each in printed)
+
+    return line
+
+
+def _passes(recording: Recording, place: str) -> list[Forward]:
+    if place.startswith(VALIDATION):
+        return [each for each in recording.forwards() if each.validates]
+    return recording.trained
+
+
+def _first(lines: Iterable[str]) -> str:
+    return next(filter(None, lines), "")

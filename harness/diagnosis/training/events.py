@@ -1,0 +1,200 @@
+"""The events of a training program in their order: the checks that judge each, its line, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from harness.diagnosis.training import event_lines as line
+from harness.training.recording import Recording
+
+Line = Callable[[Recording, str], str]
+Patterns = str | tuple[str, ...]  # of a line; several are tried in turn
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A check of an event.
+
+    Attributes:
+        where: The event, as a finding names it.
+        line: From a recording and the first place that failed in it to the user's line.
+        says: What is wrong if the check fails, where its reading gives no cause.
+        says_too: The reading's hint says more about it, and does not replace it.
+        lines: Other lines, by a word of the cause.
+        source: Patterns of a line of the source that a cause with this word is about; the one nearest to `line` is it.
+        explains: Checks that fail for the same reason, if this one fails.
+    """
+
+    where: str
+    line: Line
+    says: str
+    says_too: bool = False
+    lines: Mapping[str, Line] | None = None
+    source: Mapping[str, Patterns] | None = None
+    explains: tuple[str, ...] = ()
+
+
+BITWISE = ("validation-leaves-no-trace", "resume-is-continuation", "checkpoint-is-complete")
+LOSS_LEVELS = ("plateau-of-the-next-token", "loss-below-entropy", "overfits-one-batch")
+
+FUNCTION = "def"  # the line that begins the function around the event's line
+# Lines of source, as patterns: what draws windows, what makes them, what parts the text, what seeds.
+ORDERS = r"\b(randperm|permutation|shuffle|RandomSampler)\b"
+DRAWS = (r"\b(randint|integers|choice|choices|sample|randrange|multinomial)\(", ORDERS)
+WINDOWS = (r"\brange\([^,]*,[^,]*,", r"//", r"\[.*:.*\+.*\]")
+VALIDATION_PART = r"^\s*(?!for|if|while|return).*(val|test|eval)\w*\s*(,\s*\w+\s*)?=[^=].*\["
+TRAINING_PART = r"^\s*(?!for|if|while|return).*train\w*\s*(,\s*\w+\s*)?=[^=].*\["
+SEEDS_ALL = r"\b(torch|random|np|numpy|cuda)\.(manual_seed|manual_seed_all|seed)\(|seed_everything|set_seed"
+SEEDS = (SEEDS_ALL, r"\b(manual_seed|manual_seed_all|set_seed|seed_everything|default_rng|seed)\(")
+COLLECTS = r"\bparameters\(.*\b(for|if)\b|\b(for|if)\b.*\bparameters\(|requires_grad"
+DECAYS = r"weight_decay[\"\']?\s*[:=]"
+HALF = r"bfloat16|float16|\.half\(|\.bfloat16\("
+MASKS = r"is_causal|tril|triu|scaled_dot_product_attention|masked_fill"
+SUMS_RANKS = r"\b(all_reduce|reduce_scatter\w*|DistributedDataParallel|DDP|no_sync)\b"
+
+# By check, in the order of a run's events. What depends on another event comes after it.
+EVENTS: Mapping[str, Judged] = {
+    "rows-are-of-the-text": Judged(
+        "batch", line.of_the_ids, "rows of a batch are not in the text", explains=("epoch-coverage",)
+    ),
+    "parts-share-no-token": Judged(
+        "batch",
+        line.of_the_validation_ids,
+        "validation is on tokens that the program trains on",
+        source={"validation rows": VALIDATION_PART, "training part": TRAINING_PART, "": VALIDATION_PART},
+        explains=("epoch-coverage",),
+    ),
+    "rows-of-a-batch-differ": Judged(
+        "batch", line.of_the_ids, "rows of a batch are the same", says_too=True, source={"": DRAWS}
+    ),
+    "batches-differ": Judged(
+        "batch", line.of_the_ids, "a batch comes again", source={"": DRAWS}, explains=("epoch-coverage",)
+    ),
+    "epoch-coverage": Judged(
+        "batch",
+        line.of_the_ids,
+        "an epoch does not have each target once",
+        says_too=True,
+        source={"shuffled order": ORDERS, "": WINDOWS},
+    ),
+    "starts-are-uniform": Judged(
+        "batch",
+        line.of_the_ids,
+        "some windows of the text are drawn more often, or never",
+        says_too=True,
+        source={"": DRAWS},
+    ),
+    "targets-are-the-next-tokens": Judged(
+        "targets", line.of_the_targets, "the targets are not the next tokens", explains=LOSS_LEVELS
+    ),
+    "validation-is-pure": Judged(
+        "validation",
+        line.of_the_validation,
+        "a pass is in the wrong mode",
+        source={"not in eval mode": FUNCTION, "with gradients": FUNCTION},
+    ),
+    "gradient-is-of-this-batch": Judged(
+        "gradient",
+        line.of_the_backward,
+        "the gradient is not that of the mean loss",
+        lines={"zero_grad": line.of_the_step, "batch before": line.of_the_ids},
+        explains=("accumulation-is-one-batch", "overfits-one-batch", "plateau-of-the-next-token"),
+    ),
+    "accumulation-is-one-batch": Judged(
+        "gradient",
+        line.of_the_backward,
+        "the micro-batches of a step are not one batch",
+        lines={"zero_grad": line.of_the_step, "have no part": line.of_the_step},
+        explains=("printed-loss",),
+    ),
+    "ranks-are-one-batch": Judged(
+        "ranks",
+        line.of_the_backward,
+        "the ranks' gradients are not those of one batch",
+        source={"": SUMS_RANKS},
+        explains=("ranks-agree",),
+    ),
+    "ranks-agree": Judged(
+        "ranks",
+        line.of_the_step,
+        "the ranks part",
+        says_too=True,
+        source={"before": SEEDS},
+    ),
+    "clipping": Judged("clipping", line.of_the_clipping, "the gradient is not clipped by its global norm"),
+    "lr-at-each-step": Judged("learning rate", line.of_the_scheduler, "the learning rate follows no known schedule"),
+    "optimizer-settings": Judged("optimizer", line.of_the_optimizer, "the settings are not the declared ones"),
+    "decay-by-parameter": Judged(
+        "optimizer groups", line.of_the_optimizer, "the wrong parameters decay", source={"L2": "", "": DECAYS}
+    ),
+    "every-parameter-once": Judged(
+        "optimizer groups",
+        line.of_the_optimizer,
+        "a parameter is not in the groups once",
+        source={"no module of the model": "", "": COLLECTS},
+        explains=("every-parameter-moves",),
+    ),
+    "weights-and-moments-are-float32": Judged(
+        "precision",
+        line.of_the_optimizer,
+        "weights or moments have 16 bits",
+        source={"": HALF},
+        explains=("few-updates-are-lost", "every-parameter-moves"),
+    ),
+    "optimizer-step": Judged("step", line.of_the_rule, "the update is not the optimizer's rule"),
+    "every-parameter-moves": Judged("step", line.of_the_optimizer, "a parameter does not move", source={"": COLLECTS}),
+    "few-updates-are-lost": Judged("step", line.of_the_optimizer, "small updates are lost", says_too=True),
+    "repeatable": Judged(
+        "seed",
+        line.of_the_ids,
+        "two runs with one seed differ",
+        says_too=True,
+        source={"": SEEDS},
+        explains=BITWISE,
+    ),
+    "seed-matters": Judged("seed", line.of_the_ids, "the seed changes nothing", source={"": SEEDS}),
+    "steps-and-tokens": Judged(
+        "steps", line.of_the_step, "the steps or their tokens are not as declared", says_too=True
+    ),
+    "printed-loss": Judged(
+        "printed loss",
+        line.of_print("loss"),
+        "the printed loss is not that of the step",
+        lines={"micro-batch": line.of_the_backward},
+    ),
+    "validation-leaves-no-trace": Judged(
+        "validation",
+        line.of_the_validation,
+        "validation changes the training after it",
+        says_too=True,
+        source={"random state": DRAWS},
+    ),
+    "validation-set-stays": Judged(
+        "validation",
+        line.of_the_validation,
+        "each validation is on other windows, so that its losses differ",
+        says_too=True,
+        source={"": DRAWS},
+    ),
+    "printed-validation-loss": Judged(
+        "printed validation loss",
+        line.of_print("val", "eval", "test"),
+        "the printed loss is not that of the set",
+        lines={"means": line.of_the_validation},
+    ),
+    "checkpoint-is-complete": Judged(
+        "checkpoint",
+        line.of_the_save,
+        "a part of the state is not restored",
+        explains=("resume-is-continuation",),
+    ),
+    "resume-is-continuation": Judged(
+        "resume", line.of_the_load, "a resumed run is not the run without a stop", says_too=True
+    ),
+    "overfits-one-batch": Judged("learning", line.of_the_backward, "one batch is not learned by heart", says_too=True),
+    "loss-below-entropy": Judged(
+        "loss", line.of_the_forward, "the model sees its answers", says_too=True, source={"": MASKS}
+    ),
+    "plateau-of-the-next-token": Judged("loss", line.of_the_loss, "the loss settles at another level", says_too=True),
+}

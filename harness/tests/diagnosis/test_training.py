@@ -1,0 +1,177 @@
+"""The diagnosis of a training program: one finding for one mistake, in the order of a run, on the user's line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.diagnosis.training import EVENTS, Source, diagnose_training
+from harness.diagnosis.training.source_lines import function_line, line_like, line_that_counts, rate_line
+from harness.suites.check import Check
+from harness.suites.record import Record
+from harness.training.recording import Backward, Forward, Group, Load, Printed, Recording, Save, Step
+
+LINES = {"backward": "train.py:30: loss.backward()", "step": "train.py:40: optimizer.step()"}
+
+
+class Program:
+    """A program with one recording for every rehearsal."""
+
+    name = "train.py"
+
+    def __init__(self, *events):
+        self.recording = Recording(program="train.py", rehearsal="plain", ended="finished", events=events)
+
+    def record(self, rehearsal):
+        return self.recording
+
+    def record_ranks(self, rehearsal):
+        return [self.recording]
+
+
+def events():
+    batch = torch.arange(8).view(2, 4)
+    common = {"step": 0, "phase": "train", "ids": batch, "targets": batch, "loss": 1.0}
+    return (
+        Forward(
+            order=0,
+            **common,
+            used=True,
+            line="train.py:20: model(x)",
+            ids_line="train.py:10: x = data[i]",
+            targets_line="train.py:11: y = data[i + 1]",
+            loss_line="train.py:21: F.cross_entropy",
+        ),
+        Backward(order=1, step=0, line=LINES["backward"]),
+        Step(
+            order=2,
+            number=0,
+            optimizer="AdamW",
+            groups=(Group(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, names=("w",)),),
+            line=LINES["step"],
+            built_line="train.py:5: AdamW",
+        ),
+        Printed(order=3, step=1, text="loss 1.0", line="train.py:50: print(loss)"),
+        Save(order=4, step=1, path="a.pt", keys=("model.w", "optimizer.state"), line="train.py:60: torch.save"),
+        Load(order=5, step=1, path="a.pt", keys=(), line="train.py:70: torch.load"),
+    )
+
+
+def failed(name, hint="", **parameters):
+    check = Check("training", name, "gradient_errors", {"rehearsal": "plain", **parameters}, (), {"equals": 1}, "", "")
+    return Record(check, "train.py", "fail", "found 2; expected 1", 0.0, details={"hint": hint} if hint else {})
+
+
+def test_every_check_of_training_programs_has_an_event(shipped):
+    assert EVENTS.keys() == {check.name for check in shipped.values() if check.suite in ("data", "training")}
+
+
+def test_findings_are_in_the_order_of_a_run_on_the_lines_of_their_events():
+    records = [failed(name) for name in ("printed-loss", "clipping", "targets-are-the-next-tokens")]
+    diagnosis, explained = diagnose_training(Program(*events()), records)
+    assert [(f.where, f.source) for f in diagnosis.findings] == [
+        ("targets", "train.py:11"),
+        ("clipping", "train.py:40"),
+        ("printed loss", "train.py:50"),
+    ]
+    assert [[record.check.name for record in own] for own in explained] == [
+        ["targets-are-the-next-tokens"],
+        ["clipping"],
+        ["printed-loss"],
+    ]
+
+
+def test_what_follows_from_another_failure_is_no_finding_of_its_own():
+    records = [failed("plateau-of-the-next-token"), failed("targets-are-the-next-tokens", "shifted twice")]
+    diagnosis, explained = diagnose_training(Program(*events()), records)
+    assert [finding.cause for finding in diagnosis.findings] == ["shifted twice"]
+    assert len(explained[0]) == 2
+    alone, _ = diagnose_training(Program(*events()), records[:1])
+    assert [finding.where for finding in alone.findings] == ["loss"]
+
+
+def test_one_cause_in_several_rehearsals_is_one_finding():
+    hint = "the learning rate follows: cosine without a warm-up"
+    records = [failed("lr-at-each-step", hint), failed("lr-at-each-step", hint, other="past-horizon")]
+    diagnosis, explained = diagnose_training(Program(*events()), records)
+    assert len(diagnosis.findings) == 1
+    assert len(explained[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("hint", "line"),
+    [
+        ("step 3: the gradient of the step before is still in it: no zero_grad", "train.py:40"),
+        ("step 3: the gradient is 2 times that of the mean loss of its batch", "train.py:30"),
+    ],
+)
+def test_the_cause_decides_between_the_lines_of_an_event(hint, line):
+    diagnosis, _ = diagnose_training(Program(*events()), [failed("gradient-is-of-this-batch", hint)])
+    (finding,) = diagnosis.findings
+    assert finding.source == line
+    assert finding.cause == hint.removeprefix("step 3: ")
+
+
+SOURCE = '''\
+import math
+warmup, peak = 3, 1e-3
+# range(0, 10, block_size) in a comment
+
+
+def get_lr(step):
+    """The warm-up, and then a cosine."""
+    if step < warmup:
+        return peak * step / warmup
+    return peak * 0.5 * (1 + math.cos(step))
+
+
+def validate():
+    model(x)
+
+
+for step in range(max_steps):
+    lr = get_lr(step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+starts = range(0, n, block_size)
+'''
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(SOURCE)
+    return [tmp_path / "train.py"]
+
+
+def test_the_line_of_a_learning_rate_is_in_the_function_that_computes_it(files):
+    assert rate_line(files, "cosine without a warm-up").startswith("train.py:8:")
+    assert rate_line(files, "cosine to 0: the minimum is ignored").startswith("train.py:10:")
+    assert rate_line(files, "cosine, with steps counted in micro-batches").startswith("train.py:20:")
+    assert rate_line([], "cosine") == ""
+
+
+def test_lines_of_the_source_are_found_by_what_they_do(files):
+    assert line_that_counts(files, {"max_steps"}) == "train.py:17: for step in range(max_steps):"
+    assert line_like(files, r"block_size", near="train.py:3: #") == "train.py:21: starts = range(0, n, block_size)"
+    assert line_like(files, r"nothing like it") == ""
+    assert function_line(files, "train.py:14: model(x)") == "train.py:13: def validate():"
+    assert function_line(files, "train.py:2: warmup") == "train.py:2: warmup"
+
+
+def test_a_scheduler_of_torch_is_followed_to_the_function_that_it_is_given(files):
+    files[0].write_text("def shape(k):\n    return min(1, k / warmup)\n\nscheduler = LambdaLR(opt, lr_lambda=shape)\n")
+    assert rate_line(files, "linear without a warm-up").startswith("train.py:2:")
+
+
+def test_what_a_checkpoint_loses_is_looked_for_where_it_is_saved_or_loaded(files):
+    files[0].write_text(
+        'state = {"model": model.state_dict(), "iter": it}\ntorch.save(state)\nc = torch.load()\nload(c["optimizer"])\n'
+    )
+    save = Save(order=0, step=1, path="a.pt", keys=("model", "iter", "optimizer"), line="train.py:2: torch.save(state)")
+    load = Load(order=1, step=1, path="a.pt", keys=(), line="train.py:3: c = torch.load()")
+    program = Program(save, load)
+    source = Source(files)
+    for lost, line in (("learning rate", 1), ("moments", 4), ("random state", 1)):
+        diagnosis, _ = diagnose_training(program, [failed("checkpoint-is-complete", f"lost: {lost}")], source)
+        assert diagnosis.findings[0].source == f"train.py:{line}", lost
