@@ -1,5 +1,5 @@
 # make verify: the main job.  make test: every test.  make bench: the comparisons.  make faults: the kill matrix.
-# make lessons: the lessons' training runs, half an hour on two cores.
+# make lessons: the lessons' training runs, half an hour on two cores.  make gpu: what a GPU has to show.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -12,13 +12,23 @@ export GPT_HARNESS_DATA ?= $(abspath ../shared/data)
 export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/data/tiktoken)
 endif
 
-.PHONY: verify test bench faults lessons report setup clean
+# make gpu: the suites and the quick benchmarks on DEVICE, with a Python that has the packages. Nothing is installed.
+DEVICE ?= cuda
+HERE := PYTHONPATH=. PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PYTHON) -m pytest -p harness.pytest_plugin.hooks
+
+.PHONY: verify test bench gpu faults lessons report setup clean
 
 verify: $(STAMP)
 	$(BIN)/pytest verifications/
 
 bench: $(STAMP)
 	$(BIN)/pytest benchmarks/ --benchmark-autosave
+
+gpu:
+	status=0; \
+	$(HERE) verifications/ --device $(DEVICE) --subject gpt:GPT || status=1; \
+	$(HERE) -p pytest_benchmark.plugin benchmarks/ --quick --device $(DEVICE) || status=1; \
+	exit $$status
 
 test: $(STAMP)
 	$(BIN)/ruff check .

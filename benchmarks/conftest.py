@@ -28,7 +28,7 @@ _declared = pytest.StashKey[Mapping[str, DeclaredComparison]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the benchmarks; --subject and --reports come from the plugin."""
+    """Add the options of the benchmarks; --subject, --device and --reports come from the plugin."""
     group = parser.getgroup("gpt-harness-benchmarks", "comparing arms (gpt-harness)")
     group.addoption(
         "--quick", action="store_true", help="shorter sequences, fewer points, wider intervals; the same model"
@@ -40,7 +40,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"timing of all comparisons together (default: {FULL_SECONDS:.0f}, with --quick {QUICK_SECONDS:.0f}); "
         "each comparison gets at least four rounds (eight short ones); building and verifying take additional time",
     )
-    group.addoption("--device", default="cpu", help="the device of the arms: cpu (default), cuda, cuda:1 ...")
     group.addoption("--threads", metavar="N", type=_positive(int), help="threads of torch (default: torch's choice)")
     group.addoption("--nanogpt", metavar="PATH", help="a copy of nanoGPT (the folder, or its model.py) as a peer")
     group.addoption(
@@ -61,7 +60,7 @@ def _positive(kind: type) -> Callable[[str], Any]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set threads and pages and check the device, before anything is built or recorded."""
+    """Set threads and pages, before anything is built or recorded; the plugin has checked the device."""
     if len(subject_names(config)) > 1 or config.getoption("--isolate"):
         raise pytest.UsageError(
             "benchmarks take one --subject and run in this process: remove --isolate and further subjects"
@@ -73,14 +72,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--threads"):
         torch.set_num_threads(config.getoption("--threads"))
     enable_huge_pages()
-    device = config.getoption("--device")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise pytest.UsageError(
-            f"--device {device}: not available on this machine or in this build of torch ({reason})"
-        ) from error
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""Resources that a check needs besides the subject and that may be missing: text, pretrained weights, records."""
+"""What a check needs besides the subject and may be missing: text, pretrained weights, records, a device."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ NO_TARGET = -100  # of a position that has none
 
 @dataclass(frozen=True)
 class Resources:
-    """The names of the text and of the pretrained weights of this run, and the folder of the records of other runs."""
+    """The names of this run's text, pretrained weights and device, and the folder of the records of other runs."""
 
     text: str = "tinyshakespeare"
     pretrained: str = "gpt2"
     records: str = "reports/records"
+    device: str = "cpu"
     current: ClassVar[Resources]
 
     @classmethod
-    def configure(cls, *, text: str | None = None, pretrained: str | None = None, records: str | None = None) -> None:
-        """Set the names for this process; None leaves the default."""
-        given = {"text": text, "pretrained": pretrained, "records": records}
-        cls.current = cls(**{name: value for name, value in given.items() if value is not None})
+    def configure(cls, **names: str | None) -> None:
+        """Set names, by field, for this process; those that are None or not given have their defaults."""
+        cls.current = cls(**{name: value for name, value in names.items() if value is not None})
 
 
 Resources.current = Resources()

@@ -19,7 +19,7 @@ MOST_MASKS = 30  # that are kept of a pass
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of the subject: its name in PyTorch, a copy of its result in float64, and the line that called it.
+    """One operation of the subject: its name in PyTorch, a CPU copy of its result in float64, and the line that called.
 
     `dtype`: the result's own. `made`: for a layer of PyTorch's (`nn.GELU()`), the line that created the layer.
     `stack`: the user's lines on the stack, innermost first, each with the id of its `self`.
@@ -102,8 +102,9 @@ class OperationRecorder(TorchDispatchMode):
                 if not bool((hidden | (tensor == 0)).all()):
                     return
                 tensor = ~hidden
+            tensor = tensor.to("cpu", copy=True)
             if len(self.masks) < MOST_MASKS and not any(torch.equal(tensor, other) for other in self.masks):
-                self.masks.append(tensor.clone())
+                self.masks.append(tensor)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -122,7 +123,7 @@ class OperationRecorder(TorchDispatchMode):
                 if line is None:
                     stack, made = user_stack(), self._made()
                     line = stack[0][0] if stack else user_line()
-                copy = tensor.detach().to(torch.float64, copy=True)  # a later operation may write into it
+                copy = tensor.detach().to("cpu", torch.float64, copy=True)  # a later operation may write into it
                 self.steps.append(Step(function.overloadpacket.__name__, copy, tensor.dtype, line, made, stack))
         return answer
 
@@ -140,10 +141,10 @@ class DrawRecorder(TorchFunctionMode):
         given = kwargs or {}
         if function not in (torch.multinomial, torch.Tensor.multinomial):
             return function(*args, **given)
-        weights = (args[0] if args else given["input"]).detach().double()
+        weights = (args[0] if args else given["input"]).detach().to("cpu", torch.float64)
         weights = (weights / weights.sum(-1, keepdim=True)).reshape(-1, weights.shape[-1])
         self.probabilities.append(weights)
         self.line = self.line or user_line()
         drawn: Tensor = function(*args, **given)
-        self.taken.append(weights.gather(1, drawn.reshape(len(weights), -1)[:, :1])[:, 0])
+        self.taken.append(weights.gather(1, drawn.cpu().reshape(len(weights), -1)[:, :1])[:, 0])
         return drawn

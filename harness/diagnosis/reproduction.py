@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from harness.core.devices import CPU
 from harness.core.error_text import is_user_file
 from harness.core.sizes import SIZES, Size
 from harness.diagnosis.finding import Finding
@@ -82,7 +83,8 @@ def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
     """
     size = SIZES[SIZE]
     with ConstructionRecorder() as recorder:
-        model = build_with_weights(subject, size, state(SIZE, "probe"), "float64", **_without_dropout(subject))
+        options = {"device": CPU, **_without_dropout(subject)}  # the script needs no other device
+        model = build_with_weights(subject, size, state(SIZE, "probe"), "float64", **options)
     module = model.module
     arguments = recorder.arguments.get(id(module), {})
     kind = type(module)

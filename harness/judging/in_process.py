@@ -9,6 +9,7 @@ import torch
 
 from harness.core import global_state
 from harness.core.captured_output import CapturedOutput, captured_output
+from harness.core.devices import CPU, arithmetic_of
 from harness.core.error_text import error_location
 from harness.core.errors import SubjectError
 from harness.core.forked import answer_of_fork
@@ -17,6 +18,7 @@ from harness.core.one_thread import one_thread
 from harness.core.originals import ORIGINALS, Patch, operations_changed, remember_replacements, replacements_of
 from harness.core.process_exit import subject_at_work
 from harness.core.record_files import Row
+from harness.core.resources import Resources
 from harness.diagnosis import diagnose
 from harness.judging.run_check import run
 from harness.judging.unreadable import why_unreadable
@@ -27,6 +29,7 @@ from harness.oracle.deviations import Deviation
 from harness.oracle.gpt2_with_deviations import DeviatingGPT2
 from harness.oracle.hugging_face import protect_oracle
 from harness.subjects.adapters import adapt
+from harness.subjects.on_device import on_device
 from harness.subjects.protocols import Subject
 from harness.suites.check import Check
 from harness.suites.record import Record
@@ -57,7 +60,7 @@ class InProcessJudge:
         patches: list[Patch] = []
         try:
             with subject_at_work(), captured_output(CapturedOutput()), alarm(limits.seconds):
-                self.subject = adapt(spec, own=own)
+                self.subject = on_device(adapt(spec, own=own), Resources.current.device)
         except SubjectError as error:
             if isinstance(late := error.__cause__, TooLong):
                 message = f"does not import within {limits.seconds:g} s: it was at {error_location(late)}"
@@ -105,17 +108,23 @@ class InProcessJudge:
         """See `Judge.why_unreadable`. A forked process asks, so that the subject's code costs this one nothing."""
 
         def ask() -> str:
-            torch.set_num_threads(1)  # with more, OpenMP hangs in a forked process
             with self._at_work():
                 return why_unreadable(self.subject)
 
-        return answer_of_fork(ask, min(self.limits.seconds or PROBE_SECONDS, PROBE_SECONDS))
+        def ask_alone() -> str:
+            torch.set_num_threads(1)  # with more, OpenMP hangs in a forked process
+            return ask()
+
+        if Resources.current.device != CPU:  # CUDA, which is in use by now, cannot be used in a forked process
+            return ask()
+        return answer_of_fork(ask_alone, min(self.limits.seconds or PROBE_SECONDS, PROBE_SECONDS))
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         """Let the subject run inside the block, without a check, at the debug size."""
         with (
             one_thread(),
+            arithmetic_of(Resources.current.device),
             global_state.isolated_global_state({}),
             replacements_of(self.subject.name),
             subject_at_work(),

@@ -72,7 +72,10 @@ class IsolatedJudge:
             "deviations": [dataclasses.asdict(each) for each in deviations],
         }
         try:
-            return Record.from_row(check, self._ready().ask(question, limits))
+            record = Record.from_row(check, self._ready().ask(question, limits))
+            if "lost device" in record.details:
+                self.close()  # the next check starts another worker
+            return record
         except WorkerEnded as ended:
             self.close()
             return Record(check, self.spec, "error", str(ended), time.perf_counter() - started)

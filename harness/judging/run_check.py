@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.core.captured_output import EXCERPT, CapturedOutput, captured_output
+from harness.core.devices import arithmetic_of
 from harness.core.error_text import describe_error, error_location
 from harness.core.errors import HarnessError, Missing
 from harness.core.global_state import isolated_global_state
@@ -16,6 +17,7 @@ from harness.core.limits import Limits, TooLong, alarm
 from harness.core.one_thread import one_thread
 from harness.core.originals import operations_changed, replacements_of
 from harness.core.process_exit import subject_at_work
+from harness.core.resources import Resources
 from harness.measures.all_measures import measures
 from harness.subjects.protocols import Subject
 from harness.suites.check import Check
@@ -26,6 +28,10 @@ from harness.suites.record import Record, Verdict
 from harness.training.protocols import Trains
 
 LONGEST_TRACEBACK = 4000  # characters, from its end
+# Of the error of an index out of range in a kernel: CUDA then refuses every call of this process.
+LOST_DEVICE = "device-side assert"
+ALONE = "with --isolate the others run in a new process"
+_lost_in: list[str] = []  # the check in which that happened
 
 
 def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None, echo: bool = False) -> Record:
@@ -51,13 +57,20 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
             message += "; on the way it changed " + ", ".join(f"{name} ({how})" for name, how in changed.items())
         trace = "".join(traceback.format_tb(cause.__traceback__))[-LONGEST_TRACEBACK:]
         raised = {"type": type(cause).__name__, "place": error_location(cause)}
-        return record("error", message, {"traceback": trace, "raised": raised})
+        lost = {}
+        if LOST_DEVICE in str(cause):
+            _lost_in.append(f"{check.suite}/{check.id}")
+            lost = {"lost device": True}
+        return record("error", message, {"traceback": trace, "raised": raised, **lost})
 
+    if _lost_in:
+        return record("error", f"not run: CUDA refuses every call after the {LOST_DEVICE} in {_lost_in[0]}; {ALONE}")
     if not isinstance(subject, measure.needs):
         return record("skip", f"{subject.name} has no ability '{measure.needs.__name__}': {_summary(measure.needs)}")
     try:
         with (
             one_thread() if str(_size(check, measure)).startswith("debug") else contextlib.nullcontext(),
+            arithmetic_of(Resources.current.device),
             isolated_global_state(changed),
             replacements_of(subject.name) as replaced,
             subject_at_work(),

@@ -11,13 +11,13 @@ from torch import Tensor
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
+from harness.measures.options.forward_call import logits_with
 from harness.oracle import noise_verdict
 from harness.oracle.probe_weights import State, Weights, state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
-from harness.subjects.forward_answer import unpack
 from harness.subjects.forward_arguments import NONE, PADDING
-from harness.subjects.forward_style import call_forward, forward_parameters, style_of
+from harness.subjects.forward_style import forward_parameters, style_of
 from harness.subjects.model import Model
 from harness.subjects.option_names import PADDING_MASKS
 from harness.subjects.protocols import ChoosesAttention, Subject
@@ -185,9 +185,7 @@ def padding_seen(
     padding = padding if side == "right" else padding.flip(1)
 
     def logits(tokens: Tensor, mask: Tensor | None) -> Tensor:
-        with torch.no_grad(), model.precision():
-            given = {} if mask is None else {keyword: mask}
-            return unpack(call_forward(model.module, tokens, style_of(model.module), **given), tokens)[0]
+        return logits_with(model, tokens, **({} if mask is None else {keyword: mask}))
 
     mask = (~padding).long()
     before, after = logits(ids, mask), logits(torch.where(padding, other, ids), mask)

@@ -97,7 +97,7 @@ def _reseeded(subject: Subject, size: str) -> dict[str, bool]:
 def writes_to_its_input(subject: Subject, *, size: str) -> Reading:
     """Return True for each of ids and targets that a forward or a backward pass changes."""
     model = subject.build(SIZES[size])
-    ids, targets = _batch(model)
+    ids, targets = (each.to(model.device) for each in _batch(model))  # the model gets these, no copies
     given, wanted = ids.clone(), targets.clone()
     model.loss(ids, targets).backward()
     with torch.no_grad():

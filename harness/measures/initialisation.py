@@ -154,7 +154,7 @@ def initialised_model(subject: Subject, size: str, recipe: Recipe, seed: int) ->
 
 
 def _weights(model: Model) -> dict[str, Tensor]:
-    return model.weights.read(dict(model.module.named_parameters()))
+    return model.published_state()
 
 
 def _standardised(tensor: Tensor) -> Tensor:

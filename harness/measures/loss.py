@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harness.core.devices import CPU
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.oracle.probe_weights import State, state
@@ -39,6 +40,8 @@ def loss_against_definition(
     if case == "extreme":
         given["transformer.ln_f.weight"] = 100 * given["transformer.ln_f.weight"]
     options: dict[str, Any] = {"dropout": 0.0} if case == "training" else {}
+    if case == "ignored":  # a target that is refused is an index error, after which a process has no CUDA
+        options["device"] = CPU
     model = build_with_weights(subject, SIZES[size], given, **options)
     model.module.train(case == "training")
     ids, targets = batch(SIZES[size], "random", rows=3, length=length)
@@ -78,7 +81,7 @@ def _logits_and_own_loss(
     for value in values:
         try:
             with torch.no_grad():
-                logits, loss = model.calling(model.module, ids, torch.where(counted, targets, value))
+                logits, loss = model.unchecked_call(ids, torch.where(counted, targets, value))
         except REFUSALS:
             if value not in IGNORE_INDEXES:
                 raise

@@ -56,23 +56,32 @@ def component_precision(
 
 @measure
 def autocast_error(subject: Subject, *, size: str, rows: int = 2, length: int = 24) -> Reading:
-    """Return the error of the logits under bfloat16 autocast over that of Hugging Face's, both against float64."""
+    """Return the error of the logits under bfloat16 autocast over that of Hugging Face's, both against float64.
+
+    Both run on the subject's device: what autocast casts differs from device to device.
+    """
     given = state(size, "probe")
     ids, _ = batch(SIZES[size], "random", rows=rows, length=length)
 
     def logits(model: Model, *, autocast: bool) -> Tensor:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
             return model.logits(ids)
 
+    def huggingface_on(device: torch.device) -> Model:
+        model = oracle(SIZES[size], given, "float32")
+        model.module.to(device)
+        return model
+
+    model = build_with_weights(subject, SIZES[size], given)
     expected, theirs = model_cache.cached_if_small(
         size,
-        ("autocast", rows, length),
+        ("autocast", rows, length, str(model.device)),
         lambda: (
             logits(oracle(SIZES[size], given, "float64"), autocast=False),
-            logits(oracle(SIZES[size], given, "float32"), autocast=True),
+            logits(huggingface_on(model.device), autocast=True),
         ),
     )
-    own = logits(build_with_weights(subject, SIZES[size], given), autocast=True)
+    own = logits(model, autocast=True)
     return Reading(_rms(own, expected) / _rms(theirs, expected), "of Hugging Face's error")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from harness.core.devices import CPU
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.oracle import closed_forms
@@ -37,7 +38,7 @@ def parameters_by_component(subject: Subject, *, size: str) -> Reading:
     """Return the number of parameters minus GPT-2's, for each family of weights over all layers."""
     model = _on_meta(subject, size)
     found: Counter[str] = Counter()
-    for name, tensor in model.weights.read(dict(model.module.named_parameters())).items():
+    for name, tensor in model.published_state().items():
         found[family(name)] += tensor.numel()
     wanted: Counter[str] = Counter()
     for name, shape in published_shapes(SIZES[size]).items():
@@ -157,11 +158,11 @@ def boundary_shapes(subject: Subject, *, size: str, rows: int = 2, length: int =
 @measure
 def answer_to_a_long_sequence(subject: Subject, *, size: str) -> Reading:
     """Return "refused" if one token more than the context raises an error, or else "no error"."""
-    model = subject.build(SIZES[size])
+    model = subject.build(SIZES[size], device=CPU)  # after an index error in a kernel of CUDA the process has no CUDA
     ids, _ = batch(SIZES[size], "random", rows=1, length=SIZES[size].context + 1)
     try:
         with torch.no_grad():
-            model.calling(model.module, ids, None)  # not `logits`, which raises an error itself
+            model.unchecked_call(ids)  # not `logits`, which raises an error itself
     except Exception as error:
         return Reading("refused", details={"error": f"{type(error).__name__}: {error}"})
     return Reading("no error")
@@ -170,7 +171,7 @@ def answer_to_a_long_sequence(subject: Subject, *, size: str) -> Reading:
 @measure
 def cropped_context(subject: Subject, *, size: str, weights: Weights = "probe") -> Reading:
     """Return True if a model with half its context, by `crop_block_size`, answers as before and refuses more tokens."""
-    model = build_with_weights(subject, SIZES[size], state(size, weights))
+    model = build_with_weights(subject, SIZES[size], state(size, weights), device=CPU)  # see above
     if not callable(getattr(model.module, "crop_block_size", None)):
         raise MissingAbility(f"{subject.name} has no crop_block_size")
     module: Any = model.module
@@ -181,7 +182,7 @@ def cropped_context(subject: Subject, *, size: str, weights: Weights = "probe") 
         module.crop_block_size(half)
         found = {"the same answer to what fits": torch.equal(model.logits(ids[:, :half]), before)}
         try:
-            model.calling(module, ids, None)
+            model.unchecked_call(ids)
             found["what no longer fits is refused"] = False
         except Exception:
             found["what no longer fits is refused"] = True

@@ -173,9 +173,13 @@ def reading(differences: list[Difference]) -> Reading:
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Return max |found - expected|; NaN if the shapes differ or a value is not finite."""
+    """Return max |found - expected|; NaN if the shapes differ or a value is not finite.
+
+    They are compared on the device of what is expected.
+    """
     if found.shape != expected.shape:
         return math.nan
+    found = found.to(expected.device)
     gap = 0.0
     for a, b in _chunks(found, expected):
         gap = maximum(gap, max_abs(a - b))  # subtracting a float64 tensor promotes a float32 one

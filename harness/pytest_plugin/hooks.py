@@ -19,6 +19,7 @@ from harness.core.resources import Resources
 from harness.core.waiting import said_if_slow
 from harness.pytest_plugin.items import CheckItem, SuiteFile
 from harness.pytest_plugin.options import (
+    DEFAULT_DEVICE,
     add_options,
     deviations_of,
     reports_folder,
@@ -48,9 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "pretrained: a check that needs GPT-2's released weights",
     ):
         config.addinivalue_line("markers", marker)
-    if any(SUITE_FOLDER in Path(argument.split("::")[0]).parts for argument in config.args):
+    if _runs_suites(config):
         _let_threads_sleep()
+    _require_device(config.getoption("--device"))
     Resources.configure(
+        device=config.getoption("--device"),
         text=config.getoption("--text"),
         pretrained=config.getoption("--pretrained"),
         records=str((reports_folder(config) / "records").absolute()),
@@ -62,12 +65,40 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(config.stash[SESSION], "gpt-harness-session")
 
 
+def _require_device(name: str) -> None:
+    """End the run with a usage error, before anything is built or recorded, if the device is not available."""
+    if name == DEFAULT_DEVICE:
+        return
+    from harness.core.devices import require_device  # imports torch, which other projects' runs must not pay for
+
+    try:
+        require_device(name)
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Return where everything runs, if the suites judge a GPT that is not on the CPU."""
+    name = config.getoption("--device")
+    if name == DEFAULT_DEVICE or not _runs_suites(config):
+        return []
+    from harness.core.devices import device_description, has_float64  # see above
+
+    line = f"device: {device_description(name)}, without TF32; the oracle and training programs are on the CPU"
+    return [line if has_float64(name) else f"{line}, and so is the GPT in float64, which {name} does not have"]
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End every process of the run. After a failed run the guard stays, for exit handlers that subjects registered."""
     close_runners(config)
     guard = config.stash.get(_exit_guard, None)
     if guard is not None and guard.status == pytest.ExitCode.OK:
         guard.remove()
+
+
+def _runs_suites(config: pytest.Config) -> bool:
+    """Return True if the command line names a folder of suites, or a suite in one."""
+    return any(SUITE_FOLDER in Path(argument.split("::")[0]).parts for argument in config.args)
 
 
 def _let_threads_sleep() -> None:

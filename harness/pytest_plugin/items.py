@@ -11,7 +11,7 @@ import pytest
 
 from harness.core.errors import SuiteError
 from harness.pytest_plugin.failure_text import format_failure
-from harness.pytest_plugin.options import subject_names, trainer_names
+from harness.pytest_plugin.options import DEFAULT_DEVICE, subject_names, trainer_names
 from harness.pytest_plugin.runners import runner_of, trainer_runner_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.suites.record import Record
 
 # Options that change what a check means: they belong in the command that runs it again.
-MEANING = ("--text", "--pretrained", "--deviations")
+MEANING = ("--text", "--pretrained", "--deviations", "--device")
 
 
 class SuiteFile(pytest.File):
@@ -100,7 +100,7 @@ class CheckItem(pytest.Item):
             words += ["--set", choice]
         for option in MEANING:
             value = self.config.getoption(option)
-            if value is not None:
+            if value not in (None, DEFAULT_DEVICE):
                 words += [option, value]
         if self.config.getoption("--isolate") and not self.trains:
             words.append("--isolate")

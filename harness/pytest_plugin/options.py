@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # A name, not an import: the harness knows no particular GPT, but a run without --subject judges the reference.
 DEFAULT_SUBJECT = "gpt:GPT"
 DEFAULT_TRAINER = "gpt.train"
+DEFAULT_DEVICE = "cpu"
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -40,6 +41,12 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="NAME=VALUE",
         action="append",
         help="replace a literal of the training program, such as `batch_size = 64`, in memory; several are possible",
+    )
+    group.addoption(
+        "--device",
+        metavar="DEVICE",
+        default=DEFAULT_DEVICE,
+        help="where the GPT runs: cpu (default), cuda, cuda:1, mps ...; the oracle stays on the CPU, in float64",
     )
     group.addoption(
         "--text",

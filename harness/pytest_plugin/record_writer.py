@@ -47,6 +47,7 @@ def open_record_file(config: pytest.Config, folder: Any, run: str, started: str)
         "subjects": subject_names(config),
         "trainers": trainer_names(config),
         "arguments": list(config.invocation_params.args),
+        "device": config.getoption("--device"),
         "environment": environment(config.rootpath),
     }
     stamp = started.replace(":", "").replace("-", "")

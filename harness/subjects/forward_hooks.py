@@ -37,7 +37,7 @@ def hooked(
                 assert read is not None
                 read[place] = arranged(found, shape())
                 return None
-            stream = arranged(replaced[place].to(found.dtype), tuple(found.shape))
+            stream = arranged(replaced[place].to(found), tuple(found.shape))
             return ((stream, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: stream})
 
         return hook

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from harness.core.devices import moved
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.originals import originals
 from harness.core.sizes import Size
@@ -32,18 +33,30 @@ class Model:
     calling: Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor | None]] = call
     weight_map: WeightMap | None = None
     weight_map_missing: str = ""
-    _ids_shape: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)  # (B, T) of the last call
+    # Of the last call: the shape of its ids (B, T) and their device, to which all answers return.
+    _ids_shape: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)
+    _home: torch.device = field(default=torch.device("cpu"), init=False, repr=False, compare=False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the module's parameters.
+
+        Ids and targets are moved there, and what is computed from them is moved back to the device of the ids: a
+        caller that has CPU tensors needs to know of no other device.
+        """
+        return next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
 
     def logits(self, ids: Tensor) -> Tensor:
         """Return the next-token logits of every position: `ids` (B, T) int64 -> (B, T, V)."""
-        with self._running(ids):
-            logits, _ = self.calling(self.module, ids.contiguous(), None)
+        with self._running(ids) as own:
+            logits, _ = self.calling(self.module, own.contiguous(), None)
         return self._checked(logits, ids)
 
     def logits_alone(self, ids: Tensor) -> Tensor:
         """Return the logits that a call without targets gives: `ids` (B, T) -> (B, T, V), or of the last, (B, 1, V)."""
-        with self._running(ids):
-            return without_targets(self.module, ids.contiguous())[..., : self.size.vocab_size]
+        with self._running(ids) as own:
+            logits = without_targets(self.module, own.contiguous())
+        return logits[..., : self.size.vocab_size].to(ids.device)
 
     def one_call(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the logits and the model's own loss, or None, of one call with `ids` as they are.
@@ -51,12 +64,17 @@ class Model:
         `ids` (B, T) may be of any integer dtype and layout in memory. The logits are (B, T, V), or (B, 1, V) of the
         last position.
         """
-        with self._running(ids):
-            if targets is None and self.calling is call:
-                logits, loss = without_targets(self.module, ids), None
-            else:
-                logits, loss = self.calling(self.module, ids, targets)
+        if targets is None and self.calling is call:
+            with self._running(ids) as own:
+                return without_targets(self.module, own)[..., : self.size.vocab_size].to(ids.device), None
+        logits, loss = self.unchecked_call(ids, targets)
         return logits[..., : self.size.vocab_size], loss
+
+    def unchecked_call(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return what `calling` gives: logits (B, T, V), those of a padded vocabulary too, and a loss or None."""
+        with self._running(ids) as own:
+            logits, loss = self.calling(self.module, own, None if targets is None else moved(targets, self.device))
+        return logits.to(ids.device), None if loss is None else loss.to(ids.device)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross entropy in nats of `targets` (B, T), already shifted; the model's own if it has one."""
@@ -64,18 +82,19 @@ class Model:
 
     def logits_and_loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits (B, T, V) and the loss of one forward pass."""
-        with self._running(ids):
-            logits, loss = self.calling(self.module, ids.contiguous(), targets.contiguous())
+        with self._running(ids) as own:
+            own, own_targets = own.contiguous(), moved(targets, self.device).contiguous()
+            logits, loss = self.calling(self.module, own, own_targets)
             if loss is not None and logits.shape[:2] != ids.shape:
                 # The model returns logits of some positions only: call it again for all of them. Another check judges
                 # which positions the loss is over.
-                logits, _ = self.calling(self.module, ids.contiguous(), None)
+                logits, _ = self.calling(self.module, own, None)
         checked = self._checked(logits, ids)
         if loss is None:
             # Over all columns: those of a padded vocabulary take part in the softmax.
             with originals():
-                loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return checked, loss
+                loss = nn.functional.cross_entropy(logits.flatten(0, 1), own_targets.flatten())
+        return checked, loss.to(ids.device)
 
     @property
     def weights(self) -> WeightMap:
@@ -102,7 +121,12 @@ class Model:
             name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             for name, parameter in self.module.named_parameters()
         }
-        return self.weights.read(own)
+        return {name: gradient.to(self._home) for name, gradient in self.weights.read(own).items()}
+
+    def published_state(self) -> dict[str, Tensor]:
+        """Return every parameter's value under its published name, on the device of the callers' ids (the CPU)."""
+        own = self.weights.read(dict(self.module.named_parameters()))
+        return {name: moved(weight, self._home) for name, weight in own.items()}
 
     def component(self, published: str) -> nn.Module:
         """Return the submodule that is the published component, such as `transformer.h.0.attn`.
@@ -140,6 +164,9 @@ class Model:
         modules = {place: self.component(published) for place, published in components.items()}
         with hooked(modules, self._stream_shape, read=read, given=given, answered=answered):
             yield
+        for found in (read, answered):
+            if found is not None:
+                found |= {place: tensor.to(self._home) for place, tensor in found.items()}
 
     @contextlib.contextmanager
     def block_outputs(self) -> Iterator[dict[str, Tensor]]:
@@ -157,7 +184,8 @@ class Model:
             stack.enter_context(self.watched(dict(list(blocks.items())[:1]), read=first))
             yield outputs
         # A layer need not be a module, and a module that only contains its parts is never called.
-        outputs.update({"embedding": first["block 0"], **answered} if answered else stream.outputs)
+        stream_outputs = {place: tensor.to(self._home) for place, tensor in stream.outputs.items()}
+        outputs.update({"embedding": first["block 0"], **answered} if answered else stream_outputs)
 
     def _blocks(self) -> dict[str, str]:
         """Return place -> published component of the layers; empty if they are no modules."""
@@ -199,10 +227,12 @@ class Model:
             torch.set_default_dtype(before)
 
     @contextlib.contextmanager
-    def _running(self, ids: Tensor) -> Iterator[None]:
-        self._ids_shape = tuple(ids.shape)
+    def _running(self, ids: Tensor) -> Iterator[Tensor]:
+        """Yield the ids on the model's device; what is read off the pass returns to theirs."""
+        self._ids_shape, self._home = tuple(ids.shape), ids.device
+        own = moved(ids, self.device)
         with self.precision():
-            yield
+            yield own
 
     def _checked(self, logits: Tensor, ids: Tensor) -> Tensor:
         """Return the logits without the padding of the vocabulary. Raises SubjectError for another shape."""
@@ -214,4 +244,4 @@ class Model:
                 f"logits have shape {tuple(logits.shape)}, expected {expected}: (batch, time, vocabulary) for ids of "
                 f"shape {tuple(ids.shape)}"
             )
-        return logits
+        return logits.to(ids.device)

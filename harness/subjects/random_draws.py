@@ -137,18 +137,18 @@ class RandomDraws(TorchDispatchMode):
         kept = torch.ones_like(value, dtype=torch.bool)
         if train is False or rate == 0:
             return value.clone(), kept
-        kept = torch.rand(value.shape, dtype=torch.float64) >= rate
+        kept = (torch.rand(value.shape, dtype=torch.float64) >= rate).to(value.device)
         answer = value * kept / (1 - rate) if rate < 1 else torch.zeros_like(value)
         if self._following:
             self._note_draw(NATIVE, kept)
-            self._note_drop(frozenset((len(self.draws) - 1,)), value.detach().double().clone(), answer)
+            self._note_drop(frozenset((len(self.draws) - 1,)), _copied(value), answer)
         return answer, kept
 
     def _follow(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         noise = frozenset().union(*(self._noise.get(_storage(tensor), ()) for tensor in tensors))
         values = [] if name.endswith("_like") or name.startswith("new_") else [t for t in tensors if self._is_value(t)]
-        before = [tensor.detach().double().clone() for tensor in values if tensor.is_floating_point()] if noise else []
+        before = [_copied(tensor) for tensor in values if tensor.is_floating_point()] if noise else []
         scaled = self._scaled(name, values) if not noise else None
         answer = function(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
@@ -170,7 +170,7 @@ class RandomDraws(TorchDispatchMode):
         return answer
 
     def _note_drop(self, noise: frozenset[int], before: Tensor | None, output: Tensor) -> None:
-        drop = Drop(noise, user_line(), before, output.detach().double().clone())
+        drop = Drop(noise, user_line(), before, _copied(output))
         self.drops.append(drop)
         self._results[_storage(output)] = drop
         self._alive.append(output)
@@ -185,7 +185,7 @@ class RandomDraws(TorchDispatchMode):
         assert drop.before is not None
         if output.shape != drop.after.shape:
             return False
-        after = output.detach().double().clone()
+        after = _copied(output)
         if multiple(drop.before, after) is None:
             return False
         drop.after = after
@@ -218,7 +218,7 @@ def _writes_parameter(answer: Any) -> bool:
 
 def _dropped(values: Sequence[Tensor], output: Tensor) -> Tensor | None:
     """Return the value that becomes `output` by dropping some of it, in the shape of `output`; None if none does."""
-    after = output.detach().double()
+    after = _copied(output)
     for value in values:
         with contextlib.suppress(RuntimeError):
             before = value.broadcast_to(output.shape)
@@ -227,15 +227,28 @@ def _dropped(values: Sequence[Tensor], output: Tensor) -> Tensor | None:
     return None
 
 
+def _copied(tensor: Tensor) -> Tensor:
+    """Return a copy in float64 on the CPU, where the formula is."""
+    return tensor.detach().to("cpu", torch.float64, copy=True)
+
+
 def _drawn(name: str, function: Any, args: Any, kwargs: Any) -> Tensor:
-    """Draw in float64, and return the numbers in the dtype that was asked for."""
+    """Draw in float64, and return the numbers in the dtype that was asked for.
+
+    They are drawn on the CPU, so that all devices drop the same; by a generator of another device, there.
+    """
     if name in INTEGERS:
         return function(*args, **kwargs)  # type: ignore[no-any-return]
+    like = next((arg for arg in args if isinstance(arg, Tensor)), None)
+    device = torch.device(kwargs.get("device") or "cpu") if like is None else like.device
+    generator = kwargs.get("generator")
+    drawn_on = torch.device("cpu") if generator is None else generator.device
     if name in IN_PLACE:
-        wide = torch.empty(args[0].shape, dtype=torch.float64, device=args[0].device)
+        wide = torch.empty(args[0].shape, dtype=torch.float64, device=drawn_on)
         return args[0].copy_(function(wide, *args[1:], **kwargs))  # type: ignore[no-any-return]
     dtype = kwargs.get("dtype") or (torch.get_default_dtype() if name in BY_SIZE else args[0].dtype)
     if name in OF_PROBABILITIES:
-        args = tuple(arg.double() if isinstance(arg, Tensor) else arg for arg in args)
-        return function(*args, **kwargs).to(dtype)  # type: ignore[no-any-return]
-    return function(*args, **{**kwargs, "dtype": torch.float64}).to(dtype)  # type: ignore[no-any-return]
+        args = tuple(arg.to(drawn_on, torch.float64) if isinstance(arg, Tensor) else arg for arg in args)
+        return function(*args, **kwargs).to(device, dtype)  # type: ignore[no-any-return]
+    given = {**kwargs, "dtype": torch.float64, "device": drawn_on}
+    return function(*args, **given).to(device, dtype)  # type: ignore[no-any-return]

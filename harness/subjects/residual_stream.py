@@ -79,7 +79,7 @@ class ResidualStream(TorchFunctionMode):
     def _record(self, result: Tensor, place: str, in_place: bool) -> Tensor:
         self.following = {key: other for key, other in self.following.items() if other != place}
         if place == "embedding" and self.replacement is not None:
-            result = arranged(self.replacement, tuple(result.shape))
+            result = arranged(self.replacement.to(result.device), tuple(result.shape))
         self.sums[id(result)] = place
         self.alive.append(result)
         stream = arranged(result, self.shape())

@@ -71,7 +71,7 @@ def published_weights(model: Model, weights: State) -> dict[str, Tensor]:
     Those that the subject has no parameter for have no effect: another search reports them.
     """
     given = {name: tensor.double() for name, tensor in weights.items()}
-    own = model.weights.read(dict(model.module.named_parameters()))
+    own = model.published_state()
     given |= {name: t.double() for name, t in own.items() if name not in given or given[name].shape != t.shape}
     shapes = published_shapes(model.size)
     for row in model.weights.missing:

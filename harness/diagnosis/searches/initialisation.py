@@ -28,7 +28,7 @@ def search(subject: Subject) -> list[Finding]:
     """
     model = subject.build(SIZES[SIZE], seed=0)
     drawn: Families = {}
-    for name, tensor in model.weights.read(dict(model.module.named_parameters())).items():
+    for name, tensor in model.published_state().items():
         drawn.setdefault(family(name), []).append(tensor.double())
     matrices = {name: tensors for name, tensors in drawn.items() if tensors[0].ndim == 2}
     vectors = {name: tensors for name, tensors in drawn.items() if tensors[0].ndim == 1}

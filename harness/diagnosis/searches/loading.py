@@ -36,7 +36,7 @@ def search(subject: Subject) -> list[Finding]:
         except Exception as error:
             cause = "loading fails on a directory that Hugging Face wrote"
             return [Finding("loading", "", cause, f"{type(error).__name__}: {error}"[:300])]
-    read = loaded.weights.read(dict(loaded.module.named_parameters()))
+    read = loaded.published_state()
     # What the subject has no parameter for cannot be loaded: another search reports that it is missing.
     absent = {row.published for row in loaded.weights.missing if row.part is None}
     expected = {name: tensor for name, tensor in given.items() if name not in absent}

@@ -57,11 +57,11 @@ def updates_lost(
     model = subject.build(SIZES[size], dtype=dtype)
     model.module.train()
     ids, targets = batch(SIZES[size], "random", rows=rows, length=length)
-    before = _copied(model.weights.read(dict(model.module.named_parameters())))
+    before = _copied(model.published_state())
     optimizer = torch.optim.AdamW(model.module.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     model.loss(ids, targets).backward()
     optimizer.step()
-    after = model.weights.read(dict(model.module.named_parameters()))
+    after = model.published_state()
     lost: dict[str, list[Tensor]] = {}
     for name, gradient in model.gradients().items():
         moved = gradient != 0

@@ -45,7 +45,7 @@ def residual_projection_std(subject: Subject, *, size: str) -> Reading:
     """Return the std of both projections into the residual stream, over all layers of an untrained model."""
     model = initialised_model(subject, size, "gpt2", 0)
     drawn: dict[str, list[torch.Tensor]] = {}
-    for name, tensor in model.weights.read(dict(model.module.named_parameters())).items():
+    for name, tensor in model.published_state().items():
         if name.endswith("c_proj.weight"):
             drawn.setdefault(family(name), []).append(tensor.flatten())
     return Reading({name: float(torch.cat(parts).std()) for name, parts in drawn.items()}, "std")

@@ -29,6 +29,7 @@ def answers_overwritten(subject: Subject, *, size: str, seed: int = 0) -> Readin
     """
     model = built(subject, size)
     ids, targets = batch(SIZES[size], "random", rows=3, length=9, seed=seed)
+    ids, targets = ids.to(model.device), targets.to(model.device)  # so that the answers are the model's, no copies
     others, _ = batch(SIZES[size], "random", rows=5, length=11, seed=seed + 1)
     found: dict[str, str] = {}
     not_judged: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -71,15 +72,14 @@ def slopes(subject: Subject, *, size: str, seed: int = 0, directions: int = 6) -
     weights = _weights(model, ids, seed)
     parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
     found: dict[str, float] = {}
-    generator = torch.Generator().manual_seed(seed)
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for name, function, gradient in (
         ("the loss", lambda: model.loss(ids, targets), _of_loss(model, ids, targets)),
         ("a weighted sum of logits", lambda: (model.logits(ids) * weights).sum(), _of_logits(model, ids, weights)),
     ):
         for number in range(directions):
             direction = {
-                n: torch.randn(p.shape, generator=generator, dtype=torch.float64) * p.detach().std().nan_to_num(1.0)
-                for n, p in parameters.items()
+                n: draw(p.shape).to(p.device) * p.detach().std().nan_to_num(1.0) for n, p in parameters.items()
             }
             expected = sum(float((gradient[n] * direction[n]).sum()) for n in parameters)
             scale = sum(float((gradient[n] * direction[n]).pow(2).sum()) for n in parameters) ** 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from harness.core.devices import CPU
 from harness.core.errors import Missing
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
@@ -75,8 +76,8 @@ def generation_changes(subject: Generates, *, size: str, weights: Weights = "pro
 
     Recorded gradients count as a change: a graph that grows with every token costs memory.
     """
-    prompt, other = batch(SIZES[size], "random", rows=2, length=6)
     model = build_with_weights(subject, SIZES[size], state(size, weights))
+    prompt, other = (each.to(model.device) for each in batch(SIZES[size], "random", rows=2, length=6))  # no copies
     given, before = prompt.clone(), {name: t.clone() for name, t in model.module.state_dict().items()}
     graphs: list[bool] = []
     hook = model.module.register_forward_hook(lambda m, args, out: graphs.append(unpack(out)[0].requires_grad))
@@ -107,7 +108,8 @@ def answer_lengths(subject: Generates, *, size: str, weights: Weights = "probe")
     A ValueError is right for no new tokens and for a prompt beyond the context: a subject may refuse both.
     """
     context = SIZES[size].context
-    model = cached_model(subject, size, weights)
+    # After an index error in a kernel of CUDA the process has no CUDA.
+    model = build_with_weights(subject, SIZES[size], state(size, weights), device=CPU)
     found: dict[str, str] = {}
     for place, length, new_tokens in (
         ("none asked for", 4, 0),

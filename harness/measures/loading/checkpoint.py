@@ -44,7 +44,7 @@ def weight_map_gaps(subject: Subject, *, size: str) -> Reading:
         raise SubjectError(
             f"{missing}. Without it nothing is compared with GPT-2: see 'Add a subject' in CONTRIBUTING.md"
         ) from missing
-    back = model.weights.read(dict(model.module.named_parameters()))
+    back = model.published_state()
     given = state(size, "probe")
     gaps = dict.fromkeys((family(name) for name in given), 0)
     for name, tensor in given.items():
@@ -106,7 +106,7 @@ def checkpoint_round_trip(subject: Checkpoints, *, size: str) -> Reading:
             )
         huggingface.save_pretrained(theirs)
         model = subject.load_checkpoint(theirs)
-    back = model.weights.read(dict(model.module.named_parameters()))
+    back = model.published_state()
     lost_back = sum(name not in back or not torch.equal(back[name], tensor) for name, tensor in given.items())
     return Reading(
         {

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.core.devices import moved, moved_nest
 from harness.core.errors import MissingAbility
 from harness.subjects.forward_answer import unpack
 from harness.subjects.forward_call import call
@@ -33,9 +34,10 @@ def option_of(subject: Subject, model: Model, option: str) -> str:
 def answer_with(model: Model, ids: Tensor, **options: Any) -> Any:
     """Return what the forward pass returns for ids (B, T) and options, without gradients."""
     with torch.no_grad(), model.precision():
-        return call_forward(model.module, ids, style_of(model.module), **options)
+        own = moved(ids, model.device)
+        return call_forward(model.module, own, style_of(model.module), **moved_nest(options, model.device))
 
 
 def logits_with(model: Model, ids: Tensor, **options: Any) -> Tensor:
     """Return the logits of ids (B, T) with options, as the model returns them: (B, T, V), or of the last positions."""
-    return unpack(answer_with(model, ids, **options), ids)[0]
+    return unpack(answer_with(model, ids, **options), ids)[0].to(ids.device)

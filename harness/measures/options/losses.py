@@ -9,10 +9,10 @@ from harness.core.error_text import describe_error
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import SIZES
 from harness.measures.cached_model import cached_model
-from harness.measures.options.forward_call import answer_with, option_of
+from harness.measures.options.forward_call import answer_with, logits_with, option_of
 from harness.oracle import noise_verdict
 from harness.oracle.tokens import batch
-from harness.subjects.forward_answer import loss_in, token_losses_in, unpack
+from harness.subjects.forward_answer import loss_in, token_losses_in
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.model import Model
 from harness.subjects.protocols import Subject
@@ -106,7 +106,7 @@ def _called(subject: Subject, size: str, length: int) -> tuple[Model, Tensor, Te
 
 def _logits(model: Model, ids: Tensor) -> Tensor:
     """Return the logits (B, T, V) of all columns: those of a padded vocabulary take part in the softmax."""
-    logits = unpack(answer_with(model, ids), ids)[0]
+    logits = logits_with(model, ids)
     return logits if logits.shape[1] == ids.shape[1] else model.logits(ids)
 
 

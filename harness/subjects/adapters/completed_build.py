@@ -41,14 +41,14 @@ class CompletedBuild:
             if not self.takes_all:
                 del given[name]
         torch.manual_seed(seed)
-        with torch.device(device):
+        with torch.device("meta" if device == "meta" else "cpu"):  # see `AdaptedSubject.build`
             model = self.own(size, **given)
         if not isinstance(model, Model):
             raise SubjectError(
                 f"{self.spec}.build returned a {type(model).__name__}, expected a harness.subjects.model.Model: "
                 "Model(module, size)"
             )
-        model.module.eval().to(getattr(torch, dtype))
+        model.module.eval().to(device, getattr(torch, dtype))
         return model if model.weight_map is not None or model.weight_map_missing else self._mapped(model, size)
 
     def _mapped(self, model: Model, size: Size) -> Model:
