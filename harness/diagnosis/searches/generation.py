@@ -12,6 +12,7 @@ from harness.core.sizes import SIZES
 from harness.core.source_lines import SourceLine, location
 from harness.diagnosis.finding import NO_VARIANT, Finding
 from harness.diagnosis.recorders import DrawRecorder
+from harness.diagnosis.searches.decoding import read_off, read_off_settings
 from harness.diagnosis.variants import greedy, sampling
 from harness.diagnosis.variants.greedy import GREEDY_VARIANTS, NextLogits
 from harness.diagnosis.variants.sampling import SAMPLING_VARIANTS, Distribution, SamplingSettings
@@ -57,7 +58,10 @@ def search(subject: Subject) -> list[Finding]:
     if found := _greedy(subject, model):
         return found
     seeds = _seeds(subject, model)
-    return [*_distributions(subject, model), *seeds]
+    found = [*_distributions(subject, model), *seeds]
+    if all(not finding.fault for finding in found):
+        return _read_off(subject, model) or found
+    return found
 
 
 def _greedy(subject: Generates, model: Model) -> list[Finding]:
@@ -172,6 +176,7 @@ def _distributions(subject: Generates, model: Model) -> list[Finding]:
     """Return findings about the probabilities that are drawn from."""
     runs: list[RecordedGeneration] = []
     line: SourceLine | None = None
+    raised = ""
     for setting in SETTINGS:
         try:
             run, drawn_at = _recorded(subject, model, setting)
@@ -180,20 +185,32 @@ def _distributions(subject: Generates, model: Model) -> list[Finding]:
         except SubjectError:
             return []
         except Exception as error:
-            return [Finding("generation", "", "generate raises an error", f"{setting}: {_description(error)}"[:200])]
+            raised = raised or f"{setting}: {_description(error)}"[:200]
+            continue
         line = line or drawn_at
         if run is not None:
             runs.append(run)
     wrong = [run for run in runs if not _matches(run, sampling.definition)]
+    if not wrong and raised:
+        return [Finding("generation", "", "generate raises an error", raised)]
     if not wrong:
         return _large_k(subject, model)
     settings = "; ".join(str(run.setting) for run in wrong[:3]) + (" ..." if len(wrong) > 3 else "")
     evidence = f"the probabilities that it draws from are not those of the definition for {settings}"
+    evidence += f"; {raised}" if raised else ""
     for variant in SAMPLING_VARIANTS:
         if all(_matches(run, variant.distribution) for run in runs):
             evidence += "; this variant gives them for every setting tried"
             return [Finding(variant.where, variant.fault, variant.says, evidence, *location(line))]
-    return [Finding(_component_of([run.setting for run in wrong]), "", NO_VARIANT, evidence, *location(line))]
+    says = next(filter(None, map(read_off_settings, wrong)), NO_VARIANT)
+    return [Finding(_component_of([run.setting for run in wrong]), "", says, evidence, *location(line))]
+
+
+def _read_off(subject: Generates, model: Model) -> list[Finding]:
+    try:
+        return read_off(subject, model)
+    except Exception:
+        return []  # what it raises, the searches before have reported
 
 
 def _component_of(wrong: list[SamplingSettings]) -> str:

@@ -57,6 +57,11 @@ def cropped_to(count: Callable[[int], int]) -> NextLogits:
     return logits
 
 
+def least_likely(model: Model, ids: Tensor, prompt: int) -> Tensor:
+    """Return the negated logits of the definition."""
+    return -definition(model, ids, prompt)
+
+
 def first_tokens(model: Model, ids: Tensor, prompt: int) -> Tensor:
     """Return the last position's logits of the first tokens that fit the context."""
     return model.logits(ids[:, : model.size.context])[:, -1]
@@ -73,6 +78,7 @@ GREEDY_VARIANTS = (
     GreedyVariant("generation.position", "gen-last-but-one-position",
                   "the next token is taken from the last position but one, of the tokens that are not cached",
                   at_position_of_new_tokens(-2)),
+    GreedyVariant("generation.temperature", "", "at temperature 0 the least likely token is taken", least_likely),
     GreedyVariant("generation.crop", "gen-crop-wrong-side",
                   "past the context the first tokens are read, not the last", first_tokens),
     GreedyVariant("generation.crop", "gen-crop-one-too-short",

@@ -145,6 +145,12 @@ def unsorted_nucleus(probabilities: Tensor, p: float) -> Tensor:
     return normalised(probabilities * (probabilities.cumsum(-1) - probabilities < p))
 
 
+def first_of_vocabulary(probabilities: Tensor, p: float) -> Tensor:
+    """Keep the first tokens of the vocabulary, as many as the nucleus has: its mask in the order of the likeliest."""
+    count = (keep_top_p(probabilities, p) > 0).sum(-1, keepdim=True)
+    return normalised(probabilities * (torch.arange(probabilities.shape[-1]) < count))
+
+
 def nucleus_by_rank(probabilities: Tensor, p: float) -> Tensor:
     """Give the probability of the n-th likeliest token to token n."""
     return keep_top_p(probabilities, p).sort(dim=-1, descending=True).values
@@ -211,6 +217,8 @@ SAMPLING_VARIANTS = (
                     top_p_before_temperature),
     SamplingVariant(TOP_P, "gen-topp-unsorted", "the nucleus is cut in the order of the vocabulary, unsorted",
                     with_nucleus(unsorted_nucleus)),
+    SamplingVariant(TOP_P, "", "the nucleus is the first tokens of the vocabulary, as many as the likeliest would be",
+                    with_nucleus(first_of_vocabulary)),
     SamplingVariant(TOP_P, "gen-topp-not-scattered-back", "the rank in the nucleus is used as the token",
                     with_nucleus(nucleus_by_rank)),
     SamplingVariant(TOP_K, "gen-filters-first-token-only", "top_k and top_p apply to the first token only",
