@@ -9,7 +9,14 @@ from harness.core.errors import HarnessError, Missing
 from harness.diagnosis.finding import Diagnosis, Finding
 from harness.diagnosis.training.checkpoint_lines import checkpoint_line
 from harness.diagnosis.training.events import EVENTS, FUNCTION, Judged
-from harness.diagnosis.training.source_lines import Source, function_line, line_like, line_that_counts, rate_line
+from harness.diagnosis.training.source_lines import (
+    Source,
+    function_line,
+    line_like,
+    line_that_counts,
+    line_within,
+    rate_line,
+)
 from harness.measures.training.judged_rehearsals import rehearsals_of
 from harness.suites.record import Record
 from harness.training.protocols import Trains
@@ -79,6 +86,8 @@ def _line(program: Trains, record: Record, judged: Judged, source: Source, cause
         return line_that_counts(source.files, source.names_of_steps) or line
     if judged.where == "checkpoint":
         return checkpoint_line(source.files, recordings, cause)
+    if inside := next((pattern for word, pattern in (judged.within or {}).items() if word in cause), ""):
+        return line_within(source.files, line, inside)
     kind = next((pattern for word, pattern in (judged.source or {}).items() if word in cause), "")
     if kind == FUNCTION:
         return function_line(source.files, line)

@@ -23,6 +23,7 @@ class Judged:
         says_too: The reading's hint says more about it, and does not replace it.
         lines: Other lines, by a word of the cause.
         source: Patterns of a line of the source that a cause with this word is about; the one nearest to `line` is it.
+        within: Patterns of a line of the function that begins at `line`, likewise.
         explains: Checks that fail for the same reason, if this one fails.
     """
 
@@ -32,6 +33,7 @@ class Judged:
     says_too: bool = False
     lines: Mapping[str, Line] | None = None
     source: Mapping[str, Patterns] | None = None
+    within: Mapping[str, str] | None = None
     explains: tuple[str, ...] = ()
 
 
@@ -55,6 +57,12 @@ SUMS_RANKS = r"\b(all_reduce|reduce_scatter\w*|DistributedDataParallel|DDP|no_sy
 
 # By check, in the order of a run's events. What depends on another event comes after it.
 EVENTS: Mapping[str, Judged] = {
+    "padding-is-no-target": Judged(
+        "targets",
+        line.of_the_targets,
+        "the loss counts padding",
+        explains=("rows-are-of-the-text", "targets-are-the-next-tokens"),
+    ),
     "rows-are-of-the-text": Judged(
         "batch", line.of_the_ids, "rows of a batch are not in the text", explains=("epoch-coverage",)
     ),
@@ -63,20 +71,13 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_validation_ids,
         "validation is on tokens that the program trains on",
         source={"validation rows": VALIDATION_PART, "training part": TRAINING_PART, "": VALIDATION_PART},
-        explains=("epoch-coverage",),
+        explains=("epoch-coverage", "printed-validation-loss"),
     ),
     "rows-of-a-batch-differ": Judged(
         "batch", line.of_the_ids, "rows of a batch are the same", says_too=True, source={"": DRAWS}
     ),
     "batches-differ": Judged(
         "batch", line.of_the_ids, "a batch comes again", source={"": DRAWS}, explains=("epoch-coverage",)
-    ),
-    "epoch-coverage": Judged(
-        "batch",
-        line.of_the_ids,
-        "an epoch does not have each target once",
-        says_too=True,
-        source={"shuffled order": ORDERS, "": WINDOWS},
     ),
     "starts-are-uniform": Judged(
         "batch",
@@ -142,9 +143,22 @@ EVENTS: Mapping[str, Judged] = {
         source={"": HALF},
         explains=("few-updates-are-lost", "every-parameter-moves"),
     ),
-    "optimizer-step": Judged("step", line.of_the_rule, "the update is not the optimizer's rule"),
+    "optimizer-step": Judged(
+        "step",
+        line.of_the_rule,
+        "the update is not the optimizer's rule",
+        explains=("few-updates-are-lost",),
+        within={"eps": r"\beps\b", "bias correction": r"\*\*|correct", "deca": r"decay|\bwd\b", "beta": r"beta"},
+    ),
     "every-parameter-moves": Judged("step", line.of_the_optimizer, "a parameter does not move", source={"": COLLECTS}),
     "few-updates-are-lost": Judged("step", line.of_the_optimizer, "small updates are lost", says_too=True),
+    "epoch-coverage": Judged(
+        "batch",
+        line.of_the_ids,
+        "an epoch does not have each target once",
+        says_too=True,
+        source={"shuffled order": ORDERS, "": WINDOWS},
+    ),
     "repeatable": Judged(
         "seed",
         line.of_the_ids,

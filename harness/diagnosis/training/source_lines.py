@@ -123,6 +123,22 @@ def line_like(files: Sequence[Path], pattern: str, near: str = "") -> str:
     return min(found, default=(False, 0, ""))[2]
 
 
+def line_within(files: Sequence[Path], line: str, pattern: str) -> str:
+    """Return the last line that a pattern matches in the function that begins at a line, or the line itself."""
+    file, _, rest = line.partition(":")
+    number = int(rest.partition(":")[0]) if rest else 0
+    for module in _parsed(files):
+        for node in ast.walk(module.tree) if display_path(str(module.file)) == file else ():
+            if isinstance(node, ast.FunctionDef) and number in (
+                node.lineno,
+                *(each.lineno for each in node.decorator_list),
+            ):
+                own = [n for n in module.code() if node.lineno < n <= (node.end_lineno or 0)]
+                found = [n for n in own if re.search(pattern, module.lines[n - 1].split("#")[0])]
+                return module.shown(found[-1]) if found else line
+    return line
+
+
 def function_line(files: Sequence[Path], line: str) -> str:
     """Return the line that begins the innermost function around a line; the line itself if there is none."""
     file, _, rest = line.partition(":")

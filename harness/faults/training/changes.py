@@ -50,6 +50,7 @@ class Trainer:
 
 # Lines of the specimen that several changes replace.
 CHUNK = "chunk = torch.from_numpy(part[start : start + block_size + 1].astype(np.int64))"
+SHORT_CHUNK = CHUNK.replace("block_size + 1]", "block_size - start % 5]")
 LOSS = "loss = sum_of_losses(model(x), y) / count"
 CLIP = "norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)"
 ZERO_GRAD = "    optimizer.zero_grad(set_to_none=True)\n"

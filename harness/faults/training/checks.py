@@ -2,6 +2,7 @@
 
 TARGETS = "data::targets-are-the-next-tokens,rehearsal=plain"
 TARGETS_EPOCH = "data::targets-are-the-next-tokens,rehearsal=epoch"
+PADDING = "data::padding-is-no-target"
 TEXT = "data::rows-are-of-the-text"
 PARTS = "data::parts-share-no-token"
 ROWS = "data::rows-of-a-batch-differ,rehearsal=plain"

@@ -1,6 +1,6 @@
 """Other right training programs: changes of the specimen that follow other conventions; no check may turn red."""
 
-from harness.faults.training.changes import ADAMW, CLIP, LOSS, SET_RATE, WARMUP, ZERO_GRAD, Trainer
+from harness.faults.training.changes import ADAMW, CHUNK, CLIP, LOSS, SET_RATE, SHORT_CHUNK, WARMUP, ZERO_GRAD, Trainer
 
 RIGHT_TRAINERS = (
     Trainer(
@@ -142,6 +142,13 @@ RIGHT_TRAINERS = (
             ("torch.manual_seed(seed)\n", "torch.manual_seed(seed)\nestimates = torch.Generator().manual_seed(seed)\n"),
         ),
         rehearsals=("epoch", "plain", "validate-often", "validate-never"),
+    ),
+    Trainer(
+        "windows-of-different-lengths",
+        "Short windows are padded, and the loss ignores the padding.",
+        "karpathy/makemore",
+        ((CHUNK, SHORT_CHUNK),),
+        rehearsals=("plain", "accumulate"),
     ),
     Trainer(
         "zero-grad-first-and-fused",

@@ -1,13 +1,11 @@
 """Wrong data: changes of the specimen, and the checks that must turn red for each."""
 
-from harness.faults.training.changes import (
-    CHUNK,
-    Trainer,
-)
+from harness.faults.training.changes import CHUNK, SHORT_CHUNK, Trainer
 from harness.faults.training.checks import (
     BATCHES,
     COVERAGE,
     ENTROPY,
+    PADDING,
     PARTS,
     PLATEAU,
     ROWS,
@@ -61,6 +59,21 @@ DATA = (
         (("    return x, y\n", "    return x, y.masked_fill(y == 32, -100)\n"),),
         (TARGETS,),
         "the loss ignores the targets that are token 32",
+    ),
+    Trainer(
+        "pads-are-targets",
+        "Windows have different lengths; the padding after them counts, as token 0.",
+        "FlagAI-Open/FlagAI issue 522",
+        (
+            (CHUNK, SHORT_CHUNK),
+            ("x[row, : len(chunk) - 1] = chunk[:-1]", "x[row, : len(chunk)] = chunk[:block_size]"),
+            (
+                "y = torch.full((len(starts), block_size), -100)",
+                "y = torch.zeros(len(starts), block_size, dtype=torch.long)",
+            ),
+        ),
+        (PADDING, TARGETS, TEXT),
+        "targets that are padding, token 0",
     ),
     Trainer(
         "loss-averaged-over-pads",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harness.tests.measures.training.hand_made import T, passes, recording, stream, text
+from harness.training.recording import Forward
 
 TOKENS = text()
 SPLIT = 3600
@@ -264,3 +265,44 @@ def test_a_stream_that_is_a_part_of_another_is_no_stream_of_its_own(judge):
     starts = in_order()
     cuts = batches(starts, change=cut(starts), streams=streams, validation=[list(range(SPLIT, 3900, T))])
     assert judge("data::epoch-coverage", epoch=cuts).verdict == "pass"
+
+
+# padding
+
+LENGTHS = (3, 5, T - 4, 7, 2)
+
+
+def padded(lengths, *, counted, change=lambda ids: ids):
+    """Return a recording of rows of these lengths, with token 0 before and behind them; the padding may count."""
+    rows = [[0, *(1 + TOKENS[:length]).tolist()] for length in lengths]
+    pad = 0 if counted else -100
+    ids = change(torch.tensor([row + [0] * (T - len(row)) for row in rows]))
+    targets = torch.tensor([[*row[1:], 0] + [pad] * (T - len(row)) for row in rows])
+    return recording(
+        Forward(order=n, step=n, phase="train", ids=own[None], targets=after[None], loss=1.0, used=True)
+        for n, (own, after) in enumerate(zip(ids, targets, strict=True))
+    )
+
+
+def test_padding_that_is_no_target_passes_and_padding_that_is_one_is_counted(judge):
+    assert judge("data::padding-is-no-target", plain=padded(LENGTHS, counted=False)).verdict == "pass"
+    wrong = judge("data::padding-is-no-target", plain=padded(LENGTHS, counted=True))
+    assert wrong.verdict == "fail"
+    assert list(wrong.value.values()) == [T - length - 1 for length in LENGTHS]
+    assert wrong.details["hint"] == f"the loss counts {T - 4} of {T} targets that are padding, token 0"
+
+
+def repeats_its_padding(ids):
+    ids[0, 1:3] = 0
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("lengths", "change"),
+    [((3, 3, 3, 3, 3), lambda ids: ids), ((3, 5), lambda ids: ids), (LENGTHS, repeats_its_padding)],
+    ids=["rows of one length", "too few rows", "a token that the text repeats"],
+)
+def test_what_may_be_text_is_no_padding(judge, lengths, change):
+    record = judge("data::padding-is-no-target", plain=padded(lengths, counted=True, change=change))
+    assert record.verdict == "skip"
+    assert record.message == "no rows of by hand end in padding"
