@@ -6,13 +6,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from harness.commands import alarms, bisect_perf, compare, faults, inspect, lessons, proof, report, survey
+from harness.commands import (
+    alarms,
+    bisect_perf,
+    compare,
+    faults,
+    inspect,
+    lessons,
+    loss_compare,
+    proof,
+    report,
+    survey,
+    triage,
+)
 from harness.core.errors import HarnessError
 from harness.core.process_exit import ExitGuard
 
 # In the order of `gpt-harness --help`. A command imports torch inside its `run`: `--help` and mistakes on the command
 # line are answered at once, without the seconds that torch takes to import.
-COMMANDS = (report, inspect, survey, faults, alarms, lessons, compare, bisect_perf, proof)
+COMMANDS = (report, inspect, triage, survey, faults, alarms, lessons, compare, loss_compare, bisect_perf, proof)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

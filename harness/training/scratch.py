@@ -83,17 +83,21 @@ def copy_project(root: Path, into: Path) -> bool:
             return False
     into.mkdir(parents=True)
     for path in files:
-        target = into / path.relative_to(root)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if path.is_symlink() or path.stat().st_size > LARGEST:
-                target.symlink_to(path.resolve())
-            else:
-                shutil.copy2(path, target)
-                target.chmod(0o644 | path.stat().st_mode & 0o111)
-        except OSError:  # it is gone by now, or may not be read: the program will say so if it needs it
-            continue
+        copy_or_link(path, into / path.relative_to(root))
     return True
+
+
+def copy_or_link(path: Path, target: Path) -> None:
+    """Copy a file; link it if it is large, or a link. One that is gone, or may not be read, is left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.is_symlink() or path.stat().st_size > LARGEST:
+            target.symlink_to(path.resolve())
+        else:
+            shutil.copy2(path, target)
+            target.chmod(0o644 | path.stat().st_mode & 0o111)
+    except OSError:  # the program will say so if it needs it
+        return
 
 
 def _files(folder: Path) -> Iterator[Path]:
