@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
         return tensor
     if tensor.is_contiguous() or tensor.requires_grad:
         return tensor.to(device)
-    memory = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    numbers = tensor.untyped_storage().nbytes() // tensor.element_size()
+    memory = tensor.as_strided((numbers,), (1,), 0)
     return memory.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
@@ -80,39 +81,55 @@ def moved_nest(nest: Any, device: torch.device | str) -> Any:
 
 
 Precision = tuple[str | bool, ...]
-MIXED = "mixed"
+MIXED = "mixed"  # settings of `torch.backends.*.fp32_precision` that the older functions, used here, have no word for
 
 
-def arithmetic() -> Precision:
-    """Return the precision of float32 products, and whether cuDNN has TF32, and float16 and bfloat16 short reductions.
+def float32_products() -> str:
+    """Return the precision of float32 matrix products, as `torch.set_float32_matmul_precision` has it, or MIXED."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return MIXED
 
-    MIXED stands for what `torch.backends.*.fp32_precision` was set to, and the older functions have no word for.
-    """
+
+def set_float32_products(precision: str) -> None:
+    """Set the precision of float32 matrix products; nothing for MIXED."""
+    if precision != MIXED:
+        torch.set_float32_matmul_precision(precision)
+
+
+def shortcuts() -> tuple[str | bool, ...]:
+    """Return if cuDNN has TF32 (or MIXED), and if float16 and bfloat16 products are summed up in 16 bits."""
     matmul = torch.backends.cuda.matmul
+    try:
+        cudnn: str | bool = torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        cudnn = MIXED
     return (
-        _or_mixed(torch.get_float32_matmul_precision),
-        _or_mixed(lambda: torch.backends.cudnn.allow_tf32),
+        cudnn,
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
     )
 
 
-def set_arithmetic(precision: Precision) -> None:
-    """Set what `arithmetic` returns; what was MIXED is left as it is."""
-    products, cudnn, half, brain = precision
-    if products != MIXED:
-        torch.set_float32_matmul_precision(str(products))
+def set_shortcuts(allowed: Sequence[str | bool]) -> None:
+    """Set what `shortcuts` returns; what was MIXED is left as it is."""
+    cudnn, half, brain = allowed
     if cudnn != MIXED:
         torch.backends.cudnn.allow_tf32 = bool(cudnn)
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = bool(half)
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = bool(brain)
 
 
-def _or_mixed(read: Callable[[], str | bool]) -> str | bool:
-    try:
-        return read()
-    except RuntimeError:
-        return MIXED
+def arithmetic() -> Precision:
+    """Return `float32_products` and `shortcuts`."""
+    return float32_products(), *shortcuts()
+
+
+def set_arithmetic(precision: Precision) -> None:
+    """Set what `arithmetic` returns."""
+    set_float32_products(str(precision[0]))
+    set_shortcuts(precision[1:])
 
 
 EXACT: Precision = ("highest", False, False, False)

@@ -21,7 +21,7 @@ import torch
 import torch.utils._device
 from torch import nn
 
-from harness.core.devices import arithmetic, set_arithmetic
+from harness.core.devices import float32_products, set_float32_products, set_shortcuts, shortcuts
 from harness.core.originals import replaced, restore_replaced
 
 
@@ -123,7 +123,8 @@ NUMERICS = (
     GlobalSetting("gradients", torch.is_grad_enabled, torch.set_grad_enabled),
     GlobalSetting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     GlobalSetting("deterministic algorithms", _deterministic, _set_deterministic),
-    GlobalSetting("the precision of matrix products", arithmetic, set_arithmetic),
+    GlobalSetting("the precision of matrix products", float32_products, set_float32_products),
+    GlobalSetting("TF32 of cuDNN and sums in 16 bits", shortcuts, set_shortcuts),
     GlobalSetting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
     GlobalSetting("autocast on the CPU", _autocast, _set_autocast),
     GlobalSetting("the attention kernels allowed", _attention_kernels, _set_attention_kernels),

@@ -18,6 +18,7 @@ WIDTH = 110
 FAILURES = 3  # failures that are listed
 MESSAGE = 2  # lines of one failure
 FINDINGS = 4
+OF_A_PROGRAM = 6  # findings of a training program: one event each
 SKIPS = 2
 SLOWEST = 10
 
@@ -85,6 +86,7 @@ def summary(
             yield from what_to_do(own, found, scripts.get(subject, ""))
     yield from skipped(rows, verbose=verbose or not bad)
     yield from options_not_judged(rows)
+    yield from remarks(rows)
     if durations or not bad:
         yield from slowest(rows)
 
@@ -194,15 +196,16 @@ def diagnosis(found: Row) -> Iterator[SummaryLine]:
     """Return the findings, those that explain most first: place, line, cause, evidence; and what they explain."""
     findings = in_order(found)
     declared = [each for each in found.get("findings", []) if each.get("declared")]
-    for number, each in enumerate(findings[:FINDINGS], 1):
+    most = OF_A_PROGRAM if found.get("in_order") else FINDINGS
+    for number, each in enumerate(findings[:most], 1):
         at = f"  {each['source']}" if each.get("source") else ""
         text = f":  {each['text'].strip()}" if at and each.get("text") else ""
         yield SummaryLine(_cut(f"{number}. {each['where']}{at}{text}"), "bold")
         fault = f" [{each['fault']}]" if each.get("fault") else ""
         text = "; ".join(part.rstrip(".") for part in (each["cause"] + fault, each["evidence"]) if part)
         yield from (SummaryLine(f"   {line}") for line in _wrapped(text, 3 if number == 1 else 2))
-    if findings[FINDINGS:]:
-        yield SummaryLine(f"   and {len(findings) - FINDINGS} more after it: see the report")
+    if findings[most:]:
+        yield SummaryLine(f"   and {len(findings) - most} more after it: see the report")
     if found.get("explained_of"):
         explain = "this explains" if len(findings) == 1 else "these explain"
         count, of = len(found["explained"]), found["explained_of"]
@@ -258,6 +261,13 @@ def options_not_judged(rows: Sequence[Row]) -> Iterator[SummaryLine]:
     for row in rows:
         if options := row["details"].get("not judged", {}).get("options"):
             yield SummaryLine(_cut(f"no check passes these options of {row['subject']}: {options}"), "yellow")
+
+
+def remarks(rows: Sequence[Row]) -> Iterator[SummaryLine]:
+    """Return what checks that pass found worth telling, as the price of TF32."""
+    for row in rows:
+        if row["verdict"] == "pass" and (said := row["details"].get("says")):
+            yield SummaryLine(_cut(f"{row['subject']}: {said}"), "yellow")
 
 
 def slowest(rows: Sequence[Row]) -> Iterator[SummaryLine]:

@@ -43,11 +43,10 @@ def compiled_difference(subject: Subject, *, size: str = "debug") -> Reading:
 def recompilations(subject: Subject, *, size: str = "debug") -> Reading:
     """Count the graphs that calls of further lengths compile again, after two; `details` has the graph breaks."""
     found = _compiled(subject, size)
-    return Reading(
-        found.recompilations,
-        "recompilations",
-        {"graph breaks": found.breaks, "lengths": list(LENGTHS), "hint": "; ".join(found.breaks)},
-    )
+    details: dict[str, Any] = {"graph breaks": found.breaks, "lengths": list(LENGTHS)}
+    if found.breaks:
+        details["says"] = f"torch.compile runs parts of it eagerly: {'; '.join(found.breaks)}"
+    return Reading(found.recompilations, "graphs", details)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,8 @@ def reruns(subject: Subject, *, size: str, compare: Literal["outputs", "gradient
     operations = _differing(results, again)
     said = ", ".join(operations) or "no operation of PyTorch's: a kernel of the subject's own"
     named = {place: f"{word}: {said}" if word == "other" else word for place, word in words.items()}
-    return Reading(named, details={"operations": operations, "hint": f"first, in the order of execution: {said}"})
+    says = f"a second call gives other {compare}, by rounding; first: {said}"
+    return Reading(named, details={"operations": operations, "hint": f"differs first: {said}", "says": says})
 
 
 def _word(first: Tensor, second: Tensor, gap: float) -> str:

@@ -83,3 +83,11 @@ def test_options_that_no_check_passes_are_said_in_one_line():
             row("conditions", "b", **{"not judged": {"options": "forward(router)"}}) | passed]  # fmt: skip
     assert text_of(rows).count(f"no check passes these options of {NAME}: forward(router)") == 1
     assert not [line for line in text_of(rows[:1]) if "options" in line]
+
+
+def test_what_a_check_that_passes_tells_is_said():
+    told = row("device", "tf32", says="with TF32 the errors are, in float32 floors: the logits 430x")
+    assert f"{NAME}: with TF32 the errors are, in float32 floors: the logits 430x" in text_of(
+        [told | {"verdict": "pass"}]
+    )
+    assert not any("430x" in line for line in text_of([told]))
