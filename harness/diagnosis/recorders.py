@@ -123,7 +123,8 @@ class OperationRecorder(TorchDispatchMode):
                 if line is None:
                     stack, made = user_stack(), self._made()
                     line = stack[0][0] if stack else user_line()
-                copy = tensor.detach().to("cpu", torch.float64, copy=True)  # a later operation may write into it
+                # A copy, because a later operation may write into it; in two steps, because mps has no float64.
+                copy = tensor.detach().to("cpu", copy=True).double()
                 self.steps.append(Step(function.overloadpacket.__name__, copy, tensor.dtype, line, made, stack))
         return answer
 
@@ -141,7 +142,7 @@ class DrawRecorder(TorchFunctionMode):
         given = kwargs or {}
         if function not in (torch.multinomial, torch.Tensor.multinomial):
             return function(*args, **given)
-        weights = (args[0] if args else given["input"]).detach().to("cpu", torch.float64)
+        weights = (args[0] if args else given["input"]).detach().cpu().double()
         weights = (weights / weights.sum(-1, keepdim=True)).reshape(-1, weights.shape[-1])
         self.probabilities.append(weights)
         self.line = self.line or user_line()

@@ -229,7 +229,7 @@ def _dropped(values: Sequence[Tensor], output: Tensor) -> Tensor | None:
 
 def _copied(tensor: Tensor) -> Tensor:
     """Return a copy in float64 on the CPU, where the formula is."""
-    return tensor.detach().to("cpu", torch.float64, copy=True)
+    return tensor.detach().to("cpu", copy=True).double()  # in two steps: mps has no float64
 
 
 def _drawn(name: str, function: Any, args: Any, kwargs: Any) -> Tensor:
@@ -248,7 +248,7 @@ def _drawn(name: str, function: Any, args: Any, kwargs: Any) -> Tensor:
         return args[0].copy_(function(wide, *args[1:], **kwargs))  # type: ignore[no-any-return]
     dtype = kwargs.get("dtype") or (torch.get_default_dtype() if name in BY_SIZE else args[0].dtype)
     if name in OF_PROBABILITIES:
-        args = tuple(arg.to(drawn_on, torch.float64) if isinstance(arg, Tensor) else arg for arg in args)
-        return function(*args, **kwargs).to(device, dtype)  # type: ignore[no-any-return]
+        args = tuple(arg.to(drawn_on).double() if isinstance(arg, Tensor) else arg for arg in args)
+        return function(*args, **kwargs).to(dtype).to(device)  # type: ignore[no-any-return]
     given = {**kwargs, "dtype": torch.float64, "device": drawn_on}
-    return function(*args, **given).to(device, dtype)  # type: ignore[no-any-return]
+    return function(*args, **given).to(dtype).to(device)  # type: ignore[no-any-return]
