@@ -121,6 +121,8 @@ RULES = (
          "the gradient is not the slope that finite differences show"),
     Rule("copies_differing", ".", "behaviour.copies", "copy-differs",
          "a copy of the model, or one with its state dict, answers differently"),
+    Rule("loaded_tensors_differing", "ties broken: [1-9]", "tying", "tie-broken-by-load-assign",
+         "loading breaks the tie of head and embedding"),
     Rule("changed_by_another_model", ".", "behaviour.models", "models-share-state",
          "another model that is made in the same process changes the answers of this one"),
     Rule("loaded_parity", "nan", "loading.buffers", "load-buffer-uninitialised",

@@ -29,7 +29,16 @@ from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.forward_style import forward_parameters, style_of
 from harness.subjects.model import Model
-from harness.subjects.protocols import Caches, Checkpoints, ChoosesAttention, ChoosesInit, Generates, Subject, Unties
+from harness.subjects.protocols import (
+    Caches,
+    Checkpoints,
+    ChoosesAttention,
+    ChoosesInit,
+    Generates,
+    LoadsTensors,
+    Subject,
+    Unties,
+)
 from harness.subjects.weight_map import MappedWeight, WeightMap, family
 
 # For each ability, what the adapter looks for in a subject. Printed if the subject lacks the ability.
@@ -43,6 +52,7 @@ LOOKED_FOR = {
     Caches: f"new_cache(batch) and forward(ids, cache=...), or forward(ids, {PASTS[0]}|{PASTS[1]}|..., use_cache), or "
     "use_cache and reset_kv_cache()",
     Checkpoints: "from_pretrained(directory) and save_pretrained(directory)",
+    LoadsTensors: "a method load...(state_dict), or a function load...(model, state_dict) beside the class",
 }
 
 

@@ -137,3 +137,14 @@ class Checkpoints(Subject, Protocol):
     def save_checkpoint(self, model: Model, directory: Path) -> None:
         """Write `model` so that Hugging Face's GPT2LMHeadModel can read it."""
         ...
+
+
+@runtime_checkable
+class LoadsTensors(Subject, Protocol):
+    """Copies the tensors of a published checkpoint into a model by a function of its own."""
+
+    tensor_loader_line: tuple[str, int]
+
+    def load_tensors(self, model: Model, tensors: Any) -> Model:
+        """Return the model with the tensors. `tensors` are whatever the function takes; it may raise anything."""
+        ...

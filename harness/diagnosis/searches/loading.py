@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tempfile
 from pathlib import Path
@@ -11,13 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
+from harness.core.source_lines import SourceLine, location
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.variants.loading import CHANGES, SAVING_FAULTS
+from harness.measures.loading.own_loader import instead, is_tied, load_by_own_function
 from harness.oracle.hugging_face import oracle
 from harness.oracle.probe_weights import State, state
 from harness.subjects.build import build_with_weights
-from harness.subjects.protocols import Checkpoints, Subject
+from harness.subjects.protocols import Checkpoints, LoadsTensors, Subject
 from harness.subjects.weight_map import family
 
 SIZE = "debug"
@@ -25,8 +29,35 @@ SIZE = "debug"
 
 def search(subject: Subject) -> list[Finding]:
     """Return findings about the subject's own loading and saving; [] if it does neither."""
-    if not isinstance(subject, Checkpoints):
+    found = _by_own_function(subject) if isinstance(subject, LoadsTensors) else []
+    return [*found, *(_of_directories(subject) if isinstance(subject, Checkpoints) else [])]
+
+
+def _by_own_function(subject: LoadsTensors) -> list[Finding]:
+    """Return findings about the function that copies tensors of a checkpoint, with the line of its definition."""
+    try:
+        loaded = load_by_own_function(subject)
+    except MissingAbility:
         return []
+    wrong = loaded.differing
+    changes = {
+        name: "at its start"
+        if name in loaded.read and torch.equal(loaded.read[name], loaded.before[name])
+        else _change(name, loaded.given[name], loaded.read.get(name), loaded.given)
+        for name in wrong
+    }
+    found = _findings(changes, loaded.given, where="loading")
+    if not found and loaded.was_tied and not is_tied(loaded.model):
+        found = [Finding("tying", "tie-broken-by-load-assign", "loading breaks the tie of head and embedding", "")]
+    said = next(filter(None, (instead(name, loaded) for name in wrong)), "")
+    line = location(SourceLine(*subject.tensor_loader_line))
+    return [
+        dataclasses.replace(each, evidence="; ".join(filter(None, (each.evidence, said))), source=line[0], text=line[1])
+        for each in found
+    ]
+
+
+def _of_directories(subject: Checkpoints) -> list[Finding]:
     given = state(SIZE, "probe")
     with tempfile.TemporaryDirectory() as folder:
         model: Any = oracle(SIZES[SIZE], given, "float32").module

@@ -16,6 +16,7 @@ from harness.core.sizes import SIZES
 from harness.subjects.adapters import generation, key_value_cache
 from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.tensor_loader import TensorLoader, tensor_loader_of
 from harness.subjects.model import Model
 
 
@@ -169,6 +170,27 @@ class _Checkpoints(_Ability):
         module.save_pretrained(directory)
 
 
+class _LoadsTensors(_Ability):
+    @classmethod
+    def found_in(cls, kind: type, constructor: Constructor, module: ModuleType | None) -> bool:
+        return tensor_loader_of(kind, module) is not None
+
+    @property
+    def tensor_loader_line(self) -> tuple[str, int]:
+        """The file and the line of the function."""
+        return self._tensor_loader().line
+
+    def load_tensors(self, model: Model, tensors: Any) -> Model:
+        """Return the model with the tensors; see `LoadsTensors.load_tensors`."""
+        module = self._tensor_loader().load(model.module, tensors)
+        return model if module is model.module else self.model_of(module.eval(), model.size)  # type: ignore[attr-defined]
+
+    def _tensor_loader(self) -> TensorLoader:
+        loader = tensor_loader_of(self.kind, self.module)
+        assert loader is not None  # found_in
+        return loader
+
+
 # In the order of the bases of the adapted subject: _ChoosesCache extends the `new_cache` of _Caches.
 ABILITIES: tuple[type[_Ability], ...] = (
     _ChoosesAttention,
@@ -178,4 +200,5 @@ ABILITIES: tuple[type[_Ability], ...] = (
     _ChoosesCache,
     _Caches,
     _Checkpoints,
+    _LoadsTensors,
 )
