@@ -38,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Write the reports and print the paths of their pages."""
-    # The report imports pandas and matplotlib, which take a second that `gpt-harness --help` need not wait for.
+    # The report imports matplotlib, which takes a second that `gpt-harness --help` need not wait for.
     from harness.report import write_from, write_latest
     from harness.report.lessons import report_files as lessons
     from harness.report.report_files import KINDS

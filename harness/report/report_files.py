@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from harness.core.record_files import Row, age
 from harness.report.claims import report_files as claims
 from harness.report.csv_tables import tables
 from harness.report.page import page, plots
-from harness.report.page_files import linked_files, remove_stale, write_page
+from harness.report.page_files import linked_files, remove_stale, write_page, write_table
 from harness.report.run_records import RunRecords
 
 PAGE = "index.md"
@@ -82,19 +81,11 @@ def link_other_pages(folder: Path) -> None:
 
 def write_tables(folder: Path, verify: RunRecords | None, bench: RunRecords | None) -> Iterator[Path]:
     """Write one CSV for each table that has rows, and yield the paths."""
-    import pandas  # slow to import
-
     folder.mkdir(parents=True, exist_ok=True)
     for name, (columns, rows) in tables(verify, bench).items():
         path = folder / f"{name}.csv"
-        cells = [[spell_nan(row.get(column)) for column in columns] for row in rows]
-        pandas.DataFrame(cells, columns=columns, dtype=object).to_csv(path, index=False, errors="replace")
+        write_table(path, columns, rows)
         yield path
-
-
-def spell_nan(value: object) -> object:
-    """Return NaN as a word: an empty cell would say that nothing was measured."""
-    return "nan" if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_plots(folder: Path, verify: RunRecords | None, bench: RunRecords | None) -> Iterator[Path]:

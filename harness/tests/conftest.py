@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot  # noqa: F401 - see below
-import pandas  # noqa: F401
 import pytest
 import torch
 from transformers import GPT2LMHeadModel  # noqa: F401

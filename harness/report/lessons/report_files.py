@@ -9,8 +9,8 @@ from harness.core.record_files import Row, age, read
 from harness.report.lessons.page import page, plots_of
 from harness.report.lessons.tables import tables
 from harness.report.lessons.training_runs import LessonRuns
-from harness.report.page_files import linked_files, remove_stale, write_page
-from harness.report.report_files import link_other_pages, spell_nan
+from harness.report.page_files import linked_files, remove_stale, write_page, write_table
+from harness.report.report_files import link_other_pages
 
 PAGE = "lessons.md"
 KIND = "lessons"  # of the run, in the header and in the name of the record file
@@ -22,8 +22,6 @@ def write(folder: Path, rows: Sequence[Row], *, records: Path | None = None) -> 
     Record files beside `records` that are older than it are named on the page. Files that the previous page linked to,
     and the new one does not, are removed.
     """
-    import pandas  # slow to import
-
     found = LessonRuns.of(rows)
     path = folder / PAGE
     before = linked_files(path)
@@ -34,8 +32,7 @@ def write(folder: Path, rows: Sequence[Row], *, records: Path | None = None) -> 
     written = [path]
     for name, (_, columns, cells) in tables(found).items():
         table = folder / "tables" / f"{name}.csv"
-        spelled = [[spell_nan(row.get(column)) for column in columns] for row in cells]
-        pandas.DataFrame(spelled, columns=columns, dtype=object).to_csv(table, index=False, errors="replace")
+        write_table(table, columns, cells)
         written.append(table)
     for plots in plots_of(found).values():
         for plot in plots:
