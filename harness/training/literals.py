@@ -87,6 +87,11 @@ def settable_literals(files: Sequence[Path]) -> dict[str, tuple[Literal, ...]]:
     return chosen
 
 
+def _is_optimizer_group(node: ast.Dict) -> bool:
+    """Return True for a dict with parameters: its numbers make it other than the other groups."""
+    return any(isinstance(key, ast.Constant) and key.value == "params" for key in node.keys)
+
+
 def _alone(literals: Sequence[Literal], files: Sequence[Path]) -> list[Literal]:
     """Return the only assignment of a word in the script, or the only entry of a dict if there is none."""
     for kind in ("assignment", "entry"):
@@ -159,7 +164,7 @@ def _named_values(node: ast.AST, own: set[str]) -> Iterator[tuple[str, str, ast.
             yield from _assigned(target, node.value)
     elif isinstance(node, ast.AnnAssign) and node.value is not None:
         yield from _assigned(node.target, node.value)
-    elif isinstance(node, ast.Dict):
+    elif isinstance(node, ast.Dict) and not _is_optimizer_group(node):
         for key, value in zip(node.keys, node.values, strict=True):
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 yield "entry", key.value, value

@@ -38,6 +38,8 @@ NEVER_SEEN = frozenset(("text", "out", "resume", "steps"))  # by their names: ot
 DECLARED = frozenset(
     ("min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip", "accumulation")
 )
+# A setting that follows from another one: the tokens of a step are those of its micro-batches.
+INSTEAD = {"accumulation": "tokens_per_step"}
 TOKENS = "GPT_HARNESS_TOKENS"  # where the reference keeps token files: not in the user's cache, for texts of rehearsals
 
 
@@ -205,7 +207,9 @@ class TrainingProgram:
 
     def _require(self, rehearsal: Rehearsal) -> None:
         """Raise MissingAbility unless all that a rehearsal needs can be set, SubjectError if that is not known."""
-        missing = [word for word in rehearsal.needs if word not in self.settings]
+        missing = [
+            word for word in rehearsal.needs if word not in self.settings and INSTEAD.get(word) not in self.settings
+        ]
         if given := [word for word in missing if word in self.settings.given]:
             raise MissingAbility(
                 f"the user's own settings of {self.name} set {' and '.join(WORDS[word].what for word in given)}, "

@@ -71,6 +71,7 @@ def test_a_literal_is_found_wherever_people_write_settings(tmp_path, text, word,
         "open('log.txt', 'a')",
         "print('see input.txt')\nprint(f'in {folder}/input.txt')",
         "learning_rate = 1e-3\nlearning_rate = 1e-4",
+        "groups = [{'params': a, 'weight_decay': wd}, {'params': b, 'weight_decay': 0.0}]",  # what sets it apart
     ],
 )
 def test_what_only_looks_like_a_setting_is_none(tmp_path, text):

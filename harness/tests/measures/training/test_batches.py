@@ -114,6 +114,17 @@ def test_ids_that_wrap_in_a_small_type_are_named(judge):
     assert judge("data::rows-are-of-the-text", plain=batches(tokens=tokens)).verdict == "pass"
 
 
+def test_what_another_line_evaluates_on_a_task_of_its_own_is_no_validation(judge):
+    validated = batches(validation=[[SPLIT, 3700]])
+    task = passes(TOKENS % 7, [[3, 5]], phase="eval", first=900, step=0, line="train.py:90: hellaswag")
+    both = replace(validated, events=(*validated.events, *task))
+    record = judge("data::rows-are-of-the-text", plain=both)
+    assert record.verdict == "pass"
+    assert record.value == {"training": 0, "validation": 0}
+    alone = replace(batches(), events=(*batches().events, *task))
+    assert judge("data::rows-are-of-the-text", plain=alone).verdict == "fail"
+
+
 def test_a_row_that_may_be_in_the_rest_of_a_stream_that_is_known_in_part_is_skipped(judge):
     cut = replace(stream(TOKENS[:2000]), length=4000)
     record = judge("data::rows-are-of-the-text", plain=batches(streams=[cut]))
