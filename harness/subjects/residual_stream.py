@@ -52,6 +52,9 @@ class ResidualStream(TorchFunctionMode):
         inputs = list(_tensors((args, kwargs or {})))
         storages = {_storage(t) for t in inputs}
         free = [t for t in inputs if t.is_floating_point() and _storage(t) not in self.parameters]
+        if not free and not storages & self.tokens and inputs and all(t.is_floating_point() for t in inputs):
+            self._is_made_of_parameters(result, of_down=bool(storages & self.down))
+            return result
         place = next((self.following[id(t)] for t in inputs if id(t) in self.following), None)
         name = getattr(function, "__name__", "")
         if place is not None and name in ADDITIONS and len({id(t) for t in inputs}) > 1 and result.ndim in STREAM:
@@ -71,6 +74,13 @@ class ResidualStream(TorchFunctionMode):
         elif place is not None and len(free) <= 1:
             self._follow(result, place)
         return result
+
+    def _is_made_of_parameters(self, result: Tensor, *, of_down: bool) -> None:
+        """Take the result for a parameter, too: a matrix and its bias that are put together, say."""
+        self.parameters.add(_storage(result))
+        if of_down:
+            self.down.add(_storage(result))
+        self.alive.append(result)
 
     def _follow(self, result: Tensor, place: str) -> None:
         self.following[id(result)] = place

@@ -19,6 +19,7 @@ STYLES = [
     "bare_parameters:Flat",
     "bare_parameters:OneLongRow",
     "bare_parameters:Stacked",
+    "bare_parameters:BiasInTheProduct",
     "conv1d:LMHead",
     "lists_of_lists:Decoder",
     "frameworks:Ours",

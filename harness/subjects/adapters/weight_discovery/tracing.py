@@ -29,6 +29,7 @@ MOVES = frozenset(
 LOOKUPS = frozenset(("embedding", "index", "index_select", "gather"))
 PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "convolution", "mv", "addmv", "linear"))
 SCALINGS = frozenset(("mul", "mul_"))
+NORMS = {"native_layer_norm": (2, 3), "native_group_norm": (1, 2)}  # where gain and bias are among the arguments
 ADDITIONS = frozenset(("add", "add_", "sub", "sub_"))
 
 
@@ -102,8 +103,8 @@ class Tracing(TorchDispatchMode):
     def _record(self, name: str, args: Any, kwargs: Any, output: Any) -> Any:
         if name in LOOKUPS:
             self._add("table", self.parameters.entries(args[0]))
-        elif name == "native_layer_norm":
-            weight, bias = args[2], args[3]
+        elif name in NORMS:
+            weight, bias = (args[at] for at in NORMS[name])
             gain = self._add("gain", self.parameters.entries(weight)) if self._is_labelled(weight) else None
             if self._is_labelled(bias):
                 self._add("bias", self.parameters.entries(bias), source=gain)
@@ -144,8 +145,13 @@ class Tracing(TorchDispatchMode):
                 entries = entries.mT
             matrix, batch_axes = self._matrix(entries)
             if matrix is not None:
-                input_order, result_order = matrix[:, 0].argsort(), matrix[0].argsort()
-                use = self._add("matrix", matrix[input_order][:, result_order])
+                weight_rows, bias_row = self._rows(matrix)
+                matrix, bias_of_one = matrix[weight_rows], matrix[bias_row]
+                order, result_order = matrix[:, 0].argsort(), matrix[0].argsort()
+                input_order = weight_rows[order]
+                use = self._add("matrix", matrix[order][:, result_order])
+                for row in bias_of_one:
+                    self._add("bias", row[result_order], source=use)
                 use.input_order, use.result_order, use.batch_axes = input_order, result_order, batch_axes
                 other = left if self._is_labelled(right) else right
                 use.input_storage = _storage(other)
@@ -173,6 +179,15 @@ class Tracing(TorchDispatchMode):
         if matrices.shape[1] == self.width:  # (H, C, D): every head reads the whole width
             return matrices.permute(1, 0, 2).flatten(1), batch_axes
         return matrices.flatten(0, 1), batch_axes  # (H, D, C): every head reads its own part
+
+    def _rows(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of a product's matrix, and the one of another parameter: a bias, for an input with a one."""
+        owners = [self.parameters.name_of(entry) for entry in matrix[:, 0].tolist()]
+        alone = [n for n, owner in enumerate(owners) if owners.count(owner) == 1]
+        if len(alone) != 1 or len(set(owners)) != 2:
+            alone = []
+        rows = [n for n in range(len(matrix)) if n not in alone]
+        return torch.tensor(rows), torch.tensor(alone, dtype=torch.long)
 
     def _add(self, kind: str, entries: Tensor, source: Use | None = None) -> Use:
         use = Use(kind, entries, len(self.uses), source)

@@ -82,3 +82,37 @@ class Stacked(nn.Module):
             y = F.gelu(F.linear(norm(x, *self.second[i]), self.up[i], self.up_more[i]), approximate="tanh")
             x = x + F.linear(y, self.down[i], self.down_more[i])
         return norm(x, *self.last) @ self.words.T
+
+
+class BiasInTheProduct(nn.Module):
+    """The bias is put over the matrix, and a one before the input, so that both are one product; norms of one group."""
+
+    def __init__(self, vocab, context, dim, heads, layers):
+        super().__init__()
+
+        def p(*shape):
+            return nn.Parameter(torch.randn(shape) * 0.02)
+
+        self.heads = heads
+        self.words, self.places, self.last = p(vocab, dim), p(context, dim), p(2, dim)
+        self.first, self.second = p(layers, 2, dim), p(layers, 2, dim)
+        sizes = {"fused": (dim, 3 * dim), "mix": (dim, dim), "up": (dim, 4 * dim), "down": (4 * dim, dim)}
+        for name, size in sizes.items():
+            setattr(self, name, p(layers, *size))
+            setattr(self, f"{name}_more", p(layers, size[1]))
+
+    def affine(self, x, name, i):
+        both = torch.cat([getattr(self, f"{name}_more")[i][None], getattr(self, name)[i]])
+        return F.pad(x, (1, 0), value=1.0) @ both
+
+    def normalised(self, x, gain, bias):
+        return F.group_norm(x.reshape(-1, x.shape[-1]), 1, gain, bias).view_as(x)
+
+    def forward(self, ids):
+        x = self.words[ids] + self.places[: ids.shape[1]]
+        for i in range(len(self.first)):
+            q, k, v = self.affine(self.normalised(x, *self.first[i]), "fused", i).chunk(3, -1)
+            x = x + self.affine(attend(q, k, v, self.heads), "mix", i)
+            y = F.gelu(self.affine(self.normalised(x, *self.second[i]), "up", i), approximate="tanh")
+            x = x + self.affine(y, "down", i)
+        return self.normalised(x, *self.last) @ self.words.T
