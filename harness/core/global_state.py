@@ -23,6 +23,7 @@ from torch import nn
 
 from harness.core.devices import float32_products, set_float32_products, set_shortcuts, shortcuts
 from harness.core.originals import replaced, restore_replaced
+from harness.core.seeds import seed_torch
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def isolated_global_state(changed: dict[str, str]) -> Iterator[None]:
     before, others = snapshot(), snapshot(silent)
     try:
         with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
+            seed_torch(0)
             random.seed(0)
             numpy.random.seed(0)
             try:
@@ -234,7 +235,6 @@ def isolated_global_state(changed: dict[str, str]) -> Iterator[None]:
             finally:
                 changed |= restore({**before, "gradients": True})
     finally:
-        restore(before)
         restore(others, silent)
 
 

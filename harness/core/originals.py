@@ -86,11 +86,39 @@ _ABSENT: Any = object()
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 
+@dataclass(eq=False)
+class _Watched:
+    """A namespace with its values as they were: of a module, a class or a table."""
+
+    owner: Any
+    names: Mapping[str, Any]  # as they are now
+    before: dict[str, Any]
+    path: str
+
+    def __post_init__(self) -> None:
+        self.accept()
+
+    def accept(self) -> None:
+        """Take the values as they are now for unchanged ones."""
+        self._values = self._now()
+
+    @property
+    def is_unchanged(self) -> bool:
+        """True if the values are those last accepted, in order. Asked a million times in a run: lists are fast."""
+        try:
+            return self._now() == self._values  # identity first
+        except Exception:  # a tensor or an array that was replaced
+            return False
+
+    def _now(self) -> list[Any]:
+        return list(dict.values(self.names) if isinstance(self.names, dict) else self.names.values())
+
+
 class Originals:
     """The values of all names of the watched modules, of their classes and tables, as they were when last recorded."""
 
     def __init__(self) -> None:
-        self._owners: list[tuple[Any, Mapping[str, Any], dict[str, Any], str]] = []
+        self._watched: list[_Watched] = []
         self._seen: set[int] = set()
         self._modules = 0
         self._found: dict[tuple[int, str, int], Patch] = {}  # one object for one patch, however often it is found
@@ -115,7 +143,7 @@ class Originals:
                 self._add(kind, vars(kind), name)
 
     def _add(self, owner: Any, names: Mapping[str, Any], path: str) -> None:
-        self._owners.append((owner, names, dict(names), path))
+        self._watched.append(_Watched(owner, names, dict(names), path))
         for name, value in list(names.items()):
             own_class = isinstance(value, type) and value.__module__ == path and path not in CLASSES_APART
             if own_class and id(value) not in self._seen:
@@ -125,14 +153,15 @@ class Originals:
                 self._seen.add(id(value))
                 raw = dict(dict.items(value))  # a subclass may make a new value whenever it is read
                 if any(callable(each) or isinstance(each, tuple) for each in raw.values()):
-                    self._owners.append((value, value, raw, f"{path}.{name}"))  # a table: OPERATIONS, ACT2FN
+                    self._watched.append(_Watched(value, value, raw, f"{path}.{name}"))  # a table: OPERATIONS, ACT2FN
 
     def patches(self) -> list[Patch]:
         """Return what is replaced now. A function that torch or transformers itself replaced is an original."""
-        found = []
-        for number, (owner, names, before, path) in enumerate(self._owners):
-            if _same(names, before):
+        found = list[Patch]()
+        for each in self._watched:
+            if each.is_unchanged:
                 continue
+            owner, names, before, path, known = each.owner, each.names, each.before, each.path, len(found)
             replaced = [name for name, value in before.items() if names.get(name, _ABSENT) is not value]
             for name in replaced:
                 value, original = names.get(name, _ABSENT), before[name]
@@ -148,7 +177,9 @@ class Originals:
                 patch = Patch(owner, name, _ABSENT, names[name], f"{path}.{name}")
                 found.append(self._found.setdefault((id(owner), name, id(names[name])), patch))
             if not replaced and not hiding:  # a name was added
-                self._owners[number] = (owner, names, dict(names), path)
+                each.before = dict(names)
+            if len(found) == known:
+                each.accept()
         return found
 
     def _hides(self, owner: Any, name: str) -> bool:
@@ -161,7 +192,7 @@ class Originals:
         """Return True for a new function that torch itself put there, as an import of torch.compile's modules does."""
         file = getattr(getattr(value, "__code__", None), "co_filename", "")
         return file.startswith(_TORCH) and not any(
-            value is each for _, _, before, _ in self._owners for each in before.values()
+            value is original for each in self._watched for original in each.before.values()
         )
 
 
@@ -169,14 +200,6 @@ def _is_watched(name: str) -> bool:
     if name in WATCHED:
         return True
     return any(name.startswith(f"{word}.") for word in WATCHED if word not in ALONE) and ".tests" not in name
-
-
-def _same(now: Mapping[str, Any], before: dict[str, Any]) -> bool:
-    """Compare two namespaces, at C's speed: values are compared by identity first."""
-    try:
-        return bool(now == before)
-    except Exception:  # a tensor or an array that was replaced
-        return False
 
 
 def _defined_at(value: Any) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import Missing, MissingAbility, SubjectError
 from harness.core.process_exit import ProcessExit
+from harness.core.seeds import seed_torch
 from harness.core.sizes import SIZES, Size
 from harness.subjects.adapters.construction.constructor import BY_SIZE, Constructor
 from harness.subjects.adapters.construction.settle import is_settled, settle
@@ -62,7 +63,7 @@ class AdaptedSubject:
 
     def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
         """Return a new model in eval mode; see `Subject.build`."""
-        torch.manual_seed(seed)
+        seed_torch(seed)
         shaping = tuple(sorted((key, value) for key, value in options.items() if key in SHAPING))
         if self.constructor.takes("seed"):
             options["seed"] = seed
