@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import tempfile
@@ -25,7 +24,6 @@ from harness.faults.catalogue import SPECIMEN, Fault
 from harness.faults.coverage import check_key, lines_reached
 from harness.judging.run_check import run
 from harness.measures.all_measures import measures
-from harness.oracle import model_cache
 from harness.subjects.adapters import adapt
 from harness.subjects.protocols import Subject
 from harness.suites.check import Check
@@ -149,16 +147,10 @@ _checks: list[Check] = []  # of a worker process
 
 
 def _start_worker(suites: Path) -> None:
-    """Prepare a worker process: one thread, the checks read once, imported modules frozen for the garbage collector."""
-    # Only workers need it, and it takes seconds: imported before the freeze.
-    import transformers.models.gpt2.modeling_gpt2  # noqa: F401 - imported for the freeze alone
-
+    """Prepare a worker process: one thread, and the checks read once."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _checks[:] = debug_checks(suites)
-    gc.collect()
-    gc.freeze()
-    model_cache.frozen = True
 
 
 def _end_with_parent() -> None:

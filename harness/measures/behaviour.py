@@ -194,6 +194,7 @@ def _lasting_growth(action: Callable[[], None], of: str) -> float:
 @contextlib.contextmanager
 def _only_new_objects(*, traced: bool) -> Iterator[None]:
     """Limit garbage collection to objects that are created inside the block: a hundredth of all that torch creates."""
+    model_cache.clear()  # the last check's model is not to stay
     gc.collect()
     gc.freeze()
     if traced:
@@ -202,8 +203,6 @@ def _only_new_objects(*, traced: bool) -> Iterator[None]:
         yield
     finally:
         tracemalloc.stop()
-        if not model_cache.frozen:
-            gc.unfreeze()
 
 
 def _allocated(of: str) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.error_text import is_user_file
+from harness.core.garbage import lasting_objects
 from harness.core.originals import ORIGINALS, originals, with_originals
 from harness.core.sizes import Size
 from harness.oracle.declared import declared_gpt2
@@ -109,7 +110,8 @@ def _prefer_installed() -> None:
     own = [folder for folder in before if (found := _found_in(folder)) and is_user_file(found)]
     sys.path[:] = [folder for folder in before if folder not in own]
     try:
-        importlib.import_module(MODULES[0])
+        with lasting_objects():
+            importlib.import_module(MODULES[0])
     finally:
         sys.path[:] = before
     ORIGINALS.extend()
@@ -133,7 +135,7 @@ class _RecordedFirst(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if spec is None or spec.origin is None or is_user_file(spec.origin):
             return None
         sys.meta_path.remove(self)
-        with originals():
+        with originals(), lasting_objects():
             for name in MODULES:
                 importlib.import_module(name)
         ORIGINALS.extend()

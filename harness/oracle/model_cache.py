@@ -10,8 +10,6 @@ from harness.oracle.declared import declared_gpt2
 T = TypeVar("T")
 _last: dict[Hashable, Any] = {}  # one entry
 _small: dict[Hashable, Any] = {}
-# Set by a process that judges many subjects and has called gc.freeze() on what they share: gc.unfreeze() would undo it.
-frozen = False
 
 
 def cached(key: Hashable, make: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ import pytest
 
 from harness.core.captured_output import shorten
 from harness.core.errors import HarnessError
+from harness.core.garbage import lasting_objects
 from harness.core.process_exit import ExitGuard
 from harness.core.record_files import encode
 from harness.core.resources import Resources
@@ -136,7 +137,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             raise pytest.UsageError(str(error)) from None
         if config.getoption("--subject") is not None:
             try:
-                import harness.judging.runner  # noqa: F401  # torch takes seconds, which are not the subject's
+                with lasting_objects():
+                    import harness.judging.runner  # noqa: F401  # torch takes seconds, which are not the subject's
 
                 with _said_while_waiting(config, f"--subject {name}"):
                     unreadable = runner_of(config, name).why_unreadable()

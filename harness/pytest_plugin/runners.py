@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -71,3 +72,4 @@ def close_runners(config: pytest.Config) -> None:
         runner.close()
     for trainer_runner in config.stash.get(_trainer_runners, {}).values():
         trainer_runner.close()
+    gc.freeze()  # pytest looks for garbage ten times before it ends, in all that torch creates
