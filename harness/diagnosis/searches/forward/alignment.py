@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from harness.diagnosis.observation import SAME, Observation, Sums, sums, sums_ag
 from harness.oracle.formula import Formula, Replacement
 from harness.oracle.variants import Variant
 
+T = TypeVar("T")
 Weights = dict[str, Tensor]  # published names, float64
 Taps = dict[str, Any]  # place -> what the formula computed there, in execution order
 
@@ -43,6 +44,7 @@ class Alignment:
         self.observed, self.ids, self.weights, self.size, self.given = observed, ids, weights, size, given
         in_blocks = [f"h.{layer}{part}" for layer in range(size.layers) for part in (".residual.attn", "")]
         self.anchors = ["embedding", *in_blocks, "ln_f", "head"]
+        self._answers: dict[Hashable, Any] = {}
         self._fingerprinted: Taps = {}
         self._fingerprints: list[tuple[int, Sums]] = []
 
@@ -50,6 +52,13 @@ class Alignment:
     def is_late(self) -> bool:
         """True after the deadline."""
         return time.process_time() > self.deadline
+
+    def once(self, question: Hashable, answer: Callable[[], T]) -> T:
+        """Return `answer()`, computed once for each question: every search begins with what the last one tried."""
+        if question not in self._answers:
+            self._answers[question] = answer()
+        found: T = self._answers[question]
+        return found
 
     def taps(self, changes: Sequence[Replacement]) -> Taps:
         """Return the value of every place, computed by the formula with `changes`; {} if they do not go together."""

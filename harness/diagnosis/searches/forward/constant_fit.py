@@ -66,12 +66,14 @@ def scale(attend: Callable[[float], Tensor], found: list[Tensor], right: float) 
     grid of e^(1/8), and then refined by golden-section search.
     """
 
-    def distance(exponent: float) -> float:
-        mixed = attend(math.exp(exponent))
-        return min(float((value - mixed).abs().max()) for value in found)
-
     if not found:
         return
+    values = torch.stack(found)
+
+    def distance(exponent: float) -> float:
+        furthest = (values - attend(math.exp(exponent))).abs().flatten(1).amax(1)
+        return float(furthest.nan_to_num(nan=math.inf).min())
+
     grid = [math.log(right) + step / 8 for step in range(-40, 41)]
     middle = min(grid, key=distance)
     low, high = middle - 1 / 8, middle + 1 / 8

@@ -223,7 +223,8 @@ def _explained(
             break
         layer = int(anchor.split(".")[1]) if anchor.startswith("h.") else None
         matched = list(dict.fromkeys(v for difference in found.differences for v in difference.variants))
-        match = tried.best(taps, reached, layer, matched)
+        state = (tuple(found.changes), tuple(matched))
+        match = alignment.once(("best", *state), functools.partial(tried.best, taps, reached, layer, matched))
         if match is None and found.reached is None:
             match = tried.best_of_hard(hard, taps, reached, layer, matched)
         if (
@@ -242,7 +243,12 @@ def _explained(
             continue
         if found.reached is None:
             found.reached = alignment.anchors_confirmed(taps), alignment.values_matched(found.changes)
-        finding = unmatched_finding(alignment, taps, reached, layer, own_values, changed=bool(found.changes))
+        finding = alignment.once(
+            ("unmatched", *state, bool(own_values)),
+            functools.partial(
+                unmatched_finding, alignment, taps, reached, layer, own_values, changed=bool(found.changes)
+            ),
+        )
         found.differences.append(Difference((), layer, finding))
         own = _own_value(anchor, layer, own_values)
         if own is None:
