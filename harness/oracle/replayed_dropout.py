@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,12 +153,18 @@ class MasksByValue:
         return found
 
     def _whole(self, value: Tensor, usable: Sequence[Drop]) -> Mask | None:
-        likely = [drop for drop in usable if drop.before is not None and drop.before.numel() == value.numel()]
+        count = value.numel()
+        likely = [drop for drop in usable if self._counts[id(drop)] == count]
         own = _print(value) if likely else None
         for drop in likely:
             if own is not None and _alike(own, self._print_of(drop)) and (mask := _mask(value, drop)) is not None:
                 return mask
         return None
+
+    @functools.cached_property
+    def _counts(self) -> dict[int, int]:
+        """The number of values of each drop: there are thousands of comparisons for each."""
+        return {id(drop): 0 if drop.before is None else drop.before.numel() for drop in self.drops}
 
     def _print_of(self, drop: Drop) -> tuple[int, float, float]:
         if id(drop) not in self._prints:

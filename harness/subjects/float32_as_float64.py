@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+MAY_NAME_FLOAT32 = frozenset((torch.dtype, str))
+
 
 class Float32AsFloat64(TorchFunctionMode):
     """Replace requests for float32 by float64 inside the block.
@@ -21,7 +23,7 @@ class Float32AsFloat64(TorchFunctionMode):
         options = kwargs or {}
         if function is torch.Tensor.float:
             function = torch.Tensor.double
-        elif any(map(_is_float32, (*args, *options.values()))):
+        elif not MAY_NAME_FLOAT32.isdisjoint(map(type, (*args, *options.values()))):
             args = tuple(_wider(value) for value in args)
             options = {key: _wider(value) for key, value in options.items()}
         return function(*args, **options)

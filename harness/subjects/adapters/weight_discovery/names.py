@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ class ParsedName:
         return f"transformer.{'' if self.layer is None else f'h.{self.layer}.'}{self.component}.{self.leaf}"
 
 
+@functools.lru_cache(maxsize=4096)  # a model is built hundreds of times
 def parse_name(name: str, size: Size) -> ParsedName | None:
     """Return the meaning of an own parameter's name; None where no pattern matches."""
     short = name
