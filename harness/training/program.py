@@ -208,7 +208,9 @@ class TrainingProgram:
     def _require(self, rehearsal: Rehearsal) -> None:
         """Raise MissingAbility unless all that a rehearsal needs can be set, SubjectError if that is not known."""
         missing = [
-            word for word in rehearsal.needs if word not in self.settings and INSTEAD.get(word) not in self.settings
+            word
+            for word in rehearsal.needs
+            if word not in self.settings and INSTEAD.get(word, word) not in self.settings
         ]
         if given := [word for word in missing if word in self.settings.given]:
             raise MissingAbility(

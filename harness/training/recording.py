@@ -110,6 +110,14 @@ class Backward(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Zeroed(Event):
+    """One call of `zero_grad`."""
+
+    step: int
+    line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clip(Event):
     """One call of torch's clipping functions."""
 
@@ -387,8 +395,16 @@ class Recording:
         return [each for each in self._of(Forward) if each.used]
 
     def forwards_of(self, step: int) -> list[Forward]:
-        """Return the micro-batches of a step: the passes that its backward passes used."""
-        return [each for each in self.trained if each.step == step]
+        """Return the micro-batches of a step: the passes that its backward passes used.
+
+        Passes whose gradients are set to zero, before backward passes of other lines make the step's own, are none.
+        """
+        zeroed = max((each.order for each in self._of(Zeroed) if each.step == step), default=-1)
+        backward = [each for each in self._of(Backward) if each.step == step]
+        kept = {each.line for each in backward if each.order > zeroed}
+        dropped = {each.line for each in backward if each.order < zeroed}
+        since = zeroed if kept and not kept & dropped else -1
+        return [each for each in self.trained if each.step == step and each.order > since]
 
     def clips_of(self, step: int) -> list[Clip]:
         """Return the calls of torch's clipping functions before step `step`."""

@@ -29,12 +29,13 @@ from harness.training.recording import (
     Save,
     Step,
     Stream,
+    Zeroed,
 )
 
 EVENTS, TENSORS = "events.jsonl", "tensors.bin"
 ALIGNMENT = 64  # bytes; a multiple of every element's size, so that a stored tensor can be viewed in its own type
 KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Forward, Backward, Clip, Step, Save, Load, Stream, Printed)
+    kind.__name__: kind for kind in (Forward, Backward, Zeroed, Clip, Step, Save, Load, Stream, Printed)
 }
 
 Row = dict[str, Any]

@@ -46,6 +46,7 @@ SMALL: Mapping[str, Any] = {
     "sample_tokens": 4,  # a sample before the first step may not be avoidable
     "save_every": NEVER,
     "log_every": 1,
+    "overfit_batches": 0,
     "seed": SEED,
 }
 

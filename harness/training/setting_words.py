@@ -67,10 +67,11 @@ WORDS: Mapping[str, Word] = {
     "device": _word("the device", "device"),
     "backend": _word("the backend of ranks", "backend dist_backend ddp_backend"),
     "eval_every": _word(
-        "the steps between validations", "eval_every eval_interval val_every eval_freq eval_steps val_interval"
+        "the steps between validations",
+        "eval_every eval_interval val_every eval_freq eval_steps val_interval val_loss_every",
     ),
     "eval_batches": _word(
-        "the batches of a validation", "eval_batches eval_iters val_batches val_max_batches eval_iter"
+        "the batches of a validation", "eval_batches eval_iters val_batches val_max_batches val_max_steps eval_iter"
     ),
     "sample_every": _word("the steps between samples", "sample_every sample_interval generate_every sample_freq"),
     "sample_tokens": _word("the tokens of a sample", "sample_tokens max_new_tokens sample_length"),

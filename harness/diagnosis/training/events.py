@@ -43,7 +43,7 @@ LOSS_LEVELS = ("plateau-of-the-next-token", "loss-below-entropy", "overfits-one-
 FUNCTION = "def"  # the line that begins the function around the event's line
 # Lines of source, as patterns: what draws windows, what makes them, what parts the text, what seeds.
 ORDERS = r"\b(randperm|permutation|shuffle|RandomSampler)\b"
-DRAWS = (r"\b(randint|integers|choice|choices|sample|randrange|multinomial)\(", ORDERS)
+DRAWS = (r"\b(randint|integers|choice|choices|sample|randrange)\(", ORDERS)
 WINDOWS = (r"\brange\([^,]*,[^,]*,", r"//", r"\[.*:.*\+.*\]")
 VALIDATION_PART = r"^\s*(?!for|if|while|return).*(val|test|eval)\w*\s*(,\s*\w+\s*)?=[^=].*\["
 TRAINING_PART = r"^\s*(?!for|if|while|return).*train\w*\s*(,\s*\w+\s*)?=[^=].*\["

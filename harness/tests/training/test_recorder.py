@@ -154,6 +154,24 @@ def test_a_loss_that_is_summed_over_passes_uses_each_of_them(tmp_path, micro_bat
     assert [len(recording.forwards_of(step)) for step in range(3)] == [micro_batches] * 3
 
 
+def test_a_pass_whose_gradient_is_set_to_zero_before_the_loop_is_no_micro_batch(tmp_path):
+    """Programs try the model once, as llm.c's does to write tensors; a zero_grad in the loop is a mistake instead."""
+    tried = [
+        ("for step in range(steps):", "loss_of(*batch()).backward()\noptimizer.zero_grad()\nfor step in range(steps):")
+    ]
+    recording = record(tmp_path, script(replaced=tried))
+    assert len(recording.trained) == 4
+    assert [len(recording.forwards_of(step)) for step in range(3)] == [1, 1, 1]
+    for name, gradient in recording.steps[0].gradient.items():
+        torch.testing.assert_close(gradient.double(), recording.steps[0].replayed[name], rtol=1e-4, atol=1e-7)
+    each = [
+        ("micro_batches = 1", "micro_batches = 2"),
+        ("        loss = loss_of", "        optimizer.zero_grad()\n        loss = loss_of"),
+    ]
+    recording = record(tmp_path, script(replaced=each))
+    assert [len(recording.forwards_of(step)) for step in range(3)] == [2, 2, 2]
+
+
 # ---------------------------------------------------------------------------- steps
 
 

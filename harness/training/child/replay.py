@@ -15,7 +15,7 @@ from harness.subjects.float32_as_float64 import Float32AsFloat64
 from harness.training.child.model_names import first_tensor, unwrapped
 from harness.training.child.passes import Pass
 from harness.training.child.recorder import Recorder
-from harness.training.recording import IGNORED, Step
+from harness.training.recording import IGNORED, Recording, Step
 from harness.training.recording_files import RecordingReader
 
 # Relative: a replayed loss that differs by more is that of another batch, or of another mask of dropout. CPUs draw the
@@ -35,9 +35,12 @@ def replay(recorder: Recorder, passes: Iterable[Pass], reader: RecordingReader) 
     The run is over: the model itself is used, in both types one after the other, and not restored.
     """
     steps = [event for event in reader.events() if isinstance(event, Step) and "before" in event.tensors]
+    recording = Recording(program="", rehearsal="", ended="finished", events=reader.events())
+    own = {forward.order for step in steps for forward in recording.forwards_of(step.number)}
     by_step: dict[int, list[Pass]] = {}
     for each in passes:
-        by_step.setdefault(each.step, []).append(each)
+        if each.order in own:
+            by_step.setdefault(each.step, []).append(each)
     model, found = recorder.names.model, dict[int, dict[str, Any]]()
     if model is None:
         _write(recorder, steps, found, "the program trains no torch.nn.Module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -102,6 +103,8 @@ class GradientWatch:
             patches.replace(owner, "clip_grad_norm_", lambda original: self._clips(original, "max_norm"))
             patches.replace(owner, "clip_grad_value_", lambda original: self._clips(original, "clip_value"))
         patches.replace(torch.autograd, "backward", self._backward)
+        patches.replace(torch.optim.Optimizer, "zero_grad", self._zeroes)
+        patches.replace(torch.nn.Module, "zero_grad", self._zeroes)
         for name in COLLECTIVES if torch.distributed.is_available() else ():
             patches.replace(torch.distributed, name, self._collective)
 
@@ -126,6 +129,15 @@ class GradientWatch:
             self.after_backward()
 
         return backward
+
+    def _zeroes(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def zero_grad(owner: Any, *args: Any, **options: Any) -> None:
+            original(owner, *args, **options)
+            if self.recorder.active:
+                self.recorder.event("Zeroed", step=self.recorder.step, line=self.recorder.line())
+
+        return zero_grad
 
     def _collective(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def collective(*args: Any, **options: Any) -> Any:
