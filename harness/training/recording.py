@@ -391,20 +391,24 @@ class Recording:
 
     @cached_property
     def trained(self) -> list[Forward]:
-        """Return the passes that a backward pass used, in order: the micro-batches of all steps."""
-        return [each for each in self._of(Forward) if each.used]
-
-    def forwards_of(self, step: int) -> list[Forward]:
-        """Return the micro-batches of a step: the passes that its backward passes used.
+        """Return the passes that a backward pass used, in order: the micro-batches of all steps.
 
         Passes whose gradients are set to zero, before backward passes of other lines make the step's own, are none.
         """
-        zeroed = max((each.order for each in self._of(Zeroed) if each.step == step), default=-1)
+        since = {step: self._counts_since(step) for step in {each.step for each in self._of(Zeroed)}}
+        return [each for each in self._of(Forward) if each.used and each.order > since.get(each.step, -1)]
+
+    def _counts_since(self, step: int) -> int:
+        """Return the event after which the backward passes before a step count."""
+        zeroed = max(each.order for each in self._of(Zeroed) if each.step == step)
         backward = [each for each in self._of(Backward) if each.step == step]
         kept = {each.line for each in backward if each.order > zeroed}
         dropped = {each.line for each in backward if each.order < zeroed}
-        since = zeroed if kept and not kept & dropped else -1
-        return [each for each in self.trained if each.step == step and each.order > since]
+        return zeroed if kept and not kept & dropped else -1
+
+    def forwards_of(self, step: int) -> list[Forward]:
+        """Return the micro-batches of a step: the passes that its backward passes used."""
+        return [each for each in self.trained if each.step == step]
 
     def clips_of(self, step: int) -> list[Clip]:
         """Return the calls of torch's clipping functions before step `step`."""

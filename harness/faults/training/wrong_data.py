@@ -141,7 +141,12 @@ DATA = (
         "batch-comes-again",
         "The loop trains on the first five batches for ever.",
         "folklore",
-        (("overfit_batches = 0", "overfit_batches = 5"),),
+        (
+            (
+                "    if overfit_batches:\n        number = number % overfit_batches\n",
+                "    if True:\n        number = number % (overfit_batches or 5)\n",
+            ),
+        ),
         (BATCHES,),
         "step 5 has the batch of step 0",
     ),
