@@ -51,21 +51,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Print the verdict and the evidence; 1 if a cause is found."""
+    from harness.core.captured_output import CapturedOutput, captured_output
     from harness.diagnosis.triage import read_checkpoint, triage
     from harness.subjects.adapters import adapt
 
     stored = read_checkpoint(options.checkpoint)
     spec = options.subject or (stored.name if stored.is_huggingface else REFERENCE)
-    with said_if_slow(spec):
-        subject = adapt(spec, own=spec != REFERENCE or options.subject is not None)
-    found = triage(
-        stored,
-        subject,
-        text=options.text,
-        vocabulary=options.vocabulary,
-        heads=options.heads,
-        named=options.subject is not None,
-    )
+    # What the GPT prints is no part of the answer.
+    with said_if_slow(spec, doing="in triage"), captured_output(CapturedOutput()):
+        found = triage(
+            stored,
+            adapt(spec, own=spec != REFERENCE or options.subject is not None),
+            text=options.text,
+            vocabulary=options.vocabulary,
+            heads=options.heads,
+            named=options.subject is not None,
+        )
     print(json.dumps(found.as_dict(), indent=2) if options.json else format_triage(found))
     return 1 if found.causes else 0
 
@@ -76,7 +77,8 @@ def format_triage(found: Triage, width: int = 118) -> str:
     left = [each for each in found.evidence if each.verdict == "undecided"]
     lines = [f"{found.checkpoint}, {found.subject}", ""]
     for each in found.causes:
-        lines += _wrapped(f"your GPT babbles because of: {each.cause}. {_sentence(each.says)}", "", width)
+        babbles = "may babble" if each.verdict == "possible" else "babbles"
+        lines += _wrapped(f"your GPT {babbles} because of: {each.cause}. {_sentence(each.says)}", "", width)
     if not found.causes:
         lines.append(f"no cause found: {len(decided)} are excluded, {len(left)} are not decided")
     sources = list(dict.fromkeys(each.source for each in decided))

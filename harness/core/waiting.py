@@ -14,8 +14,10 @@ SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def said_if_slow(what: str, seconds: float = SECONDS) -> Iterator[None]:
+def said_if_slow(what: str, seconds: float = SECONDS, *, doing: str = "importing or building") -> Iterator[None]:
     """Write one line to standard error, as it is now, if the block takes longer than `seconds`, and one each minute.
+
+    `doing` says what takes the time, after "has been".
 
     Inside the block standard error may be captured: the line goes to where it went before.
     """
@@ -32,7 +34,7 @@ def said_if_slow(what: str, seconds: float = SECONDS) -> Iterator[None]:
         pause = seconds
         while not done.wait(pause):
             place = _line_of(main)
-            text = f"gpt-harness: {what} has been importing or building for {waited:.0f} s"
+            text = f"gpt-harness: {what} has been {doing} for {waited:.0f} s"
             with contextlib.suppress(OSError):
                 os.write(stderr, f"{text}{f': at {place}' if place else ''}\n".encode("utf-8", "replace"))
             pause = 60.0

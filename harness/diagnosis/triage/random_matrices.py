@@ -90,7 +90,7 @@ def random_matrices(tensors: Mapping[str, Tensor], size: Size) -> Evidence:
         CAUSE,
         "wrong" if random else "right",
         says,
-        "largest singular value, the least: " + least.removeprefix("transformer."),
+        f"largest singular value, the least: {'.'.join(least.split('.')[-3:])}",
         values[least],
         1.27,  # the standard deviation of the Tracy-Widom distribution
         "",

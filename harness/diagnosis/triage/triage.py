@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ OF_THE_TEXT = (
     text_losses.UNDERTRAINED,
 )
 OF_THE_PROGRAM = (decoding.CACHE, decoding.SAMPLER, decoding.GREEDY)
+EXPECTED = "the loss that this size reaches after as many tokens"
 # What a cause makes wrong besides: these lines follow from it, and are no causes of their own.
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     loading.CAUSE: OF_THE_TEXT,
@@ -97,7 +98,7 @@ def _on_the_text(
     model = loaded.build()
     generator = torch.Generator().manual_seed(seeded(0))
     drawn = torch.randint(model.size.vocab_size, (4, min(64, model.size.context)), generator=generator)
-    yield future.leak(loaded, drawn)
+    yield _measured(future.LEAKS, future.leak, loaded, drawn)
     losses = None
     why = f"it needs a text: {on_vocabulary.says}"
     if tokens is not None:
@@ -110,13 +111,24 @@ def _on_the_text(
     if losses is None:
         yield from (undecided(cause, why) for cause in OF_THE_TEXT)
         return
-    yield future.looked_ahead(model, losses)
-    yield future.transposed(model, losses)
+    yield _measured(future.LOOKED_AHEAD, future.looked_ahead, model, losses)
+    yield _measured(future.TRANSPOSED, future.transposed, model, losses)
     yield text_losses.shifted_targets(losses)
     yield numbering.numbering(model, losses)
     late, trained = text_losses.late_positions(losses)
     yield late
-    yield text_losses.undertrained(losses, trained, step)
+    on_training = text_losses.undertrained(losses, trained, step)
+    yield on_training
+    if on_training.verdict == "right":
+        yield undecided(EXPECTED, f"no other run of this size is at hand to compare with; {on_training.says}")
+
+
+def _measured(cause: str, measure: Callable[..., Evidence], *arguments: Any) -> Evidence:
+    """Return what `measure` returns; if the subject raises an error in it, the cause is undecided."""
+    try:
+        return measure(*arguments)
+    except Exception as error:
+        return undecided(cause, f"the GPT fails: {describe_error(error)}")
 
 
 def _on_decoding(loaded: LoadedSubject, prompts: Tensor) -> Iterator[Evidence]:

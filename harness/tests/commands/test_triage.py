@@ -61,7 +61,11 @@ def test_a_cause_is_the_first_thing_printed_and_exit_status_1(triage, tmp_path, 
     assert output.splitlines()[2].startswith(
         "your GPT babbles because of: shifted targets. It predicts the token after"
     )
-    status, output, _ = triage(folder, "--text", text_file, "--json")
+    (tmp_path / "mine.py").write_text(
+        "from gpt import GPT\n\n\nclass Mine(GPT):\n    def __init__(self, config):\n"
+        "        super().__init__(config)\n        print('building')\n"
+    )
+    status, output, _ = triage(folder, "--text", text_file, "--json", "--subject", f"{tmp_path / 'mine.py'}:Mine")
     assert status == 1
     found = json.loads(output)
     assert found["causes"] == ["shifted targets"]

@@ -62,7 +62,12 @@ def subject_file(folder, body):
 def test_a_right_gpt_has_no_cause(triaged, trained, lagged):
     causes, evidence = triaged(trained, lagged[0])
     assert causes == []
-    assert {each.verdict for cause, each in evidence.items() if cause != "weights at initialisation"} == {"right"}
+    expected = "the loss that this size reaches after as many tokens"
+    # The letters have no likeness, so that their embedding may look like random numbers.
+    assert {cause for cause, each in evidence.items() if each.verdict != "right"} - {"weights at initialisation"} == {
+        expected
+    }
+    assert {each.verdict for each in evidence.values()} == {"right", "undecided"}
 
 
 def test_a_right_table_of_pairs_has_no_cause(triaged, pairs):
@@ -177,6 +182,19 @@ def test_a_gpt_without_the_mask_is_named(triaged, trained, lagged, tmp_path):
     causes, evidence = triaged(trained, lagged[0], subject=subject_file(tmp_path, body))
     assert causes == ["sees the future"]
     assert evidence["looked ahead in training"].verdict == "undecided"
+
+
+def test_other_masks_are_tried_on_other_activations_and_without_biases(triaged, trained, pairs, lagged, tmp_path):
+    body = """    def __init__(self, config, **options):
+        super().__init__(config, **options)
+        for block in self.blocks:
+            block.mlp.gelu = torch.nn.ReLU()
+"""
+    _, evidence = triaged(trained, lagged[0], subject=subject_file(tmp_path, body))
+    assert evidence["looked ahead in training"].verdict == "right"
+    causes, evidence = triaged(table_gpt(ahead(1), bias=False).state_dict(), pairs)
+    assert causes == []
+    assert evidence["looked ahead in training"].verdict == "right"
 
 
 def test_positions_beyond_the_training_are_named_with_where_they_begin(triaged, lagged):

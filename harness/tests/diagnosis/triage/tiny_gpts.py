@@ -25,9 +25,9 @@ def two_back(length=100_000, seed=0):
     return ids, "".join(LETTERS[number] for number in ids.tolist())
 
 
-def table_gpt(probabilities: torch.Tensor) -> GPT:
+def table_gpt(probabilities: torch.Tensor, *, bias: bool = True) -> GPT:
     """Return a GPT whose prediction after token i is row i of `probabilities` (V, V), whatever is before it."""
-    model = GPT(GPTConfig(**SIZES, tied=False), seed=0)
+    model = GPT(GPTConfig(**SIZES, tied=False, bias=bias), seed=0)
     V, C = SIZES["vocab_size"], SIZES["n_embd"]
     with torch.no_grad():
         for parameter in model.parameters():
