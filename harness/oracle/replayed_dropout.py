@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +103,7 @@ class MasksByValue:
 
     drops: Sequence[Drop]
     masks: dict[tuple[str, int | None], list[Mask]] = field(default_factory=dict)
+    _counts: dict[int, int] = field(default_factory=dict, repr=False)
     _prints: dict[int, tuple[int, float, float]] = field(default_factory=dict, repr=False)
 
     def __call__(self, operation: str, layer: int | None, output: Any) -> Any:
@@ -154,17 +154,20 @@ class MasksByValue:
 
     def _whole(self, value: Tensor, usable: Sequence[Drop]) -> Mask | None:
         count = value.numel()
-        likely = [drop for drop in usable if self._counts[id(drop)] == count]
+        likely = [drop for drop in usable if self._count_of(drop) == count]
         own = _print(value) if likely else None
         for drop in likely:
             if own is not None and _alike(own, self._print_of(drop)) and (mask := _mask(value, drop)) is not None:
                 return mask
         return None
 
-    @functools.cached_property
-    def _counts(self) -> dict[int, int]:
-        """The number of values of each drop: there are thousands of comparisons for each."""
-        return {id(drop): 0 if drop.before is None else drop.before.numel() for drop in self.drops}
+    def _count_of(self, drop: Drop) -> int:
+        """Return the number of values of a drop: there are thousands of comparisons for each, and more drops come."""
+        if drop.before is None:
+            return 0
+        if id(drop) not in self._counts:
+            self._counts[id(drop)] = drop.before.numel()
+        return self._counts[id(drop)]
 
     def _print_of(self, drop: Drop) -> tuple[int, float, float]:
         if id(drop) not in self._prints:
