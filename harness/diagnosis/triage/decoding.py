@@ -17,7 +17,6 @@ from harness.subjects.model import Model
 from harness.subjects.protocols import Caches, Generates
 
 SAMPLER, GREEDY, CACHE = "sampler", "greedy", "cache"
-SMALL_MODEL = 20_000_000  # parameters; below it, samples of 64 rows take seconds
 PROMPT, NEW, CACHED = 4, 48, 24  # tokens
 ROUNDING = 1e-4  # of the largest logit; float32 has 1e-7, and sums over a GPT-2 lose two more digits
 

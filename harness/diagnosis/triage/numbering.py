@@ -13,7 +13,9 @@ from harness.diagnosis.triage.text_losses import AT_MOST, BY_CHANCE, TextLosses
 from harness.subjects.model import Model
 
 CAUSE = "vocabulary or text"
-ROWS, LENGTH = 64, 32  # of the samples; what follows the first half of each is counted
+# Of the samples; what follows the first half of each is counted. A large GPT draws fewer: 8 TFLOP at 124M are minutes.
+ROWS, FEWER_ROWS, LENGTH = 64, 16, 32
+SMALL_MODEL = 20_000_000  # parameters
 # The ranked frequencies are the text's if their distance is below this share of the distance of those by id.
 RANKED = 0.5
 
@@ -69,9 +71,11 @@ def _distances(model: Model, losses: TextLosses) -> tuple[float, float]:
 
 
 def _samples(model: Model) -> Tensor:
-    """Return ids (ROWS, LENGTH), drawn from the model's own probabilities, begun with uniformly drawn tokens."""
+    """Return ids (rows, LENGTH), drawn from the model's own probabilities, begun with uniformly drawn tokens."""
     generator = torch.Generator().manual_seed(seeded(0))
-    ids = torch.randint(model.size.vocab_size, (ROWS, 1), generator=generator)
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    rows = ROWS if parameters < SMALL_MODEL else FEWER_ROWS
+    ids = torch.randint(model.size.vocab_size, (rows, 1), generator=generator)
     for _ in range(min(LENGTH, model.size.context) - 1):
         probabilities = model.logits(ids)[:, -1].double().softmax(-1)
         ids = torch.cat((ids, torch.multinomial(probabilities, 1, generator=generator)), dim=1)

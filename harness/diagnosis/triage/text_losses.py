@@ -168,8 +168,9 @@ def _rise(losses: Tensor, split: int) -> Mean:
 def undertrained(losses: TextLosses, trained: int, step: int | None) -> Evidence:
     """Return the evidence on how much was learned, on the first `trained` positions: against tables of the text.
 
-    A GPT that knows less than a table of pairs is undertrained. One that knows more than that, and less than a table of
-    three or four tokens, is only if this text is like that of its training.
+    A GPT that knows less than a table of pairs, or no more than frequencies where a table knows more, is undertrained.
+    One that knows more than that, and less than a table of three or four tokens, is only if this text is like that of
+    its training.
     """
     # A table of four sees three tokens that are before the window: the model has none there to be compared with.
     first = BEFORE if trained > 2 * BEFORE else 0
@@ -177,11 +178,12 @@ def undertrained(losses: TextLosses, trained: int, step: int | None) -> Evidence
     own = losses.next_token[:, first:trained]
     best = min(tables, key=lambda order: float(tables[order].mean()))
     over_pairs, over_best = (mean_over_windows(own - tables[order]) for order in (2, best))
-    is_under = over_pairs.is_above
-    excess, table = (over_pairs, 2) if is_under or best == 2 else (over_best, best)
-    known = f"less than a table of {TABLES[table]}"
-    if is_under and float(own.mean()) > float(tables[1].mean()):
-        known = "no more than the frequencies of tokens"
+    knows_frequencies_alone = over_best.is_above and not mean_over_windows(tables[1] - own).is_above
+    is_under = over_pairs.is_above or knows_frequencies_alone
+    excess, table = (over_pairs, 2) if over_pairs.is_above else (over_best, best)
+    known = (
+        "no more than the frequencies of tokens" if knows_frequencies_alone else f"less than a table of {TABLES[table]}"
+    )
     levels = ", ".join(f"{TABLES[order]} {float(table.mean()):.3f}" for order, table in tables.items())
     return Evidence(
         UNDERTRAINED,

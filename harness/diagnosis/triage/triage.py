@@ -152,7 +152,7 @@ def _on_decoding(loaded: LoadedSubject, prompts: Tensor) -> Iterator[Evidence]:
 def _prompts(loaded: LoadedSubject, tokens: Text | None) -> Tensor:
     """Return prompts (B, T): the beginnings of windows of the text, or random tokens without one."""
     parameters = sum(each.numel() for each in loaded.tensors.values())
-    rows = 64 if parameters < decoding.SMALL_MODEL else 8
+    rows = 64 if parameters < numbering.SMALL_MODEL else 8
     length = min(decoding.PROMPT, max(1, loaded.size.context // 2))
     if tokens is None or len(tokens.last) < length + rows:
         return torch.randint(loaded.size.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seeded(2)))

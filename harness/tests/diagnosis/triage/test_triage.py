@@ -166,6 +166,22 @@ def test_more_than_pairs_and_less_than_triples_is_undertrained_if_the_text_is_al
     assert evidence["undertrained"].verdict == "possible"
 
 
+def test_frequencies_alone_are_undertrained_where_only_triples_know_more(triaged, lagged):
+    causes, evidence = triaged(train(GPT(CONFIG, seed=0), lagged[1], steps=20).state_dict(), lagged[0])
+    assert causes == ["undertrained"]
+    assert evidence["undertrained"].verdict == "wrong"
+    assert "no more than the frequencies" in evidence["undertrained"].says
+
+
+def test_a_text_of_which_nothing_but_frequencies_can_be_known_needs_no_more(triaged, tmp_path):
+    drawn = torch.multinomial(SOURCE.stationary, 30_000, True, generator=torch.Generator().manual_seed(0)).tolist()
+    (tmp_path / "independent.txt").write_text("".join(LETTERS[number] for number in drawn))
+    weights = table_gpt(SOURCE.stationary.expand(len(LETTERS), -1)).state_dict()
+    causes, evidence = triaged(weights, tmp_path / "independent.txt")
+    assert causes == []
+    assert evidence["undertrained"].verdict == "right"
+
+
 def test_a_training_without_the_mask_is_named(triaged, lagged):
     causes, evidence = triaged(train(GPT(CONFIG, seed=0), lagged[1], steps=300, masked=False).state_dict(), lagged[0])
     assert causes == ["looked ahead in training"]
