@@ -12,7 +12,8 @@ from torch import Tensor
 from harness.diagnosis.training import event_lines
 from harness.measures.training.runs.run_comparison import EQUAL, differences
 from harness.measures.training.steps.gradients import NOISE, gradient_noise, noise_ratio
-from harness.training.recording import Recording, Step
+from harness.training.optimizer_steps import Step
+from harness.training.recording import Recording
 
 Kind = Literal["equal", "rounding", "changed"]
 # Relative: two float64 gradients of one function at the same weights differ by some 1e-15, of two functions by more.

@@ -16,9 +16,10 @@ from harness.measures.training.judged_rehearsals import rehearsals_of
 from harness.measures.training.steps.schedule import fitted_schedule
 from harness.suites.check import Check
 from harness.suites.suite_file import read_suite
+from harness.training.events import Forward
 from harness.training.program import TrainingProgram
 from harness.training.protocols import needs_a_trainer
-from harness.training.recording import Forward, Recording
+from harness.training.recording import Recording
 from harness.training.rehearsals import REHEARSALS
 
 PLAIN, SAVES = "plain", "straight"

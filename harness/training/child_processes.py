@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import math
 import os
@@ -147,3 +149,11 @@ def _exceeded(limits: Limits, seconds: float, process: int | None) -> str:
     if limits.memory_gib is not None and process and resident_bytes(process) > limits.memory_gib * 2**30:
         return f"exceeded {limits.memory_gib:g} GiB of memory"
     return ""
+
+
+@functools.cache
+def shared_processes() -> ChildProcesses:
+    """Return the processes that all programs of this process share; they end with it."""
+    processes = ChildProcesses()
+    atexit.register(processes.close)
+    return processes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import re
@@ -19,10 +18,11 @@ from harness.core.errors import HarnessError, Missing, MissingAbility, SubjectEr
 from harness.core.limits import MEMORY_SHARE, Limits, machine_memory_gib
 from harness.training.child.program_source import ProgramSource, reads_arguments_itself, top_level_names
 from harness.training.child.request import PRINTED, Request
-from harness.training.child_processes import ChildProcesses, Outcome
+from harness.training.child_processes import ChildProcesses, Outcome, shared_processes
 from harness.training.endings import how_it_ended, last_lines
+from harness.training.events import Save
 from harness.training.literals import chosen_literals, project_files, settable_literals
-from harness.training.recording import Ended, Recording, Save
+from harness.training.recording import Ended, Recording
 from harness.training.recording_files import RecordingReader
 from harness.training.rehearsals import REHEARSALS, Rehearsal
 from harness.training.scratch import ProjectCopies, project_root
@@ -38,8 +38,7 @@ NEVER_SEEN = frozenset(("text", "out", "resume", "steps"))  # by their names: ot
 DECLARED = frozenset(
     ("min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip", "accumulation")
 )
-# A setting that follows from another one: the tokens of a step are those of its micro-batches.
-INSTEAD = {"accumulation": "tokens_per_step"}
+INSTEAD = {"accumulation": "tokens_per_step"}  # a setting that decides another one
 TOKENS = "GPT_HARNESS_TOKENS"  # where the reference keeps token files: not in the user's cache, for texts of rehearsals
 
 
@@ -366,14 +365,6 @@ class TrainingProgram:
         if not path.exists():
             path.write_text(rehearsal.make_text(), encoding="utf-8", newline="\n")
         return path
-
-
-@functools.cache
-def shared_processes() -> ChildProcesses:
-    """Return the processes that all programs of this process share; they end with it."""
-    processes = ChildProcesses()
-    atexit.register(processes.close)
-    return processes
 
 
 def _ranks(count: int) -> list[dict[str, str]]:

@@ -17,20 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.training.recording import (
-    Backward,
-    Clip,
-    Event,
-    Forward,
-    Group,
-    Load,
-    Parameter,
-    Printed,
-    Save,
-    Step,
-    Stream,
-    Zeroed,
-)
+from harness.training.events import Backward, Clip, Event, Forward, Load, Printed, Save, Stream, Zeroed
+from harness.training.optimizer_steps import Group, Step
+from harness.training.recording import Parameter
 
 EVENTS, TENSORS = "events.jsonl", "tensors.bin"
 ALIGNMENT = 64  # bytes; a multiple of every element's size, so that a stored tensor can be viewed in its own type

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from harness.training.recording import Backward, Forward, Recording
+from harness.training.events import Backward, Forward
+from harness.training.recording import Recording
 
 VALIDATION = "validation"  # how the place of a failure in a validation batch begins
 

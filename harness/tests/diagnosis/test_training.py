@@ -9,7 +9,9 @@ from harness.diagnosis.training import EVENTS, Source, diagnose_training
 from harness.diagnosis.training.source_lines import function_line, line_like, line_that_counts, rate_line
 from harness.suites.check import Check
 from harness.suites.record import Record
-from harness.training.recording import Backward, Forward, Group, Load, Printed, Recording, Save, Step
+from harness.training.events import Backward, Forward, Load, Printed, Save
+from harness.training.optimizer_steps import Group, Step
+from harness.training.recording import Recording
 
 LINES = {"backward": "train.py:30: loss.backward()", "step": "train.py:40: optimizer.step()"}
 

@@ -12,7 +12,8 @@ from harness.faults.training import SPECIMEN
 from harness.tests.training.tiny import script
 from harness.training.child.program_source import ProgramSource
 from harness.training.child.request import Request
-from harness.training.program import TrainingProgram, shared_processes
+from harness.training.child_processes import shared_processes
+from harness.training.program import TrainingProgram
 from harness.training.protocols import Trains
 from harness.training.rehearsals import REHEARSALS, words
 from harness.training.settings import read_settings

@@ -15,7 +15,7 @@ from harness.training.child.passes import Passes
 from harness.training.child.recorder import Recorder
 from harness.training.child.request import Request
 from harness.training.child_processes import ENVIRONMENT
-from harness.training.recording import IGNORED, NotRecorded
+from harness.training.events import IGNORED, NotRecorded
 from harness.training.recording_files import RecordingWriter
 
 HAND_CLIP = """\

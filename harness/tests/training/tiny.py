@@ -4,7 +4,7 @@ from pathlib import Path
 
 from harness.core.limits import Limits
 from harness.training.child.request import Request
-from harness.training.program import shared_processes
+from harness.training.child_processes import shared_processes
 from harness.training.recording import Recording
 from harness.training.recording_files import RecordingReader
 

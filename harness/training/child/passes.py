@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.training.child.model_names import first_tensor
 from harness.training.child.recorder import Recorder, as_int64
 from harness.training.child.seams.tensor_lines import TensorLines
-from harness.training.recording import IGNORED
+from harness.training.events import IGNORED
 
 RECORDED = (
     *("step", "phase", "ids", "targets", "loss", "reduction", "mode"),

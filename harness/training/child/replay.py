@@ -15,7 +15,9 @@ from harness.subjects.float32_as_float64 import Float32AsFloat64
 from harness.training.child.model_names import first_tensor, unwrapped
 from harness.training.child.passes import Pass
 from harness.training.child.recorder import Recorder
-from harness.training.recording import IGNORED, Recording, Step
+from harness.training.events import IGNORED
+from harness.training.optimizer_steps import Step
+from harness.training.recording import Recording
 from harness.training.recording_files import RecordingReader
 
 # Relative: a replayed loss that differs by more is that of another batch, or of another mask of dropout. CPUs draw the

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from harness.core.errors import MissingAbility
 from harness.suites.measure_registry import Reading, measure
+from harness.training.events import IGNORED, Forward
 from harness.training.protocols import Trains
-from harness.training.recording import IGNORED, Forward, Recording
+from harness.training.recording import Recording
 
 LEAST_ROWS = 4  # that end in padding: fewer may be chance
 

@@ -13,8 +13,8 @@ from harness.core.errors import MissingAbility
 from harness.measures.training.batches.token_streams import WRAPPED_BITS, Batches, Place, Row
 from harness.measures.training.batches.training_estimate import TrainingEstimates
 from harness.suites.measure_registry import Reading, measure
+from harness.training.events import Forward
 from harness.training.protocols import Trains
-from harness.training.recording import Forward
 
 Tokens = set[tuple[int, int]]  # (stream, position)
 WRAPPED = "the ids are those of the stream modulo"

@@ -10,8 +10,8 @@ from torch import Tensor
 from harness.core.errors import MissingAbility
 from harness.measures.training.batches.token_streams import Batches, Row, TokenStreams
 from harness.suites.measure_registry import Reading, measure
+from harness.training.events import IGNORED
 from harness.training.protocols import Trains
-from harness.training.recording import IGNORED
 
 
 @measure

@@ -10,7 +10,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from harness.training.recording import IGNORED, Forward, Recording
+from harness.training.events import IGNORED, Forward
+from harness.training.recording import Recording
 
 WRAPPED_BITS = range(5, 17)  # types and masks that may be too small for an id: 2^5 (a text of letters) to uint16
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.measures.training.batches.token_streams import Batches, Place, Row
-from harness.training.recording import Forward
+from harness.training.events import Forward
 
 Token = tuple[bool, int]  # False for the stream that is trained on, which then comes first; and the position in it
 

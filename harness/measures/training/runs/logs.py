@@ -7,8 +7,9 @@ import math
 from harness.core.errors import MissingAbility
 from harness.measures.training.runs.printed_numbers import PrintedNumber, nearest_print
 from harness.suites.measure_registry import Reading, measure
+from harness.training.events import Forward
 from harness.training.protocols import Trains
-from harness.training.recording import Forward, Recording
+from harness.training.recording import Recording
 
 
 @measure

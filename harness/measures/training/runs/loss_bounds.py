@@ -14,9 +14,10 @@ from harness.measures.training.batches.targets import next_tokens
 from harness.measures.training.batches.token_streams import Batches, Place, Row
 from harness.measures.training.largest_error import largest
 from harness.suites.measure_registry import Reading, measure
+from harness.training.events import IGNORED, Forward
 from harness.training.markov import MarkovSource
 from harness.training.protocols import Trains
-from harness.training.recording import IGNORED, Forward, Recording
+from harness.training.recording import Recording
 
 NEXT = "the next token"
 LAST_PART = 4  # the plateau is the mean loss of the last quarter of the steps

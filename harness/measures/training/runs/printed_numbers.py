@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.measures.training.largest_error import largest
-from harness.training.recording import Printed, Recording
+from harness.training.events import Printed
+from harness.training.recording import Recording
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+\.(\d+)(?:e([+-]?\d+))?(?![\w.]*\w)")
 

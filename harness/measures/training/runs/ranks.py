@@ -10,8 +10,9 @@ from harness.measures.training.largest_error import largest
 from harness.measures.training.runs.run_comparison import EQUAL
 from harness.measures.training.steps.gradients import NOISE, gradient_noise, noise_ratio
 from harness.suites.measure_registry import Reading, Scalar, measure
+from harness.training.optimizer_steps import Step
 from harness.training.protocols import Trains
-from harness.training.recording import Recording, Step
+from harness.training.recording import Recording
 
 
 @measure

@@ -13,8 +13,9 @@ from harness.measures.training.runs.run_comparison import (
     same_random_state,
 )
 from harness.suites.measure_registry import Reading, measure
+from harness.training.optimizer_steps import Step
 from harness.training.protocols import Trains
-from harness.training.recording import Recording, Step
+from harness.training.recording import Recording
 
 
 @measure

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.training.recording import Forward, Recording, Step
+from harness.training.events import Forward
+from harness.training.optimizer_steps import Step
+from harness.training.recording import Recording
 
 EQUAL = "equal"
 

@@ -9,8 +9,9 @@ from harness.measures.training.batches.token_streams import Batches
 from harness.measures.training.batches.training_estimate import TrainingEstimates
 from harness.measures.training.runs.printed_numbers import nearest_print
 from harness.suites.measure_registry import Reading, Scalar, measure
+from harness.training.events import Forward
 from harness.training.protocols import Trains
-from harness.training.recording import Forward, Recording
+from harness.training.recording import Recording
 
 
 @measure

@@ -12,8 +12,9 @@ from torch import Tensor
 from harness.core.errors import MissingAbility
 from harness.measures.training.largest_error import largest
 from harness.suites.measure_registry import Reading, measure
+from harness.training.optimizer_steps import Step
 from harness.training.protocols import Trains
-from harness.training.recording import Recording, Step
+from harness.training.recording import Recording
 
 Gradients = Mapping[str, Tensor]
 # The largest distance from the float64 gradient, as a multiple of that of the same computation in the program's own

@@ -13,8 +13,8 @@ from harness.core.errors import MissingAbility
 from harness.measures.training.largest_error import largest, rank_of_error
 from harness.measures.training.steps.update_rules import RULES, Inputs, Rule, rule_of, wrong_rules
 from harness.suites.measure_registry import Reading, measure
+from harness.training.optimizer_steps import Group, Step
 from harness.training.protocols import Trains
-from harness.training.recording import Group, Step
 
 # The largest distance from the rule, as a multiple of the rounding: the bound of the check in
 # verifications/training.toml, where the measured values are.

@@ -11,8 +11,9 @@ import torch
 from harness.core.errors import MissingAbility
 from harness.measures.training.steps.update_rules import RULES, rule_of
 from harness.suites.measure_registry import Reading, Scalar, measure
+from harness.training.optimizer_steps import Step
 from harness.training.protocols import Trains
-from harness.training.recording import Parameter, Recording, Step
+from harness.training.recording import Parameter, Recording
 
 
 @measure

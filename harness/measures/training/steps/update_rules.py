@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from harness.training.recording import Group
+from harness.training.optimizer_steps import Group
 
 State = Mapping[str, Tensor]  # of one parameter: exp_avg, exp_avg_sq, step
 

@@ -7,17 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.training.recording import (
-    Backward,
-    Clip,
-    Forward,
-    Group,
-    Parameter,
-    Printed,
-    Recording,
-    Step,
-    Stream,
-)
+from harness.training.events import Backward, Clip, Forward, Printed, Stream
+from harness.training.optimizer_steps import Group, Step
+from harness.training.recording import Parameter, Recording
 
 V, T = 40, 8
 

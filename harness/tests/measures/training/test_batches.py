@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.tests.measures.training.hand_made import T, passes, recording, stream, text
-from harness.training.recording import Forward
+from harness.training.events import Forward
 
 TOKENS = text()
 SPLIT = 3600

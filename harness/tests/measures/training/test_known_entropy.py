@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from harness.tests.measures.training.hand_made import T, Trainer, passes, recording, stream, text, windows
+from harness.training.events import Forward
 from harness.training.markov import random_source
-from harness.training.recording import Forward
 
 SOURCE = random_source()
 MARKOV = SOURCE.draw(9000, seed=3)

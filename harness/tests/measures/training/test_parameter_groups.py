@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from harness.tests.measures.training.hand_made import PlainAdam, Program, T, Trainer, windows
-from harness.training.recording import Parameter, Step
+from harness.training.optimizer_steps import Step
+from harness.training.recording import Parameter
 
 
 def test_each_parameter_in_one_group_passes_and_a_tied_head_is_one_parameter(judge):

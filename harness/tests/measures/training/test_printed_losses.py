@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from harness.tests.measures.training.hand_made import Trainer
-from harness.training.recording import Forward
+from harness.training.events import Forward
 
 
 class TwoMicroBatches(Trainer):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from harness.tests.measures.training.hand_made import Trainer, windows
-from harness.training.recording import Step
+from harness.training.optimizer_steps import Step
 
 
 def test_two_runs_with_one_seed_are_equal_and_two_seeds_differ(judge):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.tests.measures.training.hand_made import Trainer, passes, recording, text, windows
-from harness.training.recording import Forward, Printed
+from harness.training.events import Forward, Printed
 
 
 def validated(change=lambda number, forwards: forwards, *, printed=None, losses=(3.0, 2.0), lengths=(4, 1), start=3000):
