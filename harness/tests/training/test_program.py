@@ -9,7 +9,7 @@ import pytest
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.limits import Limits
 from harness.faults.training import SPECIMEN
-from harness.tests.training.tiny import script
+from harness.tests.training.tiny import HEAD, script
 from harness.training.child.program_source import ProgramSource
 from harness.training.child.request import Request
 from harness.training.child_processes import shared_processes
@@ -356,3 +356,13 @@ def test_every_setting_of_the_rehearsals_is_a_known_word():
     assert used <= set(WORDS)
     names = [name for word in WORDS.values() for name in word.names]
     assert len(names) == len(set(names)), "a name that is two words"
+
+
+def test_the_tokens_of_a_step_set_its_micro_batches(program):
+    tokens = HEAD.replace(
+        "micro_batches = 1", "B, T = 2, 4\ntotal_batch_size = 8\nmicro_batches = total_batch_size // (B * T)"
+    )
+    made = program(script(head=tokens))
+    assert "accumulation" not in made.settings
+    assert made.why_not(REHEARSALS["accumulate"]) == ""
+    assert "has no setting for the text" in made.why_not(REHEARSALS["markov"])
