@@ -39,6 +39,7 @@ DECLARED = frozenset(
     ("min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip", "accumulation")
 )
 INSTEAD = {"accumulation": "tokens_per_step"}  # a setting that decides another one
+INSTALLED = ("site-packages", "dist-packages")  # names of folders of installed packages, also of other installations
 TOKENS = "GPT_HARNESS_TOKENS"  # where the reference keeps token files: not in the user's cache, for texts of rehearsals
 
 
@@ -135,7 +136,8 @@ class TrainingProgram:
     def files(self) -> list[Path]:
         """Return the program's file and the modules of the project that it imports."""
         installed = {Path(path) for kind in ("stdlib", "purelib", "platlib") for path in [sysconfig.get_path(kind)]}
-        own = [path for each in sys.path if (path := Path(each)).is_dir() and not installed & {path, *path.parents}]
+        folders = [path for each in sys.path if (path := Path(each)).is_dir() and path.name not in INSTALLED]
+        own = [path for path in folders if not installed & {path, *path.parents}]
         return project_files(self.file, [Path(self.cwd), *own])
 
     def _run_for_options(

@@ -109,7 +109,7 @@ class Recording:
         backward = [each for each in self._of(Backward) if each.step == step]
         kept = {each.line for each in backward if each.order > zeroed}
         dropped = {each.line for each in backward if each.order < zeroed}
-        return zeroed if kept and not kept & dropped else -1
+        return zeroed if kept and dropped and not kept & dropped else -1
 
     def forwards_of(self, step: int) -> list[Forward]:
         """Return the micro-batches of a step: the passes that its backward passes used."""

@@ -222,6 +222,27 @@ def test_the_lines_of_modes_optimizers_schedulers_and_prints_are_known(tmp_path)
     assert [": print('loss'" in line.line for line in recording.printed] == [True] * 3
 
 
+def test_a_step_that_is_given_a_closure_has_the_batch_and_the_gradient_of_its_closure(tmp_path):
+    """As Lightning's steps are."""
+    closure = [
+        (
+            "    for _ in range(micro_batches):\n        loss = loss_of(*batch()) / micro_batches\n"
+            "        loss.backward()\n",
+            "",
+        ),
+        (
+            "    optimizer.step()\n    optimizer.zero_grad()",
+            "    def closure():\n        loss = loss_of(*batch())\n        optimizer.zero_grad()\n"
+            "        loss.backward()\n        return loss\n    optimizer.step(closure)",
+        ),
+    ]
+    plain, recording = record(tmp_path, script()), record(tmp_path, script(replaced=closure))
+    assert [len(recording.forwards_of(step)) for step in range(3)] == [1, 1, 1]
+    for one, other in zip(plain.steps, recording.steps, strict=True):
+        for part in ("before", "gradient", "after"):
+            assert dict(one.hashes[part]) == dict(other.hashes[part]), part
+
+
 def test_the_line_of_an_optimizer_of_the_users_own_is_that_of_its_step(tmp_path):
     own = (
         "class Own(torch.optim.SGD):\n    @torch.no_grad()\n    def step(self, closure=None):\n"

@@ -89,7 +89,21 @@ class OptimizerSeam:
 
     # ------------------------------------------------------------------------ a step
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Record what is there before a step; of a step with a closure, which computes the gradients, after that."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure) or not self.recorder.active:
+            self._begins(optimizer)
+            return None
+
+        def closure_first() -> Any:
+            loss = closure()
+            self._begins(optimizer)
+            return loss
+
+        return (args[0], closure_first, *args[2:]), {key: kwargs[key] for key in kwargs if key != "closure"}
+
+    def _begins(self, optimizer: Optimizer) -> None:
         if not self.recorder.active:
             return
         with self.recorder.observing():
