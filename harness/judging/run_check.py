@@ -58,7 +58,7 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
         trace = "".join(traceback.format_tb(cause.__traceback__))[-LONGEST_TRACEBACK:]
         raised = {"type": type(cause).__name__, "place": error_location(cause)}
         lost = {}
-        if LOST_DEVICE in str(cause):
+        if LOST_DEVICE in message:
             _lost_in.append(f"{check.suite}/{check.id}")
             lost = {"lost device": True}
         return record("error", message, {"traceback": trace, "raised": raised, **lost})

@@ -111,7 +111,7 @@ def load_by_own_function(subject: LoadsTensors) -> Loaded:
 
 
 def _read(model: Model) -> dict[str, Tensor]:
-    return {name: t.detach().clone() for name, t in model.weights.read(dict(model.module.named_parameters())).items()}
+    return {name: tensor.detach().clone() for name, tensor in model.published_state().items()}
 
 
 def is_tied(model: Model) -> bool:
