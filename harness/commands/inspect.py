@@ -56,7 +56,7 @@ def _run_trainer(options: argparse.Namespace) -> int:
     from harness.judging.trainer_inspection import inspect_trainer  # imports torch, as above
     from harness.training.program import TrainingProgram
 
-    with said_if_slow(options.trainer):
+    with said_if_slow(options.trainer, doing="in rehearsal"):
         program = TrainingProgram(options.trainer, chosen=options.set or ())
         try:
             inspection = inspect_trainer(program)

@@ -73,12 +73,33 @@ def _mean(passes: list[Forward]) -> float:
     return math.fsum(forward.total_loss for forward in passes) / sum(forward.counted for forward in passes)
 
 
+def _ends_of_epochs(recording: Recording) -> set[int]:
+    """Return the steps with fewer rows than most after which rows come again: a new epoch begins."""
+    rows = {step.number: _rows(recording.forwards_of(step.number)) for step in recording.steps}
+    counts = sorted(map(len, rows.values()))
+    usual = counts[len(counts) // 2] if counts else 0
+    found: set[int] = set()
+    seen: set[tuple[int, ...]] = set()
+    for number, own in rows.items():
+        again = set(own) <= seen
+        seen |= set(own)
+        after = rows.get(number + 1)
+        if len(own) < usual and (again if after is None else set(after) <= seen):
+            found.add(number)
+    return found
+
+
+def _rows(passes: list[Forward]) -> list[tuple[int, ...]]:
+    return [tuple(row) for forward in passes for row in forward.ids.tolist()]
+
+
 @measure
 def steps_and_tokens(program: Trains, *, rehearsal: str = "accumulate") -> Reading:
     """Return the optimizer steps of a run, and the micro-batches and rows of its steps; predicted is what was declared.
 
     Rows without any target are padding and count as rows. A number that the program was not given is left out, and so
-    are the optimizer steps of a run that was stopped before it had made as many as were declared.
+    are the optimizer steps of a run that was stopped before it had made as many as were declared. The step that ends
+    an epoch may be shorter than the others.
     """
     recording = program.record(rehearsal)
     settings = recording.settings
@@ -87,8 +108,11 @@ def steps_and_tokens(program: Trains, *, rehearsal: str = "accumulate") -> Readi
     declared = int(settings.get("steps") or 0)
     if declared and not (recording.ended == "stopped" and len(recording.steps) < declared):
         found["optimizer steps"], predicted["optimizer steps"] = len(recording.steps), declared
+    short = _ends_of_epochs(recording)
     for step in recording.steps:
         passes = [forward for forward in recording.forwards_of(step.number) if forward.has_loss]
+        if step.number in short:
+            continue
         if settings.get("accumulation"):
             found[f"step {step.number}: micro-batches"] = len(passes)
             predicted[f"step {step.number}: micro-batches"] = int(settings["accumulation"])

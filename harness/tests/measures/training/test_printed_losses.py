@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from harness.tests.measures.training.hand_made import Trainer
+from harness.tests.measures.training.hand_made import Trainer, passes, recording, text
 from harness.training.events import Forward
+from harness.training.optimizer_steps import Step
 
 
 class TwoMicroBatches(Trainer):
@@ -90,3 +91,20 @@ def test_the_steps_of_a_run_that_the_harness_stopped_are_not_judged_unless_they_
     assert "optimizer steps" not in record.value
     more = TwoMicroBatches(settings=settings | {"steps": 2}).run(4, ended="stopped")
     assert judge("training::steps-and-tokens", accumulate=more).where == ("optimizer steps",)
+
+
+@pytest.mark.parametrize(
+    ("starts", "verdict"),
+    [
+        ([[0, 16], [32], [16, 32], [0]], "pass"),  # three windows an epoch, two a step
+        ([[0, 16], [32], [48, 64], [80]], "fail"),  # in the middle of the text
+        ([[0], [0], [0], [0]], "fail"),  # every step
+    ],
+)
+def test_only_the_step_that_ends_an_epoch_may_have_fewer_rows(judge, starts, verdict):
+    settings = {"accumulation": 1, "batch_size": 2}
+    events = passes(text(), starts, first=0)
+    steps = [Step(order=100 + n, number=n, optimizer="SGD", groups=()) for n in range(len(starts))]
+    numbered = [replace(event, step=n) for n, event in enumerate(each for each in events if isinstance(each, Forward))]
+    run = recording([*numbered, *steps], rehearsal="accumulate", settings=settings)
+    assert judge("training::steps-and-tokens", accumulate=run).verdict == verdict
