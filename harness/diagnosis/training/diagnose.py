@@ -7,16 +7,9 @@ from collections.abc import Sequence
 
 from harness.core.errors import HarnessError, Missing
 from harness.diagnosis.finding import Diagnosis, Finding
-from harness.diagnosis.training.checkpoint_lines import checkpoint_line
-from harness.diagnosis.training.events import EVENTS, FUNCTION, Judged
-from harness.diagnosis.training.source_lines import (
-    Source,
-    function_line,
-    line_like,
-    line_that_counts,
-    line_within,
-    rate_line,
-)
+from harness.diagnosis.training.events import EVENTS, Judged
+from harness.diagnosis.training.looks import Seen
+from harness.diagnosis.training.source_lines import Source
 from harness.measures.training.judged_rehearsals import rehearsals_of
 from harness.suites.record import Record
 from harness.training.protocols import Trains
@@ -73,26 +66,15 @@ def _finding(program: Trains, record: Record, judged: Judged, source: Source) ->
 def _line(program: Trains, record: Record, judged: Judged, source: Source, cause: str) -> str:
     """Return the user's line that a failed check is about, as `train.py:118: source`; "" if it is not known.
 
-    It is the line of the event. Where the source has a line of the kind that such a cause is about, it is that one.
+    It is the line of the event, unless the source has one of the kind that such a cause is about.
     """
     recordings = [program.record(rehearsal) for rehearsal in sorted(rehearsals_of(record.check))]
     place = record.where[0] if record.where else ""
     by_cause = next((line for word, line in (judged.lines or {}).items() if word in cause), None)
     own = "" if by_cause else str(record.details.get("line", ""))
     line = own or next(filter(None, ((by_cause or judged.line)(recording, place) for recording in recordings)), "")
-    if judged.where == "learning rate":
-        return rate_line(source.files, cause) or line
-    if judged.where == "steps":
-        return line_that_counts(source.files, source.names_of_steps) or line
-    if judged.where == "checkpoint":
-        return checkpoint_line(source.files, recordings, cause)
-    if inside := next((pattern for word, pattern in (judged.within or {}).items() if word in cause), ""):
-        return line_within(source.files, line, inside)
-    kind = next((pattern for word, pattern in (judged.source or {}).items() if word in cause), "")
-    if kind == FUNCTION:
-        return function_line(source.files, line)
-    patterns = [kind] if isinstance(kind, str) else kind
-    return next((found for each in patterns if each and (found := line_like(source.files, each, near=line))), line)
+    found = judged.look(Seen(cause, recordings, line, source)) if judged.look else ""
+    return found or line
 
 
 def _is_same(first: Finding, other: Finding) -> bool:

@@ -6,10 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from harness.diagnosis.training import event_lines as line
+from harness.diagnosis.training.checkpoint_lines import of_the_lost_state
+from harness.diagnosis.training.looks import (
+    Look,
+    function_around,
+    nearest,
+    of_the_number_of_steps,
+    of_the_rate,
+    within,
+)
 from harness.training.recording import Recording
 
 Line = Callable[[Recording, str], str]
-Patterns = str | tuple[str, ...]  # of a line; several are tried in turn
 
 
 @dataclass(frozen=True)
@@ -22,8 +30,7 @@ class Judged:
         says: What is wrong if the check fails, where its reading gives no cause.
         says_too: The reading's hint says more about it, and does not replace it.
         lines: Other lines, by a word of the cause.
-        source: Patterns of a line of the source that a cause with this word is about; the one nearest to `line` is it.
-        within: Patterns of a line of the function that begins at `line`, likewise.
+        look: Where else to look for the line, in the program's source.
         explains: Checks that fail for the same reason, if this one fails.
     """
 
@@ -32,15 +39,13 @@ class Judged:
     says: str
     says_too: bool = False
     lines: Mapping[str, Line] | None = None
-    source: Mapping[str, Patterns] | None = None
-    within: Mapping[str, str] | None = None
+    look: Look | None = None
     explains: tuple[str, ...] = ()
 
 
 BITWISE = ("validation-leaves-no-trace", "resume-is-continuation", "checkpoint-is-complete")
 LOSS_LEVELS = ("plateau-of-the-next-token", "loss-below-entropy", "overfits-one-batch")
 
-FUNCTION = "def"  # the line that begins the function around the event's line
 # Lines of source, as patterns: what draws windows, what makes them, what parts the text, what seeds.
 ORDERS = r"\b(randperm|permutation|shuffle|RandomSampler)\b"
 DRAWS = (r"\b(randint|integers|choice|choices|sample|randrange)\(", ORDERS)
@@ -70,21 +75,21 @@ EVENTS: Mapping[str, Judged] = {
         "batch",
         line.of_the_validation_ids,
         "validation is on tokens that the program trains on",
-        source={"validation rows": VALIDATION_PART, "training part": TRAINING_PART, "": VALIDATION_PART},
+        look=nearest({"validation rows": VALIDATION_PART, "training part": TRAINING_PART, "": VALIDATION_PART}),
         explains=("epoch-coverage", "printed-validation-loss"),
     ),
     "rows-of-a-batch-differ": Judged(
-        "batch", line.of_the_ids, "rows of a batch are the same", says_too=True, source={"": DRAWS}
+        "batch", line.of_the_ids, "rows of a batch are the same", says_too=True, look=nearest({"": DRAWS})
     ),
     "batches-differ": Judged(
-        "batch", line.of_the_ids, "a batch comes again", source={"": DRAWS}, explains=("epoch-coverage",)
+        "batch", line.of_the_ids, "a batch comes again", look=nearest({"": DRAWS}), explains=("epoch-coverage",)
     ),
     "starts-are-uniform": Judged(
         "batch",
         line.of_the_ids,
         "some windows of the text are drawn more often, or never",
         says_too=True,
-        source={"": DRAWS},
+        look=nearest({"": DRAWS}),
     ),
     "targets-are-the-next-tokens": Judged(
         "targets", line.of_the_targets, "the targets are not the next tokens", explains=LOSS_LEVELS
@@ -93,7 +98,7 @@ EVENTS: Mapping[str, Judged] = {
         "validation",
         line.of_the_validation,
         "a pass is in the wrong mode",
-        source={"not in eval mode": FUNCTION, "with gradients": FUNCTION},
+        look=function_around("not in eval mode", "with gradients"),
     ),
     "gradient-is-of-this-batch": Judged(
         "gradient",
@@ -113,7 +118,7 @@ EVENTS: Mapping[str, Judged] = {
         "ranks",
         line.of_the_backward,
         "the ranks' gradients are not those of one batch",
-        source={"": SUMS_RANKS},
+        look=nearest({"": SUMS_RANKS}),
         explains=("ranks-agree",),
     ),
     "ranks-agree": Judged(
@@ -121,26 +126,28 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_step,
         "the ranks part",
         says_too=True,
-        source={"before": SEEDS},
+        look=nearest({"before": SEEDS}),
     ),
     "clipping": Judged("clipping", line.of_the_clipping, "the gradient is not clipped by its global norm"),
-    "lr-at-each-step": Judged("learning rate", line.of_the_scheduler, "the learning rate follows no known schedule"),
+    "lr-at-each-step": Judged(
+        "learning rate", line.of_the_scheduler, "the learning rate follows no known schedule", look=of_the_rate
+    ),
     "optimizer-settings": Judged("optimizer", line.of_the_optimizer, "the settings are not the declared ones"),
     "decay-by-parameter": Judged(
-        "optimizer groups", line.of_the_optimizer, "the wrong parameters decay", source={"L2": "", "": DECAYS}
+        "optimizer groups", line.of_the_optimizer, "the wrong parameters decay", look=nearest({"L2": "", "": DECAYS})
     ),
     "every-parameter-once": Judged(
         "optimizer groups",
         line.of_the_optimizer,
         "a parameter is not in the groups once",
-        source={"no module of the model": "", "": COLLECTS},
+        look=nearest({"no module of the model": "", "": COLLECTS}),
         explains=("every-parameter-moves",),
     ),
     "weights-and-moments-are-float32": Judged(
         "precision",
         line.of_the_optimizer,
         "weights or moments have 16 bits",
-        source={"": HALF},
+        look=nearest({"": HALF}),
         explains=("few-updates-are-lost", "every-parameter-moves"),
     ),
     "optimizer-step": Judged(
@@ -148,28 +155,34 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_rule,
         "the update is not the optimizer's rule",
         explains=("few-updates-are-lost",),
-        within={"eps": r"\beps\b", "bias correction": r"\*\*|correct", "deca": r"decay|\bwd\b", "beta": r"beta"},
+        look=within({"eps": r"\beps\b", "bias correction": r"\*\*|correct", "deca": r"decay|\bwd\b", "beta": r"beta"}),
     ),
-    "every-parameter-moves": Judged("step", line.of_the_optimizer, "a parameter does not move", source={"": COLLECTS}),
+    "every-parameter-moves": Judged(
+        "step", line.of_the_optimizer, "a parameter does not move", look=nearest({"": COLLECTS})
+    ),
     "few-updates-are-lost": Judged("step", line.of_the_optimizer, "small updates are lost", says_too=True),
     "epoch-coverage": Judged(
         "batch",
         line.of_the_ids,
         "an epoch does not have each target once",
         says_too=True,
-        source={"shuffled order": ORDERS, "": WINDOWS},
+        look=nearest({"shuffled order": ORDERS, "": WINDOWS}),
     ),
     "repeatable": Judged(
         "seed",
         line.of_the_ids,
         "two runs with one seed differ",
         says_too=True,
-        source={"": SEEDS},
+        look=nearest({"": SEEDS}),
         explains=BITWISE,
     ),
-    "seed-matters": Judged("seed", line.of_the_ids, "the seed changes nothing", source={"": SEEDS}),
+    "seed-matters": Judged("seed", line.of_the_ids, "the seed changes nothing", look=nearest({"": SEEDS})),
     "steps-and-tokens": Judged(
-        "steps", line.of_the_step, "the steps or their tokens are not as declared", says_too=True
+        "steps",
+        line.of_the_step,
+        "the steps or their tokens are not as declared",
+        says_too=True,
+        look=of_the_number_of_steps,
     ),
     "printed-loss": Judged(
         "printed loss",
@@ -182,14 +195,14 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_validation,
         "validation changes the training after it",
         says_too=True,
-        source={"random state": DRAWS},
+        look=nearest({"random state": DRAWS}),
     ),
     "validation-set-stays": Judged(
         "validation",
         line.of_the_validation,
         "each validation is on other windows, so that its losses differ",
         says_too=True,
-        source={"": DRAWS},
+        look=nearest({"": DRAWS}),
     ),
     "printed-validation-loss": Judged(
         "printed validation loss",
@@ -201,6 +214,7 @@ EVENTS: Mapping[str, Judged] = {
         "checkpoint",
         line.of_the_save,
         "a part of the state is not restored",
+        look=of_the_lost_state,
         explains=("resume-is-continuation",),
     ),
     "resume-is-continuation": Judged(
@@ -208,7 +222,7 @@ EVENTS: Mapping[str, Judged] = {
     ),
     "overfits-one-batch": Judged("learning", line.of_the_backward, "one batch is not learned by heart", says_too=True),
     "loss-below-entropy": Judged(
-        "loss", line.of_the_forward, "the model sees its answers", says_too=True, source={"": MASKS}
+        "loss", line.of_the_forward, "the model sees its answers", says_too=True, look=nearest({"": MASKS})
     ),
     "plateau-of-the-next-token": Judged("loss", line.of_the_loss, "the loss settles at another level", says_too=True),
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from harness.core.error_text import display_path
@@ -19,14 +20,6 @@ ABOUT = (
 )
 OF_STEPS = ("micro-batches", "early", "late", "group")  # causes that are about where the function is called
 MOST_ASSIGNMENTS = 3  # of names that are followed back
-
-
-@dataclass(frozen=True)
-class Source:
-    """The source of a program: its files, and what it calls its number of steps."""
-
-    files: Sequence[Path] = ()
-    names_of_steps: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,14 @@ class _Module:
                 numbers |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1)) if simple else {node.lineno}
         return sorted(numbers)
 
+    def is_file_of(self, line: str) -> bool:
+        """Return True if a line, `train.py:31: source`, is one of this module."""
+        return display_path(str(self.file)) == line.partition(":")[0]
+
+    def matches(self, pattern: str, number: int) -> bool:
+        """Return True if a pattern matches the code of a line, without its comment."""
+        return re.search(pattern, self.lines[number - 1].split("#")[0]) is not None
+
     def functions(self, name: str) -> Iterator[ast.FunctionDef]:
         """Yield the functions and methods of a name."""
         for node in ast.walk(self.tree):
@@ -56,115 +57,131 @@ class _Module:
                 yield node
 
 
-def rate_line(files: Sequence[Path], cause: str) -> str:
-    """Return the line, as `train.py:31: source`, that a cause about the learning rate is about; "" if none is found.
+class Source:
+    """The source of a program. Its methods return a line as `train.py:31: source`, or "" if they find none.
 
-    The rate is assigned to `group["lr"]`, or a scheduler of torch computes it. Where a function of the program does,
-    the line is the one in it that has a word of the cause; a cause about steps is about where it is called.
+    Args:
+        files: The files that are searched; those that cannot be parsed are left out.
+        names_of_steps: What the program calls its number of steps.
     """
-    modules = _parsed(files)
-    if "horizon of" in cause and (line := _assigned(modules, r"(decay|max|total|num|lr)\w*(iters|steps)$")):
-        return line
-    of_steps = any(word in cause for word in OF_STEPS)
-    for module in modules:
-        for value, number in _assigned_rates(module.tree):
-            behind = None if of_steps else _function_behind(value, number, module, modules)
-            return _line_in(*behind, cause) if behind else module.shown(number)
-    for module in modules:
-        for node in ast.walk(module.tree):
-            if of_steps and isinstance(node, ast.Call) and re.search(r"sched\w*\.step$", ast.unparse(node.func)):
-                return module.shown(node.lineno)
-            if not of_steps and isinstance(node, ast.Call) and _name_of(node.func).endswith("LR"):
-                names = [_name_of(each) for each in (*node.args, *(keyword.value for keyword in node.keywords))]
-                found = next(((each, f) for name in names for each in modules for f in each.functions(name)), None)
-                return _line_in(*found, cause) if found else module.shown(node.lineno)
-    return _assigned(modules, r"^(lr|learning_rate)$")
+
+    def __init__(self, files: Sequence[Path] = (), names_of_steps: Collection[str] = ()) -> None:
+        self.files, self.names_of_steps = files, frozenset(names_of_steps)
+
+    def of_the_rate(self, cause: str) -> str:
+        """Return the line that a cause about the learning rate is about.
+
+        The rate is assigned to `group["lr"]`, or a scheduler of torch computes it. Where a function of the program
+        does, the line is the one in it that has a word of the cause; a cause about steps is about where it is called.
+        """
+        if "horizon of" in cause and (line := self._assigned(r"(decay|max|total|num|lr)\w*(iters|steps)$")):
+            return line
+        of_steps = any(word in cause for word in OF_STEPS)
+        for module in self._modules:
+            for value, number in _assigned_rates(module.tree):
+                behind = None if of_steps else self._function_behind(value, number, module)
+                return _line_in(*behind, cause) if behind else module.shown(number)
+        for module in self._modules:
+            for call in (node for node in ast.walk(module.tree) if isinstance(node, ast.Call)):
+                if of_steps and re.search(r"sched\w*\.step$", ast.unparse(call.func)):
+                    return module.shown(call.lineno)
+                if not of_steps and _name_of(call.func).endswith("LR"):
+                    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+                    found = self._function(_name_of(each) for each in given)
+                    return _line_in(*found, cause) if found else module.shown(call.lineno)
+        return self._assigned(r"^(lr|learning_rate)$")
+
+    def of_the_number_of_steps(self) -> str:
+        """Return the line that compares with the number of steps, or makes a range of it."""
+        for module in self._modules:
+            for node in (node for node in ast.walk(module.tree) if isinstance(node, ast.Call | ast.Compare)):
+                counts = isinstance(node, ast.Compare) or _name_of(node.func) in ("range", "trange")
+                if counts and self.names_of_steps & set(_names(node)):
+                    return module.shown(node.lineno)
+        return ""
+
+    def like(self, pattern: str, near: str = "") -> str:
+        """Return the line of code that a pattern matches and that is nearest to the line `near`.
+
+        A line of another file than `near`'s is taken only if its own has none. Comments and docstrings do not count.
+        """
+        at = _number(near)
+        found: list[tuple[bool, int, str]] = []
+        for module in self._modules:
+            own = module.is_file_of(near)
+            for number in module.code():
+                if module.matches(pattern, number):
+                    found.append((not own, abs(number - at) if own else number, module.shown(number)))
+        return min(found, default=(False, 0, ""))[2]
+
+    def within(self, line: str, pattern: str) -> str:
+        """Return the last line that a pattern matches in the function that begins at a line."""
+        for module, function in self._functions_of(line):
+            decorators = (each.lineno for each in function.decorator_list)
+            if _number(line) in (function.lineno, *decorators):
+                own = [n for n in module.code() if function.lineno < n <= (function.end_lineno or 0)]
+                return next((module.shown(n) for n in reversed(own) if module.matches(pattern, n)), "")
+        return ""
+
+    def around(self, line: str) -> str:
+        """Return the line that begins the innermost function around a line."""
+        at = _number(line)
+        around = [(f.lineno, m) for m, f in self._functions_of(line) if f.lineno <= at <= (f.end_lineno or 0)]
+        number, module = max(around, key=lambda each: each[0], default=(0, None))
+        return module.shown(number) if module else ""
+
+    @cached_property
+    def _modules(self) -> list[_Module]:
+        found = []
+        for file in self.files:
+            try:
+                text = file.read_text(encoding="utf-8")
+                found.append(_Module(file, ast.parse(text), text.splitlines()))
+            except (OSError, ValueError, SyntaxError):
+                continue
+        return found
+
+    def _functions_of(self, line: str) -> Iterator[tuple[_Module, ast.FunctionDef]]:
+        """Yield the functions of the module that a line is in."""
+        for module in self._modules:
+            if module.is_file_of(line):
+                for node in ast.walk(module.tree):
+                    if isinstance(node, ast.FunctionDef):
+                        yield module, node
+
+    def _assigned(self, pattern: str) -> str:
+        """Return the line that assigns a computed value to a name."""
+        for module in self._modules:
+            for node in (node for node in ast.walk(module.tree) if isinstance(node, ast.Assign)):
+                named = any(re.search(pattern, _name_of(target)) for target in node.targets)
+                if named and not isinstance(node.value, ast.Constant):
+                    return module.shown(node.lineno)
+        return ""
+
+    def _function(self, names: Iterable[str]) -> tuple[_Module, ast.FunctionDef] | None:
+        """Return the first function of the program that has one of these names."""
+        found = ((module, f) for name in names for module in self._modules for f in module.functions(name))
+        return next(found, None)
+
+    def _function_behind(self, value: ast.expr, number: int, module: _Module) -> tuple[_Module, ast.FunctionDef] | None:
+        """Return the function whose result is assigned; the assignments of a name are followed back."""
+        for _ in range(MOST_ASSIGNMENTS):
+            calls = [node.func for node in ast.walk(value) if isinstance(node, ast.Call)]
+            if found := self._function(map(_name_of, calls)):
+                return found
+            used = set(_names(value))
+            before = [node for node in _assignments(module.tree, used) if node.lineno < number]
+            if not before:
+                return None
+            last = max(before, key=lambda node: node.lineno)
+            value, number = last.value, last.lineno
+        return None
 
 
-def _assigned(modules: Sequence[_Module], pattern: str) -> str:
-    """Return the line that assigns a computed value to a name; "" if there is none."""
-    for module in modules:
-        assigned = (node for node in ast.walk(module.tree) if isinstance(node, ast.Assign))
-        for node in assigned:
-            named = any(re.search(pattern, _name_of(target)) for target in node.targets)
-            if named and not isinstance(node.value, ast.Constant):
-                return module.shown(node.lineno)
-    return ""
-
-
-def line_that_counts(files: Sequence[Path], names: Collection[str]) -> str:
-    """Return the line that compares with a setting of one of these names, or makes a range of it; "" if none does."""
-    for module in _parsed(files):
-        for node in ast.walk(module.tree):
-            ranged = isinstance(node, ast.Call) and _name_of(node.func) in ("range", "trange")
-            if (
-                isinstance(node, ast.expr)
-                and (ranged or isinstance(node, ast.Compare))
-                and set(_names(node)) & set(names)
-            ):
-                return module.shown(node.lineno)
-    return ""
-
-
-def line_like(files: Sequence[Path], pattern: str, near: str = "") -> str:
-    """Return the line of code that a pattern matches and that is nearest to the line `near`; "" if none matches.
-
-    A line of another file than `near`'s is taken only if its own has none. Comments and strings that stand alone do
-    not count.
-    """
-    file, _, rest = near.partition(":")
-    at = int(rest.partition(":")[0]) if rest else 0
-    found: list[tuple[bool, int, str]] = []
-    for module in _parsed(files):
-        own = display_path(str(module.file)) == file
-        for number in module.code():
-            if re.search(pattern, module.lines[number - 1].split("#")[0]):
-                found.append((not own, abs(number - at) if own else number, module.shown(number)))
-    return min(found, default=(False, 0, ""))[2]
-
-
-def line_within(files: Sequence[Path], line: str, pattern: str) -> str:
-    """Return the last line that a pattern matches in the function that begins at a line, or the line itself."""
-    file, _, rest = line.partition(":")
-    number = int(rest.partition(":")[0]) if rest else 0
-    for module in _parsed(files):
-        for node in ast.walk(module.tree) if display_path(str(module.file)) == file else ():
-            if isinstance(node, ast.FunctionDef) and number in (
-                node.lineno,
-                *(each.lineno for each in node.decorator_list),
-            ):
-                own = [n for n in module.code() if node.lineno < n <= (node.end_lineno or 0)]
-                found = [n for n in own if re.search(pattern, module.lines[n - 1].split("#")[0])]
-                return module.shown(found[-1]) if found else line
-    return line
-
-
-def function_line(files: Sequence[Path], line: str) -> str:
-    """Return the line that begins the innermost function around a line; the line itself if there is none."""
-    file, _, rest = line.partition(":")
-    number = int(rest.partition(":")[0]) if rest else 0
-    for module in _parsed(files):
-        if display_path(str(module.file)) == file:
-            around = [
-                node
-                for node in ast.walk(module.tree)
-                if isinstance(node, ast.FunctionDef) and node.lineno <= number <= (node.end_lineno or 0)
-            ]
-            if around:
-                return module.shown(max(node.lineno for node in around))
-    return line
-
-
-def _parsed(files: Sequence[Path]) -> list[_Module]:
-    """Return the modules that can be parsed."""
-    found = []
-    for file in files:
-        try:
-            text = file.read_text(encoding="utf-8")
-            found.append(_Module(file, ast.parse(text), text.splitlines()))
-        except (OSError, ValueError, SyntaxError):
-            continue
-    return found
+def _number(line: str) -> int:
+    """Return the number of a line, `train.py:31: source`; 0 for ""."""
+    rest = line.partition(":")[2]
+    return int(rest.partition(":")[0]) if rest else 0
 
 
 def _name_of(node: ast.AST) -> str:
@@ -189,33 +206,6 @@ def _assigned_rates(tree: ast.Module) -> Iterator[tuple[ast.expr, int]]:
                 key = target.slice if isinstance(target, ast.Subscript) else None
                 if isinstance(key, ast.Constant) and key.value == "lr":
                     yield node.value, node.lineno
-
-
-def _function_behind(
-    value: ast.expr, number: int, module: _Module, modules: Sequence[_Module]
-) -> tuple[_Module, ast.FunctionDef] | None:
-    """Return the function of the program whose result is assigned; the assignments of a name are followed back."""
-    for _ in range(MOST_ASSIGNMENTS):
-        calls = [node.func for node in ast.walk(value) if isinstance(node, ast.Call)]
-        found = next(
-            (
-                (each, f)
-                for func in calls
-                for name in [_name_of(func)]
-                for each in modules
-                for f in each.functions(name)
-            ),
-            None,
-        )
-        if found is not None:
-            return found
-        used = set(_names(value))
-        before = [node for node in _assignments(module.tree, used) if node.lineno < number]
-        if not before:
-            return None
-        last = max(before, key=lambda node: node.lineno)
-        value, number = last.value, last.lineno
-    return None
 
 
 def _assignments(tree: ast.Module, names: Collection[str]) -> Iterator[ast.Assign]:

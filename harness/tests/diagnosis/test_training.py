@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from harness.diagnosis.training import EVENTS, Source, diagnose_training
-from harness.diagnosis.training.source_lines import function_line, line_like, line_that_counts, rate_line
 from harness.suites.check import Check
 from harness.suites.record import Record
 from harness.training.events import Backward, Forward, Load, Printed, Save
@@ -147,23 +146,23 @@ def files(tmp_path, monkeypatch):
 
 
 def test_the_line_of_a_learning_rate_is_in_the_function_that_computes_it(files):
-    assert rate_line(files, "cosine without a warm-up").startswith("train.py:8:")
-    assert rate_line(files, "cosine to 0: the minimum is ignored").startswith("train.py:10:")
-    assert rate_line(files, "cosine, with steps counted in micro-batches").startswith("train.py:20:")
-    assert rate_line([], "cosine") == ""
+    assert Source(files).of_the_rate("cosine without a warm-up").startswith("train.py:8:")
+    assert Source(files).of_the_rate("cosine to 0: the minimum is ignored").startswith("train.py:10:")
+    assert Source(files).of_the_rate("cosine, with steps counted in micro-batches").startswith("train.py:20:")
+    assert Source().of_the_rate("cosine") == ""
 
 
 def test_lines_of_the_source_are_found_by_what_they_do(files):
-    assert line_that_counts(files, {"max_steps"}) == "train.py:17: for step in range(max_steps):"
-    assert line_like(files, r"block_size", near="train.py:3: #") == "train.py:21: starts = range(0, n, block_size)"
-    assert line_like(files, r"nothing like it") == ""
-    assert function_line(files, "train.py:14: model(x)") == "train.py:13: def validate():"
-    assert function_line(files, "train.py:2: warmup") == "train.py:2: warmup"
+    assert Source(files, {"max_steps"}).of_the_number_of_steps() == "train.py:17: for step in range(max_steps):"
+    assert Source(files).like(r"block_size", near="train.py:3: #") == "train.py:21: starts = range(0, n, block_size)"
+    assert Source(files).like(r"nothing like it") == ""
+    assert Source(files).around("train.py:14: model(x)") == "train.py:13: def validate():"
+    assert Source(files).around("train.py:2: warmup") == ""
 
 
 def test_a_scheduler_of_torch_is_followed_to_the_function_that_it_is_given(files):
     files[0].write_text("def shape(k):\n    return min(1, k / warmup)\n\nscheduler = LambdaLR(opt, lr_lambda=shape)\n")
-    assert rate_line(files, "linear without a warm-up").startswith("train.py:2:")
+    assert Source(files).of_the_rate("linear without a warm-up").startswith("train.py:2:")
 
 
 def test_what_a_checkpoint_loses_is_looked_for_where_it_is_saved_or_loaded(files):
