@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,13 +52,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare the two, print where they part, and return the exit status."""
+    """Compare the two, print where they part, and return the exit status; 2 if they cannot be compared."""
     repository = repository_root(Path.cwd())
     for name, revision in (("old", options.old), ("new", options.new)):
         print(f"{name}  {describe_revision(repository, revision)} {getattr(options, f'{name}_flags')}".rstrip())
-    changed = False
-    for rehearsal in REHEARSALS:
-        parting = _compare(repository, options, rehearsal, options.new)
+    for rehearsal, parting in _compare(repository, options, options.new):
         if isinstance(parting, str):
             print(f"{rehearsal}: not compared: {parting}")
             if rehearsal == REHEARSALS[0]:
@@ -67,11 +64,10 @@ def run(options: argparse.Namespace) -> int:
             continue
         print("\n".join(describe(rehearsal, parting)))
         if _is_change(parting, options.exact):
-            changed = True
             if options.bisect:
                 print("\n".join(_find_commit(repository, options, rehearsal)))
-            break
-    return int(changed)
+            return 1
+    return 0
 
 
 def describe(rehearsal: str, parting: Parting) -> Iterator[str]:
@@ -87,24 +83,31 @@ def _is_change(parting: Parting, exact: bool) -> bool:
     return parting.kind == "changed" or (exact and parting.kind == "rounding")
 
 
-def _compare(repository: Path, options: argparse.Namespace, rehearsal: str, new: str) -> Parting | str:
-    """Return where the old revision and another one part in a rehearsal, or why they cannot be compared."""
+def _compare(
+    repository: Path, options: argparse.Namespace, new: str, rehearsals: Sequence[str] = REHEARSALS
+) -> Iterator[tuple[str, Parting | str]]:
+    """Yield, for each rehearsal, where the old revision and another part, or why they cannot be compared."""
     from harness.history.compare_training import compare_recordings  # imports torch, as above
     from harness.training.program import TrainingProgram
 
     within = Path.cwd().resolve().relative_to(repository)
     with contextlib.ExitStack() as stack:
-        recordings = []
+        programs = []
         for revision, flags in ((options.old, options.old_flags), (new, options.new_flags)):
             tree = stack.enter_context(_tree(repository, revision))
-            stack.enter_context(_inside(tree / within))
-            program = TrainingProgram(f"{options.trainer} {flags}")
-            stack.callback(program.close)
-            try:
-                recordings.append(program.record(rehearsal))
-            except (HarnessError, Missing) as error:
-                return f"{revision}: {error}"
-        return compare_recordings(*recordings)
+            with contextlib.chdir(tree / within):  # a program is named from there
+                programs.append((revision, TrainingProgram(f"{options.trainer} {flags}")))
+            stack.callback(programs[-1][1].close)
+        for rehearsal in rehearsals:
+            recordings = []
+            for revision, program in programs:
+                try:
+                    recordings.append(program.record(rehearsal))
+                except (HarnessError, Missing) as error:
+                    yield rehearsal, f"{revision}: {error}"
+                    break
+            else:
+                yield rehearsal, compare_recordings(*recordings)
 
 
 @contextlib.contextmanager
@@ -121,17 +124,6 @@ def _tree(repository: Path, revision: str) -> Iterator[Path]:
         yield tree
 
 
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Be in a folder inside the block: a program is named from there."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def _find_commit(repository: Path, options: argparse.Namespace, rehearsal: str) -> Iterator[str]:
     """Yield the steps of a bisection, and the commit that brought the change."""
     from harness.history.bisect import bisect  # imports torch, as above
@@ -139,7 +131,7 @@ def _find_commit(repository: Path, options: argparse.Namespace, rehearsal: str) 
     steps: list[str] = []
 
     def has_changed(commit: str) -> bool | None:
-        parting = _compare(repository, options, rehearsal, commit)
+        ((_, parting),) = _compare(repository, options, commit, [rehearsal])
         said = parting if isinstance(parting, str) else parting.kind
         steps.append(f"  {describe_revision(repository, commit)}: {said}")
         return None if isinstance(parting, str) else _is_change(parting, options.exact)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.diagnosis.training import event_lines
-from harness.measures.training.runs.run_comparison import EQUAL, differences
+from harness.measures.training.runs.run_comparison import EQUAL, differences, same_batches
 from harness.measures.training.steps.gradients import NOISE, gradient_noise, noise_ratio
 from harness.training.optimizer_steps import Step
 from harness.training.recording import Recording
@@ -19,9 +19,6 @@ Kind = Literal["equal", "rounding", "changed"]
 # Relative: two float64 gradients of one function at the same weights differ by some 1e-15, of two functions by more.
 SAME_FUNCTION = 1e-9
 SAME_LOSS = 1e-5  # relative: what rounding in float32 has done to the loss of a short run
-
-# Parts of a step that rounding cannot change.
-EXACT = ("the batch differs", "the learning rate differs", "the optimizer's settings differ")
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,7 @@ def _not_rounding(old: Recording, new: Recording) -> str | None:
     """Return what differs at any step that rounding cannot change; None if nothing does."""
     for one, other in zip(old.steps, new.steps, strict=True):
         passes, others = old.forwards_of(one.number), new.forwards_of(other.number)
-        same_batch = len(passes) == len(others) and all(
-            torch.equal(p.ids, o.ids) and torch.equal(p.targets, o.targets) for p, o in zip(passes, others, strict=True)
-        )
-        if not same_batch:
+        if not same_batches(passes, others):
             return f"the batch of step {one.number} is another"
         if [group.lr for group in one.groups] != [group.lr for group in other.groups]:
             rates = f"{one.groups[0].lr:.6g} before, {other.groups[0].lr:.6g} after"

@@ -17,6 +17,7 @@ REVISIONS = {
     "renamed": script(replaced=[("def batch():", "def batch():  # renamed")]),
     "rounding": script(replaced=[(TANH, OTHER_ROUNDING)]),
     "another activation": script(replaced=[("torch.tanh(", "torch.sin(")]),
+    "another scale": script(replaced=[("torch.tanh(", "(1 + 2e-6) * torch.tanh(")]),
     "another rate": script(replaced=[("lr=0.01", "lr=0.02")]),
     "another batch": script(replaced=[("randint(490", "randint(480")]),
     "another start": script(
@@ -51,6 +52,7 @@ def repository(tmp_path, monkeypatch):
         ("renamed", 0, ["plain: the same bits at every step"]),
         ("rounding", 0, ["plain: rounding only", "in float64 the gradients of this step agree to"]),
         ("another activation", 1, ["plain: CHANGED", "step 0: the loss differs", "because  the loss of step 0 is"]),
+        ("another scale", 1, ["plain: CHANGED", "in float64 the gradients of this step differ by"]),
         ("another rate", 1, ["plain: CHANGED", "the learning rate of step 0 is another: 0.01 before, 0.02 after"]),
         ("another batch", 1, ["plain: CHANGED", "the batch of step", "look at  train.py:32:"]),
         ("another start", 1, ["plain: CHANGED", "the weights before it differ"]),
@@ -74,7 +76,9 @@ def test_two_sets_of_flags_of_one_revision_are_compared(repository, capsys):
     repository("import sys\n" + RIGHT.replace("lr=0.01", "lr=0.02 if '--fast' in sys.argv else 0.01"))
     assert main(["loss-compare", "HEAD", "HEAD", "--trainer", "train.py"]) == 0
     assert main(["loss-compare", "HEAD", "HEAD", "--trainer", "train.py", "--new-flags=--fast"]) == 1
-    assert "new  " in capsys.readouterr().out
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line.startswith("new  ") and line.endswith(" --fast")]
+    assert "  because  the learning rate of step 0 is another: 0.01 before, 0.02 after" in out
 
 
 def test_the_commit_that_brought_a_change_is_found(repository, capsys):
