@@ -92,23 +92,25 @@ def judge_fault(
         "source": fault.source,
         "where": list(fault.where),
         "layer": fault.layer,
-        "checks": [
-            {
-                "suite": record.check.suite,
-                "check": record.check.name,
-                "id": record.check.id,
-                "verdict": record.verdict,
-                "message": record.message if record.verdict in RED else "",
-                "seconds": record.seconds,
-            }
-            for record in records
-        ],
+        "checks": [row_of_check(record) for record in records],
         "killed": killed,
         "findings": findings,
         "localised": fault.localised_by(str(first["where"]), str(first["fault"]), SIZES["debug"].layers),
         "named": fault.named_by(str(first["fault"]), str(first["cause"])),
         "seconds": judged - started,
         "diagnosis_seconds": time.perf_counter() - judged,
+    }
+
+
+def row_of_check(record: Record) -> Row:
+    """Return what the matrix has of one check."""
+    return {
+        "suite": record.check.suite,
+        "check": record.check.name,
+        "id": record.check.id,
+        "verdict": record.verdict,
+        "message": record.message if record.verdict in RED else "",
+        "seconds": record.seconds,
     }
 
 

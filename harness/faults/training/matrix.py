@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,17 @@ import torch
 
 from harness.core.record_files import Row
 from harness.diagnosis.training import EVENTS, Source, diagnose_training
+from harness.faults.matrix import RED, row_of_check
 from harness.faults.training.changes import SPECIMEN, Trainer
 from harness.judging.run_check import run
 from harness.measures.all_measures import measures
 from harness.measures.training.judged_rehearsals import rehearsals_of
 from harness.suites.check import Check
-from harness.suites.record import Record
 from harness.suites.suite_file import read_suite
 from harness.training.program import TrainingProgram
 from harness.training.protocols import needs_a_trainer
 
 SUITES_OF_TRAINING = ("data", "training")
-RED = ("fail", "error")
 NEAR = 2  # lines: a finding so close to a change is at its place
 
 
@@ -55,19 +54,15 @@ def judge_trainer(trainer: Trainer, suites: Path) -> Row:
     started = time.perf_counter()
     checks = training_checks(suites)
     needed = set(trainer.rehearsals).union(*(rehearsals_of(c) for c in checks if f"{c.suite}::{c.id}" in trainer.red))
-    with tempfile.TemporaryDirectory() as folder:
-        before = os.getcwd()
-        os.chdir(folder)  # the program's own folder, as a user is in it
-        try:
-            Path("train.py").write_text(trainer.source_text(), encoding="utf-8")
-            program = TrainingProgram("train.py")
-            records = [run(check, program) for check in checks if rehearsals_of(check) <= needed]
-            judged = time.perf_counter()
-            source = Source(program.files, program.settings.called("steps"))
-            findings = [finding.as_row() for finding in diagnose_training(program, records, source)[0].findings]
-            program.close()
-        finally:
-            os.chdir(before)
+    # In a folder of its own, as a user's program is in the folder where its user is.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("train.py").write_text(trainer.source_text(), encoding="utf-8")
+        program = TrainingProgram("train.py")
+        records = [run(check, program) for check in checks if rehearsals_of(check) <= needed]
+        judged = time.perf_counter()
+        source = Source(program.files, program.settings.called("steps"))
+        findings = [finding.as_row() for finding in diagnose_training(program, records, source)[0].findings]
+        program.close()
     first = findings[0] if findings else {"source": "", "cause": "", "where": ""}
     return {
         "kind": "fault",
@@ -79,7 +74,7 @@ def judge_trainer(trainer: Trainer, suites: Path) -> Row:
         "source": trainer.source,
         "where": [f"line {number}" for number in sorted(changed_lines(trainer))],
         "layer": None,
-        "checks": [_checked(record) for record in records],
+        "checks": [row_of_check(record) for record in records],
         "killed": any(record.verdict in RED for record in records),
         "findings": findings,
         "localised": is_near(str(first["source"]), changed_lines(trainer)),
@@ -113,17 +108,6 @@ def is_named(trainer: Trainer, cause: str, where: str) -> bool:
         return trainer.hint in cause
     own = [EVENTS[name] for check in trainer.red if (name := check.partition("::")[2].split(",")[0]) in EVENTS]
     return any(judged.where == where and judged.says in cause for judged in own)
-
-
-def _checked(record: Record) -> Row:
-    return {
-        "suite": record.check.suite,
-        "check": record.check.name,
-        "id": record.check.id,
-        "verdict": record.verdict,
-        "message": record.message if record.verdict in RED else "",
-        "seconds": record.seconds,
-    }
 
 
 def _start_worker() -> None:

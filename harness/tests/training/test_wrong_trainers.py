@@ -3,8 +3,9 @@
 import pytest
 
 from harness.core.shipped_packages import SUITES
+from harness.faults.matrix import RED
 from harness.faults.training import RIGHT_TRAINERS, SPECIMEN, WRONG_TRAINERS
-from harness.faults.training.matrix import RED, judge_trainer, training_checks
+from harness.faults.training.matrix import judge_trainer, training_checks
 from harness.judging.run_check import run
 from harness.training.program import TrainingProgram
 
