@@ -10,6 +10,7 @@ import json
 import textwrap
 from typing import TYPE_CHECKING
 
+from harness.core.errors import HarnessError
 from harness.core.waiting import said_if_slow
 
 if TYPE_CHECKING:  # this module imports torch, which takes seconds that other subcommands need not wait for
@@ -33,10 +34,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the inspection of the subject; 1 if a step failed, 2 if none, or two, are named."""
+    """Print the inspection of the subject; 1 if a step failed. Raises HarnessError unless exactly one is named."""
     if (options.subject is None) == (options.trainer is None):
-        print("gpt-harness inspect: name either a GPT, FILE.py:NAME, or a training program, --trainer TRAIN.py")
-        return 2
+        raise HarnessError("name either a GPT, FILE.py:NAME, or a training program, --trainer TRAIN.py")
     if options.trainer is not None:
         return _run_trainer(options)
     from harness.judging.inspection import inspect_subject  # imports torch, as above

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ def _facts(recording: Recording) -> Iterator[tuple[str, str]]:
     passes, steps = recording.trained, recording.steps
     own = {name: each for name, each in recording.parameters.items() if each.alias_of is None}
     tied = [f"{name} is {each.alias_of}" for name, each in recording.parameters.items() if each.alias_of]
-    count = sum(_product(each.shape) for each in own.values())
+    count = sum(math.prod(each.shape) for each in own.values())
     yield "model", f"{len(own)} parameters with {count:,} elements{'; ' if tied else ''}{', '.join(tied)}"
     yield "data", "; ".join(_data(recording)) or f"{UNSEEN}: no token stream"
     yield "batch", _batch(passes, recording)
@@ -125,13 +126,6 @@ def _facts(recording: Recording) -> Iterator[tuple[str, str]]:
         "prints",
         _with(repr(printed.text.strip()[:80]), printed.line) if printed else f"{UNSEEN}: no line with 'loss'",
     )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _with(text: str, line: str) -> str:
@@ -169,7 +163,7 @@ def _validation(recording: Recording) -> str:
 
 
 def _saves(program: TrainingProgram) -> str:
-    """Return what a checkpoint of the program has in it; the program is run for it if it can be told to save."""
+    """Return what a checkpoint of the program has in it; the program is run for it if it has a setting for that."""
     try:
         recording = program.record(SAVES if "save_every" in program.settings else PLAIN)
     except (HarnessError, Missing) as error:

@@ -41,7 +41,7 @@ def test_what_a_program_lacks_is_told_with_the_checks_that_are_skipped(tmp_path,
 @pytest.mark.parametrize("arguments", [[], ["a.py:GPT", "--trainer", "train.py"]])
 def test_exactly_one_of_a_gpt_and_a_training_program_is_inspected(arguments, capsys):
     assert main(["inspect", *arguments]) == 2
-    assert "name either a GPT, FILE.py:NAME, or a training program" in capsys.readouterr().out
+    assert "name either a GPT, FILE.py:NAME, or a training program" in capsys.readouterr().err
 
 
 def test_a_program_that_fails_is_told_with_its_error(tmp_path, monkeypatch, capsys):
