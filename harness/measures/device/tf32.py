@@ -29,5 +29,5 @@ def tf32_error(subject: Subject, *, size: str) -> Reading:
     found_errors = {"logits": errors["logits"], "loss": errors["loss"]}
     if gradients:
         found_errors["gradients"] = max(gradients)
-    told = ", ".join(f"the {place} {error:.0f}x" for place, error in found_errors.items())
-    return Reading(found_errors, "float32 floors", {"says": f"with TF32 the errors are, in float32 floors: {told}"})
+    floors = ", ".join(f"the {place} {error:.0f}x" for place, error in found_errors.items())
+    return Reading(found_errors, "float32 floors", {"says": f"with TF32 the errors are, in float32 floors: {floors}"})

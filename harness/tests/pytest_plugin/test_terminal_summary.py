@@ -86,8 +86,8 @@ def test_options_that_no_check_passes_are_said_in_one_line():
 
 
 def test_what_a_check_that_passes_tells_is_said():
-    told = row("device", "tf32", says="with TF32 the errors are, in float32 floors: the logits 430x")
+    costly = row("device", "tf32", says="with TF32 the errors are, in float32 floors: the logits 430x")
     assert f"{NAME}: with TF32 the errors are, in float32 floors: the logits 430x" in text_of(
-        [told | {"verdict": "pass"}]
+        [costly | {"verdict": "pass"}]
     )
-    assert not any("430x" in line for line in text_of([told]))
+    assert not any("430x" in line for line in text_of([costly]))

@@ -1,4 +1,4 @@
-"""A subject on a device is judged as on the CPU, and told the line that leaves a tensor behind.
+"""A subject on a device is judged as on the CPU, and the line that leaves a tensor behind is shown.
 
 The device is a pretended one (`harness/tests/pretend_device/`): it computes, and refuses operands on two devices.
 """

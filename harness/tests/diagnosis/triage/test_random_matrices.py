@@ -1,4 +1,4 @@
-"""Random matrices are told from trained ones by their largest singular value."""
+"""Random matrices are distinguished from trained ones by their largest singular value."""
 
 import math
 
