@@ -15,6 +15,8 @@ from harness.report.run_records import RunRecords, provenance
 
 FLOOR = 1e-17  # an exactly equal component is drawn here
 DIFFERS = 1e-9  # relative, in float64: rounding is some 1e-15
+OF_A_GPT = "Findings are in execution order: fix the first one first. Each is masked while the next is searched."
+OF_A_PROGRAM = "Findings are in the order of a run's events, each with the failures that follow from it."
 INPUTS = (("own", "as the subject runs", GREY), ("alone", "alone, given GPT-2's input", COLOURS[0]))
 
 
@@ -27,10 +29,7 @@ def sections(run: RunRecords) -> Iterator[str]:
         yield from (f"## Diagnosis of {escape(row.get('subject', run.subject), 120)}", "")
         if findings:
             yield from table(["", "where", "cause", "evidence", "source"], [*rows(findings)])
-            yield from (
-                "Findings are in execution order: fix the first one first. Each is masked while the next is searched.",
-                "",
-            )
+            yield from (OF_A_PROGRAM if row.get("in_order") else OF_A_GPT, "")
         if row.get("trouble"):
             yield from (f"Not diagnosed: {escape(row['trouble'], 400)}", "")
 

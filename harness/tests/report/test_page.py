@@ -109,3 +109,13 @@ def test_a_difference_that_a_check_expects_is_no_bug_of_the_subject():
     shown |= {"verdict": "pass", "expected": {"equals": "different"}}
     assert "| different, as expected |" in page(run("verify", [shown]), None)
     assert plots(RunRecords.of(run("verify", [shown])), None) == []
+
+
+@pytest.mark.parametrize(("in_order", "masked"), [(True, False), (False, True)], ids=["a training program", "a GPT"])
+def test_the_page_says_how_findings_are_ordered(in_order, masked):
+    found = {"where": "targets", "fault": "", "cause": "shifted twice", "evidence": "step 0", "source": "a.py:3"}
+    row = {"kind": "diagnosis", "subject": "gpt:GPT", "findings": [found | {"text": "y"}], "in_order": in_order}
+    text = page(run("verify", [*verify_rows(wrong=True), row]), None)
+    assert "shifted twice" in text
+    assert ("Each is masked while the next is searched." in text) == masked
+    assert ("in the order of a run's events, each with the failures that follow" in text) != masked
