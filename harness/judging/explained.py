@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from harness.core.limits import Limits
 from harness.core.record_files import Row
+from harness.core.second_process import second_process
 from harness.judging.judge import Judge
 from harness.oracle.deviations import Deviation, kind
 from harness.suites.check import Check
@@ -39,6 +40,7 @@ def explained(
     *,
     declared: Sequence[Deviation] = (),
     seconds: float = SECONDS,
+    two_processes: bool = False,
 ) -> Explained:
     """Judge failures of the debug size again, with the findings declared, and return which of them these explain.
 
@@ -51,6 +53,7 @@ def explained(
         limits: The limits of each check.
         declared: The deviations that the subject declares.
         seconds: The time after which no further check is judged.
+        two_processes: Judge some of them in a second process, forked from this one.
     """
     causes = {
         number: Deviation(str(each.get("fault")), (), "found by the diagnosis", "", number)
@@ -60,14 +63,32 @@ def explained(
     small = [row for row in rows if _is_small(row) and not row.get("claim")] if causes else []
     again = _Again(judge, limits, tuple(declared), tuple(causes.values()))
     until = time.monotonic() + seconds
-    checks, judged, needed = [], 0, Counter[int]()
+    groups: dict[str, list[Row]] = {}  # of which one process judges all: the first says which causes are needed
     for row in small:
-        if time.monotonic() > until:
-            break
-        judged += 1
-        if found := again.causes_of(Check.from_row(row)):
-            checks.append(row["id"])
-            needed.update(each.line for each in found)
+        groups.setdefault(f"{row['measure']} {row['parameters'].get('compare', '')}", []).append(row)
+
+    def causes_in(group: str) -> list[list[int]]:
+        """Return the numbers of each row's causes, until the time is up."""
+        found = list[list[int]]()
+        for row in groups[group]:
+            if time.monotonic() > until:
+                break
+            found.append([each.line for each in again.causes_of(Check.from_row(row))])
+        return found
+
+    other = second_process(list(groups), causes_in, 2 * seconds) if two_processes else None
+    checks, judged, needed = [], 0, Counter[int]()
+    try:
+        for group, rows_in in groups.items():
+            found = other.answer(group) if other is not None else None
+            for row, numbers in zip(rows_in, causes_in(group) if found is None else found, strict=False):
+                judged += 1
+                if numbers:
+                    checks.append(row["id"])
+                    needed.update(numbers)
+    finally:
+        if other is not None:
+            other.close()
     return Explained(tuple(checks), judged, tuple(needed[number] for number in range(len(findings))))
 
 
@@ -83,7 +104,9 @@ class _Again:
     limits: Limits
     declared: tuple[Deviation, ...]
     causes: tuple[Deviation, ...]
-    _needed: dict[tuple[str, str], list[Deviation]] = field(default_factory=dict)  # by measure: it takes long to find
+    # By measure, since these take long to find: the causes that are needed, and those by which GPT-2 fails.
+    _needed: dict[tuple[str, str], list[Deviation]] = field(default_factory=dict)
+    _failing: dict[tuple[str, str], list[Deviation]] = field(default_factory=dict)
 
     def causes_of(self, check: Check) -> list[Deviation]:
         """Return the causes that explain the failure of a check; [] if they do not.
@@ -98,9 +121,13 @@ class _Again:
                 needed = [each for each in self.causes if not (without[each] and self._passes(check, without[each]))]
                 self._needed[measure] = needed or list(self.causes)
             return self._needed[measure]
-        if self._gpt2(check, ()) != "pass" or self._gpt2(check, self.causes) != "fail":
+        if self._gpt2(check, self.causes) != "fail":
             return []
-        return [each for each in self.causes if self._gpt2(check, (each,)) == "fail"] or list(self.causes)
+        if measure not in self._failing:
+            passes = self._gpt2(check, ()) == "pass"
+            alone = [each for each in self.causes if len(self.causes) == 1 or self._gpt2(check, (each,)) == "fail"]
+            self._failing[measure] = (alone or list(self.causes)) if passes else []
+        return self._failing[measure]
 
     def _passes(self, check: Check, causes: Sequence[Deviation]) -> bool:
         return self.judge.judge(check, self.limits, [*self.declared, *causes]).verdict == "pass"

@@ -69,7 +69,7 @@ def run(check: Check, subject: Subject | Trains, *, limits: Limits | None = None
         return record("skip", f"{subject.name} has no ability '{measure.needs.__name__}': {_summary(measure.needs)}")
     try:
         with (
-            one_thread() if str(_size(check, measure)).startswith("debug") else contextlib.nullcontext(),
+            one_thread() if is_small(check) else contextlib.nullcontext(),
             arithmetic_of(Resources.current.device),
             isolated_global_state(changed),
             replacements_of(subject.name) as replaced,
@@ -108,10 +108,11 @@ def _read(check: Check, measure: Measure, subject: Subject | Trains) -> Reading:
     return find(check.claim, check.parameters, lambda parameters: measure.function(subject, **parameters))
 
 
-def _size(check: Check, measure: Measure) -> object:
-    """Return the name of the size that the check is about; None if it is about none."""
-    default = measure.parameters["size"].default if "size" in measure.parameters else None
-    return check.parameters.get("size", default)
+def is_small(check: Check) -> bool:
+    """Return True if the check is about a model of a debug size."""
+    parameters = measures()[check.measure].parameters
+    default = parameters["size"].default if "size" in parameters else None
+    return str(check.parameters.get("size", default)).startswith("debug")
 
 
 def _judged(check: Check, measure: Measure, reading: Reading, record: Callable[..., Record]) -> Record:

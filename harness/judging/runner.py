@@ -8,13 +8,18 @@ from dataclasses import replace
 from harness.core.error_text import describe_error, error_location
 from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, machine_memory_gib
 from harness.core.record_files import Row
+from harness.core.resources import Resources
+from harness.core.second_process import SecondProcess, second_process
 from harness.core.sizes import SIZES
 from harness.judging.excused import details_with, excused
 from harness.judging.explained import explained
 from harness.judging.in_process import PROBE_SECONDS, InProcessJudge
 from harness.judging.isolated import IsolatedJudge
 from harness.judging.judge import Judge
+from harness.judging.run_check import is_small
+from harness.measures.all_measures import measures
 from harness.oracle.deviations import Deviation, declared_faults
+from harness.oracle.hugging_face import load_installed
 from harness.suites.check import Check
 from harness.suites.record import Record
 
@@ -27,16 +32,43 @@ class Runner:
 
     After an error it finds out if the subject can be built and called at all. If not, the checks that follow are errors
     of one line, and are not run. A measure that hung once is not run again at the same size.
+
+    With `two_processes` it forks a second process for what is small: see `harness.core.second_process`.
     """
 
-    def __init__(self, name: str, judge: Judge, *, limits: Limits, deviations: Sequence[Deviation] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        judge: Judge,
+        *,
+        limits: Limits,
+        deviations: Sequence[Deviation] = (),
+        two_processes: bool = False,
+    ) -> None:
         self.name, self.judge, self.limits, self.deviations = name, judge, limits, deviations
+        self.two_processes = two_processes
         self._unusable: dict[str, str] = {}  # size -> why; empty if the subject can be built and called
         self._hung: dict[tuple[str, str], str] = {}  # (measure, size) -> why it is not run again
         self._needed: dict[tuple[str, str], list[Deviation]] = {}  # by measure and what it compares
+        self._ahead: SecondProcess | None = None
+
+    def run_ahead(self, checks: Sequence[Check]) -> None:
+        """Have a second process run the last of the small checks, while `run` runs the first, if it may be forked.
+
+        Not if deviations are declared: which of them a check needs is found by the first check of its kind.
+        """
+        small = {_id_of(check): check for check in checks if is_small(check)}
+        if not self.two_processes or any(each.computed for each in self.deviations):
+            return
+        measures()  # imported once, for both
+        load_installed()
+        patience = None if self.limits.seconds is None else 2 * self.limits.seconds  # a check, and a probe after it
+        self._ahead = second_process(list(small), lambda each: self.run(small[each]).as_row(), patience)
 
     def run(self, check: Check) -> Record:
         """Return the record of one check. A failure that a declared deviation explains is marked as declared."""
+        if self._ahead is not None and (row := self._ahead.answer(_id_of(check))) is not None:
+            return Record.from_row(check, row)
         size = str(check.parameters.get("size") or "debug")
         because = self._unusable.get(size) or self._hung.get((check.measure, size))
         if because:
@@ -142,7 +174,7 @@ class Runner:
         failed = [row for row in rows if row["verdict"] in ("fail", "error") and not row.get("declared")]
         failed = [row for row in failed if not row["details"].get("because")]
         declared = [each for each in self.deviations if each.computed]
-        result = explained(failed, found, self.judge, self.limits, declared=declared)
+        result = explained(failed, found, self.judge, self.limits, declared=declared, two_processes=self.two_processes)
         if not result.judged:
             return {}
         for each, count in zip(found, result.by_finding, strict=True):
@@ -155,7 +187,13 @@ class Runner:
 
     def close(self) -> None:
         """Release the subject, and end its process if it has one."""
+        if self._ahead is not None:
+            self._ahead.close()
         self.judge.close()
+
+
+def _id_of(check: Check) -> str:
+    return f"{check.file}::{check.id}"
 
 
 def make_runner(
@@ -167,6 +205,7 @@ def make_runner(
     echo: bool = False,
     own: bool = True,
     deviations: Sequence[Deviation] = (),
+    two_processes: bool = False,
 ) -> Runner:
     """Return the runner of the subject with this name.
 
@@ -178,10 +217,12 @@ def make_runner(
         echo: show what the subject prints instead of capturing it.
         own: look for the name in the user's folder first.
         deviations: what the subject declares to be different from GPT-2.
+        two_processes: do what is small in two processes. Not with `isolate`, `echo`, or on a device.
 
     Raises:
         SubjectError: in one line, if the subject cannot be imported.
     """
     limits = Limits(seconds, (memory_gib or MEMORY_SHARE * machine_memory_gib()) if isolate else None)
     judge: Judge = (IsolatedJudge if isolate else InProcessJudge)(name, limits=limits, echo=echo, own=own)
-    return Runner(name, judge, limits=limits, deviations=deviations)
+    forks = two_processes and not isolate and not echo and Resources.current.device == "cpu"
+    return Runner(name, judge, limits=limits, deviations=deviations, two_processes=forks)

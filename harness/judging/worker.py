@@ -6,7 +6,6 @@ Started by `harness.judging.isolated` as `python -m harness.judging.worker READ_
 from __future__ import annotations
 
 import faulthandler
-import importlib
 import json
 import os
 import queue
@@ -25,6 +24,7 @@ from harness.core.resources import Resources
 from harness.judging.in_process import InProcessJudge
 from harness.measures.all_measures import measures
 from harness.oracle.deviations import Deviation
+from harness.oracle.hugging_face import load_installed
 from harness.suites.check import Check
 from harness.suites.record import Record
 
@@ -87,7 +87,7 @@ class _Worker:
             return {"error": str(error)}
         # Imported now, so that it does not count as the first check's time.
         measures()
-        importlib.import_module("transformers.models.gpt2.modeling_gpt2")
+        load_installed()
         return {}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.core.sizes import Size
 from harness.oracle.declared import DeclaredGPT2
-from harness.oracle.probe_weights import state
+from harness.oracle.probe_weights import state_of
 from harness.subjects.model import Model
 
 
@@ -20,4 +20,4 @@ class DeviatingSubject:
 
     def build(self, size: Size, *, seed: int = 0, dtype: str = "float32", device: str = "cpu", **options: Any) -> Model:
         """Return a new model in eval mode; see `Subject.build`. Its weights are those of one seed."""
-        return self.gpt2.oracle(size, state(size.name, "standard"), dtype)
+        return self.gpt2.oracle(size, state_of(size, "standard"), dtype)

@@ -37,7 +37,7 @@ def oracle(size: Size, state: State, dtype: str) -> Model:
     """
     if (gpt2 := declared_gpt2()) is not None:
         return gpt2.oracle(size, state, dtype)
-    _prefer_installed()
+    load_installed()
     from transformers import GPT2LMHeadModel  # takes seconds to import
 
     with torch.device("meta"):
@@ -96,7 +96,7 @@ def protect_oracle() -> None:
         sys.meta_path.insert(0, _RecordedFirst())
 
 
-def _prefer_installed() -> None:
+def load_installed() -> None:
     """Have the installed transformers in sys.modules where a subject has a file of that name; it has imported its own.
 
     The folders of such files are not on sys.path while the installed one is imported.

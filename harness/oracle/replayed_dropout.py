@@ -103,7 +103,8 @@ class MasksByValue:
 
     drops: Sequence[Drop]
     masks: dict[tuple[str, int | None], list[Mask]] = field(default_factory=dict)
-    _counts: dict[int, int] = field(default_factory=dict, repr=False)
+    _by_count: dict[int, list[Drop]] = field(default_factory=dict, repr=False)
+    _indexed: int = field(default=0, repr=False)  # drops that are in it: more come
     _prints: dict[int, tuple[int, float, float]] = field(default_factory=dict, repr=False)
 
     def __call__(self, operation: str, layer: int | None, output: Any) -> Any:
@@ -129,45 +130,46 @@ class MasksByValue:
 
     def _mask_of(self, value: Tensor, taken: Sequence[Drop]) -> Mask | None:
         """Return the mask of the value, of all at once, or of each head or row by itself; None if there is none."""
-        usable = [drop for drop in self.drops if drop.used and all(drop is not other for other in taken)]
-        found = self._whole(value.detach(), usable)
+        found = self._whole(value.detach(), taken)
         for axis in (1, 0) if value.ndim == 4 else (0,) if value.ndim == 3 else ():
             if found is None:
-                found = self._part_by_part(value.detach(), usable, axis)
+                found = self._part_by_part(value.detach(), taken, axis)
         return found
 
     def _of_powers(self, operation: str, value: Tensor, taken: Sequence[Drop]) -> Mask | None:
         """Return the mask of attention weights that are dropped before they are divided by their sum, as powers."""
         if operation != "attn.softmax":
             return None
-        for drop in self.drops:
-            if drop.used and all(drop is not other for other in taken) and (mask := _mask_of_powers(value, drop)):
+        for drop in self._usable(value.numel(), taken):
+            if (mask := _mask_of_powers(value, drop)) is not None:
                 return mask
         return None
 
-    def _part_by_part(self, value: Tensor, usable: Sequence[Drop], axis: int) -> Mask | None:
+    def _part_by_part(self, value: Tensor, taken: Sequence[Drop], axis: int) -> Mask | None:
         """Return the mask of a value whose rows, or heads, are dropped from one by one."""
-        found = _joined([self._whole(part, usable) for part in value.unbind(axis)], value, axis)
+        found = None
+        if self._usable(value.numel() // value.shape[axis], taken):
+            found = _joined([self._whole(part, taken) for part in value.unbind(axis)], value, axis)
         if found is None and axis == 0 and value.ndim == 4:  # (B, H, T, T), each head of each row
-            found = _joined([self._part_by_part(row, usable, 0) for row in value], value, 0)
+            found = _joined([self._part_by_part(row, taken, 0) for row in value], value, 0)
         return found
 
-    def _whole(self, value: Tensor, usable: Sequence[Drop]) -> Mask | None:
-        count = value.numel()
-        likely = [drop for drop in usable if self._count_of(drop) == count]
+    def _whole(self, value: Tensor, taken: Sequence[Drop]) -> Mask | None:
+        likely = self._usable(value.numel(), taken)
         own = _print(value) if likely else None
         for drop in likely:
             if own is not None and _alike(own, self._print_of(drop)) and (mask := _mask(value, drop)) is not None:
                 return mask
         return None
 
-    def _count_of(self, drop: Drop) -> int:
-        """Return the number of values of a drop: there are thousands of comparisons for each, and more drops come."""
-        if drop.before is None:
-            return 0
-        if id(drop) not in self._counts:
-            self._counts[id(drop)] = drop.before.numel()
-        return self._counts[id(drop)]
+    def _usable(self, count: int, taken: Sequence[Drop]) -> list[Drop]:
+        """Return the drops from so many values that are used, and not taken: there are thousands of comparisons."""
+        for drop in itertools.islice(self.drops, self._indexed, None):
+            self._indexed += 1
+            if drop.before is not None:
+                self._by_count.setdefault(drop.before.numel(), []).append(drop)
+        found = self._by_count.get(count, ())
+        return [drop for drop in found if drop.used and all(drop is not other for other in taken)]
 
     def _print_of(self, drop: Drop) -> tuple[int, float, float]:
         if id(drop) not in self._prints:
@@ -193,11 +195,11 @@ def _alike(a: tuple[int, float, float], b: tuple[int, float, float]) -> bool:
 
 def _mask_of_powers(weights: Tensor, drop: Drop) -> Mask | None:
     """Return the mask if the drop's value, divided by its sum over the keys, is the attention weights (B, H, T, S)."""
-    before, multiple = drop.before, drop.multiple()
-    if before is None or multiple is None or before.numel() != weights.numel() or not bool(before.isfinite().all()):
-        return None
-    powers = before.reshape(weights.shape)
+    assert drop.before is not None
+    powers = drop.before.reshape(weights.shape)
     if not bool(((powers / powers.sum(-1, keepdim=True) - weights.detach()).abs() <= NEAR).all()):
+        return None
+    if (multiple := drop.multiple()) is None:
         return None
     kept, scale, fill = multiple
     return Mask((kept.double() * scale).reshape(weights.shape), fill, powers != 0, (drop,))

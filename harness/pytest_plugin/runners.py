@@ -33,6 +33,7 @@ def runner_of(config: pytest.Config, name: str) -> Runner:
             echo=config.getoption("capture") == "no",
             own=config.getoption("--subject") is not None,
             deviations=deviations_of(config, name),
+            two_processes=not hasattr(config, "workerinput") and not config.getoption("usepdb"),
         )
     return runners[name]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from harness.measures.conditions.condition import SHAPES, Condition, long_condit
 from harness.measures.conditions.expected import expected_answers, harmless_answers
 from harness.measures.conditions.explanation import explain
 from harness.measures.conditions.separation import separate
-from harness.measures.conditions.sweep import Outcome, Sweep, run
+from harness.measures.conditions.sweep import Outcome, Sweep, run, until_all_wrong
 from harness.measures.conditions.uninitialised_memory import uninitialised_memory_filled
 from harness.measures.options.not_judged import describe, not_judged
 from harness.oracle import equivalents, model_cache, noise_verdict
@@ -30,6 +30,7 @@ from harness.subjects.protocols import Subject
 from harness.suites.measure_registry import Reading, measure
 
 ENOUGH = 8  # conditions: if the first so many are all wrong, the others say nothing new
+ENOUGH_SHAPES = 3  # of models, in the same way
 # (rows, tokens) of the passes whose gradients are compared.
 GRADIENT_SHAPES = ((1, 1), (1, 31), (3, 17), (9, 16), (5, 32))
 
@@ -80,18 +81,22 @@ def every_shape_of_model(subject: Subject, *, size: str, seed: int = 0) -> Readi
 
     Raises MissingAbility if the subject can be built with none of them.
     """
-    outcomes, refused = [], dict[str, str]()
-    for heads, layers in SHAPES:
-        shape = Condition(rows=2, length=7, heads=heads, layers=layers)
-        narrow = dataclasses.replace(
-            SIZES[size], name=f"debug: {layers} layers, {heads} heads", context=8, layers=layers, heads=heads,
-            width=max(8, 4 * heads),
-        )  # fmt: skip
-        try:
-            answers = expected_answers(narrow, rows=2, seed=seed, by_formula=True)
-            outcomes.append(Sweep(subject, answers, _builder(subject, narrow), ("float32",)).outcome(shape))
-        except MissingAbility as missing:
-            refused[str(shape)] = str(missing)
+    refused = dict[str, str]()
+
+    def each_outcome() -> Iterator[Outcome]:
+        for heads, layers in SHAPES:
+            shape = Condition(rows=2, length=7, heads=heads, layers=layers)
+            narrow = dataclasses.replace(
+                SIZES[size], name=f"debug: {layers} layers, {heads} heads", context=8, layers=layers, heads=heads,
+                width=max(8, 4 * heads),
+            )  # fmt: skip
+            try:
+                answers = expected_answers(narrow, rows=2, seed=seed, by_formula=True)
+                yield Sweep(subject, answers, _builder(subject, narrow), ("float32",)).outcome(shape)
+            except MissingAbility as missing:
+                refused[str(shape)] = str(missing)
+
+    outcomes = list(until_all_wrong(ENOUGH_SHAPES, each_outcome()))
     if not outcomes:
         raise MissingAbility(next(iter(refused.values())))
     return _reading(None, outcomes, refused)

@@ -26,7 +26,7 @@ class ExpectedAnswers:
     """GPT-2's answers to ids (R, T), in float64, and the errors of its own float32 run.
 
     A position depends on none behind it and a row on no other row, so the answers to the first rows and tokens are the
-    first rows and tokens of the answers.
+    first rows and tokens of the answers. A declared GPT-2 may be another (without a mask): `answer` then answers ids.
     """
 
     ids: Tensor
@@ -34,6 +34,7 @@ class ExpectedAnswers:
     all_logits: Tensor  # (R, T, V)
     floor: float
     loss_floor: float
+    answer: Callable[[Tensor], Tensor] | None = None
 
     @property
     def scale(self) -> float:
@@ -42,8 +43,12 @@ class ExpectedAnswers:
 
     def logits(self, condition: Condition) -> Tensor:
         """Return the logits (rows, length, V) under a condition."""
-        found = self.all_logits[: condition.rows, : condition.length]
-        return found[:1].expand(condition.rows, -1, -1) if condition.ids == "expanded" else found
+        rows = 1 if condition.ids == "expanded" else condition.rows
+        if self.answer is not None:
+            found = self.answer(self.ids[:rows, : condition.length].expand(condition.rows, -1))
+        else:
+            found = self.all_logits[:rows, : condition.length]
+        return found.expand(condition.rows, -1, -1)
 
     def loss(self, condition: Condition) -> Tensor:
         """Return the mean cross entropy in nats under a condition."""
@@ -59,7 +64,7 @@ def expected_answers(size: Size, *, rows: int, seed: int, by_formula: bool = Fal
     ids, targets = batch(size, "random", rows=rows, length=size.context, seed=seed)
     given = state_of(size, "probe")
 
-    def logits(dtype: str) -> Tensor:
+    def logits(ids: Tensor, dtype: str) -> Tensor:
         if by_formula and declared_gpt2() is None:
             return Formula(size, {name: t.to(getattr(torch, dtype)) for name, t in given.items()})(ids)
         return oracle(size, given, dtype).logits(ids)
@@ -80,7 +85,7 @@ def harmless_answers(size: Size, expected: ExpectedAnswers) -> list[ExpectedAnsw
         if variant.harmless:
             change = Replacement(variant.operation, variant.function)
             gpt2 = replace(base, replacements=(*base.replacements, change))
-            logits = functools.partial(_logits, gpt2, size, expected.ids)
+            logits = functools.partial(_logits, gpt2, size)
             found.append(_answers(logits, expected.ids, expected.targets))
     return found
 
@@ -89,9 +94,9 @@ def _logits(gpt2: DeviatingGPT2, size: Size, ids: Tensor, dtype: str) -> Tensor:
     return gpt2.oracle(size, state_of(size, "probe"), dtype).logits(ids)
 
 
-def _answers(logits: Callable[[str], Tensor], ids: Tensor, targets: Tensor) -> ExpectedAnswers:
+def _answers(logits: Callable[[Tensor, str], Tensor], ids: Tensor, targets: Tensor) -> ExpectedAnswers:
     with torch.no_grad():
-        exact, rounded = logits("float64"), logits("float32")
+        exact, rounded = logits(ids, "float64"), logits(ids, "float32")
     losses, rounded_losses = _losses(exact, targets), _losses(rounded, targets)
     # The floor of a single position or mean varies too much by chance: one floor for all, the largest.
     return ExpectedAnswers(
@@ -100,7 +105,22 @@ def _answers(logits: Callable[[str], Tensor], ids: Tensor, targets: Tensor) -> E
         exact,
         noise_verdict.distance(rounded, exact),
         noise_verdict.distance(rounded_losses, losses),
+        None if declared_gpt2() is None else _answer_of_each(logits, ids, exact),
     )
+
+
+def _answer_of_each(
+    logits: Callable[[Tensor, str], Tensor], ids: Tensor, exact: Tensor
+) -> Callable[[Tensor], Tensor] | None:
+    """Return the function that answers ids by themselves; None if their answers are a part of the `exact` ones."""
+
+    def answer(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return logits(ids, "float64")
+
+    half = ids.shape[1] // 2
+    alone = noise_verdict.distance(answer(ids[:1, :half]), exact[:1, :half])
+    return answer if alone > torch.finfo(torch.float32).eps * noise_verdict.max_abs(exact) else None
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:

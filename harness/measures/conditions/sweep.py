@@ -202,10 +202,11 @@ EVENTS: Mapping[str, Callable[[Subject, Model, Tensor], None]] = {
 
 def run(sweep: Sweep, conditions: Sequence[Condition], *, enough: int) -> list[Outcome]:
     """Return the outcomes, in order; only the first `enough` if all of these are wrong."""
-    return list(_until(enough, (sweep.outcome(each) for each in conditions)))
+    return list(until_all_wrong(enough, (sweep.outcome(each) for each in conditions)))
 
 
-def _until(enough: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+def until_all_wrong(enough: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """Yield the outcomes, in order; only the first `enough` if all of these are wrong."""
     wrong = 0
     for number, outcome in enumerate(outcomes, 1):
         yield outcome
