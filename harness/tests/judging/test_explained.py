@@ -13,13 +13,14 @@ FUTURE = "attention::no-future-leak,weights=probe"
 NO_MASK = (".masked_fill(self.mask.bool()[:n, :n], -torch.inf)", "")
 
 
-def explained_of(shipped, spec, names, *faults, seconds=SECONDS):
+def explained_of(shipped, spec, names, *faults, seconds=SECONDS, two_processes=False):
     """The names of the checks that fail, and those of them that the faults explain, with the counts by fault."""
     runner = make_runner(spec)
     try:
         failed = [record for name in names if (record := runner.run(shipped[name])).verdict == "fail"]
         rows = [record.as_row() for record in failed]
-        found = explained(rows, [{"fault": fault} for fault in faults], runner.judge, runner.limits, seconds=seconds)
+        causes = [{"fault": fault} for fault in faults]
+        found = explained(rows, causes, runner.judge, runner.limits, seconds=seconds, two_processes=two_processes)
     finally:
         runner.close()
     names_of = {row["id"]: f"{row['suite']}::{row['id'].split('::')[1]}" for row in rows}
@@ -40,6 +41,24 @@ def test_a_check_that_asks_no_oracle_is_explained_if_gpt2_with_the_cause_fails_i
     failing, by_cause, found = explained_of(shipped, spec, [FUTURE], "mask-missing")
     assert (failing, by_cause, found.by_finding) == ([FUTURE], [FUTURE], (1,))
     assert explained_of(shipped, spec, [FUTURE], "mlp-relu")[1] == []
+
+
+def test_a_gpt_without_a_mask_is_expected_to_answer_each_length_by_itself(shipped, tmp_path):
+    """The answers to the first tokens are not the first of the answers, as they are of GPT-2."""
+    spec = altered(tmp_path, "dict_config:GPTModel", *NO_MASK)
+    names = [name for name in shipped if name.startswith("conditions::right-")]
+    failing, by_cause, _ = explained_of(shipped, spec, names, "mask-missing")
+    assert sorted(failing) == by_cause == sorted(names)
+    assert explained_of(shipped, spec, names, "mlp-relu")[1] == []
+
+
+def test_two_processes_find_what_one_finds(shipped, tmp_path):
+    spec = altered(tmp_path, "dict_config:GPTModel", *NO_MASK)
+    names = [PARITY, FUTURE, PARITY.replace("logits", "loss"), PARITY.replace("logits", "blocks")]
+    names += ["attention::no-derivative-by-the-future"]
+    one, two = (explained_of(shipped, spec, names, "mask-missing", two_processes=both) for both in (False, True))
+    assert one == two
+    assert len(one[1]) == len(names)
 
 
 def test_what_there_was_no_time_to_judge_again_is_not_explained(shipped, tmp_path):
