@@ -40,6 +40,7 @@ TEXT_FILE = re.compile(r"(?!.*(://|\s)).+\.(txt|text)", re.IGNORECASE)
 OTHER_FILE = re.compile(r"log|out(?!side)|result|sample|generat|require|readme|license|metric|loss|history|vocab|note")
 # Calls of libraries whose arguments are a program's settings; of others, such as softmax(dim=-1), they are not.
 LIBRARY_CALLS = frozenset(("DataLoader", "dict", "namedtuple", "SimpleNamespace"))
+LOOK_UPS = frozenset(("get", "pop", "getattr"))  # calls that end in a name and its default
 ARITHMETIC = {ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub, ast.FloorDiv: operator.floordiv,
               ast.Div: operator.truediv, ast.Pow: operator.pow}  # fmt: skip
 Place = tuple[int, int]  # the line and the column where an expression begins
@@ -178,6 +179,10 @@ def _named_values(node: ast.AST, own: set[str]) -> Iterator[tuple[str, str, ast.
                 yield "default", argument.arg, default
     elif isinstance(node, ast.Call):
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if called in LOOK_UPS and len(node.args) > 1:  # options.get("n_layer", 4)
+            name, default = node.args[-2:]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield "default", name.value, default
         if called in SEEDS and len(node.args) == 1:
             yield "seed", called, node.args[0]
         if called in own | LIBRARY_CALLS:

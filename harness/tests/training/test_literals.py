@@ -51,6 +51,8 @@ def found_in(tmp_path, text, **modules):
         ("import torch\ntorch.manual_seed(1337)", "seed", "manual_seed", 1337),
         ("text = open('input.txt').read()", "text", "text", "input.txt"),
         ("path = os.path.join(here, 'the-verdict.txt')", "text", "text", "the-verdict.txt"),
+        ("def train(**options):\n    n = options.get('n_layer', 4)", "n_layer", "n_layer", 4),
+        ("depth = getattr(config, 'n_layers', 6)", "n_layer", "n_layers", 6),
         ("wd = 0.1\ngroups = [{'weight_decay': 0.0}]", "weight_decay", "wd", 0.1),
     ],
 )
