@@ -357,6 +357,14 @@ def test_a_program_is_stopped_after_the_steps_that_are_needed(tmp_path):
     assert recording.steps[3].replayed
 
 
+def test_what_is_printed_because_a_program_is_stopped_is_not_of_its_run(tmp_path):
+    """A progress bar shows the loss of the step before once more when it is closed, which looked like the last step's."""
+    step = "    optimizer.step()\n"
+    printed = "    try:\n        optimizer.step()\n    finally:\n        print('step', step)\n"
+    recording = record(tmp_path, script(replaced=[(step, printed)]), stop_after=2)
+    assert [line.text for line in recording.printed] == ["step 0"]
+
+
 def test_a_killed_program_leaves_what_it_had_done_and_a_resumed_one_continues_the_numbers(tmp_path):
     killed = record(tmp_path, script(after_step="print('after', step)"), kill_after=2)
     assert (killed.ended, [step.number for step in killed.steps]) == ("killed", [0, 1])

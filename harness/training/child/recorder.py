@@ -55,6 +55,7 @@ class Recorder:
         self.backwards = 0
         self._busy = False
         self._printed = 0
+        self._stopped = False
         self._settings: Values | None = None  # at the first step
 
     @property
@@ -98,8 +99,8 @@ class Recorder:
         return hashlib.blake2b(torch.get_rng_state().numpy().tobytes(), digest_size=8).hexdigest()
 
     def printed(self, text: str) -> None:
-        """Write a line that the program printed."""
-        if self.active and self._printed < MOST_PRINTED:
+        """Write a line that the program printed; not what is printed because it is stopped, as progress bars do."""
+        if self.active and not self._stopped and self._printed < MOST_PRINTED:
             self._printed += 1
             self.event("Printed", step=self.step, text=text, line=self.line())
 
@@ -122,6 +123,7 @@ class Recorder:
         if self.request.kill_after is not None and steps_here >= self.request.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.request.stop_after is not None and steps_here >= self.request.stop_after:
+            self._stopped = True
             raise StopRecording
 
 
