@@ -10,7 +10,7 @@ import socket
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class TrainingProgram:
         """See `Trains.record_ranks`."""
         if rehearsal not in self._recordings:
             try:
-                self._recordings[rehearsal] = self._record(REHEARSALS[rehearsal])
+                self._recordings[rehearsal] = self.rehearse(REHEARSALS[rehearsal])
             except (HarnessError, Missing) as error:
                 self._recordings[rehearsal] = error
         found = self._recordings[rehearsal]
@@ -131,6 +131,10 @@ class TrainingProgram:
             self._unread = ""
             return named
         return found
+
+    def leave(self, words: Collection[str]) -> None:
+        """Let the rehearsals leave these settings as the program has them."""
+        self.settings = self.settings.leaving(words)
 
     @functools.cached_property
     def files(self) -> list[Path]:
@@ -172,7 +176,8 @@ class TrainingProgram:
 
     # ------------------------------------------------------------------------ one rehearsal
 
-    def _record(self, rehearsal: Rehearsal) -> list[Recording]:
+    def rehearse(self, rehearsal: Rehearsal) -> list[Recording]:
+        """Run a rehearsal, which need not be of the table, and return each rank's recording; it is not kept."""
         self._require(rehearsal)
         first_step = 0
         if rehearsal.resumes is not None:

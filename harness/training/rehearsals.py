@@ -50,6 +50,14 @@ SMALL: Mapping[str, Any] = {
     "seed": SEED,
 }
 
+# What two programs that are compared may differ in: a rehearsal that set it would hide the change.
+LEFT_IF_CHANGED = frozenset(
+    (
+        *("lr", "min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip"),
+        *("dropout", "batch_size", "accumulation", "order", "precision"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class Rehearsal:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.training.literals import Literal, Place
@@ -69,6 +69,17 @@ class Settings:
         """Return the value that a setting has in the source; None if it is not known."""
         literals = self.literals.get(word, ())
         return literals[0].default if literals else None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Return the program's own values, by word: the defaults of flags, and else of literals."""
+        literals = {word: each[0].default for word, each in self.literals.items()}
+        return {**literals, **{word: flag.default for word, flag in self.flags.items()}, **self.given}
+
+    def leaving(self, words: Collection[str]) -> Settings:
+        """Return the settings of which these stay as the program has them, as if the user had given them."""
+        own = {word: value for word, value in self.own.items() if word in words}
+        return replace(self, given={**own, **self.given})
 
     def called(self, word: str) -> set[str]:
         """Return what the program's source calls a setting."""

@@ -105,3 +105,46 @@ def test_a_program_that_fails_in_a_revision_is_not_compared(repository, capsys):
     Path("train.py").write_text("raise RuntimeError('broken')\n")
     assert main(["loss-compare", "--trainer", "train.py"]) == 2
     assert "plain: not compared: .: train.py" in capsys.readouterr().out
+
+
+def test_a_setting_that_changed_is_left_to_the_programs_and_one_of_the_size_is_said_not_to_be_compared(
+    repository, capsys
+):
+    constants = "weight_decay = {}\nn_layer = {}\n"
+    text = RIGHT.replace("lr=0.01", "lr=0.01, weight_decay=weight_decay")
+    repository(constants.format(0.01, 3) + text)
+    Path("train.py").write_text(constants.format(0.02, 4) + text)
+    assert main(["loss-compare", "--trainer", "train.py"]) == 1
+    out = capsys.readouterr().out
+    assert "0.01 before, 0.02 after: left as it is" in out
+    assert "3 before, 4 after: 2 in both here, and so not compared" in out
+    assert "the optimizer's settings of step 0 are others" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        (0.0, 0, "not worse by more than 1%: +0.0000 nats"),
+        (0.1, 1, "WORSE by more than 1%: +0.1000 nats"),
+        (-0.1, 0, "not worse by more than 1%: -0.1000 nats"),
+        (None, 3, "NOT DECIDED if it is worse by more than 1%"),
+    ],
+)
+def test_losses_in_pairs_end_in_a_verdict_and_its_status(repository, capsys, monkeypatch, change, status, says):
+    """The runs are stood in for: test_paired_losses.py makes them."""
+
+    def pair(programs, number, steps):
+        assert steps == 7
+        after = 0.04 * (number % 2) if change is None and number >= 5 else (change or 0.0)
+        return 2.0, 2.0 + after + number * 1e-6
+
+    monkeypatch.setattr("harness.history.paired_losses.pair_of", pair)
+    assert main(["loss-compare", "--trainer", "train.py", "--statistical", "--steps", "7"]) == status
+    out = capsys.readouterr().out
+    assert "plan   8 pairs: if the two are equal, 100% likely to show" in out
+    assert says in out
+
+
+def test_a_number_of_pairs_that_decides_nothing_is_refused(repository, capsys):
+    assert main(["loss-compare", "--trainer", "train.py", "--statistical", "--pairs", "2"]) == 2
+    assert "at least 8 pairs" in capsys.readouterr().err
