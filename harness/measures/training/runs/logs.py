@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from harness.core.errors import MissingAbility
-from harness.measures.training.runs.printed_numbers import PrintedNumber, nearest_print
+from harness.measures.training.runs.printed_numbers import ROUNDING, PrintedNumber, nearest_print
 from harness.suites.measure_registry import Reading, measure
 from harness.training.events import Forward
 from harness.training.protocols import Trains
@@ -46,7 +46,7 @@ def _is_an_estimate(recording: Recording, near: PrintedNumber, after: int) -> bo
     half = len(passes) // 2
     parts = [part for part in (passes, passes[:half], passes[half:]) if part]
     means = [mean(part) for part in parts for mean in (_mean_of_means, _mean)]
-    return any(abs(mean - near.value) <= 2 * near.half for mean in means)
+    return any(abs(mean - near.value) <= 2 * near.half + ROUNDING * abs(mean) for mean in means)
 
 
 def _mean_of_means(passes: list[Forward]) -> float:
@@ -64,7 +64,7 @@ def _what(printed: float, half: float, passes: list[Forward]) -> str:
         ("the mean of the micro-batches' means, which have different numbers of targets", average),
         ("the mean divided by the number of micro-batches", _mean(passes) / K),
     ):
-        if abs(printed - value) <= half:
+        if abs(printed - value) <= half + ROUNDING * abs(value):
             return f"which is {sentence}"
     return "which is another number"
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from harness.tests.measures.training.hand_made import Trainer, passes, recording, text
-from harness.training.events import Forward
+from harness.training.events import Forward, Printed
 from harness.training.optimizer_steps import Step
 
 
@@ -72,6 +72,25 @@ def test_a_program_that_prints_no_loss_is_skipped(judge):
             return "."
 
     assert judge("training::printed-loss,rehearsal=accumulate", accumulate=Silent().run()).verdict == "skip"
+
+
+class PrintsEstimates(Trainer):
+    """Prints the mean loss of two evaluated batches, as computed in float32 and with all its digits, and no other."""
+
+    def train_step(self):
+        ids, targets = self.batches()[0]
+        for loss in (3.1, 2.9):
+            self.record(Forward, phase="eval", ids=ids, targets=targets, loss=loss, mode="eval")
+        self.record(Printed, text="Train loss: 3.0000001192092896")
+        super().train_step()
+
+    def printed(self, losses, counts):
+        return "."
+
+
+def test_an_estimate_in_float32_that_is_printed_with_all_its_digits_is_no_loss_of_a_step(judge):
+    """It was said to be another number than the loss of the step before it."""
+    assert judge("training::printed-loss,rehearsal=accumulate", accumulate=PrintsEstimates().run()).verdict == "skip"
 
 
 def test_steps_and_rows_are_those_that_were_declared(judge):
