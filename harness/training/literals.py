@@ -1,7 +1,7 @@
 """The literals in a program's source that set something: constants, defaults, entries of dicts, arguments of calls.
 
-They are found by their names (`setting_words.py`), in the script and in the modules of the project that it imports, and
-are replaced in memory when the program runs. No file is changed.
+They are found by their names (`setting_words.py`), in the script, in the modules of the project that it imports and in
+the configuration files that these name, and are replaced in memory when the program runs. No file is changed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import ast
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import SubjectError, did_you_mean
+from harness.training import config_files
+from harness.training.overridden_defaults import overridden_defaults
 from harness.training.setting_words import word_of
 
 # Words of the model's and the batch's size, and of the machine, which all modules must agree on: they are set wherever
@@ -40,6 +43,7 @@ TEXT_FILE = re.compile(r"(?!.*(://|\s)).+\.(txt|text)", re.IGNORECASE)
 OTHER_FILE = re.compile(r"log|out(?!side)|result|sample|generat|require|readme|license|metric|loss|history|vocab|note")
 # Calls of libraries whose arguments are a program's settings; of others, such as softmax(dim=-1), they are not.
 LIBRARY_CALLS = frozenset(("DataLoader", "dict", "namedtuple", "SimpleNamespace"))
+CONFIG_FOLDERS = ("conf", "../conf")  # how the names of folders of configurations begin
 LOOK_UPS = frozenset(("get", "pop", "getattr"))  # calls that end in a name and its default
 ARITHMETIC = {ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub, ast.FloorDiv: operator.floordiv,
               ast.Div: operator.truediv, ast.Pow: operator.pow}  # fmt: skip
@@ -57,7 +61,8 @@ class Literal:
         default: Its value in the source.
         file: Where it is.
         place: Line and column of the expression.
-        kind: "assignment", "default", "entry" (of a dict), "argument", "seed" or "text" (the path of a text).
+        kind: "assignment", "default", "entry" (of a dict), "argument", "seed", "text" (the path of a text) or
+            "configuration" (in a file that is no Python).
     """
 
     word: str
@@ -70,7 +75,15 @@ class Literal:
 
 def settable_literals(files: Sequence[Path]) -> dict[str, tuple[Literal, ...]]:
     """Return the literals that can be replaced, by word; `files` are the script and the modules that it imports."""
+    folders = Counter(file.parent for file in files if file.suffix in config_files.SUFFIXES)
+    alternatives = {str(file) for file in files if folders[file.parent] > 1}  # of which the program may read one
     found = [each for file in files for each in literals_of(file)]
+    unused = overridden_defaults(files)
+    found = [
+        each
+        for each in found
+        if each.word in SIZES or (each.file not in alternatives and (each.file, each.place) not in unused)
+    ]
     chosen: dict[str, tuple[Literal, ...]] = {}
     for word in dict.fromkeys(each.word for each in found):
         own = [each for each in found if each.word == word]
@@ -94,9 +107,10 @@ def _is_optimizer_group(node: ast.Dict) -> bool:
 
 
 def _alone(literals: Sequence[Literal], files: Sequence[Path]) -> list[Literal]:
-    """Return the only assignment of a word in the script, or the only entry of a dict if there is none."""
-    for kind in ("assignment", "entry"):
-        of_kind = [each for each in literals if each.kind == kind and each.file == str(files[0])]
+    """Return the only assignment of a word in the script, else the only entry of a dict, or of a configuration file."""
+    configured = {each.file for each in literals if each.kind == "configuration"}
+    for kind in ("assignment", "entry", "configuration"):
+        of_kind = [each for each in literals if each.kind == kind and each.file in (str(files[0]), *configured)]
         if of_kind:
             return of_kind if len(of_kind) == 1 else []
     return []
@@ -127,6 +141,13 @@ def chosen_literals(files: Sequence[Path], choices: Sequence[str]) -> tuple[Lite
 
 def literals_of(file: Path, *names: str) -> Iterator[Literal]:
     """Yield every literal of a file that has the name of a setting, or one of `names`."""
+    if file.suffix in config_files.SUFFIXES:
+        for name, value, place in config_files.entries(file):
+            text = isinstance(value, str) and _is_path_of_text(value)
+            word = word_of(name) or ("text" if text else "" if name in names else None)
+            if word is not None and (name in names or _fits(word, value)):
+                yield Literal(word, name, value, str(file), place, "text" if text else "configuration")
+        return
     try:
         tree = ast.parse(file.read_bytes(), str(file))
     except (OSError, SyntaxError, ValueError):
@@ -158,7 +179,7 @@ def literals_of(file: Path, *names: str) -> Iterator[Literal]:
 
 def _named_values(node: ast.AST, own: set[str]) -> Iterator[tuple[str, str, ast.expr]]:
     """Yield what a node gives a name to: the kind, the name and the expression."""
-    if isinstance(node, ast.Constant) and _is_text_file(node):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_path_of_text(node.value):
         yield "text", "text", node
     elif isinstance(node, ast.Assign):
         for target in node.targets:
@@ -201,11 +222,9 @@ def _assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, str, ast
         yield "assignment", name, value
 
 
-def _is_text_file(value: ast.expr) -> bool:
+def _is_path_of_text(value: str) -> bool:
     """Return True for the path of a text, as far as its name tells: a log or a list of requirements is none."""
-    if not (isinstance(value, ast.Constant) and isinstance(value.value, str) and TEXT_FILE.fullmatch(value.value)):
-        return False
-    return not OTHER_FILE.search(Path(value.value).stem.lower())
+    return bool(TEXT_FILE.fullmatch(value)) and not OTHER_FILE.search(Path(value).stem.lower())
 
 
 def value_of(node: ast.expr) -> Any:
@@ -264,9 +283,9 @@ class _Replacer(ast.NodeTransformer):
 
 
 def project_files(script: Path, roots: Sequence[Path], most: int = 200) -> list[Path]:
-    """Return the script and the modules of the project that it imports, directly or not; nothing is executed.
+    """Return the script, the modules of the project that it imports, directly or not, and their configuration files.
 
-    A file that the script executes with `exec(open(...).read())` is among them.
+    A file that the script executes with `exec(open(...).read())` is among them. Nothing is executed.
     """
     found = [script]
     for file in found:
@@ -276,14 +295,23 @@ def project_files(script: Path, roots: Sequence[Path], most: int = 200) -> list[
             continue
         for name in _mentioned(tree):
             for root in dict.fromkeys((file.parent, *roots)):
-                for path in (root / f"{name}.py", root / name / "__init__.py", root / name):
-                    if path.suffix == ".py" and path.is_file() and path.resolve() not in found and len(found) < most:
+                for path in _files_called(root, name):
+                    if path.resolve() not in found and len(found) < most:
                         found.append(path.resolve())
     return found
 
 
+def _files_called(root: Path, name: str) -> Iterator[Path]:
+    """Yield the files that a module or a path means: of a folder of configurations, as Hydra's, all of them."""
+    for path in (root / f"{name}.py", root / name / "__init__.py", root / name):
+        if path.suffix in (".py", *config_files.SUFFIXES) and path.is_file():
+            yield path
+    if name.startswith(CONFIG_FOLDERS) and (root / name).is_dir():
+        yield from sorted(path for path in (root / name).rglob("*.*") if path.suffix in config_files.SUFFIXES)
+
+
 def _mentioned(tree: ast.Module) -> Iterator[str]:
-    """Yield what a module imports, as relative paths without suffix, and the scripts that it opens to execute."""
+    """Yield what a module imports, as relative paths without suffix, and the files that it names to read settings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -299,3 +327,10 @@ def _mentioned(tree: ast.Module) -> Iterator[str]:
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Constant) and isinstance(inner.value, str) and inner.value.endswith(".py"):
                     yield inner.value
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _names_settings(node.value):
+            yield node.value
+
+
+def _names_settings(text: str) -> bool:
+    """Return True for what may be the path of a configuration file, or of a folder of them."""
+    return Path(text).suffix in config_files.SUFFIXES or (text.startswith(CONFIG_FOLDERS) and text.count("\n") == 0)

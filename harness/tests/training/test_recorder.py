@@ -358,7 +358,7 @@ def test_a_program_is_stopped_after_the_steps_that_are_needed(tmp_path):
 
 
 def test_what_is_printed_because_a_program_is_stopped_is_not_of_its_run(tmp_path):
-    """A progress bar shows the loss of the step before once more when it is closed, which looked like the last step's."""
+    """A progress bar shows the loss of the step before once more when it is closed: it looked like the last step's."""
     step = "    optimizer.step()\n"
     printed = "    try:\n        optimizer.step()\n    finally:\n        print('step', step)\n"
     recording = record(tmp_path, script(replaced=[(step, printed)]), stop_after=2)

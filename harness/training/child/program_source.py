@@ -16,6 +16,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from harness.core.errors import SubjectError
+from harness.training.config_files import SUFFIXES, replace_on_opening
 from harness.training.literals import replaced
 
 
@@ -120,6 +121,7 @@ def run_as_main(source: ProgramSource, arguments: Sequence[str], values: Replace
     sys.argv[:] = [source.target if source.is_script else str(path), *arguments]
     sys.path.insert(0, str(path.parent) if source.is_script else os.getcwd())
     sys.meta_path.insert(0, _ReplacingFinder(values))
+    replace_on_opening({file: each for file, each in values.items() if Path(file).suffix in SUFFIXES})
     if source.function is not None:
         _function(source, path)()
         return
