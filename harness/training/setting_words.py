@@ -26,10 +26,14 @@ WORDS: Mapping[str, Word] = {
     "workers": _word("the loader's processes", "workers num_workers"),
     "n_layer": _word("the number of layers", "n_layer n_layers num_layers layers depth num_hidden_layers"),
     "n_head": _word("the number of heads", "n_head n_heads num_heads heads num_attention_heads"),
-    "n_embd": _word("the width", "n_embd d_model width emb_dim embed_dim hidden_size n_embed dim"),
+    "n_embd": _word(
+        "the width",
+        "n_embd d_model width emb_dim embed_dim hidden_size n_embed dim embd_size embedding_dim embedding_size",
+    ),
     "block_size": _word(
         "the length of a window",
-        "block_size T seq_len seq_length sequence_length context_length context max_length max_seq_len context_size",
+        "block_size T seq_len seq_length sequence_length context_length context max_length max_seq_len context_size "
+        "context_len ctx_len",
     ),
     "dropout": _word(
         "dropout",
@@ -38,7 +42,7 @@ WORDS: Mapping[str, Word] = {
     ),
     "batch_size": _word(
         "the windows of a micro-batch",
-        "batch_size B device_batch_size micro_batch_size per_device_train_batch_size train_batch_size",
+        "batch_size B device_batch_size micro_batch_size mini_batch_size per_device_train_batch_size train_batch_size",
     ),
     "accumulation": _word(
         "the micro-batches of a step",
@@ -80,7 +84,10 @@ WORDS: Mapping[str, Word] = {
         "save_every checkpoint_interval checkpoint_every save_interval save_steps ckpt_interval save_freq ckpt_every",
     ),
     "out": _word("the folder of checkpoints", "out out_dir output_dir checkpoint_dir save_dir ckpt_dir run_dir"),
-    "resume": _word("resuming from a checkpoint", "resume resume_from resume_from_checkpoint resume_path init_from"),
+    "resume": _word(
+        "resuming from a checkpoint",
+        "resume resume_from resume_from_checkpoint resume_path init_from load_checkpoint resume_training",
+    ),
     "log_every": _word("the steps between log lines", "log_every log_interval print_every logging_steps"),
     "seed": _word("the seed", "seed random_seed manual_seed rng_seed"),
 }

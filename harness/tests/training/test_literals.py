@@ -47,6 +47,9 @@ def found_in(tmp_path, text, **modules):
         ("from model import GPT\nGPT(n_layer=12)", "n_layer", "n_layer", 12),
         ("class Config:\n    n_embd: int = 768", "n_embd", "n_embd", 768),
         ("def train(model, eval_freq=5): ...", "eval_every", "eval_freq", 5),
+        ("context_len = 32", "block_size", "context_len", 32),
+        ("embd_size = 768", "n_embd", "embd_size", 768),
+        ("mini_batch_size = 8", "batch_size", "mini_batch_size", 8),
         ("config.max_iters = 100", "steps", "max_iters", 100),
         ("import torch\ntorch.manual_seed(1337)", "seed", "manual_seed", 1337),
         ("text = open('input.txt').read()", "text", "text", "input.txt"),
@@ -71,6 +74,7 @@ def test_a_literal_is_found_wherever_people_write_settings(tmp_path, text, word,
         "url = 'https://example.org/input.txt'",
         "open('a.txt')\nopen('b.txt')",  # which is the text?
         "open('log.txt', 'a')",
+        "parser.add_argument('--merges', default='merges.txt')",  # of a tokenizer
         "print('see input.txt')\nprint(f'in {folder}/input.txt')",
         "learning_rate = 1e-3\nlearning_rate = 1e-4",
         "groups = [{'params': a, 'weight_decay': wd}, {'params': b, 'weight_decay': 0.0}]",  # what sets it apart
