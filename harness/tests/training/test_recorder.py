@@ -323,27 +323,6 @@ def test_a_call_of_torchs_clipping_is_recorded_with_its_limit_and_parameters(tmp
 # ---------------------------------------------------------------------------- data, files, ends
 
 
-def test_token_streams_are_recorded_once_and_batches_are_not(tmp_path):
-    np.arange(300, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
-    maps = (
-        "ids = np.memmap('tokens.bin', dtype=np.uint16, mode='r')\nwhole = torch.from_numpy(ids.astype(np.int64))\n"
-        "torch.from_numpy(ids[:20].astype(np.int64))"
-    )
-    listed = ("data = torch.randint(11, (500,))", "data = torch.tensor([n % 11 for n in range(500)])")
-    recording = record(tmp_path, script(before_step=maps, replaced=[listed]))
-    made, mapped = recording.streams
-    assert (made.name, made.dtype, made.ids[:12].tolist()) == ("torch.tensor", "int64", [*range(11), 0])
-    assert (mapped.name, mapped.dtype, mapped.ids.tolist()) == ("tokens.bin", "uint16", list(range(300)))
-    assert mapped.complete
-
-
-def test_a_stream_that_is_too_long_is_recorded_in_part_and_says_so(tmp_path):
-    np.zeros(4_000_001, dtype=np.uint8).tofile(tmp_path / "tokens.bin")
-    maps = "np.memmap('tokens.bin', dtype=np.uint8, mode='r')"
-    (mapped,) = record(tmp_path, script(before_step=maps)).streams
-    assert (len(mapped.ids), mapped.length, mapped.complete) == (4_000_000, 4_000_001, False)
-
-
 def test_saves_and_loads_have_the_keys_of_what_is_in_the_file(tmp_path):
     saves = "torch.save({'model': model.hidden.state_dict(), 'step': step}, 'c.pt')\ntorch.load('c.pt')"
     recording = record(tmp_path, script(after_step=saves))

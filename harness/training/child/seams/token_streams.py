@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,11 @@ from harness.training.recording_files import digest
 
 SHORTEST = 100  # tokens: a batch's row is shorter at the debug size
 LONGEST = 4_000_000  # tokens: more are left out at the end
+# Where the classes of tokenizers are, and their methods that return the ids of a text.
+TOKENIZERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "tiktoken.core": ("Encoding", ("encode", "encode_ordinary")),
+    "transformers.tokenization_utils_base": ("PreTrainedTokenizerBase", ("encode", "__call__")),
+}
 MOST_OF_A_LINE = 8  # streams that one line makes; a line that makes more makes batches
 
 
@@ -35,11 +40,14 @@ class TokenStreams:
         patches.replace(np.memmap, "__new__", self._memmap)
         for owner, name in ((np, "fromfile"), (np, "load"), (np, "frombuffer"), (torch, "from_numpy")):
             patches.replace(owner, name, functools.partial(self._reader, f"{owner.__name__}.{name}"))
-        with contextlib.suppress(ImportError):
-            from tiktoken import Encoding  # programs without it do not pay for it
+        for module, (kind, names) in TOKENIZERS.items():
+            patches.when_imported(module, functools.partial(self._watch, patches, kind, names))
 
-            for name in ("encode", "encode_ordinary"):
-                patches.replace(Encoding, name, functools.partial(self._encoder, f"tiktoken.{name}"))
+    def _watch(self, patches: Patches, kind: str, names: Sequence[str], module: ModuleType) -> None:
+        """Replace the methods of a class of tokenizers."""
+        for name in names:
+            encoder = functools.partial(self._encoder, f"{module.__name__.partition('.')[0]}.{name}")
+            patches.replace(getattr(module, kind), name, encoder)
 
     def saw(self, value: Any, name: str) -> None:
         """Record an array or a tensor, if it is a stream that is not known yet. `name` says where it comes from."""
@@ -61,9 +69,10 @@ class TokenStreams:
     def _encoder(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def encode(*args: Any, **options: Any) -> Any:
             result = original(*args, **options)
-            if self.recorder.active and len(result) >= SHORTEST:
+            ids = result.get("input_ids", ()) if isinstance(result, Mapping) else result
+            if self.recorder.active and isinstance(ids, list) and len(ids) >= SHORTEST and isinstance(ids[0], int):
                 with self.recorder.observing():
-                    self.saw(np.asarray(result), name)
+                    self.saw(np.asarray(ids), name)
             return result
 
         return encode
