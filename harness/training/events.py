@@ -41,6 +41,8 @@ class Forward(Event):
     """What the loss function returned, in nats; the mean of the counted targets for reduction "none"; NaN if unseen."""
     reduction: str = "mean"
     """The reduction of the loss: "mean", "sum" or "none"."""
+    label_smoothing: float = 0.0
+    """The share of each target that the loss spreads over the vocabulary."""
     mode: Literal["train", "eval", "mixed"] = "train"
     """The training flags of the model's modules."""
     autocast: str | None = None

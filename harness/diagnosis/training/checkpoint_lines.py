@@ -16,13 +16,16 @@ KEYS: Mapping[str, str] = {
     "batch": "rng|random|generator|sampler|loader|position",
     "random state": "rng|random|generator",
 }
+POSITION_LOADED = r"=.*\[[\"\']\w*position\w*[\"\']\]"
+POSITION_COUNTED = r"\bposition\b.*\+="
 
 
 def of_the_lost_state(seen: Seen) -> str:
     """Look for the line that saves or loads what is lost.
 
-    A part that has no key in what was saved is lost there; one that has is lost where it is loaded. The count of the
-    steps, by which the learning rate is known, is looked for where it is saved.
+    A part that has no key in what was saved is lost there; one that has is lost where it is loaded; a position that is
+    loaded, where it is counted. The count of the steps, by which the learning rate is known, is looked for where it is
+    saved.
     """
     lost = next((part for part in KEYS if part in seen.cause), "weights")
     saved = next((line for each in seen.recordings if (line := event_lines.of_the_save(each, ""))), "")
@@ -33,5 +36,7 @@ def of_the_lost_state(seen: Seen) -> str:
         return seen.source.like(r"state_dict\(\)", near=saved) or saved
     if lost == "learning rate":
         return seen.source.like(rf"{entry}\s*:", near=saved) or saved
-    patterns = (rf"\[{entry}\]|\.get\({entry}", r"load_state_dict\(")
+    if lost == "batch" and seen.source.like(POSITION_LOADED) and (line := seen.source.like(POSITION_COUNTED)):
+        return line
+    patterns = (rf"\b\w*({KEYS[lost]})\w*\.load_state_dict\(", rf"\[{entry}\]|\.get\({entry}", r"load_state_dict\(")
     return next((line for each in patterns if (line := seen.source.like(each, near=loaded))), loaded or saved)

@@ -11,6 +11,7 @@ from harness.diagnosis.training.looks import (
     Look,
     function_around,
     nearest,
+    of_the_divisor,
     of_the_number_of_steps,
     of_the_rate,
     within,
@@ -48,16 +49,21 @@ LOSS_LEVELS = ("plateau-of-the-next-token", "loss-below-entropy", "overfits-one-
 
 # Lines of source, as patterns: what draws windows, what makes them, what parts the text, what seeds.
 ORDERS = r"\b(randperm|permutation|shuffle|RandomSampler)\b"
+DROPS_ALWAYS = r"\bF\.dropout\((?!.*\btraining\b)"  # a dropout that is not told the mode
 DRAWS = (r"\b(randint|integers|choice|choices|sample|randrange)\(", ORDERS)
 WINDOWS = (r"\brange\([^,]*,[^,]*,", r"//", r"\[.*:.*\+.*\]")
 VALIDATION_PART = r"^\s*(?!for|if|while|return).*(val|test|eval)\w*\s*(,\s*\w+\s*)?=[^=].*\["
 TRAINING_PART = r"^\s*(?!for|if|while|return).*train\w*\s*(,\s*\w+\s*)?=[^=].*\["
 SEEDS_ALL = r"\b(torch|random|np|numpy|cuda)\.(manual_seed|manual_seed_all|seed)\(|seed_everything|set_seed"
+OWN_GENERATOR = r"\bGenerator\(.*\.manual_seed\(|\b(default_rng|RandomState|Random)\("
 SEEDS = (SEEDS_ALL, r"\b(manual_seed|manual_seed_all|set_seed|seed_everything|default_rng|seed)\(")
 COLLECTS = r"\bparameters\(.*\b(for|if)\b|\b(for|if)\b.*\bparameters\(|requires_grad"
+DETACHES = r"\bno_grad\(|\.detach\(|requires_grad"
 DECAYS = r"weight_decay[\"\']?\s*[:=]"
 HALF = r"bfloat16|float16|\.half\(|\.bfloat16\("
+IGNORES = r"-100|ignore_index|masked_fill"
 MASKS = r"is_causal|tril|triu|scaled_dot_product_attention|masked_fill"
+RESETS = r"\bloss\w*\b[^=!<>]*=[^=].*\b0(\.0*)?\b|\bloss\w*\s*=\s*torch\.zeros\("
 SUMS_RANKS = r"\b(all_reduce|reduce_scatter\w*|DistributedDataParallel|DDP|no_sync)\b"
 
 # By check, in the order of a run's events. What depends on another event comes after it.
@@ -92,7 +98,11 @@ EVENTS: Mapping[str, Judged] = {
         look=nearest({"": DRAWS}),
     ),
     "targets-are-the-next-tokens": Judged(
-        "targets", line.of_the_targets, "the targets are not the next tokens", explains=LOSS_LEVELS
+        "targets",
+        line.of_the_targets,
+        "the targets are not the next tokens",
+        look=nearest({"the loss ignores": IGNORES}),
+        explains=LOSS_LEVELS,
     ),
     "validation-is-pure": Judged(
         "validation",
@@ -104,7 +114,8 @@ EVENTS: Mapping[str, Judged] = {
         "gradient",
         line.of_the_backward,
         "the gradient is not that of the mean loss",
-        lines={"zero_grad": line.of_the_step, "batch before": line.of_the_ids},
+        lines={"zero_grad": line.of_the_step, "batch before": line.of_the_ids, "label_smoothing": line.of_the_loss},
+        look=of_the_divisor,
         explains=("accumulation-is-one-batch", "overfits-one-batch", "plateau-of-the-next-token"),
     ),
     "accumulation-is-one-batch": Judged(
@@ -112,6 +123,7 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_backward,
         "the micro-batches of a step are not one batch",
         lines={"zero_grad": line.of_the_step, "have no part": line.of_the_step},
+        look=of_the_divisor,
         explains=("printed-loss",),
     ),
     "ranks-are-one-batch": Judged(
@@ -155,10 +167,21 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_rule,
         "the update is not the optimizer's rule",
         explains=("few-updates-are-lost",),
-        look=within({"eps": r"\beps\b", "bias correction": r"\*\*|correct", "deca": r"decay|\bwd\b", "beta": r"beta"}),
+        look=within(
+            {
+                "eps": r"\beps\b",
+                "bias correction": (r"\*\*|correct", r"hat\b|\bsqrt\("),
+                "second moment": r"addcmul|exp_avg_sq|square\(",
+                "deca": r"decay|\bwd\b",
+                "beta": r"beta",
+            }
+        ),
     ),
     "every-parameter-moves": Judged(
-        "step", line.of_the_optimizer, "a parameter does not move", look=nearest({"": COLLECTS})
+        "step",
+        line.of_the_optimizer,
+        "a parameter does not move",
+        look=nearest({"get no gradient": (DETACHES, COLLECTS), "": COLLECTS}),
     ),
     "few-updates-are-lost": Judged("step", line.of_the_optimizer, "small updates are lost", says_too=True),
     "epoch-coverage": Judged(
@@ -166,17 +189,22 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_ids,
         "an epoch does not have each target once",
         says_too=True,
-        look=nearest({"shuffled order": ORDERS, "": WINDOWS}),
+        look=nearest({"shuffled order": (r"\bset_epoch\(\s*\d", OWN_GENERATOR, ORDERS), "": WINDOWS}),
     ),
     "repeatable": Judged(
         "seed",
         line.of_the_ids,
         "two runs with one seed differ",
         says_too=True,
-        look=nearest({"": SEEDS}),
+        look=nearest({"the batch differs": (OWN_GENERATOR, *SEEDS), "": SEEDS}),
         explains=BITWISE,
     ),
-    "seed-matters": Judged("seed", line.of_the_ids, "the seed changes nothing", look=nearest({"": SEEDS})),
+    "seed-matters": Judged(
+        "seed",
+        line.of_the_ids,
+        "the seed changes nothing",
+        look=nearest({"leaves the batches": (OWN_GENERATOR, *SEEDS), "": SEEDS}),
+    ),
     "steps-and-tokens": Judged(
         "steps",
         line.of_the_step,
@@ -188,14 +216,15 @@ EVENTS: Mapping[str, Judged] = {
         "printed loss",
         line.of_print("loss"),
         "the printed loss is not that of the step",
-        lines={"micro-batch": line.of_the_backward},
+        lines={"micro-batch": line.of_the_backward, "up to here": line.of_the_backward},
+        look=nearest({"up to here": RESETS}),
     ),
     "validation-leaves-no-trace": Judged(
         "validation",
         line.of_the_validation,
         "validation changes the training after it",
         says_too=True,
-        look=nearest({"random state": DRAWS}),
+        look=nearest({"random state": (DROPS_ALWAYS, *DRAWS)}),
     ),
     "validation-set-stays": Judged(
         "validation",
@@ -208,7 +237,8 @@ EVENTS: Mapping[str, Judged] = {
         "printed validation loss",
         line.of_print("val", "eval", "test"),
         "the printed loss is not that of the set",
-        lines={"means": line.of_the_validation},
+        lines={"means": line.of_the_validation, "padding": line.of_the_validation},
+        look=nearest({"padding": r"\bnumel\("}),
     ),
     "checkpoint-is-complete": Judged(
         "checkpoint",
@@ -218,7 +248,12 @@ EVENTS: Mapping[str, Judged] = {
         explains=("resume-is-continuation",),
     ),
     "resume-is-continuation": Judged(
-        "resume", line.of_the_load, "a resumed run is not the run without a stop", says_too=True
+        "resume",
+        line.of_the_load,
+        "a resumed run is not the run without a stop",
+        says_too=True,
+        lines={"the weights after it differ": line.of_the_rule},  # by a state that the optimizer's state has not
+        look=nearest({"learning rate": (r"\blast_epoch\b", r"sched\w*\.load_state_dict\(")}),
     ),
     "overfits-one-batch": Judged("learning", line.of_the_backward, "one batch is not learned by heart", says_too=True),
     "loss-below-entropy": Judged(

@@ -29,19 +29,18 @@ def nearest(patterns: Mapping[str, Patterns]) -> Look:
     """Look for the line that is nearest to the event's and that the patterns of a cause with a word match."""
 
     def look(seen: Seen) -> str:
-        found = _of_cause(patterns, seen.cause)
-        tried = [found] if isinstance(found, str) else found
-        return next((line for each in tried if each and (line := seen.source.like(each, near=seen.line))), "")
+        tried = _of_cause(patterns, seen.cause)
+        return next((line for each in tried if (line := seen.source.like(each, near=seen.line))), "")
 
     return look
 
 
-def within(patterns: Mapping[str, str]) -> Look:
+def within(patterns: Mapping[str, Patterns]) -> Look:
     """Look for a line, likewise, in the function that begins at the event's line."""
 
     def look(seen: Seen) -> str:
-        pattern = _of_cause(patterns, seen.cause)
-        return seen.source.within(seen.line, str(pattern)) if pattern else ""
+        tried = _of_cause(patterns, seen.cause)
+        return next((line for each in tried if (line := seen.source.within(seen.line, each))), "")
 
     return look
 
@@ -56,11 +55,17 @@ def of_the_rate(seen: Seen) -> str:
     return seen.source.of_the_rate(seen.cause)
 
 
+def of_the_divisor(seen: Seen) -> str:
+    """Look for the line that computes what the loss is divided by, for a cause that the gradient has another scale."""
+    return seen.source.of_the_divisor(seen.line) if "times that of the mean loss" in seen.cause else ""
+
+
 def of_the_number_of_steps(seen: Seen) -> str:
     """Look for the line that ends the loop."""
     return seen.source.of_the_number_of_steps()
 
 
-def _of_cause(patterns: Mapping[str, Patterns], cause: str) -> Patterns:
-    """Return the patterns of the first word that a cause has; "" is in each."""
-    return next((found for word, found in patterns.items() if word in cause), "")
+def _of_cause(patterns: Mapping[str, Patterns], cause: str) -> tuple[str, ...]:
+    """Return the patterns of the first word that a cause has, to be tried in turn; "" is in each."""
+    found = next((found for word, found in patterns.items() if word in cause), ())
+    return tuple(filter(None, (found,) if isinstance(found, str) else found))

@@ -19,6 +19,7 @@ ABOUT = (
     ("linear", re.compile("decay|ratio|progress|frac")),
 )
 OF_STEPS = ("micro-batches", "early", "late", "group")  # causes that are about where the function is called
+BESIDE = 4  # lines: a division so near a backward pass is that of its loss
 MOST_ASSIGNMENTS = 3  # of names that are followed back
 
 
@@ -98,6 +99,20 @@ class Source:
                 counts = isinstance(node, ast.Compare) or _name_of(node.func) in ("range", "trange")
                 if counts and self.names_of_steps & set(_names(node)):
                     return module.shown(node.lineno)
+        return ""
+
+    def of_the_divisor(self, near: str) -> str:
+        """Return the line that computes what a loss beside the line `near` is divided by, or else that of the division.
+
+        A divisor that is a constant is one of the settings: the division is the line then.
+        """
+        at = _number(near)
+        for module in (module for module in self._modules if module.is_file_of(near)):
+            beside = [each for each in _divisions(module.tree) if abs(each[0] - at) <= BESIDE]
+            for number, divisor in sorted(beside, key=lambda each: abs(each[0] - at)):
+                own = [each for each in _assignments(module.tree, {_name_of(divisor)}) if each.lineno < number]
+                computed = own and not isinstance(own[-1].value, ast.Constant)
+                return module.shown(own[-1].lineno if computed else number)
         return ""
 
     def like(self, pattern: str, near: str = "") -> str:
@@ -206,6 +221,15 @@ def _assigned_rates(tree: ast.Module) -> Iterator[tuple[ast.expr, int]]:
                 key = target.slice if isinstance(target, ast.Subscript) else None
                 if isinstance(key, ast.Constant) and key.value == "lr":
                     yield node.value, node.lineno
+
+
+def _divisions(tree: ast.Module) -> Iterator[tuple[int, ast.expr]]:
+    """Yield the line and the divisor of each division."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            yield node.lineno, node.right
+        elif isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Div):
+            yield node.lineno, node.value
 
 
 def _assignments(tree: ast.Module, names: Collection[str]) -> Iterator[ast.Assign]:

@@ -17,7 +17,7 @@ from harness.training.child.seams.tensor_lines import TensorLines
 from harness.training.events import IGNORED
 
 RECORDED = (
-    *("step", "phase", "ids", "targets", "loss", "reduction", "mode"),
+    *("step", "phase", "ids", "targets", "loss", "reduction", "label_smoothing", "mode"),
     *("autocast", "logits_dtype", "rng", "used", "line", "ids_line", "targets_line", "loss_line", "mode_line"),
 )  # the attributes of a pass that a Forward event has
 NEAR_THE_ROOT = 500  # nodes of the autograd graph between a loss and what is differentiated (scaling, sums)
@@ -50,6 +50,7 @@ class Pass:
     targets: Tensor = EMPTY
     loss: float = math.nan
     reduction: str = "mean"
+    label_smoothing: float = 0.0
     logits_dtype: str = ""
     used: bool = False
     node: Any = None
@@ -135,6 +136,7 @@ class Passes:
         rows = len(entry.ids)
         entry.targets = found.reshape(rows, -1) if rows and found.numel() % rows == 0 else found.reshape(1, -1)
         entry.reduction = options.get("reduction") or "mean"
+        entry.label_smoothing = float(options.get("label_smoothing") or 0.0)
         values = result.detach().double().reshape(-1)
         entry.loss = float(values.mean() if values.numel() == 1 else values[counted.to(values.device)].mean())
         entry.logits_dtype = _name(logits.dtype)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -17,6 +19,7 @@ from harness.training.protocols import Trains
 
 # A loader draws at random if its coverage is that of random draws within so many standard deviations.
 SIGMAS, SIGMAS_ON_A_GRID = 4.0, 3.0
+LEAST_WINDOWS = 16  # 16! / 16^16 is one in a million
 LEAST_IN_BIN = 5  # expected starts in a bin of the chi-squared test (Cochran's rule)
 
 
@@ -127,12 +130,19 @@ def _draws_at_random(batches: Batches, epoch: Pass) -> bool:
     by side, and a loader that gives each of them twice is a mistake, so that less deviation is allowed.
     """
     n = len(epoch.rows)
-    starts = torch.tensor([_start(batches, row) for row in epoch.rows])
+    if _gives_each_window_once([_start(batches, row) for row in batches.training]):
+        return False
     expected = (1 - 1 / n) ** n
     sigma = math.sqrt(max(expected - 2 * expected**2, 0.0) / n)
     left_out = float((epoch.counts == 0).double().mean())
-    anywhere = not on_a_grid(starts, max(len(row.ids) for row in epoch.rows))
+    anywhere = not side_by_side((_start(batches, row), len(row.ids)) for row in epoch.rows)
     return abs(left_out - expected) <= (SIGMAS if anywhere else SIGMAS_ON_A_GRID) * sigma
+
+
+def _gives_each_window_once(starts: list[int]) -> bool:
+    """Return True if no window comes again before all that ever come have come, which random draws hardly do."""
+    first = next((number for number, start in enumerate(starts) if start in starts[:number]), len(starts))
+    return LEAST_WINDOWS <= first == len(set(starts)) < len(starts)
 
 
 def _start(batches: Batches, row: Row) -> int:
@@ -147,14 +157,14 @@ def start_uniformity(program: Trains, *, rehearsal: str = "starts") -> Reading:
     A loader that gives each window once an epoch is skipped: `coverage_faults` judges it.
     """
     batches = Batches(program.record(rehearsal))
-    placed = [place for row in batches.training if (place := batches.place(row)) is not None]
+    placed = [(place, len(row.ids)) for row in batches.training if (place := batches.place(row)) is not None]
     if not placed:
         raise MissingAbility(f"no training row of {program.name} was found once in a token stream")
-    stream = Counter(place.stream for place in placed).most_common(1)[0][0]
-    starts = torch.tensor([place.position for place in placed if place.stream == stream])
-    length = max(len(row.ids) for row in batches.training)
-    possible = training_part(batches, stream) - length
-    if on_a_grid(starts, length):
+    stream = Counter(place.stream for place, _ in placed).most_common(1)[0][0]
+    own = [(place.position, length) for place, length in placed if place.stream == stream]
+    starts = torch.tensor([start for start, _ in own])
+    possible = training_part(batches, stream) - max(len(row.ids) for row in batches.training)
+    if side_by_side(own):
         raise MissingAbility(f"{program.name} gives windows side by side, not at random: epoch-coverage judges it")
     bins = min(len(starts) // LEAST_IN_BIN, 50)
     if bins < 2:
@@ -167,10 +177,7 @@ def start_uniformity(program: Trains, *, rehearsal: str = "starts") -> Reading:
     return Reading(p, "probability", hint if p < 1e-3 else {})
 
 
-def on_a_grid(starts: torch.Tensor, length: int) -> bool:
-    """Return True if windows are side by side, up to a constant stride: few of the starts' gaps are free."""
-    ordered = starts.unique()
-    if len(ordered) < 3:
-        return True
-    gaps = ordered.diff()
-    return int(gaps.min()) >= length  # windows at random overlap
+def side_by_side(windows: Iterable[tuple[int, int]]) -> bool:
+    """Return True if windows, each a start and a length, overlap nowhere: those at random do. Some may be short."""
+    ordered = sorted(set(windows))
+    return len(ordered) < 3 or all(start + length <= after for (start, length), (after, _) in pairwise(ordered))

@@ -80,9 +80,18 @@ def _alignment(batches: Batches, rows: list[Row]) -> str:
     tokens = torch.cat(ignored).unique().tolist()
     if len(tokens) == 1:
         return f"the loss ignores the targets that are token {tokens[0]}"
+    if places := _ignored_everywhere(rows, nexts):
+        return f"the loss ignores the target at position {places[0]} of every row"
     row, expected = next((r, e) for r, e in zip(rows, nexts, strict=True) if not _agree(r.targets, e))
     at = int((row.targets[: len(expected)] != expected).nonzero()[0])
     return f"row {row.number}, position {at}: target {int(row.targets[at])}, the next token is {int(expected[at])}"
+
+
+def _ignored_everywhere(rows: list[Row], nexts: list[Tensor]) -> list[int]:
+    """Return the positions that every row ignores, if nothing else is wrong with the targets; there are one or none."""
+    ignored = [(row.targets[: len(e)] == IGNORED).nonzero()[:, 0].tolist() for row, e in zip(rows, nexts, strict=True)]
+    wrong = [(row.targets[: len(e)] != e).nonzero()[:, 0].tolist() for row, e in zip(rows, nexts, strict=True)]
+    return ignored[0] if ignored == wrong and len(ignored[0]) == 1 and all(own == ignored[0] for own in ignored) else []
 
 
 def _agree(targets: Tensor, expected: Tensor) -> bool:

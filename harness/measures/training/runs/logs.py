@@ -22,18 +22,19 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
     recording = program.record(rehearsal)
     found: dict[str, float] = {}
     hint = line = ""
+    means: list[float] = []
     for step in recording.steps:
         passes = [forward for forward in recording.forwards_of(step.number) if forward.counted]
         if not passes:
             continue
-        mean = _mean(passes)
+        means.append(mean := _mean(passes))
         near = nearest_print(recording, mean, after=passes[-1].order, words=("loss",))
         if near is None or (not near.half_digits <= 1 and _is_an_estimate(recording, near, passes[-1].order)):
             continue
         found[f"step {step.number}"] = near.half_digits
         if not hint and not near.half_digits <= 1:
             line = near.line
-            hint = f"step {step.number}: printed {near.text}, {_what(near.value, near.half, passes)}; mean {mean:.6f}"
+            hint = f"step {step.number}: printed {near.text}, {_what(near, passes, means)}; mean {mean:.6f}"
     if not found:
         raise MissingAbility(f"{program.name} prints no loss")
     return Reading(found, "half digits", {"hint": hint, "line": line} if hint else {})
@@ -53,8 +54,8 @@ def _mean_of_means(passes: list[Forward]) -> float:
     return math.fsum(forward.total_loss / forward.counted for forward in passes) / len(passes)
 
 
-def _what(printed: float, half: float, passes: list[Forward]) -> str:
-    """Return what a printed loss is instead of the mean over all targets."""
+def _what(printed: PrintedNumber, passes: list[Forward], means: list[float]) -> str:
+    """Return what a printed loss is instead of the mean over all targets; `means` are those of the steps up to it."""
     last, K = passes[-1].total_loss / passes[-1].counted, len(passes)
     average = _mean_of_means(passes)
     for sentence, value in (
@@ -63,8 +64,10 @@ def _what(printed: float, half: float, passes: list[Forward]) -> str:
         ("the sum over the micro-batches", average * K),
         ("the mean of the micro-batches' means, which have different numbers of targets", average),
         ("the mean divided by the number of micro-batches", _mean(passes) / K),
+        ("the sum over the steps up to here", math.fsum(means)),
+        ("the mean over the steps up to here", math.fsum(means) / len(means)),
     ):
-        if abs(printed - value) <= half + ROUNDING * abs(value):
+        if abs(printed.value - value) <= printed.half + ROUNDING * abs(value):
             return f"which is {sentence}"
     return "which is another number"
 

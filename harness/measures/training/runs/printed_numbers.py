@@ -20,7 +20,7 @@ ROUNDING = 8 * 2.0**-24
 class PrintedNumber:
     """A number in a printed line: its text and value, half a unit of its last digit, and how far another one is.
 
-    `line` is the user's line that printed it.
+    `line` is the user's line that printed it, `before` the printed text, in small letters, since the number before it.
     """
 
     text: str
@@ -28,6 +28,7 @@ class PrintedNumber:
     half: float
     half_digits: float
     line: str = ""
+    before: str = ""
 
 
 def nearest_print(
@@ -36,19 +37,26 @@ def nearest_print(
     """Return the printed number that is nearest to a value, or None if none was printed in its time.
 
     Its time is from the event `after` to the second optimizer step after it: a program may print what a step was when
-    the next one is done. With `words`, only lines with one of them are taken, if there are any.
+    the next one is done. With `words`, only lines with one of them are taken, if there are any; where no number is the
+    value, those that follow one of them are taken before others.
     """
     until = [each.order for each in recording.steps if each.order > after]
     end = until[1] if len(until) > 1 else float("inf")
     lines = [line for line in recording.printed if after < line.order < end]
     named = [line for line in lines if any(word in line.text.lower() for word in words)]
     numbers = [number for line in named or lines for number in _numbers(line, value)]
-    return min(numbers, key=lambda number: abs(number.value - value), default=None)
+    nearest = min(numbers, key=lambda number: abs(number.value - value), default=None)
+    if nearest is None or nearest.half_digits <= 1 or not words:
+        return nearest
+    after_words = [number for number in numbers if any(word in number.before for word in words)]
+    return min(after_words or numbers, key=lambda number: abs(number.value - value))
 
 
 def _numbers(line: Printed, value: float) -> Iterator[PrintedNumber]:
+    end = 0
     for match in NUMBER.finditer(line.text):
+        before, end = line.text[end : match.start()].lower(), match.end()
         half = 0.5 * 10.0 ** (int(match.group(2) or 0) - len(match.group(1)))
         number = float(match.group(0))
         distance = largest([0.0, abs(number - value) - ROUNDING * abs(value)])
-        yield PrintedNumber(match.group(0), number, half, distance / half, line.line)
+        yield PrintedNumber(match.group(0), number, half, distance / half, line.line, before)

@@ -12,7 +12,9 @@ from harness.measures.training.runs.run_comparison import (
     same_part,
     same_random_state,
 )
+from harness.measures.training.runs.validation import evaluations_of
 from harness.suites.measure_registry import Reading, measure
+from harness.training.events import Forward
 from harness.training.optimizer_steps import Step
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
@@ -69,11 +71,30 @@ def differences_after_resume(program: Trains, *, rehearsal: str = "straight", ot
     found = {step.number: step for step in resumed.steps}
     pairs = [(expected[number], found[number]) for number in expected if number in found]
     places = differences(straight, resumed, pairs)
+    places |= _validations_after(straight, resumed)
     causes = [cause] if (cause := first_cause(places)) else []
     if expected.keys() != found.keys():
         places["number of steps"] = f"{len(found)} after the checkpoint, and {len(expected)} without a stop"
         causes.append(f"{len(found)} steps after the checkpoint, and {len(expected)} without a stop")
     return Reading(places, "", {"hint": "; ".join(causes)} if causes else {})
+
+
+def _validations_after(straight: Recording, resumed: Recording) -> dict[str, str]:
+    """Return "equal", or that its loss differs, for each validation of a resumed run on the windows of the other run.
+
+    What is validated may be other weights than those that are trained: their average.
+    """
+    expected, found = evaluations_of(straight), evaluations_of(resumed)
+    pairs = {step: (expected[step], passes) for step, passes in found.items() if step in expected}
+    return {
+        f"validation before step {step}": EQUAL if _same_losses(*both) else "the validation loss differs"
+        for step, both in pairs.items()
+        if same_batches(*both)
+    }
+
+
+def _same_losses(passes: list[Forward], others: list[Forward]) -> bool:
+    return [each.loss for each in passes] == [each.loss for each in others]
 
 
 @measure

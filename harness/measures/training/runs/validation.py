@@ -106,7 +106,9 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
         average = sum(averages) / len(averages)
         if not hint and not near.half_digits <= 1:
             line = near.line
-            why = "the mean of the batches' means" if abs(near.value - average) <= near.half else "another number"
+            padded = sum(each.total_loss for each in own) / sum(each.targets.numel() for each in own)
+            known = {average: "the mean of the batches' means", padded: "the mean over all positions, the padding too"}
+            why = next((known[value] for value in known if abs(near.value - value) <= near.half), "another number")
             hint = f"before step {step}: printed {near.text}, which is {why}; the mean over the targets is {mean:.6f}"
     if not found:
         raise MissingAbility(f"{program.name} prints no validation loss")

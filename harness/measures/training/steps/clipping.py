@@ -39,7 +39,7 @@ def clipping_errors(program: Trains, *, rehearsal: str = "plain") -> Reading:
         before, used = _float64(step.unclipped), _float64(step.gradient)
         if more := {name for clip in recording.clips_of(step.number) for name in clip.names} - set(before):
             raise MissingAbility(f"{sorted(more)[0]} is clipped and in no group of the optimizer; every-parameter-once")
-        spacing = max(torch.finfo(gradient.dtype).eps for gradient in step.gradient.values())
+        spacing = max(torch.finfo(gradient.dtype).eps for gradient in step.unclipped.values())
         clipped = clipped or not _norm(before) <= limit
         distance = _distance(used, by_global_norm(before, limit)) - 2 * _rounding_of_norm(step.unclipped)
         found[f"step {step.number}"] = error = largest([0.0, distance]) / spacing
@@ -106,6 +106,8 @@ MISTAKES: tuple[tuple[str, Callable[[Gradients, float], Gradients]], ...] = (
 
 def _cause(recording: Recording, step: Step, before: Gradients, used: Gradients, limit: float, close: float) -> str:
     """Return the known mistake that explains the gradient of a step, or its norm."""
+    if not used:
+        return "the gradients are set to zero after the backward passes, and before the step"
     for sentence, mistake in MISTAKES:
         if _distance(used, mistake(before, limit)) <= close:
             return sentence

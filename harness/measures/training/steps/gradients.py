@@ -33,6 +33,9 @@ def gradient_errors(program: Trains, *, rehearsal: str = "plain") -> Reading:
     recording = program.record(rehearsal)
     found: dict[str, float] = {}
     hint = ""
+    if smoothed := next((each for each in recording.trained if each.label_smoothing), None):
+        hint = f"the loss has label_smoothing={smoothed.label_smoothing:g}, and is not that of the text's tokens"
+        return Reading({f"step {smoothed.step}": math.inf}, "of the noise", {"hint": hint})
     for step in recording.steps:
         if not step.replayed:
             raise MissingAbility(f"the gradients of {program.name} could not be replayed: no batch was seen")
@@ -81,8 +84,11 @@ def _cause(recording: Recording, step: Step, noise: Mapping[str, float]) -> str:
     size = math.sqrt(math.fsum(value**2 for value in noise.values()))
     factor = float(found @ own / (own @ own))
     if float((found - factor * own).norm()) <= NOISE * size * max(1.0, abs(factor)):
-        count = len(recording.forwards_of(step.number))
-        return f"the gradient is {factor:.6g} times that of the mean loss of its {_micro_batches(count)}"
+        passes = recording.forwards_of(step.number)
+        counted, positions = sum(each.counted for each in passes), sum(each.targets.numel() for each in passes)
+        over = f": it is divided by all {positions} positions, and {counted} have a target"
+        why = over if counted < positions and abs(factor - counted / positions) <= NEAR * factor else ""
+        return f"the gradient is {factor:.6g} times that of the mean loss of its {_micro_batches(len(passes))}{why}"
     steps = recording.steps
     before = next((s for s in steps if s.number == step.number - 1), None)
     if before is not None:

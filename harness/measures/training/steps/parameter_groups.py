@@ -57,7 +57,9 @@ def steps_moved(program: Trains, *, rehearsal: str = "plain") -> Reading:
         raise MissingAbility(f"no module that {program.name} called owns the parameters of its optimizer")
     moved = {name: _share_of_moves(recording, name) for name in names}
     still = [name for name, share in moved.items() if share < 1]
-    hint = {"hint": f"{len(still)} of {len(names)} parameters stay as they are in a step: {_some(still)}"}
+    used = {name for step in recording.steps for name in step.gradient}
+    cause = "stay as they are in a step" if used & set(still) else "get no gradient"
+    hint = {"hint": f"{len(still)} of {len(names)} parameters {cause}: {_some(still)}"}
     return Reading(moved, "of the steps", hint if still else {})
 
 

@@ -167,4 +167,17 @@ def _cause(rates: list[float], declared: Declared) -> str:
 
             if error_of(_best_end(error_of)) <= EXACT:
                 return "the learning rate follows: a known schedule, with steps counted in micro-batches"
+    return _other_ends(rates, declared)
+
+
+def _other_ends(rates: list[float], declared: Declared) -> str:
+    """Return the peak and the minimum of the known schedule that fits with other ones than the declared, or ""."""
+    if not declared.ends or declared.warmup is None or declared.horizon is None or len(rates) <= declared.horizon:
+        return ""
+    free = replace(declared, peak=None, floor=None)
+    for form in decaying_forms(declared.warmup, declared.horizon):
+        fit = form.fitted(rates, free)
+        if largest(_errors(rates, fit)) <= EXACT:
+            given = f"{declared.peak:g} and {declared.floor or 0:g}" if declared.peak else "others"
+            return f"the schedule has a peak of {max(fit):.3g} and a minimum of {fit[-1]:.3g}; declared are {given}"
     return ""

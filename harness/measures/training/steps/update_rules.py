@@ -58,6 +58,8 @@ class Adam:
     corrected: bool = True
     eps_inside: bool = False
     eps_scaled: bool = False  # eps added to √v before the bias correction
+    m_averaged: bool = True  # g has the factor 1 - b1
+    v_averaged: bool = True  # g² has the factor 1 - b2
     change: Callable[[Group], Group] = field(default=lambda group: group)  # the settings that it uses instead
 
     def __call__(self, given: Inputs) -> Result:
@@ -70,8 +72,8 @@ class Adam:
         g = -given.g if given.option("maximize") else given.g
         if self.decay == "in the gradient":
             g = g + wd * p
-        m = b1 * given.moment("exp_avg") + (1 - b1) * g
-        v = b2 * given.moment("exp_avg_sq") + (1 - b2) * g * g
+        m = b1 * given.moment("exp_avg") + (1 - b1 if self.m_averaged else 1.0) * g
+        v = b2 * given.moment("exp_avg_sq") + (1 - b2 if self.v_averaged else 1.0) * g * g
         largest = v
         result = {"exp_avg": m, "exp_avg_sq": v}
         if given.option("amsgrad"):
@@ -131,6 +133,8 @@ def wrong_rules(group: Group) -> Iterator[tuple[str, Rule]]:
     yield "there is no bias correction", Adam(corrected=False)
     yield "eps is inside the square root", Adam(eps_inside=True)
     yield "eps is added before the bias correction", Adam(eps_scaled=True)
+    yield "the first moment adds the gradient without the factor 1 - beta1", Adam(m_averaged=False)
+    yield "the second moment adds the squared gradient without the factor 1 - beta2", Adam(v_averaged=False)
     yield "the betas are swapped", Adam(change=lambda g: replace(g, betas=(b2, b1)))
     for value in (0.9, 0.95, 0.98, 0.99, 0.999):
         if value != b2:
