@@ -1,4 +1,4 @@
-"""The kill matrix of training programs: every mistake put into the specimen, rehearsed, judged and diagnosed."""
+"""The kill matrix of training programs: every mistake put into its specimen, rehearsed, judged and diagnosed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from harness.core.record_files import Row
 from harness.diagnosis.training import EVENTS, Source, diagnose_training
 from harness.faults.matrix import RED, row_of_check
-from harness.faults.training.changes import SPECIMEN, Trainer
+from harness.faults.training.changes import Trainer
 from harness.judging.run_check import run
 from harness.measures.all_measures import measures
 from harness.measures.training.judged_rehearsals import rehearsals_of
@@ -46,7 +46,7 @@ def judge_trainers(trainers: Sequence[Trainer], *, suites: Path, processes: int 
 
 
 def judge_trainer(trainer: Trainer, suites: Path) -> Row:
-    """Judge and diagnose the specimen with a change, as a user's program is, and return a JSON-ready row.
+    """Judge and diagnose a specimen with a change, as a user's program is, and return a JSON-ready row.
 
     The checks are those of the rehearsals that the change is declared with: all that its red checks need, or a
     control's own.
@@ -86,7 +86,7 @@ def judge_trainer(trainer: Trainer, suites: Path) -> Row:
 
 def changed_lines(trainer: Trainer) -> set[int]:
     """Return the numbers of the lines of the changed program that the specimen does not have, or lacks before them."""
-    old, new = SPECIMEN.read_text(encoding="utf-8").splitlines(), trainer.source_text().splitlines()
+    old, new = trainer.specimen.read_text(encoding="utf-8").splitlines(), trainer.source_text().splitlines()
     changes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     return {
         number

@@ -1,6 +1,18 @@
-"""Other right training programs: changes of the specimen that follow other conventions; no check may turn red."""
+"""Other right training programs: changes of a specimen that follow other conventions; no check may turn red."""
 
-from harness.faults.training.changes import ADAMW, CHUNK, CLIP, LOSS, SET_RATE, SHORT_CHUNK, WARMUP, ZERO_GRAD, Trainer
+from harness.faults.training.changes import (
+    ADAMW,
+    CHUNK,
+    CLIP,
+    FUNCTIONS,
+    LOSS,
+    SET_RATE,
+    SHORT_CHUNK,
+    TRAINER_CLASS,
+    WARMUP,
+    ZERO_GRAD,
+    Trainer,
+)
 
 RIGHT_TRAINERS = (
     Trainer(
@@ -160,5 +172,109 @@ RIGHT_TRAINERS = (
             (ADAMW, ADAMW.replace("betas=", "fused=True, betas=")),
         ),
         rehearsals=("plain", "accumulate"),
+    ),
+    Trainer(
+        "drop-last-of-shuffled-windows",
+        "The last, incomplete batch of a shuffled epoch is left out: other windows each time.",
+        "PyTorch, DataLoader(drop_last=True)",
+        (
+            (
+                "self.train_loader = self.loader(train_set, sampler=self.sampler)",
+                "self.train_loader = DataLoader(train_set, config.batch_size, sampler=self.sampler, drop_last=True,\n"
+                "            generator=torch.Generator())",
+            ),
+        ),
+        rehearsals=("epoch", "accumulate", "straight", "resumed"),
+        specimen=TRAINER_CLASS,
+    ),
+    Trainer(
+        "two-workers",
+        "Two processes read the windows, some batches ahead; the position is that of the batches that were used.",
+        "PyTorch, DataLoader(num_workers=2)",
+        (('{"num_workers": self.config.num_workers,', '{"num_workers": 2 if sampler else 0,'),),
+        rehearsals=("epoch", "straight", "resumed"),
+        specimen=TRAINER_CLASS,
+    ),
+    Trainer(
+        "validates-the-weights-themselves",
+        "There is no average: validation is of the weights that are trained.",
+        "karpathy/minGPT",
+        (
+            (
+                "        total, count = 0.0, 0\n        for x, y in self.val_loader:\n"
+                "            total += self.sum_of_losses(self.ema, x, y).item()\n",
+                "        self.model.eval()\n        total, count = 0.0, 0\n        for x, y in self.val_loader:\n"
+                "            total += self.sum_of_losses(self.model, x, y).item()\n",
+            ),
+            ("        self.best = min(", "        self.model.train()\n        self.best = min("),
+        ),
+        rehearsals=("plain", "validate-often", "validate-never"),
+        specimen=TRAINER_CLASS,
+    ),
+    Trainer(
+        "average-with-a-warm-up",
+        "The average follows the weights more closely in the first steps.",
+        "TensorFlow, ExponentialMovingAverage(num_updates)",
+        (
+            (
+                "average.lerp_(p, 1 - self.config.ema_decay)",
+                "average.lerp_(p, 1 - min(self.config.ema_decay, (1 + self.step) / (10 + self.step)))",
+            ),
+        ),
+        rehearsals=("validate-often", "validate-never", "straight", "resumed"),
+        specimen=TRAINER_CLASS,
+    ),
+    Trainer(
+        "shards-in-the-order-of-the-text",
+        "Shards and windows come in the order of the text in every epoch.",
+        "karpathy/build-nanogpt",
+        (
+            ("order = rng.permutation(len(shards))", "order = range(len(shards))"),
+            ("rows = rng.permutation(len(x))", "rows = range(len(x))"),
+        ),
+        rehearsals=("epoch", "starts", "accumulate", "straight", "resumed"),
+        specimen=FUNCTIONS,
+    ),
+    Trainer(
+        "update-in-one-expression",
+        "The bias corrections are in the step size and in the root, as in PyTorch's own loop.",
+        "torch.optim.AdamW",
+        (
+            (
+                '                m_hat = m / (1 - b1 ** state["step"])\n',
+                '                size = group["lr"] / (1 - b1 ** state["step"])\n',
+            ),
+            (
+                '                v_hat = v / (1 - b2 ** state["step"])\n',
+                '                root = v.sqrt() / math.sqrt(1 - b2 ** state["step"])\n',
+            ),
+            (
+                '                p.sub_(group["lr"] * m_hat / (v_hat.sqrt() + group["eps"]))\n',
+                '                p.addcdiv_(m, root + group["eps"], value=-size)\n',
+            ),
+        ),
+        rehearsals=("plain",),
+        specimen=FUNCTIONS,
+    ),
+    Trainer(
+        "norm-of-all-gradients-as-one-vector",
+        "The gradients are put into one vector, whose norm is the limit's.",
+        "folklore",
+        (
+            (
+                "norm = torch.stack([p.grad.norm() for p in params]).norm()",
+                "norm = torch.cat([p.grad.flatten() for p in params]).norm()",
+            ),
+        ),
+        rehearsals=("plain", "accumulate"),
+        specimen=FUNCTIONS,
+    ),
+    Trainer(
+        "autocast-in-the-forward-pass",
+        "Products in bfloat16; the loss, the weights and the moments in float32.",
+        "torch.autocast",
+        (('"autocast": False,', '"autocast": True,'),),
+        rehearsals=("plain", "accumulate"),
+        specimen=FUNCTIONS,
     ),
 )

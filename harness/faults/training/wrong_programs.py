@@ -1,8 +1,10 @@
-"""Wrong training programs: changes of the specimen, and the checks that must turn red for each."""
+"""Wrong training programs: changes of a specimen, and the checks that must turn red for each."""
 
+from harness.faults.training.wrong_classes import CLASSES
 from harness.faults.training.wrong_data import DATA
+from harness.faults.training.wrong_functions import OF_FUNCTIONS
 from harness.faults.training.wrong_gradients import GRADIENTS
 from harness.faults.training.wrong_runs import RUNS
 from harness.faults.training.wrong_steps import STEP
 
-WRONG_TRAINERS = (*DATA, *GRADIENTS, *STEP, *RUNS)
+WRONG_TRAINERS = (*DATA, *GRADIENTS, *STEP, *RUNS, *CLASSES, *OF_FUNCTIONS)

@@ -5,16 +5,16 @@ import json
 import pytest
 
 from harness.cli import main
-from harness.faults.training import SPECIMEN
+from harness.faults.training import SCRIPT
 
 
 def test_what_was_understood_of_the_specimen_is_told_seam_by_seam(tmp_path, monkeypatch, capsys):
-    (tmp_path / "train.py").write_text(SPECIMEN.read_text())
+    (tmp_path / "train.py").write_text(SCRIPT.read_text())
     monkeypatch.chdir(tmp_path)
     assert main(["inspect", "--trainer", "train.py", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     facts = {label: text for label, text in found["facts"] if label}
-    lines = SPECIMEN.read_text().splitlines()
+    lines = SCRIPT.read_text().splitlines()
     assert facts["model"] == "28 parameters with 34,176 elements; head.weight is wte.weight"
     assert facts["schedule"].startswith("warm-up (k+1)/(w+1) of 3 steps, then cosine")
     assert facts["optimizer"].startswith("AdamW at train.py:")

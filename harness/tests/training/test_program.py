@@ -8,7 +8,7 @@ import pytest
 
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.limits import Limits
-from harness.faults.training import SPECIMEN
+from harness.faults.training import SCRIPT
 from harness.tests.training.tiny import HEAD, script
 from harness.training.child.program_source import ProgramSource
 from harness.training.child.request import Request
@@ -51,7 +51,7 @@ def program(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def specimen():
     """Return the specimen, whose rehearsals are shared by the tests."""
-    program = TrainingProgram(str(SPECIMEN))
+    program = TrainingProgram(str(SCRIPT))
     yield program
     program.close()
 

@@ -1,6 +1,6 @@
-"""A small GPT trained on the bytes of a text: a right program, written as a plain script, whose text the tests change.
+"""A small GPT trained on the bytes of a text, as a plain script whose settings are the constants below.
 
-It imports neither the harness nor `gpt`, and its settings are the constants below. `wrong_trainers.py` has the changes.
+It imports neither the harness nor `gpt`.
 """
 
 import math
