@@ -40,7 +40,9 @@ COUNTS = frozenset(
 LEAST: Mapping[str, int] = {"n_embd": 8, "block_size": 8}
 SEEDS = frozenset(("manual_seed", "set_seed", "seed_everything", "seed_all"))
 TEXT_FILE = re.compile(r"(?!.*(://|\s)).+\.(txt|text)", re.IGNORECASE)
-OTHER_FILE = re.compile(r"log|out(?!side)|result|sample|generat|require|readme|license|metric|loss|history|vocab|merges|note")
+OTHER_FILE = re.compile(
+    r"log|out(?!side)|result|sample|generat|require|readme|license|metric|loss|history|vocab|merges|note"
+)
 # Calls of libraries whose arguments are a program's settings; of others, such as softmax(dim=-1), they are not.
 LIBRARY_CALLS = frozenset(("DataLoader", "dict", "namedtuple", "SimpleNamespace"))
 CONFIG_FOLDERS = ("conf", "../conf")  # how the names of folders of configurations begin
@@ -282,12 +284,15 @@ class _Replacer(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def project_files(script: Path, roots: Sequence[Path], most: int = 200) -> list[Path]:
+def project_files(script: Path, roots: Sequence[Path], *, arguments: Sequence[str] = (), most: int = 200) -> list[Path]:
     """Return the script, the modules of the project that it imports, directly or not, and their configuration files.
 
-    A file that the script executes with `exec(open(...).read())` is among them. Nothing is executed.
+    A file that the script executes with `exec(open(...).read())` is among them, and a configuration file that the
+    user's arguments name. Nothing is executed.
     """
-    found = [script]
+    named = (argument.rpartition("=")[2] for argument in arguments)
+    configured = (root / name for name in named if _names_settings(name) for root in roots)
+    found = list(dict.fromkeys([script, *(path.resolve() for path in configured if path.is_file())]))
     for file in found:
         try:
             tree = ast.parse(file.read_bytes(), str(file))

@@ -138,11 +138,11 @@ class TrainingProgram:
 
     @functools.cached_property
     def files(self) -> list[Path]:
-        """Return the program's file and the modules of the project that it imports."""
+        """Return the program's file, the modules of the project that it imports, and its configuration files."""
         installed = {Path(path) for kind in ("stdlib", "purelib", "platlib") for path in [sysconfig.get_path(kind)]}
         folders = [path for each in sys.path if (path := Path(each)).is_dir() and path.name not in INSTALLED]
         own = [path for path in folders if not installed & {path, *path.parents}]
-        return project_files(self.file, [Path(self.cwd), *own])
+        return project_files(self.file, [Path(self.cwd), *own], arguments=self.arguments)
 
     def _run_for_options(
         self, name: str, settings: Settings, *more: str

@@ -8,6 +8,7 @@ import pytest
 from harness.tests.training.test_literals import found_in
 from harness.tests.training.tiny import script
 from harness.training.config_files import entries, with_values
+from harness.training.literals import project_files
 from harness.training.program import TrainingProgram
 from harness.training.rehearsals import SMALL
 
@@ -75,6 +76,14 @@ def test_a_program_reads_the_values_of_the_rehearsal_and_the_file_stays(tmp_path
         program.close()
     assert recording.printed[0].text == f"{SMALL['n_layer']} {SMALL['lr']}"
     assert json.loads(Path("sizes.json").read_text()) == {"n_layer": 12, "lr": 0.5}
+
+
+def test_a_configuration_file_of_the_users_arguments_is_one_of_the_programs(tmp_path):
+    (tmp_path / "small.yaml").write_text("n_layer: 12\n")
+    (tmp_path / "train.py").write_text("")
+    for arguments in (["--config=small.yaml"], ["--config", "small.yaml"]):
+        files = project_files(tmp_path / "train.py", [tmp_path], arguments=arguments)
+        assert files == [tmp_path / "train.py", tmp_path / "small.yaml"]
 
 
 def test_of_several_files_in_a_folder_only_sizes_are_set(tmp_path):
