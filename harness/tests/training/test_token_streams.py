@@ -42,6 +42,35 @@ def test_the_ids_that_a_tokenizer_of_hugging_face_makes_are_a_stream(tmp_path, m
     assert made.ids.tolist() == [n % 10 for n in range(300)]
 
 
+LISTED = """\
+from torch.utils.data import DataLoader, Dataset, random_split
+class Windows(Dataset):
+    def __init__(self):
+        self.lengths = [4] * 200
+        self.tokens = [n % 10 for n in range(300)]
+    def __len__(self):
+        return 296
+    def __getitem__(self, n):
+        return torch.tensor(self.tokens[n : n + 4])
+@
+DataLoader(random_split(Windows(), [200, 96])[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "names"),
+    [("", ["Windows.tokens"]), ("torch.tensor(list(range(300)))", ["torch.tensor"])],
+)
+def test_a_list_of_ids_in_a_dataset_is_a_stream_if_no_other_was_seen(tmp_path, before, names):
+    """Ids of the program's own tokenizer that stay a list: of no row was known where it begins, nor in which part."""
+    listed = ("data = torch.randint(11, (500,))", "data = torch.randint(11, (50,))")
+    starts = ("torch.randint(490, (2,))", "torch.randint(40, (2,))")
+    text = script(replaced=[listed, starts])
+    head, model = text.split("torch.manual_seed(0)")
+    recording = record(tmp_path, head + LISTED.replace("@", before) + model)
+    assert [stream.name for stream in recording.streams] == names
+
+
 def test_a_module_that_is_watched_for_is_found_as_without_and_no_more_after_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     finders = list(sys.meta_path)

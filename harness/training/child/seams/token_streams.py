@@ -42,6 +42,10 @@ class TokenStreams:
             patches.replace(owner, name, functools.partial(self._reader, f"{owner.__name__}.{name}"))
         for module, (kind, names) in TOKENIZERS.items():
             patches.when_imported(module, functools.partial(self._watch, patches, kind, names))
+        patches.when_imported(
+            "torch.utils.data.dataloader",
+            lambda module: patches.replace(module.DataLoader, "__init__", self._loader),
+        )
 
     def _watch(self, patches: Patches, kind: str, names: Sequence[str], module: ModuleType) -> None:
         """Replace the methods of a class of tokenizers."""
@@ -77,6 +81,24 @@ class TokenStreams:
 
         return encode
 
+    def _loader(self, original: Callable[..., None]) -> Callable[..., None]:
+        def init(loader: Any, dataset: Any, *args: Any, **options: Any) -> None:
+            original(loader, dataset, *args, **options)
+            if self.recorder.active and not self._seen:
+                with self.recorder.observing():
+                    self._saw_in(dataset)
+
+        return init
+
+    def _saw_in(self, dataset: Any) -> None:
+        """Record the longest list of ids that a dataset keeps: the program's own tokenizer may have made it."""
+        while hasattr(dataset, "dataset"):  # a part of another one
+            dataset = dataset.dataset
+        lists = {name: value for name, value in getattr(dataset, "__dict__", {}).items() if _is_list_of_ids(value)}
+        if lists:
+            name, ids = max(lists.items(), key=lambda each: len(each[1]))
+            self.saw(np.asarray(ids[:LONGEST]), f"{type(dataset).__name__}.{name}")
+
     def _reader(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def read(*args: Any, **options: Any) -> Any:
             result = original(*args, **options)
@@ -107,3 +129,7 @@ def _is_long(value: Any) -> bool:
         whole = not value.is_floating_point() and value.dtype != torch.bool and not value.is_complex()
         return whole and value.dim() == 1 and len(value) >= SHORTEST
     return isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.ndim == 1 and len(value) >= SHORTEST
+
+
+def _is_list_of_ids(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= SHORTEST and all(type(each) is int for each in value)
