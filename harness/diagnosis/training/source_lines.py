@@ -110,7 +110,8 @@ class Source:
         for module in (module for module in self._modules if module.is_file_of(near)):
             beside = [each for each in _divisions(module.tree) if abs(each[0] - at) <= BESIDE]
             for number, divisor in sorted(beside, key=lambda each: abs(each[0] - at)):
-                own = [each for each in _assignments(module.tree, {_name_of(divisor)}) if each.lineno < number]
+                names = set(filter(None, [_name_of(divisor)]))
+                own = [each for each in _assignments(module.tree, names) if each.lineno < number]
                 computed = own and not isinstance(own[-1].value, ast.Constant)
                 return module.shown(own[-1].lineno if computed else number)
         return ""

@@ -95,7 +95,8 @@ def test_a_pass_has_its_ids_targets_and_loss_and_ignored_targets_are_marked(tmp_
                 (
                     "return F.cross_entropy(model(x).view(-1, 11), y.reshape(-1))",
                     "y = y.clone()\n    y[0, 2:] = 7\n    print(x.tolist())\n    "
-                    "loss = F.cross_entropy(model(x).view(-1, 11), y.reshape(-1), reduction='sum', ignore_index=7)\n"
+                    "loss = F.cross_entropy(model(x).view(-1, 11), y.reshape(-1), reduction='sum', ignore_index=7,"
+                    " label_smoothing=0.1)\n"
                     "    print(loss.item())\n    return loss",
                 )
             ]
@@ -105,7 +106,7 @@ def test_a_pass_has_its_ids_targets_and_loss_and_ignored_targets_are_marked(tmp_
     for number, forward in enumerate(recording.forwards("train")):
         assert str(forward.ids.tolist()) == printed[2 * number]
         assert forward.loss == float(printed[2 * number + 1]) == forward.total_loss
-        assert forward.reduction == "sum"
+        assert (forward.reduction, forward.label_smoothing) == ("sum", 0.1)
         assert forward.targets[0, 2:].tolist() == [IGNORED, IGNORED]
         assert forward.counted == int((forward.targets != IGNORED).sum()) <= 6
         assert forward.used

@@ -77,6 +77,10 @@ MISALIGNED = {
     "rolled": (lambda ids, targets: (ids, ids.roll(-1, 1)), "torch.roll wraps around"),
     "another row": (lambda ids, targets: (ids, targets.roll(1, 0)), "the targets of row 0 are those of row 3"),
     "a real token is ignored": (ignore_token, f"ignores the targets that are token {TOKENS[103]}"),
+    "the first target is ignored": (
+        lambda ids, targets: (ids, targets.index_fill(1, torch.tensor([0]), -100)),
+        "ignores the target at position 0 of every row",
+    ),
     "one wrong target": (
         lambda ids, targets: (ids, targets.index_fill(1, torch.tensor([3]), 0)),
         "position 3: target 0",
@@ -259,6 +263,22 @@ def test_random_windows_are_judged_by_their_starts_and_not_by_epochs(judge):
     assert "at random" in record.message
     assert judge("data::starts-are-uniform", starts=batches(validation=[[SPLIT, 3700]])).verdict == "pass"
     record = judge("data::starts-are-uniform", starts=epoch())
+    assert (record.verdict, "side by side" in record.message) == ("skip", True)
+
+
+def test_short_windows_side_by_side_are_not_at_random(judge):
+    """Shards whose length is no multiple of the window end in short ones: the starts are closer than a window."""
+    starts = [start for shard in range(0, SPLIT - 50, 50) for start in range(shard, shard + 50, T)]
+    order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [[starts[i] for i in order[at : at + 5]] for at in range(0, len(order), 5)]
+    ends = iter(T - (start % 50 + T - 50 if start % 50 + T > 50 else 0) for row in rows for start in row)
+
+    def change(ids, targets):
+        for row in range(len(ids)):
+            targets[row, next(ends) :] = -100
+        return ids, targets
+
+    record = judge("data::starts-are-uniform", starts=batches(rows, change=change, validation=[[SPLIT, 3700]]))
     assert (record.verdict, "side by side" in record.message) == ("skip", True)
 
 

@@ -57,7 +57,16 @@ def test_clipping_by_the_global_norm_passes(judge, trainer):
     assert record.verdict == "pass", record.message
 
 
+class SetToZeroBeforeTheStep(Trainer):
+    def clip_gradients(self):
+        norm = super().clip_gradients()
+        for p in self.parameters.values():
+            p.grad = None
+        return norm
+
+
 WRONG_CLIPPING = [
+    (SetToZeroBeforeTheStep, "set to zero after the backward passes"),
     (ByTensor, "each tensor is clipped by its own norm"),
     (ByValue, "each value is clipped, which changes the direction"),
     (AfterTheStep, "not clipped before the step"),

@@ -30,6 +30,13 @@ def test_every_convention_of_a_schedule_passes(judge, schedule, known):
     assert record.verdict == "pass", record.message
 
 
+def test_another_peak_or_minimum_than_the_declared_is_named(judge):
+    """LambdaLR was given a function that returns a learning rate: it multiplies it by the peak."""
+    run = rates([1e-2 * cosine(k) for k in range(14)], **SETTINGS)
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=run)
+    assert "a peak of 0.0001 and a minimum of 1e-05; declared are 0.01 and 0.001" in record.details["hint"]
+
+
 @pytest.mark.parametrize("known", [(), ("min_lr", "lr")], ids=["given", "no rates"])
 def test_a_learning_rate_that_is_nan_does_not_pass(judge, known):
     given = {word: value for word, value in SETTINGS.items() if word not in known}

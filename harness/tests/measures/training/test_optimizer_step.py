@@ -56,7 +56,8 @@ class OwnAdamW(torch.optim.Optimizer):
             g = g + group["weight_decay"] * p
         state["step"] += 1
         t = int(state["step"])
-        m, v = state["exp_avg"].lerp_(g, 1 - b1), state["exp_avg_sq"].mul_(b2).addcmul_(g, g, value=1 - b2)
+        first, second = 1.0 if self.wrong == "first sum" else 1 - b1, 1.0 if self.wrong == "second sum" else 1 - b2
+        m, v = state["exp_avg"].mul_(b1).add_(g, alpha=first), state["exp_avg_sq"].mul_(b2).addcmul_(g, g, value=second)
         if self.wrong not in ("L2", "decay after", "no decay"):
             p *= 1 - lr * group["weight_decay"]
         if self.wrong == "decay twice":
@@ -94,6 +95,8 @@ WRONG_STEPS = {
     "no correction": "there is no bias correction",
     "eps": "eps is inside the square root",
     "eps early": "eps is added before the bias correction",
+    "first sum": "the first moment adds the gradient without the factor 1 - beta1",
+    "second sum": "the second moment adds the squared gradient without the factor 1 - beta2",
 }
 
 

@@ -33,6 +33,19 @@ def test_a_parameter_in_no_group_is_named_and_does_not_move(judge):
     assert judge("training::every-parameter-moves", plain=recording).where == ("bias",)
 
 
+def test_parameters_that_get_no_gradient_are_told_from_those_whose_updates_are_lost(judge):
+    run = Trainer().run()
+    for step in run.steps:
+        step.tensors["after"]["bias"] = step.before["bias"]
+    record = judge("training::every-parameter-moves", plain=run)
+    assert "1 of 2 parameters stay as they are in a step: bias" in record.details["hint"]
+    for step in run.steps:
+        del step.tensors["gradient"]["bias"]
+    assert (
+        "1 of 2 parameters get no gradient: bias" in judge("training::every-parameter-moves", plain=run).details["hint"]
+    )
+
+
 @pytest.mark.parametrize(("zero_in", "verdict"), [((0, 1), "pass"), ((2,), "fail"), (range(20), "fail")])
 def test_a_gradient_of_zero_in_the_first_steps_moves_nothing(judge, zero_in, verdict):
     """Behind a matrix that starts at zero nothing arrives in the first step; later, or always, a part is dead."""

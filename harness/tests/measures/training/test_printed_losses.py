@@ -44,6 +44,29 @@ def test_the_printed_loss_is_the_mean_over_all_targets_of_the_step(judge, kind):
     assert judge("training::printed-loss,rehearsal=accumulate", accumulate=kind().run()).verdict == "pass"
 
 
+class SumOfSteps(Trainer):
+    """The number beside the loss is nearer to the mean than the loss is."""
+
+    total, count = 0.0, 0
+
+    def printed(self, losses, counts):
+        self.total, self.count = self.total + losses[0], self.count + 1
+        return f"step {self.number} loss {self.total:.4f}, norm 3.6000"
+
+
+class MeanOfSteps(SumOfSteps):
+    def printed(self, losses, counts):
+        super().printed(losses, counts)
+        return f"step {self.number} loss {self.total / self.count:.6f}"
+
+
+@pytest.mark.parametrize(("kind", "cause"), [(SumOfSteps, "the sum over"), (MeanOfSteps, "the mean over")])
+def test_a_loss_that_is_not_set_to_zero_before_a_step_is_named(judge, kind, cause):
+    record = judge("training::printed-loss,rehearsal=plain", plain=kind().run())
+    assert (record.verdict, record.where[0]) == ("fail", "step 1")
+    assert f"{cause} the steps up to here" in record.details["hint"]
+
+
 WRONG_LOGS = [
     (LastOnly, "the loss of the last micro-batch alone"),
     (Sum, "the sum over the micro-batches"),

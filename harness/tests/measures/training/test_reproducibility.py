@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from harness.tests.measures.training.hand_made import Trainer, windows
+from harness.tests.measures.training.hand_made import Trainer, passes, windows
+from harness.training.events import Forward
 from harness.training.optimizer_steps import Step
 
 
@@ -108,6 +109,22 @@ def test_what_a_resume_loses_is_named(judge, change, what, lost):
     assert what is None or record.value["step 2"] == what
     record = judge("training::checkpoint-is-complete", straight=straight, resumed=other)
     assert {place for place, value in record.value.items() if value == "lost"} == lost
+
+
+def test_a_validation_that_differs_after_a_resume_is_found(judge):
+    """The weights that are validated are an average of the trained ones, which the checkpoint does not have."""
+    run = Trainer().run(4)
+    order = min(event.order for event in run.events if isinstance(event, Forward) and event.step == 3)
+    (validation,) = passes(run.streams[0].ids, [[100, 200]], phase="eval")
+
+    def validated(loss):
+        return replace(run, events=(*run.events, replace(validation, step=3, order=order - 1, loss=loss)))
+
+    resumed = replace(validated(2.0), events=tuple(e for e in validated(2.0).events if getattr(e, "number", 9) > 1))
+    check = "training::resume-is-continuation"
+    assert judge(check, straight=validated(2.0), resumed=resumed).verdict == "pass"
+    record = judge(check, straight=validated(2.5), resumed=resumed)
+    assert record.where == ("validation before step 3",)
 
 
 def test_a_step_that_is_done_twice_after_a_resume_is_found(judge):
