@@ -40,8 +40,8 @@ class Pass:
 def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     """Count the targets that an epoch leaves out or repeats, and the epochs in the shuffled order of another one.
 
-    An epoch is as many targets as the training part has. A loader that draws windows at random is skipped: its starts
-    are to be uniform. The order of the text, in every epoch, is a convention.
+    An epoch has all windows, or as many targets as the training part has. A loader that draws windows at random is
+    skipped: its starts are to be uniform. The order of the text, in every epoch, is a convention.
     """
     batches = Batches(program.record(rehearsal))
     epochs = _epochs(batches)
@@ -99,7 +99,10 @@ def _left_out(epoch: int, missing: torch.Tensor, targets: int) -> str:
 
 
 def _epochs(batches: Batches) -> list[Pass]:
-    """Return the complete epochs of a run. Raises MissingAbility if it has none, or if its rows are not in a stream."""
+    """Return the complete epochs of a run: all windows where each comes once, and else as many targets as there are.
+
+    Raises MissingAbility if it has none, or if its rows are not in a stream.
+    """
     placed = [(place, row) for row in batches.training if (place := batches.place(row)) is not None]
     if not placed or len(placed) < len(batches.training):
         raise MissingAbility(
@@ -108,13 +111,15 @@ def _epochs(batches: Batches) -> list[Pass]:
         )
     stream = Counter(place.stream for place, _ in placed).most_common(1)[0][0]
     targets = training_part(batches, stream) - 1
+    starts = [place.position for place, _ in placed]
+    windows = len(set(starts)) if _gives_each_window_once(starts) else 0
     epochs: list[Pass] = []
     rows: list[Row] = []
     given = 0
     for _, row in placed:
         rows.append(row)
         given += len(row.targets)
-        if given >= targets:
+        if len(rows) == windows or (not windows and given >= targets):
             epochs.append(Pass(rows, token_counts(batches, rows, stream, targets + 1)[1:]))
             rows, given = [], 0
     if not epochs:

@@ -236,11 +236,13 @@ def test_a_stride_that_is_one_too_long_leaves_out_targets(judge):
     assert "leaves out target" in record.details["hint"]
 
 
-def test_a_dropped_tail_is_named(judge):
+def test_a_dropped_tail_is_named_in_each_epoch_and_nothing_else(judge):
+    """An epoch was thought to be as long as the training part: windows of the next one were said to come again."""
     starts = in_order(stop=SPLIT - 40, epochs=3)
     record = judge("data::epoch-coverage", epoch=batches(starts, validation=[[SPLIT, 3700]]))
     assert record.verdict == "fail"
-    assert "leaves out" in record.details["hint"]
+    assert record.details["hint"].count("leaves out the tail of the training part") == 3
+    assert [record.value[f"epoch {number}: targets given again"] for number in range(3)] == [0, 0, 0]
 
 
 def test_workers_that_repeat_one_another_are_found(judge):
