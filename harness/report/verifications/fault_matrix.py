@@ -11,15 +11,14 @@ from harness.report.markdown import escape, prose, table
 from harness.report.page_files import write_page
 from harness.report.verifications.fault_heat_map import heat_map
 from harness.report.verifications.fault_tally import (
-    COUNTED,
     FIGURES,
     GROUPS,
     RED,
     Tally,
     count,
     first_finding,
-    group_of,
     in_order,
+    is_counted_only,
     share,
     tally,
 )
@@ -65,12 +64,12 @@ def page(rows: Sequence[Row]) -> str:
     lines += ["## Faults", ""]
     lines += table(
         ["fault", "what it changes", "killed by", "located at", "named"],
-        [_fault_cells(row) for row in found.faults if group_of(row) != COUNTED],
+        [_fault_cells(row) for row in found.faults if not is_counted_only(row)],
         right=["killed by"],
     )
     lines += [
-        f"{len(found.group(COUNTED))} further faults, chosen by lot, are only counted, so that their misses are not "
-        "mended one by one.",
+        f"{sum(map(is_counted_only, found.faults))} further faults, chosen by lot, are only counted, so that their "
+        "misses are not mended one by one.",
         "",
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -110,7 +109,7 @@ def _write_table(path: Path, rows: Sequence[Row]) -> Path:
             ["id", "family", "control", "where", "killed", "localised", "named", "found_where", "found_fault",
              "source", *checks]
         )  # fmt: skip
-        for row in (row for row in judged if group_of(row) != COUNTED):
+        for row in (row for row in judged if not is_counted_only(row)):
             verdicts = {f"{check['suite']}::{check['id']}": check["verdict"] for check in row["checks"]}
             first = first_finding(row)
             writer.writerow(

@@ -100,6 +100,11 @@ def group_of(row: Row) -> str:
     return str(row.get("group", "listed"))
 
 
+def is_counted_only(row: Row) -> bool:
+    """Return True for a fault of which nobody is shown whether it was missed."""
+    return group_of(row).endswith(COUNTED)
+
+
 def count(rows: Sequence[Row], key: str) -> int:
     """Return how many faults are killed, localised or named."""
     return sum(bool(row[key]) for row in rows)
@@ -145,7 +150,7 @@ def summary(found: Tally) -> str:
             for check in kept_checks
         ]
     for row in found.faults:
-        if not (row["localised"] and row["named"]) and row["killed"] and not group_of(row).endswith(COUNTED):
+        if not (row["localised"] and row["named"]) and row["killed"] and not is_counted_only(row):
             lines.append(f"  {row['id']}: {_describe_miss(row)}")
     return "\n".join([*lines, *(f"MISSED  {text}" for text in found.missed)])
 
