@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +20,10 @@ from typing import Any
 import torch
 
 from harness.core.environment import cores
+from harness.core.forked import end_with_parent
 from harness.core.record_files import decode, encode
 
-POLL = 0.5  # seconds between two looks at whether the other of the two processes still lives
+POLL = 0.5  # seconds between two looks at whether the other process still lives
 FEWEST = 4  # questions for which a second process is worth its start
 _FREE, _TAKEN = b"\0", b"\1"
 
@@ -64,7 +64,6 @@ class SecondProcess:
         # A pipe holds too little: the other process would wait until this one reads. A byte in it is an answer here.
         self._written = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
         self._read, write = os.pipe()
-        parent = os.getpid()
         try:
             self._process: int | None = os.fork()
         except OSError:
@@ -76,7 +75,7 @@ class SecondProcess:
             try:
                 os.close(self._read)
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-                threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+                end_with_parent()
                 torch.set_num_threads(1)
                 self._work(answer, write)
             finally:
@@ -152,10 +151,3 @@ class SecondProcess:
         for line in text.splitlines():
             row = decode(json.loads(line))
             self._answers[row["number"]] = row["answer"]
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the one that forked it has ended."""
-    while os.getppid() == parent:
-        time.sleep(POLL)
-    os._exit(0)

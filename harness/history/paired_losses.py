@@ -94,7 +94,9 @@ def decide(differences: Sequence[float], worse: float) -> Decision:
 
 
 def pair_of(programs: Sequence[TrainingProgram], number: int, steps: int) -> tuple[float, float]:
-    """Return the losses at the end of both programs' runs with one seed, in nats. Both run at once, in processes of their own.
+    """Return the losses at the end of both programs' runs with one seed, in nats.
+
+    Both run at once, each in processes of its own.
 
     Raises:
         MissingAbility: if a program has no setting for the seed, or no loss was seen.

@@ -16,6 +16,9 @@ States = Mapping[str, Tensors]
 """An optimizer's state: `states[parameter]["exp_avg"]`."""
 
 
+HAND_WRITTEN = "hand-written"  # instead of an optimizer's class: parameters that the program changes itself
+
+
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """One parameter group at a step, with the names of its parameters."""
@@ -60,6 +63,15 @@ class Step(Event):
     hashes: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     unrecorded: str = ""
     """Why tensors are not recorded."""
+
+    @property
+    def is_hand_written(self) -> bool:
+        """Return True if no optimizer of torch made the step: its rule, moments and decay are not known.
+
+        The rate of its one group is what the program calls so in the functions that change the parameters; 0 if there
+        is none.
+        """
+        return self.optimizer == HAND_WRITTEN
 
     def _part(self, part: str) -> Mapping[str, Any]:
         try:

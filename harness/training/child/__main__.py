@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes seconds
 
+from harness.core.forked import end_with_parent
 from harness.training.child.request import PRINTED, Request
 from harness.training.child.run import run
 
@@ -78,6 +79,7 @@ def _be_a_child(request: Request, pipes: Sequence[int]) -> None:
     status = 1
     try:
         os.setsid()
+        end_with_parent()
         for pipe in pipes:
             os.close(pipe)
         _redirect(Path(request.folder) / PRINTED)

@@ -30,6 +30,11 @@ class ModelNames:
         """Note a module that the program called."""
         self._called[id(module)] = module
 
+    def largest_called(self) -> list[Tensor]:
+        """Return the parameters of the called module that has most elements, each once."""
+        called: list[list[Tensor]] = [list(module.parameters()) for module in self._called.values()]
+        return max(called, key=lambda own: sum(each.numel() for each in own), default=[])
+
     def find(self, parameters: Iterable[Tensor]) -> None:
         """Choose the model, once: the called module that owns most of these parameters, without its wrappers."""
         wanted = {id(parameter): parameter.numel() for parameter in parameters}

@@ -11,7 +11,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -47,6 +47,7 @@ class Recorder:
         self.request, self.writer = request, writer
         self.step = request.first_step
         self.names = ModelNames()
+        self.goes_on: Callable[..., None] = lambda **_: None  # what the program did before may have ended
         self._order = 0
         self._process = os.getpid()
         self.grad_enabled = True
@@ -101,6 +102,7 @@ class Recorder:
     def printed(self, text: str) -> None:
         """Write a line that the program printed; not what is printed because it is stopped, as progress bars do."""
         if self.active and not self._stopped and self._printed < MOST_PRINTED:
+            self.goes_on()
             self._printed += 1
             self.event("Printed", step=self.step, text=text, line=self.line())
 

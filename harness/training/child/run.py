@@ -19,6 +19,7 @@ from harness.training.child.seams.functions import FunctionSeam, ModuleSeam
 from harness.training.child.seams.gradients import GradientWatch
 from harness.training.child.seams.optimizers import OptimizerSeam
 from harness.training.child.seams.output import OutputSeam
+from harness.training.child.seams.own_updates import OwnUpdates
 from harness.training.child.seams.patches import Patches
 from harness.training.child.seams.token_streams import TokenStreams
 from harness.training.recording_files import RecordingReader, RecordingWriter
@@ -60,12 +61,14 @@ def _run_program(request: Request) -> None:
 def recording(recorder: Recorder, passes: Passes) -> Iterator[None]:
     """Record what happens inside the block, and restore everything that was replaced for that."""
     watch, streams, patches = GradientWatch(recorder, passes), TokenStreams(recorder), Patches()
-    optimizers, modules, output = (
-        OptimizerSeam(recorder, passes, watch),
-        ModuleSeam(recorder, passes),
-        OutputSeam(recorder),
+    optimizers, output = OptimizerSeam(recorder, passes, watch), OutputSeam(recorder)
+    updates = OwnUpdates(recorder, watch, optimizers)
+    modules, functions = (
+        ModuleSeam(recorder, passes, updates),
+        FunctionSeam(recorder, passes, watch, streams, updates),
     )
-    functions = FunctionSeam(recorder, passes, watch, streams)
+    watch.on_backward.append(updates.after_backward)
+    recorder.goes_on = updates.goes_on
     try:
         for seam in (watch, streams, optimizers, CheckpointSeam(recorder)):
             seam.install(patches)
@@ -73,6 +76,7 @@ def recording(recorder: Recorder, passes: Passes) -> Iterator[None]:
         output.install()
         with functions:
             yield
+        updates.finish()
     finally:
         output.remove()
         modules.remove()

@@ -16,17 +16,26 @@ def user_line() -> str:
     """Return the innermost line of a user's file that is being executed, as `train.py:118: loss.backward()`; or ""."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
-        if _is_users(file):
-            return _line(file, frame.f_lineno)
+        if is_users(frame.f_code.co_filename):
+            return line_of(frame)
         frame = frame.f_back
     return ""
+
+
+def line_of(frame: FrameType) -> str:
+    """Return the line that a frame of a user's file is at."""
+    return _line(frame.f_code.co_filename, frame.f_lineno)
+
+
+def definition_of(frame: FrameType) -> str:
+    """Return the line on which the function of a frame of a user's file is defined."""
+    return _line(frame.f_code.co_filename, frame.f_code.co_firstlineno)
 
 
 def definition_line(function: Callable[..., object]) -> str:
     """Return the line on which a function of the user is defined; "" if it is another's."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return _line(code.co_filename, code.co_firstlineno) if code and _is_users(code.co_filename) else ""
+    return _line(code.co_filename, code.co_firstlineno) if code and is_users(code.co_filename) else ""
 
 
 def _line(file: str, number: int) -> str:
@@ -34,7 +43,8 @@ def _line(file: str, number: int) -> str:
 
 
 @functools.cache
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """Return True for a file of the user's."""
     return is_user_file(file)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from harness.core.errors import MissingAbility
+from harness.measures.training.steps.hand_written import fitted
 from harness.measures.training.steps.update_rules import RULES, rule_of
 from harness.suites.measure_registry import Reading, Scalar, measure
 from harness.training.optimizer_steps import Step
@@ -20,6 +21,7 @@ from harness.training.recording import Parameter, Recording
 def times_in_groups(program: Trains, *, rehearsal: str = "plain") -> Reading:
     """Return how often each parameter of the model is in the optimizer's groups; a tied one counts under one name."""
     recording = program.record(rehearsal)
+    _require_optimizer(recording)
     times = Counter(name for group in _first_step(recording).groups for name in group.names)
     own = _own(recording)
     aliases = {name: parameter.alias_of for name, parameter in recording.parameters.items() if parameter.alias_of}
@@ -34,6 +36,12 @@ def times_in_groups(program: Trains, *, rehearsal: str = "plain") -> Reading:
             f"; requires_grad is False for {_some(frozen)}" if frozen else ""
         )
     return Reading({name: times[name] for name in own} | strangers, "times", hint)
+
+
+def _require_optimizer(recording: Recording) -> None:
+    """Raise MissingAbility if the program changes its parameters itself: it has no groups that could be seen."""
+    if _first_step(recording).is_hand_written:
+        raise MissingAbility(f"{recording.program} changes its parameters itself: no optimizer of torch has groups")
 
 
 def _strangers(times: Mapping[str, int], own: Mapping[str, object]) -> dict[str, int]:
@@ -92,6 +100,8 @@ def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
     step = _first_step(recording)
     own = _own(recording)
     given = {name: group.weight_decay for group in step.groups for name in group.names if name in own}
+    if step.is_hand_written:
+        given = {name: decay for name, decay in fitted(recording).decays.items() if name in own}
     if not given:
         raise MissingAbility(f"no parameter of the model of {program.name} is in a group of the optimizer")
     declared = recording.settings.get("weight_decay")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from harness.core.errors import MissingAbility
-from harness.measures.training.steps.optimizer_step import Update, unit_in_last_place, updates
+from harness.measures.training.steps.optimizer_step import Update, updates
+from harness.measures.training.steps.rounding import unit_in_last_place
 from harness.suites.measure_registry import Reading, Scalar, measure
 from harness.training.protocols import Trains
 

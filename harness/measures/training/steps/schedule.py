@@ -69,7 +69,12 @@ def _rates(recording: Recording) -> list[float]:
     """Return the learning rate of each step's first group."""
     if not recording.steps:
         raise MissingAbility(f"{recording.program} made no optimizer step in the rehearsal '{recording.rehearsal}'")
-    return [step.groups[0].lr for step in recording.steps]
+    rates = [step.groups[0].lr for step in recording.steps]
+    if recording.steps[0].is_hand_written and not any(rates):
+        raise MissingAbility(
+            f"{recording.program} changes its parameters itself, and calls nothing a learning rate where it does"
+        )
+    return rates
 
 
 def _other_groups(recording: Recording, rates: list[float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from harness.measures.training.steps.rounding import unit_in_last_place
 from harness.training.optimizer_steps import Group
 
 State = Mapping[str, Tensor]  # of one parameter: exp_avg, exp_avg_sq, step
@@ -38,6 +39,19 @@ class Inputs:
     def moment(self, name: str) -> Tensor:
         """Return a moment before the update; zero before the first one."""
         return self.state[name].to(self.p.dtype) if name in self.state else torch.zeros_like(self.p)
+
+
+def nudged(given: Inputs, dtype: torch.dtype) -> Inputs:
+    """Return what an update starts from, with the gradient off by one rounding of what is added to it.
+
+    Where a gradient cancels the moment, or the decay that Adam and SGD add to it, what remains is rounding, and Adam
+    scales it to the size of a full update.
+    """
+    beta = given.group.betas[0] if given.group.betas else given.option("momentum")
+    decay = (given.group.weight_decay * given.p).abs()
+    moment = given.moment("exp_avg" if given.group.betas else "momentum_buffer").abs() * beta / max(1 - beta, 1e-3)
+    added = torch.maximum(moment, torch.where(decay < 2 * given.g.abs(), decay, 0.0))
+    return replace(given, g=given.g + unit_in_last_place(torch.maximum(added, given.g.abs()), dtype))
 
 
 Result = dict[str, Tensor]  # "parameter", and the moments by their names

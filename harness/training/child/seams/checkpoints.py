@@ -30,6 +30,8 @@ class CheckpointSeam:
 
     def _saves(self, original: Callable[..., Any], place: str) -> Callable[..., Any]:
         def save(saved: Any, *args: Any, **options: Any) -> Any:
+            if self.recorder.active:
+                self.recorder.goes_on(surely=True)
             result = original(saved, *args, **options)
             if self.recorder.active:
                 with self.recorder.observing():

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from harness.training.child.passes import Passes
 from harness.training.child.recorder import Recorder
 from harness.training.child.seams.gradients import GradientWatch
+from harness.training.child.seams.own_updates import OwnUpdates
 from harness.training.child.seams.patches import Patches
 from harness.training.child.seams.tensor_lines import INTEGERS
 from harness.training.child.seams.token_streams import TokenStreams
@@ -23,7 +24,7 @@ CROSS_ENTROPY = ("input", "target", "weight", "size_average", "ignore_index", "r
 # Functions that may be part of the norm of a gradient. A product is one if it is a square.
 READS = (
     *("norm", "vector_norm", "_foreach_norm", "pow", "__pow__", "_foreach_pow"),
-    *("square", "sum", "dot", "cat", "stack"),
+    *("square", "sum", "dot", "cat", "stack", "double", "float"),
 )
 PRODUCTS = ("mul", "__mul__")
 # Functions that change a gradient in its place.
@@ -36,8 +37,11 @@ CHANGES = (
 class FunctionSeam(TorchFunctionMode):
     """Sees every call of torch's Python functions in the program's main thread, and passes it on unchanged."""
 
-    def __init__(self, recorder: Recorder, passes: Passes, watch: GradientWatch, streams: TokenStreams) -> None:
+    def __init__(
+        self, recorder: Recorder, passes: Passes, watch: GradientWatch, streams: TokenStreams, updates: OwnUpdates
+    ) -> None:
         self.recorder, self.passes, self.watch, self.streams = recorder, passes, watch, streams
+        self.updates = updates
         self.lines = passes.lines
         self._of_gradients: dict[Any, Callable[..., None]] = {
             **_by_function(READS, self._reads),
@@ -63,6 +67,9 @@ class FunctionSeam(TorchFunctionMode):
         before, after = self._before.get(function), self._after.get(function)
         if before is None and self.watch.armed:
             before = self._of_gradients.get(function)
+        if self.updates.waiting and function in self.updates.functions and self.recorder.active:
+            with self.recorder.observing():
+                self.updates.functions[function](args, options)
         if (before is not None or after is not None) and self.recorder.active:
             if before is not None:
                 with self.recorder.observing():
@@ -123,8 +130,8 @@ class FunctionSeam(TorchFunctionMode):
 class ModuleSeam:
     """torch's global hooks of modules: they see the outermost call, which is that of the model."""
 
-    def __init__(self, recorder: Recorder, passes: Passes) -> None:
-        self.recorder, self.passes = recorder, passes
+    def __init__(self, recorder: Recorder, passes: Passes, updates: OwnUpdates) -> None:
+        self.recorder, self.passes, self.updates = recorder, passes, updates
         self._handles: list[Any] = []
 
     def install(self, patches: Patches) -> None:
@@ -153,6 +160,7 @@ class ModuleSeam:
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
         if not self.passes.is_inner(module) and self.recorder.active:
+            self.updates.goes_on(surely=True)
             with self.recorder.observing():
                 self.passes.enter(module)
 

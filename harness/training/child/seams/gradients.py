@@ -36,6 +36,7 @@ class GradientWatch:
         self._norm_read = False
         self._before: dict[int, Tensor] = {}  # by parameter: its gradient before it was scaled
         self._clipped_by_torch = False
+        self.on_backward: list[Callable[[], None]] = []  # called after each backward pass
 
     def add(self, parameters: Iterable[Tensor]) -> None:
         """Watch the gradients of these parameters, which are an optimizer's."""
@@ -91,8 +92,8 @@ class GradientWatch:
             tensors = [tensors]
         if not isinstance(tensors, list | tuple):
             return []
-        places = {_place(each) for each in tensors if isinstance(each, Tensor)}
-        return [each for each in self.parameters.values() if each.grad is not None and _place(each.grad) in places]
+        places = {place(each) for each in tensors if isinstance(each, Tensor)}
+        return [each for each in self.parameters.values() if each.grad is not None and place(each.grad) in places]
 
     # ------------------------------------------------------------------------ torch's functions
 
@@ -127,6 +128,8 @@ class GradientWatch:
             finally:
                 self.recorder.in_backward = False
             self.after_backward()
+            for each in self.on_backward:
+                each()
 
         return backward
 
@@ -174,6 +177,6 @@ class GradientWatch:
         return clip
 
 
-def _place(tensor: Tensor) -> tuple[int, Any]:
+def place(tensor: Tensor) -> tuple[int, Any]:
     """Return where the storage of a tensor is, and the position of the tensor in it."""
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset()

@@ -107,36 +107,54 @@ class OptimizerSeam:
         if not self.recorder.active:
             return
         with self.recorder.observing():
-            self.watch.disarm()
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                self.recorder.ranks = {
-                    "rank": torch.distributed.get_rank(),
-                    "ranks": torch.distributed.get_world_size(),
-                }
-            self.passes.flush()
-            self._know(optimizer)
-            parameters = self._parameters(optimizer)
-            self._row = {
-                "order": self.recorder.next_order(),
-                "number": self._number(optimizer),
-                "optimizer": type(optimizer).__name__,
-                "groups": [self._group(group) for group in optimizer.param_groups],
-                "line": self.recorder.line(),
-                "rule_line": definition_line(type(optimizer).step),
-                **self._lines.get(id(optimizer), {}),
-                "rng": self.recorder.rng(),
-                "tensors": {},
-                "hashes": {},
+            self.begins(optimizer, self.recorder.line(), definition_line(type(optimizer).step))
+
+    def begins(self, optimizer: Any, line: str, rule_line: str) -> None:
+        """Record what is there before a step, called on a line, by a rule of a line. The recorder is observing."""
+        self.watch.disarm()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.recorder.ranks = {
+                "rank": torch.distributed.get_rank(),
+                "ranks": torch.distributed.get_world_size(),
             }
-            if self.recorder.request.detail != "losses":
-                self._put("before", self._named(parameters, lambda parameter: parameter))
-                self._put("gradient", self._named(parameters, lambda parameter: parameter.grad))
-                self._put("unclipped", self._named(parameters, self.watch.unclipped))
-                self._put_states("state_before", optimizer, parameters)
+        self.passes.flush()
+        self._know(optimizer)
+        parameters = self._parameters(optimizer)
+        self._row = {
+            "order": self.recorder.next_order(),
+            "number": self._number(optimizer),
+            "optimizer": type(optimizer).__name__,
+            "groups": [self._group(group) for group in optimizer.param_groups],
+            "line": line,
+            "rule_line": rule_line,
+            **self._lines.get(id(optimizer), {}),
+            "rng": self.recorder.rng(),
+            "tensors": {},
+            "hashes": {},
+        }
+        if self.recorder.request.detail != "losses":
+            self._put("before", self._named(parameters, lambda parameter: parameter))
+            self._put("gradient", self._named(parameters, lambda parameter: parameter.grad))
+            self._put("unclipped", self._named(parameters, self.watch.unclipped))
+            self._put_states("state_before", optimizer, parameters)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self.recorder.active or self._row is None:
-            return
+        if self.recorder.active and self._row is not None:
+            self.ends(optimizer)
+
+    @property
+    def is_open(self) -> bool:
+        """Return True between the beginning and the end of a step."""
+        return self._row is not None
+
+    @property
+    def has_optimizers(self) -> bool:
+        """Return True if the program has built an optimizer of torch."""
+        return bool(self._owned)
+
+    def ends(self, optimizer: Any) -> None:
+        """Write the step, with what is there after it. Raises StopRecording if it was the last one that is needed."""
+        assert self._row is not None
         with self.recorder.observing():
             if self.recorder.request.detail != "losses":
                 parameters = self._parameters(optimizer)
