@@ -10,6 +10,7 @@ import math
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -157,3 +158,20 @@ def shared_processes() -> ChildProcesses:
     processes = ChildProcesses()
     atexit.register(processes.close)
     return processes
+
+
+def environments_of_ranks(count: int) -> list[dict[str, str]]:
+    """Return the environment of each rank, as torchrun sets it; one process alone has none."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GROUP_RANK": "0",
+    }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]

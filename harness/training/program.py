@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import shlex
-import socket
 import sys
 import sysconfig
 import tempfile
@@ -18,7 +17,7 @@ from harness.core.errors import HarnessError, Missing, MissingAbility, SubjectEr
 from harness.core.limits import MEMORY_SHARE, Limits, machine_memory_gib
 from harness.training.child.program_source import ProgramSource, reads_arguments_itself, top_level_names
 from harness.training.child.request import PRINTED, Request
-from harness.training.child_processes import ChildProcesses, Outcome, shared_processes
+from harness.training.child_processes import ChildProcesses, Outcome, environments_of_ranks, shared_processes
 from harness.training.endings import how_it_ended, last_lines
 from harness.training.events import Save
 from harness.training.literals import chosen_literals, project_files, settable_literals
@@ -119,6 +118,9 @@ class TrainingProgram:
         settings = functools.partial(read_settings, literals=literals, arguments=self.arguments, chosen=chosen)
         found = settings([])
         options, ended, message = self._run_for_options("options", found)
+        if options is None and ended == "failed" and "text" in found:
+            # It may read its text before its arguments, and need another one than that of the rehearsals.
+            options, ended, message = self._run_for_options("options-own-text", found, keeps_text=True)
         if options is None and ended == "failed":
             self._unread = message
         if options is not None or not reads_arguments_itself(self.files):
@@ -145,11 +147,12 @@ class TrainingProgram:
         return project_files(self.file, [Path(self.cwd), *own], arguments=self.arguments)
 
     def _run_for_options(
-        self, name: str, settings: Settings, *more: str
+        self, name: str, settings: Settings, *more: str, keeps_text: bool = False
     ) -> tuple[list[dict[str, Any]] | None, Ended, str]:
         """Run the program up to its parser or its first module call: its options, how it ended, and why it failed."""
         plain = REHEARSALS["plain"]
-        assignment = settings.assign({**plain.values, "text": str(self._text(plain))})
+        text = {} if keeps_text else {"text": str(self._text(plain))}
+        assignment = settings.assign({**plain.values, **text})
         request = Request(
             task="options",
             folder=str(self._new_folder(name)),
@@ -271,7 +274,7 @@ class TrainingProgram:
                 kill_after=rehearsal.kill_after,
                 first_step=first_step,
             )
-            for rank, environment in enumerate(_ranks(rehearsal.ranks))
+            for rank, environment in enumerate(environments_of_ranks(rehearsal.ranks))
         ]
         outcomes = self.processes.run(requests, self.limits)
         found = [
@@ -372,23 +375,6 @@ class TrainingProgram:
         if not path.exists():
             path.write_text(rehearsal.make_text(), encoding="utf-8", newline="\n")
         return path
-
-
-def _ranks(count: int) -> list[dict[str, str]]:
-    """Return the environment of each rank, as torchrun sets it; one process alone has none."""
-    if count == 1:
-        return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GROUP_RANK": "0",
-    }
-    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def _still_there(saved: Path) -> Path:

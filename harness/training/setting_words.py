@@ -42,7 +42,8 @@ WORDS: Mapping[str, Word] = {
     ),
     "batch_size": _word(
         "the windows of a micro-batch",
-        "batch_size B device_batch_size micro_batch_size mini_batch_size per_device_train_batch_size train_batch_size",
+        "batch_size B device_batch_size micro_batch_size mini_batch_size per_device_train_batch_size train_batch_size "
+        "per_device_batch_size micro_batch batch",
     ),
     "accumulation": _word(
         "the micro-batches of a step",

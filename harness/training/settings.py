@@ -103,9 +103,12 @@ class Settings:
             elif (name := self.names.get(word)) is not None:
                 arguments.append(f"--{name}={_as_the_default(_named(word, name, value), self.default(word))}")
             else:
-                for literal in self.literals[word]:
+                literals = self.literals[word]
+                for literal in literals:
                     own = _as_the_default(_named(word, literal.name, value), literal.default)
                     replaced.setdefault(literal.file, {})[literal.place] = own
+                if word == "batch_size" and all(literal.kind == "argument" for literal in literals):
+                    continue  # of a loader, which may be that of the validation alone
             assigned[word] = value
         return Assignment(tuple(arguments), replaced, assigned)
 

@@ -277,4 +277,12 @@ RIGHT_TRAINERS = (
         rehearsals=("plain", "accumulate"),
         specimen=FUNCTIONS,
     ),
+    Trainer(
+        "label-smoothing-in-the-loss",
+        "A tenth of each target is spread over the vocabulary.",
+        "Vaswani et al. 2017, section 5.4",
+        (("ignore_index=-100, reduction", "ignore_index=-100, label_smoothing=0.1, reduction"),),
+        rehearsals=("plain", "accumulate"),
+        specimen=TRAINER_CLASS,
+    ),
 )

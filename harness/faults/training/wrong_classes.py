@@ -8,7 +8,6 @@ from harness.faults.training.checks import (
     CLIPPING,
     COVERAGE,
     DECAY,
-    GRADIENT,
     LOGGED,
     LOGGED_K,
     MOVES,
@@ -304,14 +303,6 @@ CLASSES = (
         (OPTIMIZER_STEP, "        self.optimizer.zero_grad()\n" + OPTIMIZER_STEP),
         red=(CLIPPING, MOVES),
         hint="set to zero after the backward passes",
-    ),
-    _mistake(
-        "label-smoothing-left-on",
-        "The loss has label smoothing.",
-        "folklore",
-        ("ignore_index=-100, reduction", "ignore_index=-100, label_smoothing=0.1, reduction"),
-        red=(GRADIENT,),
-        hint="label_smoothing",
     ),
     _mistake(
         "logged-loss-goes-on",

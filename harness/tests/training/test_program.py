@@ -117,6 +117,14 @@ def test_a_setting_that_is_missing_is_named_with_all_that_was_looked_for(program
         made.record("two-ranks")
 
 
+def test_a_program_that_cannot_read_the_text_before_it_parses_its_arguments_is_asked_with_its_own(program, tmp_path):
+    """It was an error of every check: "no pieces of the text", of 4,000 characters."""
+    (tmp_path / "input.txt").write_text("some words\n\n" * 1000)
+    made = program("assert open('input.txt').read().count('\\n\\n') > 900\n" + ARGPARSE + script())
+    assert "lr" in made.settings
+    assert len(made.record("plain").steps) > 0
+
+
 def test_a_program_that_fails_before_it_parses_its_arguments_has_not_no_setting(program):
     made = program("import os\nos.environ['NO_SUCH_VARIABLE']\n" + ARGPARSE + script())
     for _ in range(2):

@@ -158,7 +158,7 @@ def _cross_entropy(each: Pass, logits: Tensor, *, in_loss: bool) -> Tensor:
     return (
         F.nll_loss(rows, flat, **kwargs)
         if each.log_probabilities and in_loss
-        else F.cross_entropy(rows, flat, **kwargs)
+        else F.cross_entropy(rows, flat, label_smoothing=each.label_smoothing, **kwargs)
     )
 
 

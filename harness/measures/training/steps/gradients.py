@@ -33,9 +33,6 @@ def gradient_errors(program: Trains, *, rehearsal: str = "plain") -> Reading:
     recording = program.record(rehearsal)
     found: dict[str, float] = {}
     hint = ""
-    if smoothed := next((each for each in recording.trained if each.label_smoothing), None):
-        hint = f"the loss has label_smoothing={smoothed.label_smoothing:g}, and is not that of the text's tokens"
-        return Reading({f"step {smoothed.step}": math.inf}, "of the noise", {"hint": hint})
     for step in recording.steps:
         if not step.replayed:
             raise MissingAbility(f"the gradients of {program.name} could not be replayed: no batch was seen")

@@ -1,12 +1,10 @@
 """The measures of gradients: what is right passes, and each mistake is named."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
 from harness.tests.measures.training.hand_made import T, Trainer
-from harness.training.events import Forward
 
 
 class Accumulating(Trainer):
@@ -91,14 +89,6 @@ def test_another_gradient_fails_and_its_first_step_and_cause_are_named(judge, tr
     record = judge("training::accumulation-is-one-batch", accumulate=trainer().run(4))
     assert (record.verdict, record.where[0]) == ("fail", place), record.value
     assert cause in record.details["hint"]
-
-
-def test_a_loss_with_label_smoothing_is_not_that_of_the_text(judge):
-    run = Trainer().run(2)
-    events = (replace(each, label_smoothing=0.1) if isinstance(each, Forward) else each for each in run.events)
-    record = judge("training::gradient-is-of-this-batch", plain=replace(run, events=tuple(events)))
-    assert record.verdict == "fail"
-    assert "label_smoothing=0.1" in record.details["hint"]
 
 
 def test_a_missing_gradient_counts_as_zero(judge):
