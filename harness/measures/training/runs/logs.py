@@ -7,7 +7,7 @@ import math
 from harness.core.errors import MissingAbility
 from harness.measures.training.runs.printed_numbers import ROUNDING, PrintedNumber, nearest_print
 from harness.suites.measure_registry import Reading, measure
-from harness.training.events import Forward
+from harness.training.events import IGNORED, Forward
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
 
@@ -93,7 +93,14 @@ def _ends_of_epochs(recording: Recording) -> set[int]:
 
 
 def _rows(passes: list[Forward]) -> list[tuple[int, ...]]:
-    return [tuple(row) for forward in passes for row in forward.ids.tolist()]
+    """Return the rows up to their last targets: the padding behind that is another in each batch."""
+    found = list[tuple[int, ...]]()
+    for forward in passes:
+        padded = forward.ids.shape == forward.targets.shape
+        for number, ids in enumerate(forward.ids):
+            counted = (forward.targets[number] != IGNORED).nonzero().flatten().tolist() if padded else []
+            found.append(tuple(ids[: counted[-1] + 1 if counted else None].tolist()))
+    return found
 
 
 @measure

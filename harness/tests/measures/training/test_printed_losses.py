@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from harness.tests.measures.training.hand_made import Trainer, passes, recording, text
 from harness.training.events import Forward, Printed
@@ -150,3 +151,15 @@ def test_only_the_step_that_ends_an_epoch_may_have_fewer_rows(judge, starts, ver
     numbered = [replace(event, step=n) for n, event in enumerate(each for each in events if isinstance(each, Forward))]
     run = recording([*numbered, *steps], rehearsal="accumulate", settings=settings)
     assert judge("training::steps-and-tokens", accumulate=run).verdict == verdict
+    # The same rows come again with other padding, as they are in other batches.
+    width = 20
+    wider = [replace(each, **padded(each, width + each.step)) for each in numbered]
+    run = recording([*wider, *steps], rehearsal="accumulate", settings=settings)
+    assert judge("training::steps-and-tokens", accumulate=run).verdict == verdict
+
+
+def padded(forward, width):
+    """The ids and targets of a pass with padding behind them, which the loss ignores."""
+    behind = (0, width - forward.ids.shape[1])
+    pad = torch.nn.functional.pad
+    return {"ids": pad(forward.ids, behind, value=0), "targets": pad(forward.targets, behind, value=-100)}
