@@ -136,6 +136,9 @@ class Load(Event):
     line: str = ""
 
 
+MOST_OF_A_LINE = 8  # streams that one line makes and that are recorded: a line that makes more makes batches
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stream(Event):
     """A stream of tokens that the program read or made."""
@@ -148,6 +151,8 @@ class Stream(Event):
     """int64 (N,): the first ones, if it is a long stream."""
     length: int | None = None
     """The tokens of the whole stream; None if `ids` has all of them."""
+    line: str = ""
+    """The user's line that read or made it."""
 
     @property
     def complete(self) -> bool:

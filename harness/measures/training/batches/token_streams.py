@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from harness.training.events import IGNORED, Forward
+from harness.training.events import IGNORED, MOST_OF_A_LINE, Forward
 from harness.training.recording import Recording
 
 WRAPPED_BITS = range(5, 17)  # types and masks that may be too small for an id: 2^5 (a text of letters) to uint16
@@ -55,8 +56,9 @@ class TokenStreams:
 
     @classmethod
     def of(cls, recording: Recording) -> TokenStreams:
-        """Return the streams of a recording."""
-        return cls([stream.ids for stream in recording.streams])
+        """Return the streams of a recording, without those of lines that make as many as are recorded: documents."""
+        made = Counter((stream.name, stream.line) for stream in recording.streams)
+        return cls([each.ids for each in recording.streams if made[each.name, each.line] < MOST_OF_A_LINE])
 
     def find(self, ids: Tensor) -> list[Place]:
         """Return every place where these ids (n,) occur, in order."""

@@ -140,6 +140,13 @@ def test_a_row_that_may_be_in_the_rest_of_a_stream_that_is_known_in_part_is_skip
     assert judge("data::rows-are-of-the-text", plain=batches(within, streams=[cut])).verdict == "pass"
 
 
+def test_the_documents_of_a_line_that_makes_many_are_not_all_recorded_and_so_no_stream(judge):
+    """Rows of short documents, and of those after the first eight, were called foreign to the text."""
+    documents = [replace(stream(TOKENS[at : at + 100]), line="data.py:7") for at in range(0, 800, 100)]
+    assert judge("data::rows-are-of-the-text", plain=batches(streams=documents)).verdict == "skip"
+    assert judge("data::rows-are-of-the-text", plain=batches(streams=documents[:7])).verdict == "fail"
+
+
 def test_a_program_whose_streams_were_not_seen_is_skipped(judge):
     record = judge("data::rows-are-of-the-text", plain=recording(passes(TOKENS, RANDOM[:3])))
     assert record.verdict == "skip"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.training.child.recorder import Recorder
 from harness.training.child.seams.patches import Patches
+from harness.training.events import MOST_OF_A_LINE
 from harness.training.recording_files import digest
 
 SHORTEST = 100  # tokens: a batch's row is shorter at the debug size
@@ -24,7 +25,6 @@ TOKENIZERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "tiktoken.core": ("Encoding", ("encode", "encode_ordinary")),
     "transformers.tokenization_utils_base": ("PreTrainedTokenizerBase", ("encode", "__call__")),
 }
-MOST_OF_A_LINE = 8  # streams that one line makes; a line that makes more makes batches
 
 
 class TokenStreams:
@@ -68,7 +68,7 @@ class TokenStreams:
             self._seen.add(found)
             self._of_line[f"{key}"] += 1
             kind = str(value.dtype).removeprefix("torch.")
-            self.recorder.event("Stream", name=name, dtype=kind, ids=ids.detach().cpu(), length=len(value))
+            self.recorder.event("Stream", name=name, dtype=kind, ids=ids.detach().cpu(), length=len(value), line=line)
 
     def _encoder(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def encode(*args: Any, **options: Any) -> Any:
