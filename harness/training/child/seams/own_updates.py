@@ -25,8 +25,8 @@ OPERATORS = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__")
 class OwnUpdates:
     """Makes a step of the first change of a parameter after a backward pass, up to what the program does next.
 
-    The step ends when the line that called the backward pass's function has gone on, or else when the program calls the
-    model, computes another backward pass, prints or saves. A program that has an optimizer of torch has no such steps.
+    The step ends when the function that computed the backward pass is at another line while the program prints, or else
+    when it calls the model, prints or saves. A program that has an optimizer of torch has no such steps.
     """
 
     def __init__(self, recorder: Recorder, watch: GradientWatch, optimizers: OptimizerSeam) -> None:
@@ -60,6 +60,7 @@ class OwnUpdates:
         frames = list(_frames())
         above = frames[1:]  # not the frame itself: it goes on line by line
         self._loop = (self._backward, self._backward.f_lineno) if self._backward in above and self._backward else None
+        self._backward = None  # a frame keeps all that is in it
         self._optimizer = self._optimizer or _Update(parameters)
         self._optimizer.param_groups[0]["lr"] = _learning_rate(frames)
         self.optimizers.begins(
