@@ -77,7 +77,10 @@ def _mean(passes: list[Forward]) -> float:
 
 
 def _ends_of_epochs(recording: Recording) -> set[int]:
-    """Return the steps with fewer rows than most after which rows come again: a new epoch begins."""
+    """Return the steps with fewer rows than most after which rows come again, or the run ends by itself.
+
+    A new epoch begins then, or there is no more.
+    """
     rows = {step.number: _rows(recording.forwards_of(step.number)) for step in recording.steps}
     counts = sorted(map(len, rows.values()))
     usual = counts[len(counts) // 2] if counts else 0
@@ -87,7 +90,8 @@ def _ends_of_epochs(recording: Recording) -> set[int]:
         again = set(own) <= seen
         seen |= set(own)
         after = rows.get(number + 1)
-        if len(own) < usual and (again if after is None else set(after) <= seen):
+        last = again or recording.ended == "finished"
+        if len(own) < usual and (last if after is None else set(after) <= seen):
             found.add(number)
     return found
 

@@ -140,6 +140,7 @@ def test_the_steps_of_a_run_that_the_harness_stopped_are_not_judged_unless_they_
     ("starts", "verdict"),
     [
         ([[0, 16], [32], [16, 32], [0]], "pass"),  # three windows an epoch, two a step
+        ([[0, 16], [32, 48], [64]], "pass"),  # the run ends with the text
         ([[0, 16], [32], [48, 64], [80]], "fail"),  # in the middle of the text
         ([[0], [0], [0], [0]], "fail"),  # every step
     ],
