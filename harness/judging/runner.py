@@ -67,13 +67,13 @@ class Runner:
 
     def run(self, check: Check) -> Record:
         """Return the record of one check. A failure that a declared deviation explains is marked as declared."""
-        if self._ahead is not None and (row := self._ahead.answer(_id_of(check))) is not None:
-            return Record.from_row(check, row)
         size = str(check.parameters.get("size") or "debug")
         because = self._unusable.get(size) or self._hung.get((check.measure, size))
         if because:
             record = Record(check, self.name, "error", because, 0.0, details={"because": because})
             return record if self._unusable.get(size) else excused(record, self.deviations) or record
+        if self._ahead is not None and (row := self._ahead.answer(_id_of(check))) is not None:
+            return Record.from_row(check, row)
         record = self.judge.judge(check, self.limits)
         if record.verdict == "error":
             self._probe(check, record, size)
