@@ -72,12 +72,11 @@ class Runner:
         if because:
             record = Record(check, self.name, "error", because, 0.0, details={"because": because})
             return record if self._unusable.get(size) else excused(record, self.deviations) or record
-        if self._ahead is not None and (row := self._ahead.answer(_id_of(check))) is not None:
-            return Record.from_row(check, row)
-        record = self.judge.judge(check, self.limits)
+        row = self._ahead.answer(_id_of(check)) if self._ahead is not None else None
+        record = self.judge.judge(check, self.limits) if row is None else Record.from_row(check, row)
         if record.verdict == "error":
             self._probe(check, record, size)
-        if record.verdict in ("fail", "error") and self.deviations and not self._unusable.get(size):
+        if row is None and record.verdict in ("fail", "error") and self.deviations and not self._unusable.get(size):
             record = excused(record, self.deviations) or self._computed(check, record)
         return record
 
