@@ -49,7 +49,7 @@ LOSS_LEVELS = ("plateau-of-the-next-token", "loss-below-entropy", "overfits-one-
 
 # Lines of source, as patterns: what draws windows, what makes them, what parts the text, what seeds.
 ORDERS = r"\b(randperm|permutation|shuffle|RandomSampler)\b"
-DROPS_ALWAYS = r"\bF\.dropout\((?!.*\btraining\b)"  # a dropout that is not told the mode
+DROPS_ALWAYS = r"\bF\.dropout\((?!.*\btraining\b)"  # a dropout that is on in every mode
 DRAWS = (r"\b(randint|integers|choice|choices|sample|randrange)\(", ORDERS)
 WINDOWS = (r"\brange\([^,]*,[^,]*,", r"//", r"\[.*:.*\+.*\]")
 VALIDATION_PART = r"^\s*(?!for|if|while|return).*(val|test|eval)\w*\s*(,\s*\w+\s*)?=[^=].*\["

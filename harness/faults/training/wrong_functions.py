@@ -344,7 +344,7 @@ OF_FUNCTIONS = (
     ),
     _mistake(
         "functional-dropout-in-validation",
-        "F.dropout is not told the mode: validation has dropout.",
+        "F.dropout is called without `training=`: validation has dropout.",
         "karpathy/nanoGPT pull 240",
         (
             "x = x + F.dropout(self.out(y), self.drop_rate, self.training)",

@@ -82,7 +82,7 @@ def update_errors(program: Trains, *, rehearsal: str = "plain", steps: int = 10)
     if recording.steps and recording.steps[0].is_hand_written:
         fit = fitted(recording, steps)
         details = {"rule": fit.name, **({"hint": f"step 0: {fit.mistake}"} if fit.mistake else {})}
-        # A wrong rule that fits is as far from the right one as can be told.
+        # Of a wrong rule that fits no distance from the right one is computed.
         far = [math.inf if fit.mistake else error for error in fit.errors]
         return Reading({f"step {k}": error for k, error in enumerate(far)}, "of the rounding", details)
     for step in recording.steps[:steps]:
