@@ -9,6 +9,7 @@ import time
 import pytest
 
 from harness.core.second_process import SecondProcess, second_process
+from harness.tests.processes import ends
 
 QUESTIONS = ("a", "b", "c", "d", "e", "f")
 
@@ -93,19 +94,7 @@ os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", program], check=False)
     process = int((tmp_path / "pid").read_text())
-    until = time.monotonic() + 20
-    while is_running(process) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not is_running(process)
-
-
-def is_running(process):
-    """Return True if a process has not ended: one that has, and that nobody waits for, is a zombie."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert ends(process)
 
 
 def test_one_core_gets_no_second_process(monkeypatch):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+from harness.tests.processes import ends, is_running
+
 LOOP = """
 import os, time
 with open({path!r} + ".part", "w") as file:
@@ -15,15 +17,6 @@ while True:
     time.sleep(0.1)
 """
 RECORD = "from harness.training.program import TrainingProgram; TrainingProgram('loop.py').record('plain')"
-
-
-def is_running(process):
-    """Return True if a process has not ended: one that has, and that nobody waits for, is a zombie."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_run_ends_if_the_process_that_forked_it_is_killed(tmp_path):
@@ -39,9 +32,6 @@ def test_a_run_ends_if_the_process_that_forked_it_is_killed(tmp_path):
                 run, server = map(int, file.read().split())
             assert is_running(run)
             os.kill(server, signal.SIGKILL)
-            until = time.monotonic() + 20
-            while is_running(run) and time.monotonic() < until:
-                time.sleep(0.1)
-            assert not is_running(run)
+            assert ends(run)
         finally:
             judge.kill()
