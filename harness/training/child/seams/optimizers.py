@@ -107,10 +107,11 @@ class OptimizerSeam:
         if not self.recorder.active:
             return
         with self.recorder.observing():
-            self.begins(optimizer, self.recorder.line(), definition_line(type(optimizer).step))
+            kind = type(optimizer)
+            self.begins(optimizer, kind.__name__, self.recorder.line(), definition_line(kind.step))
 
-    def begins(self, optimizer: Any, line: str, rule_line: str) -> None:
-        """Record what is there before a step, called on a line, by a rule of a line. The recorder is observing."""
+    def begins(self, optimizer: Any, kind: str, line: str, rule_line: str) -> None:
+        """Record what is there before a step of a kind, called on a line, by a rule of a line; inside `observing`."""
         self.watch.disarm()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self.recorder.ranks = {
@@ -123,7 +124,7 @@ class OptimizerSeam:
         self._row = {
             "order": self.recorder.next_order(),
             "number": self._number(optimizer),
-            "optimizer": type(optimizer).__name__,
+            "optimizer": kind,
             "groups": [self._group(group) for group in optimizer.param_groups],
             "line": line,
             "rule_line": rule_line,

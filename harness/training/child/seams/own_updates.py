@@ -64,7 +64,10 @@ class OwnUpdates:
         self._optimizer = self._optimizer or _Update(parameters)
         self._optimizer.param_groups[0]["lr"] = _learning_rate(frames)
         self.optimizers.begins(
-            self._optimizer, line_of(self._loop[0] if self._loop else frames[0]), definition_of(frames[0])
+            self._optimizer,
+            HAND_WRITTEN,
+            line_of(self._loop[0] if self._loop else frames[0]),
+            definition_of(frames[0]),
         )
 
     def goes_on(self, *, surely: bool = False) -> None:
@@ -95,9 +98,6 @@ class _Update:
     def __init__(self, parameters: list[Tensor]) -> None:
         self.param_groups: list[dict[str, Any]] = [{"params": parameters, "lr": 0.0}]
         self.state: dict[Tensor, Any] = {}
-
-
-_Update.__name__ = HAND_WRITTEN
 
 
 def _functions() -> Iterator[Any]:
