@@ -146,8 +146,8 @@ def _draws_at_random(batches: Batches, epoch: Pass) -> bool:
 
 def _gives_each_window_once(starts: list[int]) -> bool:
     """Return True if no window comes again before all that ever come have come, which random draws hardly do."""
-    first = next((number for number, start in enumerate(starts) if start in starts[:number]), len(starts))
-    return LEAST_WINDOWS <= first == len(set(starts)) < len(starts)
+    windows = len(set(starts))
+    return LEAST_WINDOWS <= windows == len(set(starts[:windows])) < len(starts)
 
 
 def _start(batches: Batches, row: Row) -> int:
