@@ -61,7 +61,7 @@ class SecondProcess:
         # One byte for each question, taken or not. A lock on it is released when its process ends, however it ends.
         self._taken = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
         self._taken.write(_FREE * len(self._numbers))
-        # Not by the pipe, which is soon full: the other process would wait. A byte in the pipe is an answer in the file.
+        # Not the pipe, which is soon full: the other process would wait. A byte in the pipe is an answer in the file.
         self._written = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
         self._read, write = os.pipe()
         try:
