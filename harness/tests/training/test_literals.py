@@ -10,6 +10,7 @@ from harness.training.child.program_source import compiled
 from harness.training.literals import project_files, settable_literals
 from harness.training.program import TrainingProgram
 from harness.training.rehearsals import SMALL
+from harness.training.settings import Settings
 
 
 @pytest.fixture
@@ -167,3 +168,14 @@ def test_a_name_that_no_literal_has_is_an_error_of_one_line(tmp_path, monkeypatc
     Path("train.py").write_text(script())
     with pytest.raises(SubjectError, match=message):
         TrainingProgram("train.py", chosen=[choice])
+
+
+def test_the_batch_size_of_a_loader_alone_is_set_and_declares_nothing(tmp_path):
+    """It may be that of the validation's loader: "rows: 24, declared 12" was said of a right program."""
+    (tmp_path / "train.py").write_text("val = DataLoader(val_set, batch_size=64)\n")
+    files = [tmp_path / "train.py"]
+    assignment = Settings(literals=settable_literals(files)).assign({"batch_size": 4})
+    assert list(assignment.replaced[str(files[0])].values()) == [4]
+    assert "batch_size" not in assignment.values
+    (tmp_path / "train.py").write_text("batch_size = 16\nval = DataLoader(val_set, batch_size=64)\n")
+    assert Settings(literals=settable_literals(files)).assign({"batch_size": 4}).values == {"batch_size": 4}

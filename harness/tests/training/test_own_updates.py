@@ -142,3 +142,20 @@ def test_a_wrong_rule_is_named_and_one_that_is_not_known_is_not_judged(tmp_path,
             fitted(recording)
     else:
         assert fitted(recording).mistake == mistake
+
+
+CLIP = """\
+params = list(model.parameters())
+norm = sum((p.grad.double() ** 2).sum() for p in params).sqrt()
+for p in params:
+    p.grad.mul_(0.01 / norm)"""
+
+
+def test_clipping_by_hand_is_seen_from_the_first_step_on(tmp_path):
+    """The norm is that of copies in another type, and no optimizer has named the parameters yet."""
+    recording = own(tmp_path, before_step=CLIP)
+    for step in recording.steps:
+        norm = sum(float(gradient.double().square().sum()) for gradient in step.gradient.values()) ** 0.5
+        assert norm == pytest.approx(0.01, rel=1e-5)
+        for name, gradient in step.replayed.items():
+            assert torch.allclose(step.unclipped[name].double(), gradient, rtol=1e-4, atol=1e-7), name

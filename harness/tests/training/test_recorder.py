@@ -382,3 +382,12 @@ def test_the_steps_of_two_optimizers_after_the_same_gradients_are_one_step(tmp_p
     assert set(first.before) == set(first.after) == {"wte.weight", "hidden.weight", "hidden.bias"}
     assert all(not torch.equal(first.before[name], last.after[name]) for name in first.before)
     assert torch.equal(found.steps[1].before["wte.weight"], first.after["wte.weight"])
+
+
+def test_the_gradient_of_a_smoothed_loss_is_computed_again_with_its_smoothing(tmp_path):
+    smoothed = "F.cross_entropy(model(x).view(-1, 11), y.reshape(-1), label_smoothing=0.1)"
+    plain = "F.cross_entropy(model(x).view(-1, 11), y.reshape(-1))"
+    recording = record(tmp_path, script(replaced=[(plain, smoothed)]))
+    for step in recording.steps:
+        for name, gradient in step.replayed.items():
+            assert torch.allclose(step.unclipped[name].double(), gradient, rtol=1e-4, atol=1e-7), name
