@@ -43,6 +43,8 @@ class Forward(Event):
     """The reduction of the loss: "mean", "sum" or "none"."""
     label_smoothing: float = 0.0
     """The share of each target that the loss spreads over the vocabulary."""
+    unsmoothed: float = float("nan")
+    """The mean cross entropy of the counted targets, if the loss spreads a share of them; NaN otherwise."""
     mode: Literal["train", "eval", "mixed"] = "train"
     """The training flags of the model's modules."""
     autocast: str | None = None
@@ -87,6 +89,11 @@ class Forward(Event):
     def total_loss(self) -> float:
         """Return the sum of the losses of the counted targets, in nats."""
         return self.loss if self.reduction == "sum" else self.loss * self.counted
+
+    @property
+    def total_cross_entropy(self) -> float:
+        """Return the sum of the cross entropies of the counted targets, in nats, without label smoothing."""
+        return self.unsmoothed * self.counted if self.label_smoothing else self.total_loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,10 @@ class Group:
 class Step(Event):
     """One optimizer step. Its tensors are read when they are asked for, and raise `NotRecorded` if they are not there.
 
-    `tensors` has the parts by name: "before", "after", "gradient", "unclipped", "state_before", "state_after",
-    "replayed", "replayed32" and "micro_batches". `hashes` has a hash of each tensor of "before", "after", "gradient"
-    and "unclipped", and of each parameter's whole state ("state_before", "state_after"). They are recorded at any size;
-    a long rehearsal has none.
+    `tensors` has the parts by name: "before", "at_gradient", "after", "gradient", "unclipped", "state_before",
+    "state_after", "average", "replayed", "replayed32" and "micro_batches". `hashes` has a hash of each tensor of
+    "before", "after", "gradient" and "unclipped", and of each parameter's whole state ("state_before", "state_after").
+    They are recorded at any size; a long rehearsal has none.
     """
 
     number: int
@@ -86,6 +86,16 @@ class Step(Event):
         return self._part("before")
 
     @property
+    def at_gradient(self) -> Tensors:
+        """Return the parameters in the last backward pass; `before`, unless the program changed them in between."""
+        return {**self.before, **self.tensors.get("at_gradient", {})}
+
+    @property
+    def average(self) -> Tensors:
+        """Return the mean of the weights that the program keeps beside them, before the step."""
+        return self._part("average")
+
+    @property
     def after(self) -> Tensors:
         """Return the parameters after the step."""
         return self._part("after")
@@ -115,7 +125,7 @@ class Step(Event):
 
     @property
     def replayed(self) -> Tensors:
-        """Return the float64 gradients, at `before`, of the mean cross entropy over all the step's targets.
+        """Return the float64 gradients, at `at_gradient`, of the mean cross entropy over all the step's targets.
 
         They are computed after the run, with a float64 copy of the program's own model, from the recorded batches.
         """

@@ -35,7 +35,10 @@ NEEDS_GPU = re.compile(r"nccl|cuda", re.IGNORECASE)  # in the message of a progr
 NEVER_SEEN = frozenset(("text", "out", "resume", "steps"))  # by their names: other things are called the same
 # Settings that declare something, whoever chose them.
 DECLARED = frozenset(
-    ("min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip", "accumulation")
+    (
+        *("min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip"),
+        *("accumulation", "ema_decay"),
+    )
 )
 INSTEAD = {"accumulation": "tokens_per_step"}  # a setting that decides another one
 INSTALLED = ("site-packages", "dist-packages")  # names of folders of installed packages, also of other installations
@@ -192,7 +195,8 @@ class TrainingProgram:
             except SubjectError as error:
                 failure = failure or error
                 continue
-            self._keeps_its_text = self._keeps_its_text or ("text" in self.settings and "text" not in values)
+            if rehearsal.name == REHEARSALS["plain"].name:  # others have shorter texts: too short is not unreadable
+                self._keeps_its_text = "text" in self.settings and "text" not in values
             return found
         assert failure is not None
         if "text" in rehearsal.needs and self._trains("plain"):
@@ -320,6 +324,8 @@ class TrainingProgram:
         """
         by_flag = {word: value for word, value in assignment.values.items() if word in self.settings.flags}
         known = (DECLARED | set(assignment.values)) - NEVER_SEEN
+        if "cooldown" in self.settings and "horizon" not in self.settings:
+            known -= {"horizon"}  # the frames of the program call the length of its final decay so
         known |= {"steps"} - set(assignment.values)  # the program's own number of steps, the end of its schedule
         seen = {word: value for word, value in observed.items() if word in known}
         return {**assignment.values, **seen, **by_flag, **self.settings.given}
@@ -329,6 +335,11 @@ class TrainingProgram:
         failed = next((recording for recording in found if recording.ended == "failed"), None)
         if failed is not None and rehearsal.ranks > 1 and NEEDS_GPU.search(failed.message):
             raise MissingAbility(f"the ranks of {self.name} need a GPU each: {failed.message}")
+        if failed is not None and rehearsal.ranks > 1 and all(recording.ranks == 1 for recording in found):
+            raise MissingAbility(
+                f"{self.name} does not train on several ranks: started as torchrun starts it (RANK, WORLD_SIZE), "
+                f"it did not call torch.distributed.init_process_group, and failed: {failed.message}"
+            )
         if failed is not None:
             rank = f" on rank {found.index(failed)}" if len(found) > 1 else ""
             raise SubjectError(f"{self.name} fails in the rehearsal '{rehearsal.name}'{rank}: {failed.message}")
@@ -349,7 +360,8 @@ class TrainingProgram:
                 f"{self.name} saved nothing in {steps} steps (torch.save, safetensors), and cannot be resumed; "
                 f"looked for {describe('save_every')}"
             )
-        return saves[-1]
+        whole = [save for save in saves if "best" not in Path(save.path).name.lower()]
+        return (whole or saves)[-1]
 
     # ------------------------------------------------------------------------ files
 

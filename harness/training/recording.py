@@ -31,6 +31,10 @@ class Parameter:
     """It is the table of an `nn.Embedding`, or has the name of a table of positions."""
     alias_of: str | None = None
     """The first name of the same parameter, for instance of a head that is tied to the embedding."""
+    registered: bool = True
+    """It is a parameter of the model; False for one of a module that is called in the model, and is no part of it."""
+    line: str = ""
+    """The user's line that made its module, if that is known."""
 
 
 AnyEvent = TypeVar("AnyEvent", bound=Event)

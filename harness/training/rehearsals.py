@@ -31,6 +31,7 @@ SMALL: Mapping[str, Any] = {
     "lr": 1e-3,
     "min_lr": 1e-4,
     "warmup": 3,
+    "cooldown": 4,
     "weight_decay": 0.1,
     "beta1": 0.9,
     "beta2": 0.95,
@@ -136,6 +137,13 @@ REHEARSALS: Mapping[str, Rehearsal] = {
         Rehearsal("validate-often", "validation", {**_VALIDATION, "eval_every": 2}, ("eval_every",), detail="hashes"),
         Rehearsal(
             "validate-never", "no validation", {**_VALIDATION, "eval_every": NEVER}, ("eval_every",), detail="hashes"
+        ),
+        Rehearsal(
+            "fluctuating",
+            "a validation loss that rises and falls",
+            {"steps": 20, "eval_every": 2, "lr": 0.3, "min_lr": 0.3, "clip": 1.0},
+            ("eval_every",),
+            detail="losses",
         ),
         # A program may share the micro-batches of a step among its ranks.
         Rehearsal("two-ranks", "two processes, as torchrun starts them", {"steps": 5, "accumulation": 2}, ranks=2),

@@ -8,14 +8,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Word:
-    """A setting: what it is, and its names, written with underscores; letter case counts for single letters only."""
+    """A setting: what it is, and its names, written with underscores; letter case counts for single letters only.
+
+    `of_options` are names that say it on a command line only: in a source, other things are called the same.
+    """
 
     what: str
     names: tuple[str, ...]
+    of_options: tuple[str, ...] = ()
 
 
-def _word(what: str, names: str) -> Word:
-    return Word(what, tuple(names.split()))
+def _word(what: str, names: str, of_options: str = "") -> Word:
+    return Word(what, tuple(dict.fromkeys(names.split())), tuple(of_options.split()))
+
+
+def _pairs(first: str, second: str) -> str:
+    """Return every name of one word of each: "eval val", "every" is "eval_every val_every"."""
+    return " ".join(f"{one}_{other}" for one in first.split() for other in second.split())
+
+
+_OFTEN = "every interval freq frequency period every_steps"
+_VALIDATION = "eval val valid validation validate evaluate evaluation"
 
 
 WORDS: Mapping[str, Word] = {
@@ -29,11 +42,13 @@ WORDS: Mapping[str, Word] = {
     "n_embd": _word(
         "the width",
         "n_embd d_model width emb_dim embed_dim hidden_size n_embed dim embd_size embedding_dim embedding_size",
+        "hidden d channels model_dim",
     ),
     "block_size": _word(
         "the length of a window",
         "block_size T seq_len seq_length sequence_length context_length context max_length max_seq_len context_size "
         "context_len ctx_len",
+        "length ctx seq window seqlen n_ctx ctx_length n_positions",
     ),
     "dropout": _word(
         "dropout",
@@ -54,11 +69,16 @@ WORDS: Mapping[str, Word] = {
     "steps": _word(
         "the number of steps",
         "steps max_iters max_steps num_steps n_steps num_iterations iterations train_steps total_steps num_iters iters "
-        "n_iters training_steps",
+        "n_iters training_steps max_updates num_updates total_iters total_iterations",
+        "updates",
     ),
     "overfit_batches": _word("training on a few batches only", "overfit_batches overfit_single_batch overfit"),
     "lr": _word("the learning rate", "lr learning_rate max_lr peak_lr"),
     "min_lr": _word("the least learning rate", "min_lr min_learning_rate lr_min final_lr"),
+    "cooldown": _word(
+        "the steps of the final decay",
+        "cooldown cooldown_steps cooldown_iters warmdown warmdown_steps warmdown_iters decay_length",
+    ),
     "warmup": _word("the steps of warm-up", "warmup warmup_iters warmup_steps num_warmup_steps lr_warmup"),
     "horizon": _word("the end of the schedule", "horizon lr_decay_iters decay_steps lr_decay_steps decay_iters"),
     "schedule": _word("the schedule", "schedule lr_schedule lr_scheduler lr_scheduler_type"),
@@ -66,6 +86,7 @@ WORDS: Mapping[str, Word] = {
     "beta1": _word("beta1", "beta1 adam_beta1"),
     "beta2": _word("beta2", "beta2 adam_beta2"),
     "eps": _word("epsilon", "eps adam_eps adam_epsilon epsilon"),
+    "ema_decay": _word("the decay of the mean of the weights", "ema_decay ema_beta ema_rate ema_momentum avg_decay"),
     "clip": _word("the limit of the gradient norm", "clip grad_clip max_grad_norm clip_grad gradient_clip max_norm"),
     "precision": _word("the precision", "precision dtype"),
     "compile": _word("torch.compile", "compile torch_compile use_compile"),
@@ -73,23 +94,26 @@ WORDS: Mapping[str, Word] = {
     "backend": _word("the backend of ranks", "backend dist_backend ddp_backend"),
     "eval_every": _word(
         "the steps between validations",
-        "eval_every eval_interval val_every eval_freq eval_steps val_interval val_loss_every",
+        f"{_pairs(_VALIDATION, _OFTEN)} eval_steps val_loss_every",
     ),
     "eval_batches": _word(
-        "the batches of a validation", "eval_batches eval_iters val_batches val_max_batches val_max_steps eval_iter"
+        "the batches of a validation",
+        _pairs("eval val valid validation", "batches iters max_batches num_batches") + " val_max_steps eval_iter",
     ),
-    "sample_every": _word("the steps between samples", "sample_every sample_interval generate_every sample_freq"),
+    "sample_every": _word("the steps between samples", _pairs("sample generate", _OFTEN)),
     "sample_tokens": _word("the tokens of a sample", "sample_tokens max_new_tokens sample_length"),
     "save_every": _word(
         "the steps between checkpoints",
-        "save_every checkpoint_interval checkpoint_every save_interval save_steps ckpt_interval save_freq ckpt_every",
+        f"{_pairs('save checkpoint ckpt', _OFTEN)} save_steps",
     ),
-    "out": _word("the folder of checkpoints", "out out_dir output_dir checkpoint_dir save_dir ckpt_dir run_dir"),
+    "out": _word(
+        "the folder of checkpoints", "out out_dir output_dir checkpoint_dir save_dir ckpt_dir run_dir work_dir"
+    ),
     "resume": _word(
         "resuming from a checkpoint",
         "resume resume_from resume_from_checkpoint resume_path init_from load_checkpoint resume_training",
     ),
-    "log_every": _word("the steps between log lines", "log_every log_interval print_every logging_steps"),
+    "log_every": _word("the steps between log lines", f"{_pairs('log print logging report', _OFTEN)} logging_steps"),
     "seed": _word("the seed", "seed random_seed manual_seed rng_seed"),
 }
 
@@ -103,12 +127,13 @@ VALUES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 RESUME_VALUES: Mapping[str, str] = {"init_from": "resume"}  # nanoGPT
 
 
-def word_of(name: str) -> str | None:
-    """Return the word of a setting's name, or None if it is no known one."""
+def word_of(name: str, *, option: bool = False) -> str | None:
+    """Return the word of a setting's name, or None if it is no known one. `option`: it is one of a command line."""
     plain = name.strip("-").replace("-", "_").replace(".", "_")
     if len(plain) > 1:
         plain = plain.lower()
-    return next((word for word, known in WORDS.items() if plain in known.names), None)
+    found = (word for word, known in WORDS.items() if plain in known.names or (option and plain in known.of_options))
+    return next(found, None)
 
 
 def describe(word: str) -> str:

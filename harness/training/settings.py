@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from harness.training.literals import Literal, Place
@@ -54,10 +54,12 @@ class Assignment:
 class Settings:
     """What can be set, by word. A flag is preferred to a name, and both to literals; what the user gave stays.
 
-    `names` are top-level names of a script that reads its arguments itself, as `--name=value`.
+    `names` are top-level names of a script that reads its arguments itself, as `--name=value`. `more_flags` are further
+    flags of a word: a program may have its total of steps, and a step to stop at.
     """
 
     flags: Mapping[str, Flag] = field(default_factory=dict)
+    more_flags: Mapping[str, tuple[Flag, ...]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     literals: Mapping[str, tuple[Literal, ...]] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -99,7 +101,8 @@ class Settings:
                 chosen = _choice(word, value, flag.choices)
                 if chosen is None:
                     continue
-                arguments += flag.arguments(chosen)
+                for each in (flag, *self.more_flags.get(word, ())):
+                    arguments += each.arguments(chosen)
             elif (name := self.names.get(word)) is not None:
                 arguments.append(f"--{name}={_as_the_default(_named(word, name, value), self.default(word))}")
             else:
@@ -125,23 +128,51 @@ def read_settings(
     `names`: the top-level names of a script that reads `--name=value` itself. `chosen`: what the user set in the
     source, by word.
     """
-    flags: dict[str, Flag] = {}
+    flags: dict[str, list[Flag]] = {}
     for row in options:
         if row["help"] or not row["flags"]:
             continue
         names = [flag for flag in row["flags"] if flag.startswith("--")] or list(row["flags"])
-        word = next((found for name in names if (found := word_of(name)) is not None), None)
-        if word is not None and word not in flags:
+        word = next((found for name in names if (found := word_of(name, option=True)) is not None), None)
+        if word is not None and (word not in flags or word == "steps"):
             choices = tuple(row["choices"]) if row["choices"] is not None else None
-            flags[word] = Flag(
-                word, tuple(names), row["takes_value"], row["negated"], row["metavar"], choices, row["default"]
+            flags.setdefault(word, []).append(
+                Flag(word, tuple(names), row["takes_value"], row["negated"], row["metavar"], choices, row["default"])
             )
     own: dict[str, str] = {}
     for name in names:
         if (word := word_of(name)) is not None:
             own.setdefault(word, name)
     usable = {word: kept for word, each in literals.items() if (kept := _replaceable(word, each))}
-    return Settings(flags, own, usable, {**_given(arguments), **(chosen or {})})
+    first = {word: each[0] for word, each in flags.items()}
+    more = {word: tuple(each[1:]) for word, each in flags.items() if len(each) > 1}
+    settings = Settings(first, more, own, usable, {**_given(arguments), **(chosen or {})})
+    return _with_cooldown(settings) if _decays_at_the_end(settings) else settings
+
+
+def _decays_at_the_end(settings: Settings) -> bool:
+    """Return True if "decay_steps" is the length of a final decay: it is less than half of all steps."""
+    flags = (settings.flags.get("steps"), *settings.more_flags.get("steps", ()))
+    steps = [flag.default for flag in flags if flag is not None and isinstance(flag.default, int)]
+    steps += [settings.default("steps")] if isinstance(settings.default("steps"), int) else []
+    horizon = settings.own.get("horizon")
+    called = settings.called("horizon")
+    return (
+        isinstance(horizon, int)
+        and "cooldown" not in settings
+        and bool(called)
+        and all("decay" in name for name in called)
+        and 0 < 2 * horizon < max(steps, default=0)
+    )
+
+
+def _with_cooldown(settings: Settings) -> Settings:
+    """Return the settings of which the end of the schedule is the length of its final decay instead."""
+
+    def renamed(known: Mapping[str, Any]) -> dict[str, Any]:
+        return {"cooldown" if word == "horizon" else word: value for word, value in known.items()}
+
+    return Settings(*(renamed(getattr(settings, each.name)) for each in fields(settings)))
 
 
 def _replaceable(word: str, literals: Sequence[Literal]) -> tuple[Literal, ...]:
@@ -171,7 +202,7 @@ def _given(arguments: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        word = word_of(name) if argument.startswith("-") else None
+        word = word_of(name, option=True) if argument.startswith("-") else None
         if word is None:
             continue
         following = arguments[place + 1] if place + 1 < len(arguments) else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
-from harness.training.events import Backward, Forward
+from harness.training.events import Backward, Forward, Zeroed
 from harness.training.recording import Recording
 
 VALIDATION = "validation"  # how the place of a failure in a validation batch begins
@@ -34,6 +35,19 @@ def of_the_loss(recording: Recording, place: str) -> str:
 def of_the_backward(recording: Recording, place: str) -> str:
     """Return the line of the first backward pass."""
     return _first(each.line for each in recording.events if isinstance(each, Backward))
+
+
+def of_the_zeroing(recording: Recording, place: str) -> str:
+    """Return the line that zeroes the gradients between two micro-batches of a step, or else the backward pass's."""
+    ends = [step.order for step in recording.steps]
+    passes = [each.order for each in recording.events if isinstance(each, Backward)]
+    for each in recording.events:
+        if isinstance(each, Zeroed) and each.line:
+            end = next((order for order in ends if order > each.order), math.inf)
+            start = max((order for order in ends if order < each.order), default=-1)
+            if any(start < order < each.order for order in passes) and any(each.order < o < end for o in passes):
+                return each.line
+    return of_the_backward(recording, place)
 
 
 def of_the_clipping(recording: Recording, place: str) -> str:

@@ -64,6 +64,8 @@ HALF = r"bfloat16|float16|\.half\(|\.bfloat16\("
 IGNORES = r"-100|ignore_index|masked_fill"
 MASKS = r"is_causal|tril|triu|scaled_dot_product_attention|masked_fill"
 RESETS = r"\bloss\w*\b[^=!<>]*=[^=].*\b0(\.0*)?\b|\bloss\w*\s*=\s*torch\.zeros\("
+AVERAGES = (r"\blerp_?\(|\bdecay\b.*\*|\*.*\bdecay\b", r"\bema\w*\b.*(mul_|add_|lerp|update)")
+COMPARES_BEST = (r"\bif\b.*[<>].*\bbest|\bif\b.*\bbest.*[<>]", r"\bbest\w*\s*=")
 SUMS_RANKS = r"\b(all_reduce|reduce_scatter\w*|DistributedDataParallel|DDP|no_sync)\b"
 
 # By check, in the order of a run's events. What depends on another event comes after it.
@@ -122,7 +124,7 @@ EVENTS: Mapping[str, Judged] = {
         "gradient",
         line.of_the_backward,
         "the micro-batches of a step are not one batch",
-        lines={"zero_grad": line.of_the_step, "have no part": line.of_the_step},
+        lines={"zero_grad": line.of_the_step, "have no part": line.of_the_step, "alone": line.of_the_zeroing},
         look=of_the_divisor,
         explains=("printed-loss",),
     ),
@@ -144,7 +146,12 @@ EVENTS: Mapping[str, Judged] = {
     "lr-at-each-step": Judged(
         "learning rate", line.of_the_scheduler, "the learning rate follows no known schedule", look=of_the_rate
     ),
-    "optimizer-settings": Judged("optimizer", line.of_the_optimizer, "the settings are not the declared ones"),
+    "optimizer-settings": Judged(
+        "optimizer",
+        line.of_the_optimizer,
+        "the settings are not the declared ones",
+        look=nearest({"beta": r"\bbetas?\b[\"\']?\s*[=:]", "eps": r"\beps(ilon)?\b[\"\']?\s*[=:]"}),
+    ),
     "decay-by-parameter": Judged(
         "optimizer groups", line.of_the_optimizer, "the wrong parameters decay", look=nearest({"L2": "", "": DECAYS})
     ),
@@ -184,6 +191,9 @@ EVENTS: Mapping[str, Judged] = {
         look=nearest({"get no gradient": (DETACHES, COLLECTS), "": COLLECTS}),
     ),
     "few-updates-are-lost": Judged("step", line.of_the_optimizer, "small updates are lost", says_too=True),
+    "mean-of-weights": Judged(
+        "mean of the weights", line.of_the_step, "the mean of the weights is another one", look=nearest({"": AVERAGES})
+    ),
     "epoch-coverage": Judged(
         "batch",
         line.of_the_ids,
@@ -239,6 +249,9 @@ EVENTS: Mapping[str, Judged] = {
         "the printed loss is not that of the set",
         lines={"means": line.of_the_validation, "padding": line.of_the_validation},
         look=nearest({"padding": r"\bnumel\("}),
+    ),
+    "best-checkpoint-is-the-best": Judged(
+        "best checkpoint", line.of_the_save, "the checkpoint is not the best one", look=nearest({"": COMPARES_BEST})
     ),
     "checkpoint-is-complete": Judged(
         "checkpoint",

@@ -39,6 +39,40 @@ RIGHT_TRAINERS = (
         rehearsals=("past-horizon",),
     ),
     Trainer(
+        "short-window-dropped",
+        "The text ends with less than a window, which is left out.",
+        "the usual __len__ of a Dataset: (len(tokens) - 1) // block_size",
+        (("range(0, len(train_data) - 1, block_size)", "range(0, len(train_data) - block_size, block_size)"),),
+        rehearsals=("plain", "epoch"),
+    ),
+    Trainer(
+        "decay-written-out",
+        "The weights are multiplied by 1 - lr * decay before the step of an optimizer that has no decay.",
+        "Loshchilov and Hutter 2019",
+        (
+            ('{"params": matrices, "weight_decay": weight_decay}', '{"params": matrices, "weight_decay": 0.0}'),
+            (
+                "    optimizer.step()\n",
+                "    with torch.no_grad():\n        for p in matrices:\n            p.mul_(1 - lr * weight_decay)\n"
+                "    optimizer.step()\n",
+            ),
+        ),
+        rehearsals=("plain",),
+    ),
+    Trainer(
+        "loss-written-out",
+        "The loss is the log-sum-exp less the score of the target, which the program picks itself.",
+        "karpathy/nanochat, and hand-written losses in many tutorials",
+        (
+            (
+                'return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")',
+                "picked = logits.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1)\n"
+                "    return ((logits.logsumexp(-1) - picked) * (y != -100)).sum()",
+            ),
+        ),
+        rehearsals=("plain", "accumulate"),
+    ),
+    Trainer(
         "in-the-order-of-the-text",
         "Windows side by side, in the same order in every epoch.",
         "karpathy/build-nanogpt",

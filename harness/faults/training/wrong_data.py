@@ -160,9 +160,9 @@ DATA = (
     ),
     Trainer(
         "data-tail-dropped",
-        "The short window at the end is dropped in every epoch.",
+        "The last whole window is dropped in every epoch, with the short one behind it.",
         "karpathy/llm.c issue 321",
-        (("range(0, len(train_data) - 1, block_size)", "range(0, len(train_data) - block_size, block_size)"),),
+        (("range(0, len(train_data) - 1, block_size)", "range(0, len(train_data) - 2 * block_size, block_size)"),),
         (COVERAGE,),
         "leaves out",
     ),

@@ -5,6 +5,7 @@ from harness.faults.training.changes import (
     Trainer,
 )
 from harness.faults.training.checks import (
+    BEST,
     CHECKPOINT,
     ENTROPY,
     LOGGED,
@@ -17,6 +18,7 @@ from harness.faults.training.checks import (
     RANKS,
     REPEATABLE,
     RESUME,
+    ROWS_OF_MICRO_BATCHES,
     ROWS_OF_RANKS,
     SAME_SET,
     SEED,
@@ -49,6 +51,25 @@ RUNS = (
         ((LOSS, f"{LOSS.replace('= ', '= (')}).clamp(max=2.0)"),),
         (OVERFIT,),
         "lowest 5.5",
+    ),
+    Trainer(
+        "best-is-better-than-the-last",
+        "The best checkpoint is one whose loss is lower than that of the validation before it.",
+        "folklore",
+        (
+            ("            best_val_loss = val_loss\n", ""),
+            ('"best.pt"))\n', '"best.pt"))\n        best_val_loss = val_loss\n'),
+        ),
+        (BEST,),
+        "the validation loss is lower than the one before it",
+    ),
+    Trainer(
+        "micro-batches-are-one",
+        "Every micro-batch of a step is the first one.",
+        "folklore",
+        (("get_batch(number) for number in numbers", "get_batch(numbers[0]) for _ in numbers"),),
+        (ROWS_OF_MICRO_BATCHES,),
+        "in its batch 3 times",
     ),
     Trainer(
         "not-repeatable",

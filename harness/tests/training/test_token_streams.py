@@ -91,5 +91,5 @@ def test_a_module_that_is_watched_for_is_found_as_without_and_no_more_after_it(t
 def test_a_stream_that_is_too_long_is_recorded_in_part_and_says_so(tmp_path):
     np.zeros(4_000_001, dtype=np.uint8).tofile(tmp_path / "tokens.bin")
     maps = "np.memmap('tokens.bin', dtype=np.uint8, mode='r')"
-    (mapped,) = record(tmp_path, script(before_step=maps)).streams
+    (mapped,) = [each for each in record(tmp_path, script(before_step=maps)).streams if "tokens.bin" in each.name]
     assert (len(mapped.ids), mapped.length, mapped.complete) == (4_000_000, 4_000_001, False)

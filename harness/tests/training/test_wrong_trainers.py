@@ -15,6 +15,7 @@ from harness.training.program import TrainingProgram
 NOT_PLACED = frozenset(
     (
         *("loss-averaged-over-pads", "data-trains-on-val-batch", "batch-comes-again", "data-workers-repeat"),
+        "micro-batches-are-one",  # the line that draws is found, and the mistake is on the one that calls it
         *("ckpt-rng-missing", "train-mode-not-restored", "data-ranks-read-same", "grad-sum-instead-of-mean"),
         "init-rank-dependent",
         *("sampler-position-in-batches", "sampler-forgets-the-last-window", "ema-has-dropout"),
@@ -33,11 +34,12 @@ def sample(trainers, every):
 
 
 RANKS = {"data::rows-of-a-batch-differ,rehearsal=two-ranks", "training::ranks-agree", "training::ranks-are-one-batch"}
+MEAN, BEST = "training::mean-of-weights", "training::best-checkpoint-is-the-best"
 SIDE_BY_SIDE = {"data::padding-is-no-target", "data::starts-are-uniform"}
 LACKS = {
-    SCRIPT: {"data::padding-is-no-target"},
-    TRAINER_CLASS: RANKS | SIDE_BY_SIDE | {"training::overfits-one-batch"},
-    FUNCTIONS: RANKS | SIDE_BY_SIDE,
+    SCRIPT: {"data::padding-is-no-target", MEAN},
+    TRAINER_CLASS: RANKS | SIDE_BY_SIDE | {"training::overfits-one-batch", BEST},
+    FUNCTIONS: RANKS | SIDE_BY_SIDE | {MEAN, BEST},
 }
 
 

@@ -23,12 +23,22 @@ class ModelNames:
         self.parameters: dict[str, Parameter] = {}
         self._searches = 0
         self._called: dict[int, nn.Module] = {}
+        self._inside: dict[int, nn.Module] = {}
+        self._made: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self._unnamed: dict[int, Tensor] = {}  # kept, so that no other tensor gets their id
 
     def called(self, module: nn.Module) -> None:
         """Note a module that the program called."""
         self._called[id(module)] = module
+
+    def called_inside(self, module: nn.Module) -> None:
+        """Note a module that is called inside the call of another one."""
+        self._inside[id(module)] = module
+
+    def made(self, module: nn.Module, line: str) -> None:
+        """Note the user's line that makes a module."""
+        self._made[id(module)] = line
 
     def largest_called(self) -> list[Tensor]:
         """Return the parameters of the called module that has most elements, each once."""
@@ -64,6 +74,30 @@ class ModelNames:
                 alias_of=alias,
             )
         self._names = first
+        self._find_unregistered()
+
+    def _find_unregistered(self) -> None:
+        """Name the parameters of modules that are called inside the model, and are no part of it."""
+        parts = {id(module) for module in self.model.modules()} if self.model is not None else set()
+        for number, module in enumerate(self._inside.values()):
+            if id(module) in parts or any(id(module) in map(id, each.modules()) for each in self._called.values()):
+                continue
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad and id(parameter) not in self._names:
+                    full = f"{type(module).__name__}.{name} of module {number}"
+                    self._names[id(parameter)] = full
+                    self.parameters[full] = Parameter(
+                        shape=tuple(parameter.shape),
+                        dtype=str(parameter.dtype).removeprefix("torch."),
+                        registered=False,
+                        line=self._line_of(module),
+                    )
+
+    def _line_of(self, module: nn.Module) -> str:
+        """Return the line that made a module, or the one around it that was called."""
+        around = [each for each in self._inside.values() if any(part is module for part in each.modules())]
+        largest = max(around, key=lambda each: sum(1 for _ in each.modules()), default=module)
+        return self._made.get(id(largest), "")
 
     def of_model(self) -> list[Tensor]:
         """Return the model's parameters, each once."""

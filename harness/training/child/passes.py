@@ -17,7 +17,7 @@ from harness.training.child.seams.tensor_lines import TensorLines
 from harness.training.events import IGNORED
 
 RECORDED = (
-    *("step", "phase", "ids", "targets", "loss", "reduction", "label_smoothing", "mode"),
+    *("step", "phase", "ids", "targets", "loss", "reduction", "label_smoothing", "unsmoothed", "mode"),
     *("autocast", "logits_dtype", "rng", "used", "line", "ids_line", "targets_line", "loss_line", "mode_line"),
 )  # the attributes of a pass that a Forward event has
 NEAR_THE_ROOT = 500  # nodes of the autograd graph between a loss and what is differentiated (scaling, sums)
@@ -51,6 +51,7 @@ class Pass:
     loss: float = math.nan
     reduction: str = "mean"
     label_smoothing: float = 0.0
+    unsmoothed: float = math.nan
     logits_dtype: str = ""
     used: bool = False
     node: Any = None
@@ -59,7 +60,15 @@ class Pass:
     loss_inside: bool = False
     """The loss was computed inside the model's call."""
     log_probabilities: bool = False
-    """The loss was computed from log probabilities, by `nll_loss`."""
+    """The loss was computed from log probabilities, by `nll_loss` or by the program itself."""
+    is_own: bool = False
+    """The program writes its loss itself: `loss` is the mean cross entropy of its targets."""
+    loss_of_each: Tensor = EMPTY
+    """The cross entropy of each target, for a loss that is the program's own."""
+    output: Tensor | None = None
+    """The logits that the model returned, until a loss is seen."""
+    each: Tensor | None = None
+    """What the loss has of each target, if it is more than one number: the program does the reduction."""
     written: bool = False
 
     def row(self) -> dict[str, Any]:
@@ -81,6 +90,7 @@ class Passes:
         self._depth = 0
         self._open: Pass | None = None  # the last pass, which may get a loss yet
         self._waiting: list[Pass] = []  # passes with a loss that a backward pass may use yet
+        self._uncounted = IGNORED  # a token that the program leaves out of its own reduction as a target
 
     # ------------------------------------------------------------------------ the model's call
 
@@ -109,6 +119,7 @@ class Passes:
             logits = first_tensor(output, dims=2)
             if logits is not None and not entry.logits_dtype:
                 entry.logits_dtype = _name(logits.dtype)
+                entry.output = None if entry.has_loss else logits
 
     def saw_ids(self, ids: Tensor) -> None:
         """Note the indices of an embedding. Those of token ids are of two dimensions, and not all positions."""
@@ -139,11 +150,49 @@ class Passes:
         entry.label_smoothing = float(options.get("label_smoothing") or 0.0)
         values = result.detach().double().reshape(-1)
         entry.loss = float(values.mean() if values.numel() == 1 else values[counted.to(values.device)].mean())
+        entry.log_probabilities = bool(options.get("log_probabilities"))
+        if entry.label_smoothing:
+            plain = torch.nn.functional.cross_entropy(logits.detach(), targets, ignore_index=ignored)
+            entry.unsmoothed = float(plain)
+        self._has_loss(entry, logits, targets, result)
+
+    def saw_own_loss(self, scores: Tensor, targets: Tensor, picked: Tensor) -> None:
+        """Note that the program picks the score of each target of the last pass: a loss that it writes itself.
+
+        `scores` (..., V) are logits or log probabilities, `targets` (...) indices of them, in the order of the rows.
+        """
+        entry = self._open
+        rows = 0 if entry is None else len(entry.ids)
+        if entry is None or entry.has_loss or not rows or targets.numel() % rows or scores.dim() < 2:
+            return
+        length = targets.numel() // rows
+        if not 0 < length <= entry.ids.size(1) or scores.numel() != targets.numel() * scores.size(-1):
+            return
+        flat = scores.detach().double().reshape(-1, scores.size(-1))
+        logs = flat.log_softmax(-1)
+        entry.log_probabilities = bool(torch.allclose(flat, logs, atol=1e-2))
+        found = as_int64(targets).reshape(rows, length)
+        losses = -logs.gather(-1, found.reshape(-1, 1).to(logs.device)).reshape(-1).cpu()
+        found = found.masked_fill(found == self._uncounted, IGNORED)
+        entry.is_own, entry.targets, entry.loss_of_each = True, found, losses.reshape(rows, length)
+        entry.loss = float(losses[found.reshape(-1) != IGNORED].mean())
+        self._has_loss(entry, scores, targets, picked)
+
+    def saw_one_hot(self, targets: Tensor, result: Tensor) -> None:
+        """Note targets as one-hot vectors: a loss that the program writes itself, of the logits that it was given."""
+        entry = self._open
+        logits = entry.output if entry is not None and not entry.has_loss else None
+        if entry is not None and logits is not None and logits.shape == (*targets.shape, result.shape[-1]):
+            self.saw_own_loss(logits, targets, logits)
+            entry.each = None
+
+    def _has_loss(self, entry: Pass, logits: Tensor, targets: Tensor, result: Tensor) -> None:
         entry.logits_dtype = _name(logits.dtype)
         entry.targets_line, entry.loss_line = self.lines.of(targets), self.recorder.line()
-        entry.node, entry.has_loss = result.grad_fn, True
+        entry.node, entry.has_loss, entry.output = result.grad_fn, True, None
         entry.loss_inside = self._entry is not None
-        entry.log_probabilities = bool(options.get("log_probabilities"))
+        if entry.phase == "train" and result.numel() > 1:
+            entry.each = result
         if entry.phase == "train" and entry.node is not None:
             self._waiting.append(entry)
             self._write_waiting(self._waiting[:-MOST_WAITING])  # a validation without no_grad must not fill the memory
@@ -155,9 +204,30 @@ class Passes:
         used = near or list(self._waiting)
         for entry in used:
             entry.used = True
+            self._see_what_counts(entry, root)
             if self.recorder.request.replay and self.recorder.request.detail == "tensors":
                 self.training.append(entry)
         self._write_waiting(used)
+
+    def _see_what_counts(self, entry: Pass, root: object) -> None:
+        """Note which targets the program leaves out of its own reduction: they have no part in `root`."""
+        each, entry.each = entry.each, None
+        if each is None or not isinstance(root, Tensor) or each.numel() != entry.targets.numel():
+            return
+        (weights,) = torch.autograd.grad(root, each, torch.ones_like(root), retain_graph=True, allow_unused=True)
+        if weights is None or bool(weights.all()) or not bool(weights.any()):
+            return
+        left = (weights == 0).reshape(entry.targets.shape).cpu()
+        out, kept = entry.targets[left].unique(), entry.targets[~left]
+        if len(out) == 1 and not bool((kept == out).any()):
+            self._uncounted = int(out)
+        counted = ~left & (entry.targets != IGNORED)
+        values = each.detach().double().reshape(entry.targets.shape).cpu()
+        if entry.is_own:
+            entry.loss = float((entry.loss_of_each[counted]).mean())
+        else:
+            entry.loss = float(values[counted].mean())
+        entry.targets = entry.targets.masked_fill(left, IGNORED)
 
     # ------------------------------------------------------------------------ writing
 
@@ -179,7 +249,7 @@ class Passes:
 
     def _write(self, entry: Pass) -> None:
         if not entry.written:
-            entry.written, entry.node = True, None
+            entry.written, entry.node, entry.each, entry.output = True, None, None, None
             self.recorder.event("Forward", order=entry.order, **entry.row())
 
     def _new(self, root: nn.Module | None) -> Pass:

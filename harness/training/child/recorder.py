@@ -106,6 +106,11 @@ class Recorder:
             self._printed += 1
             self.event("Printed", step=self.step, text=text, line=self.line())
 
+    def know_ranks(self) -> None:
+        """Note the rank, if the program is in a process group."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.ranks = {"rank": torch.distributed.get_rank(), "ranks": torch.distributed.get_world_size()}
+
     def write_parameters(self) -> None:
         """Write the parameters of the model, once it is known."""
         rows = {name: asdict(parameter) for name, parameter in self.names.parameters.items()}

@@ -91,7 +91,7 @@ def _gradients(
         raise CannotReplay(f"no loss with a backward pass was seen before step {step.number}")
     named = dict(model.named_parameters())
     with torch.no_grad():
-        for name, value in step.before.items():
+        for name, value in step.at_gradient.items():
             if name not in named:
                 raise CannotReplay(f"the optimizer updates {name}")
             named[name].copy_(value)
@@ -133,7 +133,7 @@ def _loss_sum(each: Pass, dtype: torch.dtype | None) -> Tensor:
         module.training = each.mode == "train"
     torch.set_rng_state(each.rng_state)
     args, kwargs = each.arguments
-    mode = _ReplayMode()
+    mode = _ReplayMode(each)
     with _precision(each, dtype), mode, torch.enable_grad():
         output = root(*args, **kwargs)
     logits = mode.logits if each.loss_inside else first_tensor(output, dims=2)
@@ -145,7 +145,7 @@ def _loss_sum(each: Pass, dtype: torch.dtype | None) -> Tensor:
 def _cross_entropy(each: Pass, logits: Tensor, *, in_loss: bool) -> Tensor:
     """Return the summed cross entropy of logits: as the loss function got them, or as the model returned them."""
     targets = each.targets
-    if in_loss:
+    if in_loss and not each.is_own:
         rows = logits.movedim(1, -1).reshape(-1, logits.size(1))  # (N, V), or (B, V, T): the loss's own convention
     else:
         rows = logits.reshape(-1, logits.size(-1))
@@ -160,6 +160,10 @@ def _cross_entropy(each: Pass, logits: Tensor, *, in_loss: bool) -> Tensor:
         if each.log_probabilities and in_loss
         else F.cross_entropy(rows, flat, label_smoothing=each.label_smoothing, **kwargs)
     )
+
+
+# What a loss that a program writes itself picks the scores of targets with.
+PICKS = (torch.gather, Tensor.gather, torch.take_along_dim, Tensor.take_along_dim, Tensor.__getitem__)
 
 
 @contextlib.contextmanager
@@ -178,12 +182,19 @@ def _precision(each: Pass, dtype: torch.dtype | None) -> Iterator[None]:
 class _ReplayMode(TorchFunctionMode):
     """Catches the input of the loss inside the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, each: Pass) -> None:
         super().__init__()
+        self.wanted = each
         self.logits: Tensor | None = None
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        if function in (F.cross_entropy, F.nll_loss) and self.logits is None:
+        result = function(*args, **options)
+        if self.logits is not None:
+            return result
+        if self.wanted.is_own:
+            picks = function in PICKS and isinstance(result, Tensor) and result.numel() == self.wanted.targets.numel()
+            self.logits = args[0] if picks else None
+        elif function in (F.cross_entropy, F.nll_loss):
             self.logits = args[0] if args else options["input"]
-        return function(*args, **options)
+        return result

@@ -47,6 +47,7 @@ def run(request: Request) -> None:
             ended, message = "failed", f"exited with status {leaving.code}"
     except BaseException as error:
         ended, message = "failed", describe_error(error)
+    recorder.know_ranks()
     writer.event("end", {"ended": ended, "message": message, **recorder.ranks})
     if request.replay and request.detail == "tensors":
         replay(recorder, passes.training, RecordingReader(Path(request.folder)))
@@ -64,10 +65,10 @@ def recording(recorder: Recorder, passes: Passes) -> Iterator[None]:
     optimizers, output = OptimizerSeam(recorder, passes, watch), OutputSeam(recorder)
     updates = OwnUpdates(recorder, watch, optimizers)
     modules, functions = (
-        ModuleSeam(recorder, passes, updates),
+        ModuleSeam(recorder, passes, streams, updates),
         FunctionSeam(recorder, passes, watch, streams, updates),
     )
-    watch.on_backward.append(updates.after_backward)
+    watch.on_backward += [updates.after_backward, optimizers.after_backward]
     recorder.goes_on = updates.goes_on
     try:
         for seam in (watch, streams, optimizers, CheckpointSeam(recorder)):

@@ -6,7 +6,7 @@ import functools
 import inspect
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from harness.core.error_text import display_path, is_user_file
@@ -14,12 +14,17 @@ from harness.core.error_text import display_path, is_user_file
 
 def user_line() -> str:
     """Return the innermost line of a user's file that is being executed, as `train.py:118: loss.backward()`; or ""."""
+    frame = next(users_frames(), None)
+    return "" if frame is None else line_of(frame)
+
+
+def users_frames() -> Iterator[FrameType]:
+    """Yield the frames of the user's functions that are being executed, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if is_users(frame.f_code.co_filename):
-            return line_of(frame)
+            yield frame
         frame = frame.f_back
-    return ""
 
 
 def line_of(frame: FrameType) -> str:

@@ -219,7 +219,10 @@ if resume:
 for it in range(first_iter, max_iters):
     if eval_interval and it % eval_interval == 0:
         val_loss = estimate_loss()
-        best_val_loss = min(best_val_loss, val_loss)
+        if val_loss < best_val_loss:
+            best_val_loss = val_loss
+            os.makedirs(out_dir, exist_ok=True)
+            torch.save(model.state_dict(), os.path.join(out_dir, "best.pt"))
         print(f"step {it}: val loss {val_loss:.4f}")
     lr = get_lr(it)
     for group in optimizer.param_groups:

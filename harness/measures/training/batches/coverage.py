@@ -41,7 +41,8 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     """Count the targets that an epoch leaves out or repeats, and the epochs in the shuffled order of another one.
 
     An epoch has all windows, or as many targets as the training part has. A loader that draws windows at random is
-    skipped: its starts are to be uniform. The order of the text, in every epoch, is a convention.
+    skipped: its starts are to be uniform. The order of the text, in every epoch, is a convention,
+    and so is a text that ends with less than a window, which is left out.
     """
     batches = Batches(program.record(rehearsal))
     epochs = _epochs(batches)
@@ -57,8 +58,11 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
         )
     found: dict[str, int] = {}
     hints = []
+    longest = max(len(row.ids) for row in batches.training)
     for number, epoch in enumerate(epochs):
         missing, repeated = (epoch.counts == 0).nonzero()[:, 0], (epoch.counts > 1).nonzero()[:, 0]
+        if len(missing) < longest and _is_the_tail(missing, len(epoch.counts)):
+            missing = missing[:0]
         found[f"epoch {number}: targets left out"] = len(missing)
         found[f"epoch {number}: targets given again"] = len(repeated)
         if len(missing):
@@ -90,10 +94,14 @@ def _drops_last_batches(batches: Batches) -> bool:
     return any(left_out) and (len(left_out) == 1 or len(set(left_out)) > 1)
 
 
+def _is_the_tail(missing: torch.Tensor, targets: int) -> bool:
+    return len(missing) > 0 and int(missing[-1]) == targets - 1 and int(missing[0]) == targets - len(missing)
+
+
 def _left_out(epoch: int, missing: torch.Tensor, targets: int) -> str:
     """Return which targets are left out: the tail, or one at each of several places."""
     first, last = int(missing[0]), int(missing[-1])
-    if last == targets - 1 and last - first + 1 == len(missing):
+    if _is_the_tail(missing, targets):
         return f"epoch {epoch} leaves out the tail of the training part: targets {first} to {last}"
     return f"epoch {epoch} leaves out target {first}, the first of {len(missing)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from harness.core.errors import MissingAbility
 from harness.measures.training.runs.printed_numbers import ROUNDING, PrintedNumber, nearest_print
@@ -17,12 +18,14 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
     """Return the distance of each step's printed loss from the mean over all the step's targets, in half digits.
 
     Of a printed number with d digits after the point, half a digit is 0.5 * 10^-d. At each step the printed number
-    that is nearest to the mean is taken, from lines with the word "loss" if there are any.
+    that is nearest to the mean is taken, from lines with the word "loss" if there are any. The mean over the
+    steps since the last print is a convention.
     """
     recording = program.record(rehearsal)
     found: dict[str, float] = {}
     hint = line = ""
     means: list[float] = []
+    last_of_line: dict[str, int] = {}  # the steps before the last print of a line
     for step in recording.steps:
         passes = [forward for forward in recording.forwards_of(step.number) if forward.counted]
         if not passes:
@@ -31,6 +34,9 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
         near = nearest_print(recording, mean, after=passes[-1].order, words=("loss",))
         if near is None or (not near.half_digits <= 1 and _is_an_estimate(recording, near, passes[-1].order)):
             continue
+        since = means[last_of_line.get(near.line, 0) :]
+        if near.half_digits <= 1 or _is(near, math.fsum(since) / len(since)):
+            near, last_of_line[near.line] = replace(near, half_digits=min(near.half_digits, 1.0)), len(means)
         found[f"step {step.number}"] = near.half_digits
         if not hint and not near.half_digits <= 1:
             line = near.line
@@ -67,9 +73,14 @@ def _what(printed: PrintedNumber, passes: list[Forward], means: list[float]) -> 
         ("the sum over the steps up to here", math.fsum(means)),
         ("the mean over the steps up to here", math.fsum(means) / len(means)),
     ):
-        if abs(printed.value - value) <= printed.half + ROUNDING * abs(value):
+        if _is(printed, value):
             return f"which is {sentence}"
     return "which is another number"
+
+
+def _is(printed: PrintedNumber, value: float) -> bool:
+    """Return True if a printed number is this value, to its digits."""
+    return abs(printed.value - value) <= printed.half + ROUNDING * abs(value)
 
 
 def _mean(passes: list[Forward]) -> float:
@@ -123,9 +134,10 @@ def steps_and_tokens(program: Trains, *, rehearsal: str = "accumulate") -> Readi
     if declared and not (recording.ended == "stopped" and len(recording.steps) < declared):
         found["optimizer steps"], predicted["optimizer steps"] = len(recording.steps), declared
     short = _ends_of_epochs(recording)
+    seen = any(forward.has_loss for forward in recording.forwards())  # otherwise nothing is known of batches
     for step in recording.steps:
         passes = [forward for forward in recording.forwards_of(step.number) if forward.has_loss]
-        if step.number in short:
+        if step.number in short or not seen:
             continue
         if settings.get("accumulation"):
             found[f"step {step.number}: micro-batches"] = len(passes)

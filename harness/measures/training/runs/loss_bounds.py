@@ -111,7 +111,7 @@ def _saved(
         tokens = next_tokens(batches, row)
         ids.append(row.ids[: len(tokens)])
         following.append(torch.where(row.targets[: len(tokens)] == IGNORED, IGNORED, tokens))
-    return float(source.token_nll(torch.cat(ids), torch.cat(following), numbers).sum()) - forward.total_loss
+    return float(source.token_nll(torch.cat(ids), torch.cat(following), numbers).sum()) - forward.total_cross_entropy
 
 
 @measure
@@ -148,7 +148,7 @@ def _settled(recording: Recording) -> float:
     if not losses:
         raise MissingAbility(f"no training loss of {recording.program} was seen")
     last = losses[-max(1, len(losses) // LAST_PART) :]
-    return math.fsum(forward.total_loss for forward in last) / sum(forward.counted for forward in last)
+    return math.fsum(forward.total_cross_entropy for forward in last) / sum(forward.counted for forward in last)
 
 
 def _plateau_hint(recording: Recording) -> str:
@@ -198,7 +198,7 @@ def overfit_gap(program: Trains, *, rehearsal: str = "overfit") -> Reading:
         if floor is not None and abs(own - floor) > 1e-9:
             raise MissingAbility(f"{program.name} does not train on one batch again and again")
         floor = own
-        losses.append(math.fsum(forward.total_loss for forward in passes) / counted)
+        losses.append(math.fsum(forward.total_cross_entropy for forward in passes) / counted)
     if floor is None:
         raise MissingAbility(f"no training loss of {program.name} was seen in the rehearsal '{rehearsal}'")
     found = {"the lowest loss": min(losses) - floor, "the last loss": losses[-1] - floor}

@@ -44,7 +44,7 @@ def effects_of_the_seed(program: Trains, *, rehearsal: str = "plain", other: str
     first = differences(a, b, [(a.steps[0], b.steps[0])])
     weights = "different" if "weights before" in next(iter(first.values())) else EQUAL
     found = {"the weights at the start": weights}
-    if not _in_order_of_the_text(a):
+    if a.trained and not _in_order_of_the_text(a):
         batches = [[forward.ids.tolist() for forward in recording.trained] for recording in (a, b)]
         found["the batches"] = EQUAL if batches[0] == batches[1] else "different"
     same = [what for what, value in found.items() if value == EQUAL]

@@ -27,6 +27,7 @@ def times_in_groups(program: Trains, *, rehearsal: str = "plain") -> Reading:
     aliases = {name: parameter.alias_of for name, parameter in recording.parameters.items() if parameter.alias_of}
     for name, first in aliases.items():
         times[str(first)] += times.pop(name, 0)
+    outside = {name: each for name, each in recording.parameters.items() if not each.registered and not times[name]}
     missing = [name for name in own if not times[name]]
     strangers = _strangers(times, own)
     hint = {"hint": "the optimizer has parameters that no module of the model owns"} if strangers else {}
@@ -35,7 +36,13 @@ def times_in_groups(program: Trains, *, rehearsal: str = "plain") -> Reading:
         hint["hint"] = f"{len(missing)} of {len(own)} parameters are in no group: {_some(missing)}" + (
             f"; requires_grad is False for {_some(frozen)}" if frozen else ""
         )
-    return Reading({name: times[name] for name in own} | strangers, "times", hint)
+    if outside:
+        hint = {
+            "hint": f"{len(outside)} parameters are used, and in no module of the model: {_some(list(outside))}; "
+            "modules in a list are registered by nn.ModuleList only",
+            "line": next(iter(outside.values())).line,
+        }
+    return Reading({name: times[name] for name in (*own, *outside)} | strangers, "times", hint)
 
 
 def _require_optimizer(recording: Recording) -> None:
@@ -106,8 +113,11 @@ def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
         raise MissingAbility(f"no parameter of the model of {program.name} is in a group of the optimizer")
     declared = recording.settings.get("weight_decay")
     decay = float(declared) if declared is not None else max(given.values(), default=0.0)
-    l2 = any(rule_of(group.optimizer or step.optimizer, group) == RULES["Adam"] for group in step.groups)
+    adam = [rule_of(group.optimizer or step.optimizer, group) == RULES["Adam"] for group in step.groups]
+    l2 = any(is_adam and group.weight_decay for is_adam, group in zip(adam, step.groups, strict=True))
     found = dict.fromkeys(given, 0.0) if l2 else given
+    if not step.is_hand_written:
+        found = {name: value + decay_outside(recording, name, decay) for name, value in found.items()}
     tables = [name for name in found if own[name].embedding]
     spared = set(tables) if not any(found[name] for name in tables) else set()
     predicted = {name: decay if len(own[name].shape) >= 2 and name not in spared else 0.0 for name in found}
@@ -116,6 +126,36 @@ def decay_by_parameter(program: Trains, *, rehearsal: str = "plain") -> Reading:
     judged = {name: value for name, value in found.items() if name not in spared}
     hint = {"hint": cause or _decay_cause(judged, predicted, decay, wrong)} if wrong else {}
     return Reading(found, "", {"predicted": predicted, **hint})
+
+
+def decay_outside(recording: Recording, name: str, declared: float) -> float:
+    """Return the weight decay of a parameter that the program writes itself, beside the optimizer's step; mostly 0.
+
+    It is a factor 1 - lr * decay of the parameter between its gradient and the step, or after the step.
+    """
+    steps = recording.steps
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        if "before" not in step.tensors or name not in step.before:
+            continue
+        rate = next((group.lr for group in step.groups if name in group.names), 0.0)
+        changes = [(step.at_gradient[name], step.before[name])]
+        if following is not None and name in following.at_gradient:
+            changes.append((step.after[name], following.at_gradient[name]))
+        for old, new in changes:
+            if rate and not torch.equal(old, new):
+                return _as_decay(old, new, rate, declared)
+    return 0.0
+
+
+def _as_decay(old: torch.Tensor, new: torch.Tensor, rate: float, declared: float) -> float:
+    """Return the decay by which one value is another one; 0 if it is by no factor."""
+    one, other = old.double(), new.double()
+    rounding = 2 * torch.finfo(old.dtype).eps * one.abs().max()
+    if bool(((one * (1 - rate * declared) - other).abs() <= rounding).all()):
+        return declared
+    factor = float((one * other).sum() / (one * one).sum())
+    is_factor = bool(((one * factor - other).abs() <= rounding).all())
+    return float(f"{(1 - factor) / rate:.3g}") if is_factor and factor < 1 else 0.0
 
 
 def _decay_cause(found: dict[str, float], predicted: dict[str, float], decay: float, wrong: list[str]) -> str:
@@ -152,12 +192,24 @@ def optimizer_settings(program: Trains, *, rehearsal: str = "plain") -> Reading:
             predicted[f"group {number}, {word}"] = expected[word] if declared is None else float(declared)
     if not found:
         raise MissingAbility(f"the optimizer {_first_step(recording).optimizer} has neither betas nor eps")
-    return Reading(found, "", {"predicted": predicted})
+    wrong = [place for place in found if found[place] != predicted[place]]
+    hint = {"hint": _settings_cause(found, predicted, wrong)} if wrong else {}
+    return Reading(found, "", {"predicted": predicted, **hint})
+
+
+def _settings_cause(found: dict[str, Scalar], predicted: dict[str, float], wrong: list[str]) -> str:
+    """Return which settings are other ones than the declared, as a sentence."""
+    group = wrong[0].partition(",")[0]
+    one, other = f"{group}, beta1", f"{group}, beta2"
+    if {one, other} <= set(wrong) and (found[one], found[other]) == (predicted[other], predicted[one]):
+        return f"beta1 and beta2 are swapped: they are {found[one]:g} and {found[other]:g}"
+    return f"{wrong[0]} is {found[wrong[0]]:g}, and {predicted[wrong[0]]:g} was declared"
 
 
 def _own(recording: Recording) -> dict[str, Parameter]:
     """Return the parameters of the model, a tied one under its first name."""
-    return {name: parameter for name, parameter in recording.parameters.items() if parameter.alias_of is None}
+    own = recording.parameters.items()
+    return {name: parameter for name, parameter in own if parameter.alias_of is None and parameter.registered}
 
 
 def _first_step(recording: Recording) -> Step:

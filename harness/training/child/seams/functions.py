@@ -19,6 +19,7 @@ from harness.training.child.seams.own_updates import OwnUpdates
 from harness.training.child.seams.patches import Patches
 from harness.training.child.seams.tensor_lines import INTEGERS
 from harness.training.child.seams.token_streams import TokenStreams
+from harness.training.child.user_lines import line_of, users_frames
 
 CROSS_ENTROPY = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
 # Functions that may be part of the norm of a gradient. A product is one if it is a square.
@@ -60,6 +61,12 @@ class FunctionSeam(TorchFunctionMode):
             F.nll_loss: self._nll_loss,
             torch.tensor: self._tensor,
             torch.as_tensor: self._tensor,
+            torch.gather: self._gather,
+            Tensor.gather: self._gather,
+            torch.take_along_dim: self._gather,
+            Tensor.take_along_dim: self._gather,
+            Tensor.__getitem__: self._picks,
+            F.one_hot: self._one_hot,
         }
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,6 +112,26 @@ class FunctionSeam(TorchFunctionMode):
         bound = {**dict(zip(CROSS_ENTROPY, args, strict=False)), **options, "log_probabilities": True}
         self.passes.saw_loss(bound["input"], bound["target"], bound, result)
 
+    # A loss that the program writes itself picks the score of each target.
+
+    def _gather(self, args: Any, options: Mapping[str, Any], result: Tensor) -> None:
+        bound = {**dict(zip(("input", "dim", "index"), args, strict=False)), **options}
+        scores, index = bound["input"], bound.get("index", bound.get("indices"))
+        if not isinstance(index, Tensor):  # take_along_dim(input, indices, dim)
+            index, bound["dim"] = bound["dim"], index
+        if isinstance(index, Tensor) and bound["dim"] in (-1, scores.dim() - 1) and index.shape[-1:] == (1,):
+            self.passes.saw_own_loss(scores, index[..., 0], result)
+
+    def _picks(self, args: Any, options: Mapping[str, Any], result: Any) -> None:
+        scores, index = args
+        if type(index) is not tuple or len(index) != scores.dim() or not scores.is_floating_point():
+            return
+        if all(isinstance(each, Tensor) and each.dtype in INTEGERS for each in index):
+            self.passes.saw_own_loss(scores, index[-1], result)
+
+    def _one_hot(self, args: Any, options: Mapping[str, Any], result: Tensor) -> None:
+        self.passes.saw_one_hot(args[0] if args else options["tensor"], result)
+
     def _tensor(self, args: Any, options: Mapping[str, Any], result: Tensor) -> None:
         self.streams.saw(result, "torch.tensor")
 
@@ -130,13 +157,14 @@ class FunctionSeam(TorchFunctionMode):
 class ModuleSeam:
     """torch's global hooks of modules: they see the outermost call, which is that of the model."""
 
-    def __init__(self, recorder: Recorder, passes: Passes, updates: OwnUpdates) -> None:
-        self.recorder, self.passes, self.updates = recorder, passes, updates
+    def __init__(self, recorder: Recorder, passes: Passes, streams: TokenStreams, updates: OwnUpdates) -> None:
+        self.recorder, self.passes, self.streams, self.updates = recorder, passes, streams, updates
         self._handles: list[Any] = []
 
     def install(self, patches: Patches) -> None:
         """Register the hooks, and watch `train()`, which `eval()` calls."""
         patches.replace(torch.nn.Module, "train", self._sets_mode)
+        patches.replace(torch.nn.Module, "__init__", self._makes)
         self._handles = [
             modules.register_module_forward_pre_hook(self._enter),
             modules.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
@@ -146,6 +174,17 @@ class ModuleSeam:
         """Remove them."""
         for handle in self._handles:
             handle.remove()
+
+    def _makes(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def init(module: torch.nn.Module, *args: Any, **options: Any) -> None:
+            original(module, *args, **options)
+            if self.recorder.active:
+                own = (frame for frame in users_frames() if all(each is not module for each in frame.f_locals.values()))
+                frame = next(own, None)
+                self.recorder.names.made(module, "" if frame is None else line_of(frame))
+
+        return init
 
     def _sets_mode(self, original: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
         @functools.wraps(original)
@@ -159,9 +198,13 @@ class ModuleSeam:
         return train
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        if not self.passes.is_inner(module) and self.recorder.active:
+        if self.passes.is_inner(module):
+            if self.recorder.names.model is None and self.recorder.active:
+                self.recorder.names.called_inside(module)
+        elif self.recorder.active:
             self.updates.goes_on(surely=True)
             with self.recorder.observing():
+                self.streams.look_around()
                 self.passes.enter(module)
 
     def _leave(self, module: torch.nn.Module, args: Any, *rest: Any) -> None:

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from harness.training.child.passes import Passes
 from harness.training.child.recorder import Recorder
 from harness.training.child.request import MOST_BYTES, MOST_PARAMETERS
+from harness.training.child.seams.averages import Averages
 from harness.training.child.seams.gradients import GradientWatch
 from harness.training.child.seams.patches import Patches
 from harness.training.child.user_lines import definition_line
@@ -42,6 +43,8 @@ class OptimizerSeam:
         self._steps: Counter[int] = Counter()
         self._row: dict[str, Any] | None = None
         self._handles: list[Any] = []
+        self.averages = Averages(recorder)
+        self._at_backward: dict[int, Tensor] = {}  # parameters in the last backward pass, by id
         self._lines: dict[int, dict[str, str]] = {}  # the user's lines about an optimizer, by its id
 
     def install(self, patches: Patches) -> None:
@@ -113,11 +116,7 @@ class OptimizerSeam:
     def begins(self, optimizer: Any, kind: str, line: str, rule_line: str) -> None:
         """Record what is there before a step of a kind, called on a line, by a rule of a line; inside `observing`."""
         self.watch.disarm()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.recorder.ranks = {
-                "rank": torch.distributed.get_rank(),
-                "ranks": torch.distributed.get_world_size(),
-            }
+        self.recorder.know_ranks()
         self.passes.flush()
         self._know(optimizer)
         parameters = self._parameters(optimizer)
@@ -135,9 +134,24 @@ class OptimizerSeam:
         }
         if self.recorder.request.detail != "losses":
             self._put("before", self._named(parameters, lambda parameter: parameter))
+            if not self.unrecorded and (averages := self.averages.values()):
+                self._put("average", averages)
+            if not self.unrecorded and not self._are_those_of_the_backward(parameters):
+                self._put("at_gradient", self._named(parameters, lambda each: self._at_backward.get(id(each), each)))
             self._put("gradient", self._named(parameters, lambda parameter: parameter.grad))
             self._put("unclipped", self._named(parameters, self.watch.unclipped))
             self._put_states("state_before", optimizer, parameters)
+
+    def after_backward(self) -> None:
+        """Keep the parameters of a backward pass: the program may change them before the optimizer does."""
+        small = 0 < sum(self._sizes.values()) <= MOST_PARAMETERS
+        if small and self.recorder.request.detail == "tensors" and not self.unrecorded:
+            with self.recorder.observing():
+                self._at_backward = {id(each): each.detach().clone() for each in self.watch.parameters.values()}
+
+    def _are_those_of_the_backward(self, parameters: Iterable[Tensor]) -> bool:
+        kept = self._at_backward
+        return all(id(each) not in kept or torch.equal(each, kept[id(each)]) for each in parameters)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.recorder.active and self._row is not None:

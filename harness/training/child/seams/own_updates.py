@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from harness.training.child.recorder import Recorder, StopRecording
 from harness.training.child.seams.gradients import GradientWatch, place
 from harness.training.child.seams.optimizers import OptimizerSeam
-from harness.training.child.user_lines import definition_of, is_users, line_of
+from harness.training.child.user_lines import definition_of, line_of, users_frames
 from harness.training.optimizer_steps import HAND_WRITTEN
 from harness.training.setting_words import word_of
 
@@ -41,7 +40,7 @@ class OwnUpdates:
     def after_backward(self) -> None:
         """Note a backward pass: what changes a parameter now begins a step."""
         self.waiting = not self.optimizers.has_optimizers
-        self._backward = next(_frames(), None) if self.waiting else None
+        self._backward = next(users_frames(), None) if self.waiting else None
         if self.waiting and not self.watch.parameters:
             self.watch.add(self._parameters())  # so that clipping is seen before the first step
 
@@ -57,7 +56,7 @@ class OwnUpdates:
         if not any(place(each) in places for each in parameters):
             return
         self.waiting = False
-        frames = list(_frames())
+        frames = list(users_frames())
         above = frames[1:]  # not the frame itself: it goes on line by line
         self._loop = (self._backward, self._backward.f_lineno) if self._backward in above and self._backward else None
         self._backward = None  # a frame keeps all that is in it
@@ -76,7 +75,7 @@ class OwnUpdates:
             return
         if not surely and self._loop is not None:
             frame, line = self._loop
-            surely = frame.f_lineno != line or frame not in _frames()
+            surely = frame.f_lineno != line or frame not in users_frames()
         if surely or self._loop is None:
             self._loop = None
             self.optimizers.ends(self._optimizer)
@@ -108,15 +107,6 @@ def _functions() -> Iterator[Any]:
             if hasattr(owner, name):
                 yield getattr(owner, name)
     yield vars(torch._C.TensorBase)["data"].__set__
-
-
-def _frames() -> Iterator[FrameType]:
-    """Yield the frames of the user's functions that are being executed, the innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if is_users(frame.f_code.co_filename):
-            yield frame
-        frame = frame.f_back
 
 
 def _learning_rate(frames: list[FrameType]) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.training.child.held_values import held_values
 from harness.training.child.recorder import Recorder
 from harness.training.child.seams.patches import Patches
 from harness.training.events import MOST_OF_A_LINE
@@ -34,6 +35,7 @@ class TokenStreams:
         self.recorder = recorder
         self._seen: set[Any] = set()
         self._of_line: Counter[str] = Counter()
+        self._looked = False
 
     def install(self, patches: Patches) -> None:
         """Replace the functions that read arrays by ones that are watched."""
@@ -69,6 +71,17 @@ class TokenStreams:
             self._of_line[f"{key}"] += 1
             kind = str(value.dtype).removeprefix("torch.")
             self.recorder.event("Stream", name=name, dtype=kind, ids=ids.detach().cpu(), length=len(value), line=line)
+
+    def look_around(self) -> None:
+        """Record the streams that the functions being executed hold, once, if no other was seen: at the first pass."""
+        if self._looked or self._seen:
+            return
+        self._looked = True
+        for name, value in held_values():
+            if _is_list_of_ids(value):
+                self.saw(np.asarray(value[:LONGEST]), name)
+            elif isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.dtype != torch.uint8):
+                self.saw(value, name)  # a tensor of bytes is a generator's state
 
     def _encoder(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def encode(*args: Any, **options: Any) -> Any:

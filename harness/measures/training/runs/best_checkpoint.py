@@ -1,0 +1,117 @@
+"""The measure of the best checkpoint: it is saved when the validation loss is the lowest so far, and only then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from harness.core.errors import MissingAbility
+from harness.measures.training.batches.token_streams import Batches
+from harness.measures.training.batches.training_estimate import TrainingEstimates
+from harness.measures.training.runs.validation import evaluations_of
+from harness.suites.measure_registry import Reading, measure
+from harness.training.events import Forward
+from harness.training.protocols import Trains
+from harness.training.recording import Recording
+
+AS_IT_SHOULD = "as it should"
+CLOSE = 1e-4  # nats: a program may ask for an improvement of at least so much, or not see it in its own rounding
+BEST = "best"
+
+Rule = Callable[[Sequence[float]], bool]
+# What decides that a checkpoint is saved, from the losses up to now.
+RULES: Mapping[str, Rule] = {
+    "the lowest so far": lambda losses: losses[-1] < min(losses[:-1], default=math.inf),
+    "the highest so far": lambda losses: losses[-1] > max(losses[:-1], default=-math.inf),
+    "lower than the one before it": lambda losses: losses[-1] < (losses[-2] if len(losses) > 1 else math.inf),
+    "higher than the one before it": lambda losses: losses[-1] > (losses[-2] if len(losses) > 1 else -math.inf),
+    "lower than the first one": lambda losses: losses[-1] < (losses[0] if len(losses) > 1 else math.inf),
+}
+
+
+@measure
+def best_checkpoints(program: Trains, *, rehearsal: str = "fluctuating") -> Reading:
+    """Return for each validation whether the best checkpoint is saved after it as it should be.
+
+    That is the file with "best" in its name. It is to be saved if the loss over the validation's targets
+    is the lowest so far, and only then; the first validation may save it or not. If a validation is of two models, as
+    of the weights and of their mean, either of them may decide.
+    """
+    recording = program.record(rehearsal)
+    saves = [save for save in recording.saves if BEST in Path(save.path).name.lower()]
+    sequences = _validation_losses(recording)
+    steps = list(evaluations_of(recording))
+    if not saves:
+        raise MissingAbility(f"{program.name} saved no file called 'best' in the rehearsal '{rehearsal}'")
+    if {save.step for save in saves} <= {steps[-1]}:
+        raise MissingAbility(f"{program.name} saves its best weights at the end only: what they are was not seen")
+    saved = [any(save.step == step for save in saves) for step in steps]
+    found = min((_judged(losses, steps, saved) for losses in sequences), key=lambda each: len(set(each.values())))
+    if all(RULES["the lowest so far"](losses[: n + 1]) for losses in sequences for n in range(len(losses))):
+        raise MissingAbility(
+            f"each validation of {program.name} in the rehearsal '{rehearsal}' is better than the last"
+        )
+    hint = ""
+    if any(value != AS_IT_SHOULD for value in found.values()):
+        hint = _why(recording, sequences[0], steps, saved)
+    return Reading(found, "", {"hint": hint, "line": saves[-1].line} if hint else {})
+
+
+def _judged(losses: Sequence[float], steps: Sequence[int], saved: Sequence[bool]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for number, (step, is_saved) in enumerate(zip(steps, saved, strict=True)):
+        lowest = min(losses[:number], default=math.inf)
+        if number and abs(losses[number] - lowest) > CLOSE:
+            better = losses[number] < lowest
+            said = "saved, and not the lowest" if is_saved else "not saved, and the lowest"
+            found[f"validation before step {step}"] = AS_IT_SHOULD if better == is_saved else said
+    return found
+
+
+def _validation_losses(recording: Recording) -> list[list[float]]:
+    """Return the losses of the validations in their order; two such lists where each validation is of two models."""
+    estimates = TrainingEstimates(Batches(recording))
+    parts = [_by_model(estimates.without(passes)) for passes in evaluations_of(recording).values()]
+    if len(parts) < 3:
+        raise MissingAbility(
+            f"{recording.program} validated {len(parts)} times in '{recording.rehearsal}', not 3 times"
+        )
+    models = min(len(part) for part in parts)
+    return [[_mean(part[model]) for part in parts] for model in range(models)]
+
+
+def _by_model(passes: list[Forward]) -> list[list[Forward]]:
+    half = len(passes) // 2
+    rows = [[each.ids.tolist() for each in part] for part in (passes[:half], passes[half:])]
+    return [passes[:half], passes[half:]] if half and rows[0] == rows[1] else [passes]
+
+
+def _mean(passes: Sequence[Forward]) -> float:
+    return math.fsum(each.total_loss for each in passes) / max(1, sum(each.counted for each in passes))
+
+
+def _why(recording: Recording, losses: Sequence[float], steps: Sequence[int], saved: Sequence[bool]) -> str:
+    """Return by which rule the checkpoint is saved instead."""
+    before = [[each for each in recording.trained if each.step == step - 1] for step in steps]
+    training = [_mean(passes) if passes else math.nan for passes in before]
+    first = [(_mean(list(evaluations_of(recording)[step][:1]))) for step in steps]
+    for whose, values in (
+        ("the validation loss", losses),
+        ("the loss of the last training batch", training),
+        ("the loss of the first batch of the validation", first),
+    ):
+        for what, rule in RULES.items():
+            by_rule = [rule(values[: number + 1]) for number in range(len(values))]
+            if by_rule[1:] == list(saved)[1:]:
+                return f"it is saved when {whose} is {what}"
+    if all(saved):
+        return "it is saved after every validation"
+    if not any(saved[1:]):
+        return "it is saved after the first validation only"
+    wrong = next(n for n, value in enumerate(saved) if n and value != RULES["the lowest so far"](losses[: n + 1]))
+    is_it = "saved" if saved[wrong] else "not saved"
+    return (
+        f"it is {is_it} after the validation before step {steps[wrong]}, with a loss of {losses[wrong]:.4f}; "
+        f"the lowest before it is {min(losses[:wrong]):.4f}"
+    )
