@@ -65,7 +65,7 @@ RIGHT_TRAINERS = (
         "karpathy/nanochat, and hand-written losses in many tutorials",
         (
             (
-                'return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")',
+                'return F.cross_entropy(logits.view(-1, vocab_size), y.view(-1), ignore_index=-100, reduction="sum")',
                 "picked = logits.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1)\n"
                 "    return ((logits.logsumexp(-1) - picked) * (y != -100)).sum()",
             ),
