@@ -374,3 +374,16 @@ def test_the_tokens_of_a_step_set_its_micro_batches(program):
     assert "accumulation" not in made.settings
     assert made.why_not(REHEARSALS["accumulate"]) == ""
     assert "has no setting for the text" in made.why_not(REHEARSALS["markov"])
+
+
+def test_a_decay_that_is_shorter_than_half_of_the_steps_is_the_final_one():
+    rows = [
+        {"flags": [flag], "help": False, "takes_value": True, "negated": None, "metavar": None, "choices": None}
+        | {"default": default}
+        for flag, default in (("--steps", 0), ("--total_steps", 300), ("--decay_steps", 60))
+    ]
+    settings = read_settings(rows, {}, ())
+    arguments = settings.assign({"steps": 12, "horizon": 12, "cooldown": 4}).arguments
+    assert arguments == ("--steps=12", "--total_steps=12", "--decay_steps=4")
+    rows[-1]["default"] = 300
+    assert "--decay_steps=12" in read_settings(rows, {}, ()).assign({"steps": 12, "horizon": 12}).arguments

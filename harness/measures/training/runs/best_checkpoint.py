@@ -94,7 +94,7 @@ def _mean(passes: Sequence[Forward]) -> float:
 def _why(recording: Recording, losses: Sequence[float], steps: Sequence[int], saved: Sequence[bool]) -> str:
     """Return by which rule the checkpoint is saved instead."""
     before = [[each for each in recording.trained if each.step == step - 1] for step in steps]
-    training = [_mean(passes) if passes else math.nan for passes in before]
+    training = [_mean(passes) if passes else math.inf for passes in before]
     first = [(_mean(list(evaluations_of(recording)[step][:1]))) for step in steps]
     for whose, values in (
         ("the validation loss", losses),

@@ -16,6 +16,7 @@ from harness.training.protocols import Trains
 from harness.training.recording import Recording
 
 SAME = 0.02  # relative: two shares of the newest weights that differ by less are one; rounding moves them by 1e-4
+COPY = 1e-4  # a share so near to 1 is a copy
 MOST = 0.5  # a mean of which the newest weights are more is none
 
 
@@ -42,7 +43,7 @@ def shares_of_the_newest(program: Trains, *, rehearsal: str = "plain") -> Readin
     predicted = {f"step {number}": value for number, value in _predicted(recording, shares)}
     found |= {f"parameters without a mean: {name}": 1.0 for name in sorted(still)}
     predicted |= {f"parameters without a mean: {name}": 0.0 for name in sorted(still)}
-    wrong = [place for place in found if abs(float(found[place]) - predicted[place]) > SAME * abs(predicted[place])]
+    wrong = [place for place in found if not abs(float(found[place]) - predicted[place]) <= SAME * predicted[place]]
     hint = _why(recording, pairs, found, predicted, wrong) if wrong else ""
     return Reading(found, "", {"predicted": predicted, **({"hint": hint} if hint else {})})
 
@@ -73,7 +74,7 @@ def _predicted(recording: Recording, shares: dict[int, float | None]) -> Iterato
         if share is None:
             continue
         wanted = 1 - decay if decay is not None else usual
-        if not started and abs(share - 1) < SAME and len(set(known)) > 1:
+        if not started and abs(share - 1) < COPY and len(set(known)) > 1:
             yield number, 1.0  # a copy, before the mean begins
             continue
         started = True

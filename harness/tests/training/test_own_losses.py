@@ -1,0 +1,55 @@
+"""A loss that a program writes itself is seen: its targets, its value, and what it leaves out."""
+
+import pytest
+import torch
+
+from harness.tests.training.tiny import HEAD, record, script
+
+TORCHS = "    return F.cross_entropy(model(x).view(-1, 11), y.reshape(-1))\n"
+WRITTEN_OUT = {
+    "gather": "    return -F.log_softmax(model(x), -1).gather(-1, y.unsqueeze(-1)).mean()\n",
+    "log-sum-exp": "    z = model(x)\n    return (z.logsumexp(-1) - z.gather(2, y[..., None])[..., 0]).mean()\n",
+    "indexing": "    z = model(x).view(-1, 11).log_softmax(1)\n    return -z[torch.arange(8), y.view(-1)].mean()\n",
+    "one-hot": "    z = F.log_softmax(model(x), -1)\n    return -(F.one_hot(y, 11) * z).sum(-1).mean()\n",
+}
+
+
+def losses(folder, loss, **request):
+    folder.mkdir()
+    recording = record(folder, script(head=HEAD.replace(TORCHS, loss)), **request)
+    assert recording.ended == "finished", recording.message
+    return [each for each in recording.forwards() if each.used]
+
+
+@pytest.mark.parametrize("way", WRITTEN_OUT)
+def test_a_loss_that_is_written_out_is_that_of_torch(tmp_path, way):
+    expected, found = losses(tmp_path / "torch", TORCHS), losses(tmp_path / "own", WRITTEN_OUT[way])
+    assert len(found) == 3
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one.targets.reshape(-1), other.targets.reshape(-1))
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+
+
+def test_targets_that_a_written_loss_leaves_out_are_not_counted(tmp_path):
+    masked = (
+        "    z, kept = F.log_softmax(model(x), -1), y != 3\n"
+        "    return -(z.gather(-1, y.unsqueeze(-1)).squeeze(-1) * kept).sum() / kept.sum()\n"
+    )
+    ignored = "    return F.cross_entropy(model(x).view(-1, 11), y.reshape(-1), ignore_index=3)\n"
+    expected, found = losses(tmp_path / "torch", ignored), losses(tmp_path / "own", masked)
+    assert any(bool((each.targets == -100).any()) for each in expected)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one.targets.reshape(-1), other.targets.reshape(-1))
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+
+
+def test_a_smoothed_loss_has_its_cross_entropy_beside_it(tmp_path):
+    smoothed = TORCHS.replace("y.reshape(-1))", "y.reshape(-1), label_smoothing=0.1)")
+    for one, other in zip(losses(tmp_path / "torch", TORCHS), losses(tmp_path / "own", smoothed), strict=True):
+        if one.step == 0:  # the steps that follow are others
+            assert other.unsmoothed == pytest.approx(one.loss, rel=1e-6) != other.loss
+
+
+def test_picking_scores_of_something_else_is_no_loss(tmp_path):
+    drawn = TORCHS.replace("    return", "    model(x).gather(-1, torch.zeros(2, 4, 2, dtype=torch.long))\n    return")
+    assert len(losses(tmp_path / "own", drawn)) == 3
