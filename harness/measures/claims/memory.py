@@ -38,7 +38,7 @@ def attention_matrix(
     """Return the bytes of memory that torch gives the scores q kᵀ of one sequence in `dtype`, in a real product.
 
     The scores are (1, H, T, T) whatever the width of a head. It is 1, since products in 16 bits are slow on some
-    processors. The scratch memory that a product takes beside its result is in the details: it depends on the processor.
+    processors. The scratch memory that a product takes beside its result depends on the processor: see the details.
     """
     q, k = _normal(2, tokens, heads, head_width).to(getattr(torch, dtype))
     scores: list[Tensor] = []
