@@ -24,6 +24,7 @@ SMALL: Mapping[str, Any] = {
     "n_head": 2,
     "n_embd": 32,
     "block_size": 16,
+    "stride": 16,  # windows side by side: no target is left out
     "dropout": 0.0,
     "batch_size": 4,
     "accumulation": 1,

@@ -50,6 +50,7 @@ WORDS: Mapping[str, Word] = {
         "context_len ctx_len",
         "length ctx seq window seqlen n_ctx ctx_length n_positions",
     ),
+    "stride": _word("the distance between windows", "stride window_stride"),
     "dropout": _word(
         "dropout",
         "dropout drop_rate dropout_rate embd_pdrop resid_pdrop attn_pdrop dropout_p p_dropout attn_dropout "
