@@ -150,6 +150,7 @@ EVENTS: Mapping[str, Judged] = {
         "optimizer",
         line.of_the_optimizer,
         "the settings are not the declared ones",
+        says_too=True,
         look=nearest({"beta": r"\bbetas?\b[\"\']?\s*[=:]", "eps": r"\beps(ilon)?\b[\"\']?\s*[=:]"}),
     ),
     "decay-by-parameter": Judged(
