@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +96,12 @@ class Forward(Event):
     def total_cross_entropy(self) -> float:
         """Return the sum of the cross entropies of the counted targets, in nats, without label smoothing."""
         return self.unsmoothed * self.counted if self.label_smoothing else self.total_loss
+
+
+def mean_loss(passes: Sequence[Forward]) -> float:
+    """Return the mean loss over the counted targets of passes, in nats; NaN if none counts."""
+    counted = sum(forward.counted for forward in passes)
+    return math.fsum(forward.total_loss for forward in passes) / counted if counted else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

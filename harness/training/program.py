@@ -245,6 +245,8 @@ class TrainingProgram:
         flag, default = self.settings.flags.get("resume"), self.settings.default("resume")
         if self._keeps_its_text and "text" not in rehearsal.needs:
             del values["text"]
+        if "block_size" not in self.settings:
+            del values["stride"]  # windows side by side are so for the length that a rehearsal sets
         if rehearsal.resumes is None:
             yield values
             if "text" in values and "text" in self.settings and "text" not in rehearsal.needs:

@@ -56,7 +56,7 @@ SMALL: Mapping[str, Any] = {
 LEFT_IF_CHANGED = frozenset(
     (
         *("lr", "min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip"),
-        *("dropout", "batch_size", "accumulation", "order", "precision"),
+        *("cooldown", "stride", "dropout", "batch_size", "accumulation", "order", "precision"),
     )
 )
 

@@ -53,3 +53,21 @@ def test_a_smoothed_loss_has_its_cross_entropy_beside_it(tmp_path):
 def test_picking_scores_of_something_else_is_no_loss(tmp_path):
     drawn = TORCHS.replace("    return", "    model(x).gather(-1, torch.zeros(2, 4, 2, dtype=torch.long))\n    return")
     assert len(losses(tmp_path / "own", drawn)) == 3
+
+
+@pytest.mark.parametrize(
+    "aside",
+    [
+        "model(x)[..., :3].softmax(-1).gather(-1, (y % 3).unsqueeze(-1))",  # the choice of one of three experts
+        "torch.take_along_dim(model(x), indices=torch.zeros(2, 4, 1, dtype=torch.long), dim=-1)",
+        "torch.take_along_dim(model(x), indices=torch.zeros(1, dtype=torch.long))",
+        "model(x)[torch.tensor([0]), torch.tensor([-1]), torch.tensor([-1])]",
+    ],
+)
+def test_what_else_a_program_picks_leaves_the_loss_that_torch_computes(tmp_path, aside):
+    own = TORCHS.replace("model(x)", "z").replace(
+        "    return", f"    z = model(x)\n    {aside.replace('model(x)', 'z')}\n    return"
+    )
+    for one, other in zip(losses(tmp_path / "torch", TORCHS), losses(tmp_path / "own", own), strict=True):
+        assert torch.equal(one.targets.reshape(-1), other.targets.reshape(-1))
+        assert (other.loss, other.used) == (one.loss, True)

@@ -387,3 +387,28 @@ def test_a_decay_that_is_shorter_than_half_of_the_steps_is_the_final_one():
     assert arguments == ("--steps=12", "--total_steps=12", "--decay_steps=4")
     rows[-1]["default"] = 300
     assert "--decay_steps=12" in read_settings(rows, {}, ()).assign({"steps": 12, "horizon": 12}).arguments
+
+
+READS_TEXT = """\
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--text", default="own.txt")
+parser.add_argument("--accum", type=int, default=1)
+options = parser.parse_args()
+"""
+
+
+def test_a_text_that_is_too_short_in_one_rehearsal_is_no_reason_to_leave_it_out_of_another(program, tmp_path):
+    (tmp_path / "own.txt").write_text("abcdefghij" * 500)
+    reads = "data = torch.tensor([ord(c) % 11 for c in open(options.text).read()])\nassert len(data) > 1000"
+    own = [("data = torch.randint(11, (500,))", reads), ("micro_batches = 1", "micro_batches = options.accum")]
+    made = program(READS_TEXT + script(replaced=own))
+    assert not made.record("accumulate").text
+    assert made.record("plain").text
+    assert made.record("again").text
+
+
+def test_a_program_of_one_process_that_fails_when_two_start_does_not_train_on_ranks(program):
+    fails = ("steps = 3", "import os\nsteps = 3\nassert os.environ.get('RANK', '0') == '0', 'the file is gone'")
+    with pytest.raises(MissingAbility, match=r"does not train on several ranks.*the file is gone"):
+        program(script(replaced=[fails])).record("two-ranks")

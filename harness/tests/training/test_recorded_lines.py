@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness.diagnosis.training.event_lines import of_the_zeroing
 from harness.tests.training.tiny import HEAD, record, script
 
 LINES_OF_A_BATCH = {
@@ -61,3 +62,22 @@ def test_the_line_of_an_optimizer_of_the_users_own_is_that_of_its_step(tmp_path)
     )
     recording = record(tmp_path, script(replaced=[("optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)", own)]))
     assert recording.steps[0].rule_line.endswith(": @torch.no_grad()")
+
+
+def test_the_line_that_zeroes_the_gradients_between_two_micro_batches_is_known(tmp_path):
+    twice = ("micro_batches = 1", "micro_batches = 2")
+    within = ("        loss.backward()\n", "        optimizer.zero_grad()\n        loss.backward()\n")
+    wrong = record(tmp_path, script(replaced=[twice, within]))
+    right = record(tmp_path, script(replaced=[twice]))
+    assert "optimizer.zero_grad()" in of_the_zeroing(wrong, "")
+    assert "loss.backward()" in of_the_zeroing(right, "")
+
+
+def test_parameters_of_modules_in_a_plain_list_are_known_with_the_line_that_makes_them(tmp_path):
+    listed = ("self.hidden = nn.Linear(8, 8)", "self.layers = [nn.Linear(8, 8)]")
+    used = ("self.hidden(self", "self.layers[0](self")
+    recording = record(tmp_path, script(replaced=[listed, used]))
+    outside = [each for each in recording.parameters.values() if not each.registered]
+    assert [each.shape for each in outside] == [(8, 8), (8,)]
+    assert all("self.layers = [nn.Linear(8, 8)]" in each.line for each in outside)
+    assert all(each.registered for each in record(tmp_path, script()).parameters.values())

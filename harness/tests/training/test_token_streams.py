@@ -93,3 +93,22 @@ def test_a_stream_that_is_too_long_is_recorded_in_part_and_says_so(tmp_path):
     maps = "np.memmap('tokens.bin', dtype=np.uint8, mode='r')"
     (mapped,) = [each for each in record(tmp_path, script(before_step=maps)).streams if "tokens.bin" in each.name]
     assert (len(mapped.ids), mapped.length, mapped.complete) == (4_000_000, 4_000_001, False)
+
+
+ARRAYS = (
+    ("data = torch.randint(11, (500,))", "data = np.random.default_rng(0).integers(0, 11, 500).astype(np.uint16)"),
+    ("torch.stack([data[s : s + 4] for s in starts])", "rows(starts)"),
+    ("torch.stack([data[s + 1 : s + 5] for s in starts])", "rows([s + 1 for s in starts])"),
+    (
+        "def batch():",
+        "order = list(range(300))\n\n\ndef rows(starts):\n"
+        "    return torch.from_numpy(np.stack([data[s : s + 4] for s in starts]).astype(np.int64))\n\n\ndef batch():",
+    ),
+)
+
+
+def test_an_array_in_the_programs_own_variables_is_a_stream_if_the_first_batch_is_from_it(tmp_path):
+    (found,) = record(tmp_path, script(replaced=ARRAYS)).streams
+    assert (found.name, found.dtype, len(found.ids)) == ("data", "uint16", 500)
+    others = (*ARRAYS[:-1], (ARRAYS[-1][0], ARRAYS[-1][1].replace("int64))", "int64)) * 0 + 12 % 11")))
+    assert not record(tmp_path, script(replaced=others)).streams, "rows of no array"

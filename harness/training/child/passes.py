@@ -121,25 +121,27 @@ class Passes:
                 entry.logits_dtype = _name(logits.dtype)
                 entry.output = None if entry.has_loss else logits
 
-    def saw_ids(self, ids: Tensor) -> None:
-        """Note the indices of an embedding. Those of token ids are of two dimensions, and not all positions."""
+    def saw_ids(self, ids: Tensor) -> bool:
+        """Note the indices of an embedding, and return True for token ids: of two dimensions, and not all positions."""
         if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
-            return
+            return False
         entry = self._entry or self._new(None)
         if entry.ids.numel() and not _are_positions(entry.ids):
-            return
+            return False
         if self._open is not entry:
             self._close()
             self._open = entry
         entry.ids, entry.ids_line = as_int64(ids), self.lines.of(ids)
+        return not _are_positions(entry.ids)
 
     # ------------------------------------------------------------------------ the loss
 
     def saw_loss(self, logits: Tensor, targets: Tensor, options: Mapping[str, Any], result: Tensor) -> None:
         """Note a loss: it belongs to the last pass, unless that has one."""
         entry = self._open
-        if entry is None or entry.has_loss or targets.is_floating_point():
+        if entry is None or (entry.has_loss and not entry.is_own) or targets.is_floating_point():
             return
+        entry.is_own = False  # scores that the program picked before are not its loss
         ignored = options.get("ignore_index", IGNORED)
         found = as_int64(targets)
         found[found == ignored] = IGNORED
@@ -160,15 +162,19 @@ class Passes:
         """Note that the program picks the score of each target of the last pass: a loss that it writes itself.
 
         `scores` (..., V) are logits or log probabilities, `targets` (...) indices of them, in the order of the rows.
+        What has fewer entries than a token id needs, as the scores of experts, is no loss.
         """
         entry = self._open
         rows = 0 if entry is None else len(entry.ids)
         if entry is None or entry.has_loss or not rows or targets.numel() % rows or scores.dim() < 2:
             return
         length = targets.numel() // rows
-        if not 0 < length <= entry.ids.size(1) or scores.numel() != targets.numel() * scores.size(-1):
+        V = scores.size(-1)
+        if not 0 < length <= entry.ids.size(1) or scores.numel() != targets.numel() * V:
             return
-        flat = scores.detach().double().reshape(-1, scores.size(-1))
+        if int(entry.ids.max()) >= V or int(targets.min()) < 0 or int(targets.max()) >= V:
+            return
+        flat = scores.detach().double().reshape(-1, V)
         logs = flat.log_softmax(-1)
         entry.log_probabilities = bool(torch.allclose(flat, logs, atol=1e-2))
         found = as_int64(targets).reshape(rows, length)
@@ -191,9 +197,9 @@ class Passes:
         entry.targets_line, entry.loss_line = self.lines.of(targets), self.recorder.line()
         entry.node, entry.has_loss, entry.output = result.grad_fn, True, None
         entry.loss_inside = self._entry is not None
-        if entry.phase == "train" and result.numel() > 1:
-            entry.each = result
-        if entry.phase == "train" and entry.node is not None:
+        entry.each = result if entry.phase == "train" and result.numel() > 1 else None
+        waits = any(entry is each for each in self._waiting)
+        if entry.phase == "train" and entry.node is not None and not waits:
             self._waiting.append(entry)
             self._write_waiting(self._waiting[:-MOST_WAITING])  # a validation without no_grad must not fill the memory
 

@@ -65,7 +65,7 @@ def recording(recorder: Recorder, passes: Passes) -> Iterator[None]:
     optimizers, output = OptimizerSeam(recorder, passes, watch), OutputSeam(recorder)
     updates = OwnUpdates(recorder, watch, optimizers)
     modules, functions = (
-        ModuleSeam(recorder, passes, streams, updates),
+        ModuleSeam(recorder, passes, updates),
         FunctionSeam(recorder, passes, watch, streams, updates),
     )
     watch.on_backward += [updates.after_backward, optimizers.after_backward]

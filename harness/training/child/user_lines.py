@@ -1,4 +1,4 @@
-"""The line of the user's program that is being executed."""
+"""The user's functions that are being executed: the lines that they are at, and the values in them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import functools
 import inspect
 import linecache
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, ModuleType
+from typing import Any
+
+import torch
 
 from harness.core.error_text import display_path, is_user_file
+
+MOST, DEEPEST = 5000, 3  # objects that are looked at, and attributes of attributes
 
 
 def user_line() -> str:
@@ -56,3 +62,33 @@ def is_users(file: str) -> bool:
 @functools.cache
 def _shown(file: str) -> str:
     return display_path(file)
+
+
+def values_in_frames() -> Iterator[tuple[str, Any]]:
+    """Yield each value once, with its name, `trainer.data.ids`: those of fewest dots first."""
+    known = set[int]()
+    waiting = deque((name, value, 0) for frame in users_frames() for name, value in _names_of(frame))
+    while waiting and len(known) < MOST:
+        name, value, depth = waiting.popleft()
+        if id(value) in known or isinstance(value, str | int | float | bool | None):
+            continue
+        known.add(id(value))
+        yield name, value
+        if depth < DEEPEST:
+            waiting += [(f"{name}.{key}", inner, depth + 1) for key, inner in _parts_of(value)]
+
+
+def _names_of(frame: FrameType) -> list[tuple[str, Any]]:
+    found = frame.f_locals if frame.f_locals is frame.f_globals else {**frame.f_globals, **frame.f_locals}
+    return [(name, value) for name, value in found.items() if not name.startswith("__")]
+
+
+def _parts_of(value: Any) -> list[tuple[str, Any]]:
+    """Return what a container has, or an object that is no function, class, module or tensor."""
+    if type(value) is dict:
+        return [(str(key), inner) for key, inner in list(value.items())[:100]]
+    if type(value) in (list, tuple):
+        return [(str(index), inner) for index, inner in enumerate(value[:10])]
+    if isinstance(value, ModuleType | type | torch.nn.Module | torch.Tensor) or not hasattr(value, "__dict__"):
+        return []
+    return [] if hasattr(value, "__code__") else list(vars(value).items())

@@ -9,9 +9,9 @@ from pathlib import Path
 from harness.core.errors import MissingAbility
 from harness.measures.training.batches.token_streams import Batches
 from harness.measures.training.batches.training_estimate import TrainingEstimates
-from harness.measures.training.runs.validation import evaluations_of
+from harness.measures.training.runs.validation import evaluations_of, passes_by_model
 from harness.suites.measure_registry import Reading, measure
-from harness.training.events import Forward
+from harness.training.events import mean_loss
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
 
@@ -34,9 +34,9 @@ RULES: Mapping[str, Rule] = {
 def best_checkpoints(program: Trains, *, rehearsal: str = "fluctuating") -> Reading:
     """Return for each validation whether the best checkpoint is saved after it as it should be.
 
-    That is the file with "best" in its name. It is to be saved if the loss over the validation's targets
-    is the lowest so far, and only then; the first validation may save it or not. If a validation is of two models, as
-    of the weights and of their mean, either of them may decide.
+    That is the file with "best" in its name. It is to be saved if the loss over the validation's targets is the lowest
+    so far, and only then; the first validation may save it or not. If a validation is of two models, as of the weights
+    and of their mean, either of them may decide.
     """
     recording = program.record(rehearsal)
     saves = [save for save in recording.saves if BEST in Path(save.path).name.lower()]
@@ -47,15 +47,16 @@ def best_checkpoints(program: Trains, *, rehearsal: str = "fluctuating") -> Read
     if {save.step for save in saves} <= {steps[-1]}:
         raise MissingAbility(f"{program.name} saves its best weights at the end only: what they are was not seen")
     saved = [any(save.step == step for save in saves) for step in steps]
-    found = min((_judged(losses, steps, saved) for losses in sequences), key=lambda each: len(set(each.values())))
     if all(RULES["the lowest so far"](losses[: n + 1]) for losses in sequences for n in range(len(losses))):
-        raise MissingAbility(
-            f"each validation of {program.name} in the rehearsal '{rehearsal}' is better than the last"
-        )
-    hint = ""
-    if any(value != AS_IT_SHOULD for value in found.values()):
-        hint = _why(recording, sequences[0], steps, saved)
+        raise MissingAbility(f"each validation of {program.name} in '{rehearsal}' is better than the one before it")
+    judged = [(losses, _judged(losses, steps, saved)) for losses in sequences]
+    losses, found = min(judged, key=lambda each: len(_wrong(each[1])))
+    hint = _why(recording, losses, steps, saved) if _wrong(found) else ""
     return Reading(found, "", {"hint": hint, "line": saves[-1].line} if hint else {})
+
+
+def _wrong(found: Mapping[str, str]) -> list[str]:
+    return [place for place, value in found.items() if value != AS_IT_SHOULD]
 
 
 def _judged(losses: Sequence[float], steps: Sequence[int], saved: Sequence[bool]) -> dict[str, str]:
@@ -72,30 +73,20 @@ def _judged(losses: Sequence[float], steps: Sequence[int], saved: Sequence[bool]
 def _validation_losses(recording: Recording) -> list[list[float]]:
     """Return the losses of the validations in their order; two such lists where each validation is of two models."""
     estimates = TrainingEstimates(Batches(recording))
-    parts = [_by_model(estimates.without(passes)) for passes in evaluations_of(recording).values()]
+    parts = [passes_by_model(estimates.without(passes)) for passes in evaluations_of(recording).values()]
     if len(parts) < 3:
         raise MissingAbility(
             f"{recording.program} validated {len(parts)} times in '{recording.rehearsal}', not 3 times"
         )
     models = min(len(part) for part in parts)
-    return [[_mean(part[model]) for part in parts] for model in range(models)]
-
-
-def _by_model(passes: list[Forward]) -> list[list[Forward]]:
-    half = len(passes) // 2
-    rows = [[each.ids.tolist() for each in part] for part in (passes[:half], passes[half:])]
-    return [passes[:half], passes[half:]] if half and rows[0] == rows[1] else [passes]
-
-
-def _mean(passes: Sequence[Forward]) -> float:
-    return math.fsum(each.total_loss for each in passes) / max(1, sum(each.counted for each in passes))
+    return [[mean_loss(part[model]) for part in parts] for model in range(models)]
 
 
 def _why(recording: Recording, losses: Sequence[float], steps: Sequence[int], saved: Sequence[bool]) -> str:
     """Return by which rule the checkpoint is saved instead."""
     before = [[each for each in recording.trained if each.step == step - 1] for step in steps]
-    training = [_mean(passes) if passes else math.inf for passes in before]
-    first = [(_mean(list(evaluations_of(recording)[step][:1]))) for step in steps]
+    training = [mean_loss(passes) if passes else math.inf for passes in before]
+    first = [mean_loss(passes[:1]) for passes in evaluations_of(recording).values()]
     for whose, values in (
         ("the validation loss", losses),
         ("the loss of the last training batch", training),

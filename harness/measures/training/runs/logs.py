@@ -8,7 +8,7 @@ from dataclasses import replace
 from harness.core.errors import MissingAbility
 from harness.measures.training.runs.printed_numbers import ROUNDING, PrintedNumber, nearest_print
 from harness.suites.measure_registry import Reading, measure
-from harness.training.events import IGNORED, Forward
+from harness.training.events import IGNORED, Forward, mean_loss
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
 
@@ -30,7 +30,7 @@ def printed_training_losses(program: Trains, *, rehearsal: str = "accumulate") -
         passes = [forward for forward in recording.forwards_of(step.number) if forward.counted]
         if not passes:
             continue
-        means.append(mean := _mean(passes))
+        means.append(mean := mean_loss(passes))
         near = nearest_print(recording, mean, after=passes[-1].order, words=("loss",))
         if near is None or (not near.half_digits <= 1 and _is_an_estimate(recording, near, passes[-1].order)):
             continue
@@ -52,7 +52,7 @@ def _is_an_estimate(recording: Recording, near: PrintedNumber, after: int) -> bo
     passes = [each for each in evaluated if each.step == evaluated[0].step]
     half = len(passes) // 2
     parts = [part for part in (passes, passes[:half], passes[half:]) if part]
-    means = [mean(part) for part in parts for mean in (_mean_of_means, _mean)]
+    means = [mean(part) for part in parts for mean in (_mean_of_means, mean_loss)]
     return any(abs(mean - near.value) <= 2 * near.half + ROUNDING * abs(mean) for mean in means)
 
 
@@ -69,7 +69,7 @@ def _what(printed: PrintedNumber, passes: list[Forward], means: list[float]) -> 
         ("the last micro-batch's loss divided by their number", last / K),
         ("the sum over the micro-batches", average * K),
         ("the mean of the micro-batches' means, which have different numbers of targets", average),
-        ("the mean divided by the number of micro-batches", _mean(passes) / K),
+        ("the mean divided by the number of micro-batches", mean_loss(passes) / K),
         ("the sum over the steps up to here", math.fsum(means)),
         ("the mean over the steps up to here", math.fsum(means) / len(means)),
     ):
@@ -81,10 +81,6 @@ def _what(printed: PrintedNumber, passes: list[Forward], means: list[float]) -> 
 def _is(printed: PrintedNumber, value: float) -> bool:
     """Return True if a printed number is this value, to its digits."""
     return abs(printed.value - value) <= printed.half + ROUNDING * abs(value)
-
-
-def _mean(passes: list[Forward]) -> float:
-    return math.fsum(forward.total_loss for forward in passes) / sum(forward.counted for forward in passes)
 
 
 def _ends_of_epochs(recording: Recording) -> set[int]:

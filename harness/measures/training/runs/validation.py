@@ -9,7 +9,7 @@ from harness.measures.training.batches.token_streams import Batches
 from harness.measures.training.batches.training_estimate import TrainingEstimates
 from harness.measures.training.runs.printed_numbers import nearest_print
 from harness.suites.measure_registry import Reading, Scalar, measure
-from harness.training.events import Forward
+from harness.training.events import Forward, mean_loss
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
 
@@ -75,6 +75,13 @@ def changes_of_the_validation_set(program: Trains, *, rehearsal: str = "validate
     return Reading(found, "", {"hint": hint})
 
 
+def passes_by_model(passes: list[Forward]) -> list[list[Forward]]:
+    """Return a validation's passes in two parts if two models are on the same windows, as weights and their mean."""
+    half = len(passes) // 2
+    parts = [passes[:half], passes[half:]]
+    return parts if half and _windows(parts[0]) == _windows(parts[1]) else [passes]
+
+
 def _windows(passes: list[Forward]) -> list[tuple[int, ...]]:
     return sorted(tuple(row) for forward in passes for row in forward.ids.tolist())
 
@@ -94,10 +101,8 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
     for step, passes in evaluations_of(recording).items():
         own = estimates.without(passes)
         parts = [own] if estimates.known(passes) or len(passes) % 2 else [passes, passes[len(passes) // 2 :]]
-        half = len(own) // 2
-        if half and _windows(own[:half]) == _windows(own[half:]):  # two models on the same windows: a mean of weights
-            parts = [own[:half], own[half:]]
-        means = [sum(each.total_loss for each in part) / sum(each.counted for each in part) for part in parts]
+        by_model = passes_by_model(own)
+        means = [mean_loss(part) for part in (by_model if len(by_model) > 1 else parts)]
         words = ("val", "eval", "test")
         nearest = [nearest_print(recording, mean, after=passes[-1].order, words=words) for mean in means]
         printed = [number for number in nearest if number is not None]

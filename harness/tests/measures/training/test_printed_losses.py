@@ -68,6 +68,29 @@ def test_a_loss_that_is_not_set_to_zero_before_a_step_is_named(judge, kind, caus
     assert f"{cause} the steps up to here" in record.details["hint"]
 
 
+class MeanSinceTheLastPrint(Trainer):
+    losses, resets = (), True
+
+    def printed(self, losses, counts):
+        self.losses += (losses[0],)
+        if self.number % 2 == 0:
+            return "."
+        mean = sum(self.losses) / len(self.losses)
+        self.losses = () if self.resets else self.losses
+        return f"step {self.number} loss {mean:.6f}"
+
+
+class MeanSinceTheFirst(MeanSinceTheLastPrint):
+    resets = False
+
+
+def test_the_mean_since_the_last_print_is_a_convention_and_the_mean_since_the_first_is_none(judge):
+    check = "training::printed-loss,rehearsal=plain"
+    assert judge(check, plain=MeanSinceTheLastPrint().run()).verdict == "pass"
+    record = judge(check, plain=MeanSinceTheFirst().run())
+    assert (record.verdict, record.where[0]) == ("fail", "step 2")
+
+
 WRONG_LOGS = [
     (LastOnly, "the loss of the last micro-batch alone"),
     (Sum, "the sum over the micro-batches"),

@@ -122,3 +122,13 @@ def test_a_printed_validation_loss_is_the_mean_over_the_targets(judge, printed, 
     assert record.verdict == verdict, record.message
     if "2.5" in printed:
         assert "the mean of the batches' means" in record.details["hint"]
+
+
+@pytest.mark.parametrize(("printed", "verdict"), [("2.8000 (weights), 1.8000 (mean)", "pass"), ("2.3000", "fail")])
+def test_a_validation_of_two_models_prints_the_loss_of_either_and_not_their_mean(judge, printed, verdict):
+    def twice(step, forwards):
+        return forwards + [replace(f, loss=f.loss - 1, order=f.order + 0.2) for f in forwards]
+
+    run = validated(twice, printed=f"val loss {printed}")
+    record = judge("training::printed-validation-loss,rehearsal=validate-often", validate_often=run)
+    assert record.verdict == verdict, record.message

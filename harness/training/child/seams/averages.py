@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from harness.training.child.held_values import held_values
 from harness.training.child.recorder import Recorder
+from harness.training.child.user_lines import values_in_frames
 
 CALLED = re.compile(r"ema|average|avg|shadow|swa|polyak", re.IGNORECASE)
 MOST_SEARCHES = 3  # steps in which a mean may be built
 
 
 class Averages:
-    """Finds the mean of the weights among what the program's functions hold, by its name and its shapes."""
+    """Finds the mean of the weights among the values in the program's functions, by its name and its shapes."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -28,7 +28,7 @@ class Averages:
         if not self._path and self._searches == MOST_SEARCHES:
             return {}
         self._searches += not self._path
-        for name, value in held_values():
+        for name, value in values_in_frames():
             if (name == self._path) if self._path else CALLED.search(name):
                 found = self._of(value)
                 if found:

@@ -97,12 +97,16 @@ class FunctionSeam(TorchFunctionMode):
     def _embedding(self, args: Any, options: Mapping[str, Any]) -> None:
         ids = args[0] if args else options.get("input")
         if isinstance(ids, Tensor):
-            self.passes.saw_ids(ids)
+            self._saw_ids(ids)
 
     def _index(self, args: Any, options: Mapping[str, Any]) -> None:
         table, index = args
         if isinstance(index, Tensor) and isinstance(table, torch.nn.Parameter) and table.dim() == 2:
-            self.passes.saw_ids(index)
+            self._saw_ids(index)
+
+    def _saw_ids(self, ids: Tensor) -> None:
+        if self.passes.saw_ids(ids):
+            self.streams.look_around(ids)
 
     def _cross_entropy(self, args: Any, options: Mapping[str, Any], result: Tensor) -> None:
         bound = {**dict(zip(CROSS_ENTROPY, args, strict=False)), **options}
@@ -118,8 +122,8 @@ class FunctionSeam(TorchFunctionMode):
         bound = {**dict(zip(("input", "dim", "index"), args, strict=False)), **options}
         scores, index = bound["input"], bound.get("index", bound.get("indices"))
         if not isinstance(index, Tensor):  # take_along_dim(input, indices, dim)
-            index, bound["dim"] = bound["dim"], index
-        if isinstance(index, Tensor) and bound["dim"] in (-1, scores.dim() - 1) and index.shape[-1:] == (1,):
+            index, bound["dim"] = bound.get("dim"), index
+        if isinstance(index, Tensor) and bound.get("dim") in (-1, scores.dim() - 1) and index.shape[-1:] == (1,):
             self.passes.saw_own_loss(scores, index[..., 0], result)
 
     def _picks(self, args: Any, options: Mapping[str, Any], result: Any) -> None:
@@ -157,8 +161,8 @@ class FunctionSeam(TorchFunctionMode):
 class ModuleSeam:
     """torch's global hooks of modules: they see the outermost call, which is that of the model."""
 
-    def __init__(self, recorder: Recorder, passes: Passes, streams: TokenStreams, updates: OwnUpdates) -> None:
-        self.recorder, self.passes, self.streams, self.updates = recorder, passes, streams, updates
+    def __init__(self, recorder: Recorder, passes: Passes, updates: OwnUpdates) -> None:
+        self.recorder, self.passes, self.updates = recorder, passes, updates
         self._handles: list[Any] = []
 
     def install(self, patches: Patches) -> None:
@@ -204,7 +208,6 @@ class ModuleSeam:
         elif self.recorder.active:
             self.updates.goes_on(surely=True)
             with self.recorder.observing():
-                self.streams.look_around()
                 self.passes.enter(module)
 
     def _leave(self, module: torch.nn.Module, args: Any, *rest: Any) -> None:

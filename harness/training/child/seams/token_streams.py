@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.training.child.held_values import held_values
 from harness.training.child.recorder import Recorder
 from harness.training.child.seams.patches import Patches
+from harness.training.child.user_lines import values_in_frames
 from harness.training.events import MOST_OF_A_LINE
 from harness.training.recording_files import digest
 
@@ -72,16 +72,21 @@ class TokenStreams:
             kind = str(value.dtype).removeprefix("torch.")
             self.recorder.event("Stream", name=name, dtype=kind, ids=ids.detach().cpu(), length=len(value), line=line)
 
-    def look_around(self) -> None:
-        """Record the streams that the functions being executed hold, once, if no other was seen: at the first pass."""
+    def look_around(self, ids: Tensor) -> None:
+        """Record the arrays in the functions being executed that are streams, once, if no other was seen.
+
+        They are streams if one of them has a row of the first batch (B, T): those of its type then, and no orders of
+        windows or lengths of documents.
+        """
         if self._looked or self._seen:
             return
         self._looked = True
-        for name, value in held_values():
-            if _is_list_of_ids(value):
-                self.saw(np.asarray(value[:LONGEST]), name)
-            elif isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.dtype != torch.uint8):
-                self.saw(value, name)  # a tensor of bytes is a generator's state
+        found = [(name, _as_array(value)) for name, value in values_in_frames() if _is_stream_like(value)]
+        rows = ids.detach().cpu().numpy()
+        kinds = {array.dtype for _, array in found if any(_has_row(array, row) for row in rows)}
+        for name, array in found:
+            if array.dtype in kinds:
+                self.saw(array, name)
 
     def _encoder(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def encode(*args: Any, **options: Any) -> Any:
@@ -142,6 +147,22 @@ def _is_long(value: Any) -> bool:
         whole = not value.is_floating_point() and value.dtype != torch.bool and not value.is_complex()
         return whole and value.dim() == 1 and len(value) >= SHORTEST
     return isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.ndim == 1 and len(value) >= SHORTEST
+
+
+def _is_stream_like(value: Any) -> bool:
+    return _is_long(value) or _is_list_of_ids(value)
+
+
+def _as_array(value: Any) -> np.ndarray[Any, Any]:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _has_row(array: np.ndarray[Any, Any], row: np.ndarray[Any, Any]) -> bool:
+    """Return True if these ids follow one another somewhere in an array."""
+    places = np.flatnonzero(array[: max(0, len(array) - len(row) + 1)] == row[0])
+    for offset, token in enumerate(row):
+        places = places[array[places + offset] == token]
+    return len(places) > 0
 
 
 def _is_list_of_ids(value: Any) -> bool:
