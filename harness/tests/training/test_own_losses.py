@@ -61,7 +61,7 @@ def test_picking_scores_of_something_else_is_no_loss(tmp_path):
         "model(x)[..., :3].softmax(-1).gather(-1, (y % 3).unsqueeze(-1))",  # the choice of one of three experts
         "torch.take_along_dim(model(x), indices=torch.zeros(2, 4, 1, dtype=torch.long), dim=-1)",
         "torch.take_along_dim(model(x), indices=torch.zeros(1, dtype=torch.long))",
-        "model(x)[torch.tensor([0]), torch.tensor([-1]), torch.tensor([-1])]",
+        "model(x)[torch.arange(2)[:, None], torch.arange(4)[None], y - 11]",  # counted from the end
     ],
 )
 def test_what_else_a_program_picks_leaves_the_loss_that_torch_computes(tmp_path, aside):
@@ -71,3 +71,12 @@ def test_what_else_a_program_picks_leaves_the_loss_that_torch_computes(tmp_path,
     for one, other in zip(losses(tmp_path / "torch", TORCHS), losses(tmp_path / "own", own), strict=True):
         assert torch.equal(one.targets.reshape(-1), other.targets.reshape(-1))
         assert (other.loss, other.used) == (one.loss, True)
+
+
+def test_the_choice_of_an_expert_before_a_written_loss_is_not_the_loss(tmp_path):
+    own = WRITTEN_OUT["gather"].replace(
+        "    return", "    model(x)[..., :3].softmax(-1).gather(-1, (y % 3)[..., None])\n    return"
+    )
+    twice = TORCHS.replace("    return", "    model(x)\n    return")
+    for one, other in zip(losses(tmp_path / "torch", twice), losses(tmp_path / "own", own), strict=True):
+        assert torch.equal(one.targets.reshape(-1), other.targets.reshape(-1))
