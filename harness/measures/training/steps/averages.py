@@ -15,7 +15,7 @@ from harness.training.optimizer_steps import Step
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
 
-SAME = 0.02  # relative: two shares of the newest weights that differ by less are one; rounding moves them by 1e-4
+SAME = 0.02  # relative, see the bound of the check: two shares of the newest weights that differ by less are one
 COPY = 1e-4  # a share so near to 1 is a copy
 MOST = 0.5  # a mean of which the newest weights are more is none
 
