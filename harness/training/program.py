@@ -321,8 +321,8 @@ class TrainingProgram:
     def _in_effect(self, assignment: Assignment, observed: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a run, by word: those that a flag sets, and else those that the program was seen with.
 
-        A configuration that the program reads may override what was set. Its learning rate is taken to be the
-        schedule's peak only if it was set: programs scale it.
+        A configuration that the program reads may override what was set. What no rehearsal sets is declared by the
+        program's own value. Its learning rate is taken to be the schedule's peak only if it was set: programs scale it.
         """
         by_flag = {word: value for word, value in assignment.values.items() if word in self.settings.flags}
         known = (DECLARED | set(assignment.values)) - NEVER_SEEN
@@ -330,7 +330,8 @@ class TrainingProgram:
             known -= {"horizon"}  # the frames of the program call the length of its final decay so
         known |= {"steps"} - set(assignment.values)  # the program's own number of steps, the end of its schedule
         seen = {word: value for word, value in observed.items() if word in known}
-        return {**assignment.values, **seen, **by_flag, **self.settings.given}
+        own = {word: value for word, value in self.settings.own.items() if word in DECLARED and type(value) is float}
+        return {**own, **assignment.values, **seen, **by_flag, **self.settings.given}
 
     def _check(self, rehearsal: Rehearsal, found: Sequence[Recording]) -> None:
         """Raise SubjectError if the program failed, and MissingAbility if it cannot do what the rehearsal is for."""
