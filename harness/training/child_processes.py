@@ -42,9 +42,13 @@ class Outcome:
 
 
 class ChildProcesses:
-    """A server process that has imported torch, and the processes that it forks. It is started when it is needed."""
+    """A server process that has imported torch, and the processes that it forks. It is started when it is needed.
 
-    def __init__(self) -> None:
+    `hash_seed`: what hash() of a text depends on, and so the order of a set. All processes of a server have the same.
+    """
+
+    def __init__(self, hash_seed: int = 1) -> None:
+        self._hash_seed = str(hash_seed)
         self._server: subprocess.Popen[bytes] | None = None
         self._questions = self._answers = -1
         self._read = b""
@@ -110,7 +114,7 @@ class ChildProcesses:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=HOME,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
+            env={"PYTHONHASHSEED": self._hash_seed, **os.environ, **ENVIRONMENT, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C reaches the run alone, which then ends this process
         )
         os.close(read_from)
@@ -153,9 +157,9 @@ def _exceeded(limits: Limits, seconds: float, process: int | None) -> str:
 
 
 @functools.cache
-def shared_processes() -> ChildProcesses:
+def shared_processes(hash_seed: int = 1) -> ChildProcesses:
     """Return the processes that all programs of this process share; they end with it."""
-    processes = ChildProcesses()
+    processes = ChildProcesses(hash_seed)
     atexit.register(processes.close)
     return processes
 

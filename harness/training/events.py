@@ -66,6 +66,8 @@ class Forward(Event):
     """The user's line that called the loss function."""
     mode_line: str = ""
     """The user's line that called `train()` or `eval()` last."""
+    weights: tuple[str, ...] = ()
+    """Hashes of the parameters of the module that was called, of a pass without gradients; () if they are too many."""
 
     @property
     def counted(self) -> int:
@@ -139,6 +141,12 @@ class Save(Event):
     path: str
     keys: tuple[str, ...]
     line: str = ""
+    weights: tuple[str, ...] = ()
+    """Hashes of the tensors in it; () if they are too many."""
+    trained: tuple[str, ...] = ()
+    """Hashes of the parameters that were being trained when it was saved."""
+    state_line: str = ""
+    """The user's line that called `state_dict()` of the model last."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from harness.training.child_processes import ChildProcesses, Outcome, environmen
 from harness.training.endings import how_it_ended, last_lines
 from harness.training.events import Save
 from harness.training.literals import chosen_literals, project_files, settable_literals
+from harness.training.optimizer_steps import Step
 from harness.training.recording import Ended, Recording
 from harness.training.recording_files import RecordingReader
 from harness.training.rehearsals import REHEARSALS, Rehearsal
@@ -31,6 +32,7 @@ from harness.training.settings import Assignment, Settings, read_settings
 SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longest takes
 SPARE_STEPS = 2  # times the steps that were asked for: a program that makes more of them is stopped
 UNKNOWN_NAME = "--no_program_has_this_setting=1"
+HASHES, OTHER_HASHES = 1, 2  # seeds of hash(), of which the second is for rehearsals that are to have another one
 NEEDS_GPU = re.compile(r"nccl|cuda", re.IGNORECASE)  # in the message of a program that failed on this machine
 NEVER_SEEN = frozenset(("text", "out", "resume", "steps"))  # by their names: other things are called the same
 # Settings that declare something, whoever chose them.
@@ -78,7 +80,8 @@ class TrainingProgram:
         self.arguments = tuple(words[1:])
         self.chosen = chosen_literals(self.files, chosen)
         self.limits = limits or Limits(SECONDS, MEMORY_SHARE * machine_memory_gib())
-        self.processes = processes or shared_processes()
+        self.processes = processes or shared_processes(HASHES)
+        self._own_processes = processes
         self._folder = tempfile.TemporaryDirectory(prefix="gpt-harness-training-")
         self._recordings: dict[str, list[Recording] | HarnessError | Missing] = {}
         # The reference, which a folder is given for, writes only into its output folder.
@@ -184,6 +187,7 @@ class TrainingProgram:
 
     def rehearse(self, rehearsal: Rehearsal) -> list[Recording]:
         """Run a rehearsal, which need not be of the table, and return each rank's recording; it is not kept."""
+        rehearsal = self._in_epochs(rehearsal)
         self._require(rehearsal)
         first_step = 0
         if rehearsal.resumes is not None:
@@ -206,10 +210,25 @@ class TrainingProgram:
     def why_not(self, rehearsal: Rehearsal) -> str:
         """Return what a rehearsal needs and the program has no setting for; "" if nothing is missing."""
         try:
-            self._require(rehearsal)
+            self._require(self._in_epochs(rehearsal))
         except (HarnessError, Missing) as error:
             return str(error)
         return ""
+
+    def _in_epochs(self, rehearsal: Rehearsal) -> Rehearsal:
+        """Return a rehearsal as the program can do it: in epochs, if nothing sets the steps between validations."""
+        if not rehearsal.epochs or not self._steps_of_an_epoch:
+            return rehearsal
+        return rehearsal.in_epochs(self._steps_of_an_epoch)
+
+    @functools.cached_property
+    def _steps_of_an_epoch(self) -> int:
+        """Return after how many steps the program validates or saves first; 0 if that is a setting of steps."""
+        if "eval_every" in self.settings or "save_every" in self.settings or not self._trains("epochs"):
+            return 0
+        recording = self.record("epochs")
+        ends = {each.step for each in recording.forwards() if each.validates} | {save.step for save in recording.saves}
+        return min(ends - {0}, default=0)
 
     def _trains(self, rehearsal: str) -> bool:
         """Return True if the program makes steps in a rehearsal."""
@@ -282,7 +301,8 @@ class TrainingProgram:
             )
             for rank, environment in enumerate(environments_of_ranks(rehearsal.ranks))
         ]
-        outcomes = self.processes.run(requests, self.limits)
+        processes = self._own_processes or shared_processes(OTHER_HASHES if rehearsal.other_hashes else HASHES)
+        outcomes = processes.run(requests, self.limits)
         found = [
             self._read(rehearsal, request, outcome, assignment)
             for request, outcome in zip(requests, outcomes, strict=True)
@@ -295,8 +315,9 @@ class TrainingProgram:
 
         A resumed program makes the steps that remain, from `first_step`.
         """
-        steps: int = rehearsal.values["steps"]
-        return steps * SPARE_STEPS if "steps" in self.settings else max(1, steps - first_step)
+        if "steps" in self.settings and "steps" not in rehearsal.leaves:
+            return rehearsal.steps * SPARE_STEPS
+        return max(1, rehearsal.steps - first_step)
 
     def _read(self, rehearsal: Rehearsal, request: Request, outcome: Outcome, assignment: Assignment) -> Recording:
         reader = RecordingReader(Path(request.folder))
@@ -304,14 +325,18 @@ class TrainingProgram:
         ended, message = how_it_ended(end, outcome, request)
         if ended == "failed":
             message += last_lines(Path(request.folder) / PRINTED)
+        settings = self._in_effect(assignment, reader.one("observed").get("settings", {}))
+        events = reader.events()
+        if "epochs" in assignment.values and ended == "finished":
+            settings["horizon"] = len({event.number for event in events if isinstance(event, Step)})
         return Recording(
             program=self.name,
             rehearsal=rehearsal.name,
             ended=ended,
             message=message,
-            events=reader.events(),
+            events=events,
             parameters=reader.parameters(),
-            settings=self._in_effect(assignment, reader.one("observed").get("settings", {})),
+            settings=settings,
             source=rehearsal.source if "text" in assignment.values and "text" in self.settings else None,
             text=rehearsal.make_text() if "text" in assignment.values and "text" in self.settings else "",
             rank=end.get("rank", 0),

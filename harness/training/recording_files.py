@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ KINDS: dict[str, type[Event]] = {
 }
 
 Row = dict[str, Any]
+MOST_HASHED = 1 << 22  # numbers
 
 
 def digest(tensor: Tensor) -> str:
@@ -35,6 +36,11 @@ def digest(tensor: Tensor) -> str:
     found = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=12)
     found.update(_raw(tensor))
     return found.hexdigest()
+
+
+def digests(tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    """Return the hashes of tensors; () if they have too many numbers to hash them often."""
+    return tuple(map(digest, tensors)) if sum(each.numel() for each in tensors) <= MOST_HASHED else ()
 
 
 class RecordingWriter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from harness.training.child.request import Detail
@@ -20,6 +20,7 @@ SMALL: Mapping[str, Any] = {
     "vocabulary": "bytes",
     "order": "random",
     "workers": 0,
+    "shuffle_buffer": 8,
     "n_layer": 2,
     "n_head": 2,
     "n_embd": 32,
@@ -60,6 +61,10 @@ LEFT_IF_CHANGED = frozenset(
     )
 )
 
+# A text whose training part is 61 windows and its validation 6: the last batch of each is a short one.
+SHORT_EPOCH = 1100
+COUNTED_IN_STEPS = frozenset(("steps", "horizon"))
+
 
 @dataclass(frozen=True)
 class Rehearsal:
@@ -76,6 +81,9 @@ class Rehearsal:
         kill_after: Kill the process after this many optimizer steps.
         resumes: The rehearsal whose last checkpoint this one resumes from.
         ranks: The number of processes.
+        leaves: What stays as the program has it, of what every rehearsal sets.
+        epochs: So many short epochs are the run of a program that validates and saves at their ends; 0: no such run.
+        other_hashes: It runs in a process in which hash() gives other numbers: the order of a set is another one.
     """
 
     name: str
@@ -88,13 +96,36 @@ class Rehearsal:
     kill_after: int | None = None
     resumes: str | None = None
     ranks: int = 1
+    leaves: frozenset[str] = frozenset()
+    epochs: int = 0
+    other_hashes: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Return after how many steps the run ends, at most."""
+        steps: int = {**SMALL, **self.settings}["steps"]
+        return steps
 
     @property
     def values(self) -> dict[str, Any]:
         """Return all settings. The schedule ends with the run, unless the rehearsal says otherwise."""
         values = {**SMALL, **self.settings}
         tokens = values["batch_size"] * values["block_size"] * values["accumulation"] * self.ranks
-        return {"horizon": values["steps"], "tokens_per_step": tokens, **values}
+        # Training may be the first so many characters, and validation as many more.
+        fraction = {"text_length": self.length * 9 // 10, "validation_length": self.length // 10}
+        values = {"horizon": values["steps"], "tokens_per_step": tokens, **fraction, **values}
+        return {word: value for word, value in values.items() if word not in self.leaves}
+
+    def in_epochs(self, steps: int) -> Rehearsal:
+        """Return this rehearsal for a program that validates and saves at the end of each epoch, of so many steps."""
+        return replace(
+            self,
+            settings={**self.settings, "order": "epoch", "epochs": self.epochs, "steps": (self.epochs + 1) * steps},
+            needs=tuple(word for word in self.needs if word != "eval_every"),
+            length=SHORT_EPOCH,
+            kill_after=None if self.kill_after is None else steps + max(1, steps // 2),
+            leaves=COUNTED_IN_STEPS,
+        )
 
     @property
     def source(self) -> MarkovSource | None:
@@ -108,7 +139,7 @@ class Rehearsal:
 
 
 # Dropout draws random numbers in each pass, so that a state that is not restored, or is shared, shows in the weights.
-_RESUME = {"steps": 12, "save_every": 4, "dropout": 0.1, "eval_every": 5}
+_RESUME = {"accumulation": 2, "steps": 12, "save_every": 4, "dropout": 0.1, "eval_every": 5}
 # The validation part is 25 windows, 7 batches of 4: the last one is short, so that a mean of their means shows.
 _VALIDATION = {"steps": 8, "dropout": 0.1, "eval_batches": 7}
 
@@ -116,9 +147,9 @@ REHEARSALS: Mapping[str, Rehearsal] = {
     rehearsal.name: rehearsal
     for rehearsal in (
         Rehearsal("plain", "batches, gradients, steps, groups, the schedule and validation"),
-        Rehearsal("again", "the same seed gives the same run", detail="hashes"),
+        Rehearsal("again", "the same seed gives the same run", detail="hashes", other_hashes=True),
         Rehearsal("other-seed", "the seed matters", {"seed": SEED + 1}, ("seed",), detail="hashes"),
-        Rehearsal("straight", "a run that is never stopped", _RESUME, detail="hashes"),
+        Rehearsal("straight", "a run that is never stopped", _RESUME, detail="hashes", epochs=3),
         Rehearsal(
             "killed",
             "a run that is killed with SIGKILL after a checkpoint",
@@ -126,6 +157,7 @@ REHEARSALS: Mapping[str, Rehearsal] = {
             ("resume",),
             detail="hashes",
             kill_after=10,
+            epochs=3,
         ),
         Rehearsal(
             "resumed",
@@ -134,8 +166,17 @@ REHEARSALS: Mapping[str, Rehearsal] = {
             ("resume",),
             detail="hashes",
             resumes="killed",
+            epochs=3,
+            other_hashes=True,
         ),
-        Rehearsal("validate-often", "validation", {**_VALIDATION, "eval_every": 2}, ("eval_every",), detail="hashes"),
+        Rehearsal(
+            "validate-often",
+            "validation",
+            {**_VALIDATION, "eval_every": 2},
+            ("eval_every",),
+            detail="hashes",
+            epochs=3,
+        ),
         Rehearsal(
             "validate-never", "no validation", {**_VALIDATION, "eval_every": NEVER}, ("eval_every",), detail="hashes"
         ),
@@ -145,6 +186,7 @@ REHEARSALS: Mapping[str, Rehearsal] = {
             {"steps": 20, "eval_every": 2, "lr": 0.3, "min_lr": 0.3, "clip": 1.0},
             ("eval_every",),
             detail="losses",
+            epochs=8,
         ),
         # A program may share the micro-batches of a step among its ranks.
         Rehearsal("two-ranks", "two processes, as torchrun starts them", {"steps": 5, "accumulation": 2}, ranks=2),
@@ -182,6 +224,23 @@ REHEARSALS: Mapping[str, Rehearsal] = {
             detail="losses",
         ),
         Rehearsal(
+            "workers",
+            "as above, read by two processes",
+            {"order": "epoch", "steps": 45, "eval_every": NEVER, "workers": 2},
+            ("text", "workers"),
+            length=1500,
+            detail="losses",
+        ),
+        Rehearsal(
+            "epochs",
+            "the whole schedule of a program that counts epochs",
+            {"order": "epoch", "epochs": 3, "steps": 100},
+            ("epochs",),
+            length=SHORT_EPOCH,
+            detail="losses",
+            leaves=COUNTED_IN_STEPS,
+        ),
+        Rehearsal(
             "accumulate",
             "three micro-batches a step, one of them with fewer targets",
             {"order": "epoch", "accumulation": 3, "steps": 5, "eval_every": NEVER},
@@ -202,11 +261,13 @@ REHEARSALS: Mapping[str, Rehearsal] = {
 def words(length: int) -> str:
     """Return a text of random words of random letters: of its windows of 16 characters no two are equal.
 
-    It begins with every letter and mark that English texts have: programs with a vocabulary of characters look up
-    their own prompts in it.
+    Blank lines part it: programs that train on documents split their text there. It begins with
+    every letter and mark that English texts have: programs with a vocabulary of characters look up their own prompts
+    in it.
     """
     draw = random.Random(SEED)
+    gaps = (*(" " * 6), "\n", "\n", "\n\n")
     text = string.ascii_letters + string.digits + string.punctuation + " \n"
     while len(text) < length:
-        text += "".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 7))) + draw.choice("  \n")
+        text += "".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 7))) + draw.choice(gaps)
     return text[:length]

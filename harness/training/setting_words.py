@@ -33,9 +33,19 @@ _VALIDATION = "eval val valid validation validate evaluate evaluation"
 
 WORDS: Mapping[str, Word] = {
     "text": _word("the text", "text data_file text_file data_path text_path input_file input train_file corpus"),
+    "text_length": _word(
+        "the part of the text that is read",
+        _pairs("max n num train", "chars bytes characters") + " max_text_length train_tokens",
+    ),
+    "validation_length": _word(
+        "the part of the text for validation", _pairs("val valid eval", "chars bytes characters tokens")
+    ),
     "vocabulary": _word("the vocabulary", "vocabulary"),
     "validation_fraction": _word("the share of validation", "validation_fraction val_fraction val_split val_ratio"),
     "order": _word("the order of windows", "order sampling"),
+    "shuffle_buffer": _word(
+        "the windows that are shuffled together", _pairs("shuffle shuffle_buffer buffer", "size") + " shuffle_buffer"
+    ),
     "workers": _word("the loader's processes", "workers num_workers"),
     "n_layer": _word("the number of layers", "n_layer n_layers num_layers layers depth num_hidden_layers"),
     "n_head": _word("the number of heads", "n_head n_heads num_heads heads num_attention_heads"),
@@ -64,7 +74,7 @@ WORDS: Mapping[str, Word] = {
     "accumulation": _word(
         "the micro-batches of a step",
         "accumulation gradient_accumulation_steps grad_accum_steps accumulation_steps accum_steps grad_accum "
-        "gradient_accumulation accum",
+        "gradient_accumulation accum accumulate accumulate_steps accumulate_grad_batches",
     ),
     "tokens_per_step": _word("the tokens of a step", "total_batch_size tokens_per_step batch_tokens tokens_per_batch"),
     "steps": _word(
@@ -73,6 +83,7 @@ WORDS: Mapping[str, Word] = {
         "n_iters training_steps max_updates num_updates total_iters total_iterations",
         "updates",
     ),
+    "epochs": _word("the number of epochs", "epochs num_epochs n_epochs max_epochs num_train_epochs"),
     "overfit_batches": _word("training on a few batches only", "overfit_batches overfit_single_batch overfit"),
     "lr": _word("the learning rate", "lr learning_rate max_lr peak_lr"),
     "min_lr": _word("the least learning rate", "min_lr min_learning_rate lr_min final_lr"),
@@ -87,9 +98,11 @@ WORDS: Mapping[str, Word] = {
     "beta1": _word("beta1", "beta1 adam_beta1"),
     "beta2": _word("beta2", "beta2 adam_beta2"),
     "eps": _word("epsilon", "eps adam_eps adam_epsilon epsilon"),
-    "ema_decay": _word("the decay of the mean of the weights", "ema_decay ema_beta ema_rate ema_momentum avg_decay"),
+    "ema_decay": _word(
+        "the decay of the mean of the weights", "ema_decay ema_beta ema_rate ema_momentum avg_decay", "ema"
+    ),
     "clip": _word("the limit of the gradient norm", "clip grad_clip max_grad_norm clip_grad gradient_clip max_norm"),
-    "precision": _word("the precision", "precision dtype"),
+    "precision": _word("the precision", "precision dtype mixed_precision"),
     "compile": _word("torch.compile", "compile torch_compile use_compile"),
     "device": _word("the device", "device"),
     "backend": _word("the backend of ranks", "backend dist_backend ddp_backend"),
@@ -121,7 +134,7 @@ WORDS: Mapping[str, Word] = {
 # What a value is called, best first; a setting that lists its choices takes the first of these that is one.
 VALUES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "order": {"epoch": ("epoch", "sequential", "permutation"), "random": ("random",)},
-    "precision": {"float32": ("float32", "fp32", "32")},
+    "precision": {"float32": ("float32", "fp32", "32", "no", "none", "off")},
     "vocabulary": {"bytes": ("bytes", "byte", "characters", "char")},
 }
 # What a setting is called `resume` by another value than a truth value or a path.

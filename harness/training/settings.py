@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -83,6 +83,11 @@ class Settings:
         own = {word: value for word, value in self.own.items() if word in words}
         return replace(self, given={**own, **self.given})
 
+    def renamed(self, name: Callable[[str], str | None]) -> Settings:
+        """Return the settings under other words; those of which there is none are left out."""
+        known: list[Mapping[str, Any]] = [getattr(self, each.name) for each in fields(self)]
+        return Settings(*({new: value for word, value in each.items() if (new := name(word))} for each in known))
+
     def called(self, word: str) -> set[str]:
         """Return what the program's source calls a setting."""
         flags = {self.flags[word].name.lstrip("-").replace("-", "_")} if word in self.flags else set()
@@ -147,7 +152,14 @@ def read_settings(
     first = {word: each[0] for word, each in flags.items()}
     more = {word: tuple(each[1:]) for word, each in flags.items() if len(each) > 1}
     settings = Settings(first, more, own, usable, {**_given(arguments), **(chosen or {})})
-    return _with_cooldown(settings) if _decays_at_the_end(settings) else settings
+    settings = _with_cooldown(settings) if _decays_at_the_end(settings) else settings
+    return settings if "validation_length" in settings else _without_a_budget(settings)
+
+
+def _without_a_budget(settings: Settings) -> Settings:
+    """Return the settings without the tokens of training, which are no part of a text, but a number of steps."""
+    budget = any("tokens" in name for name in settings.called("text_length"))
+    return settings.renamed(lambda word: None if word == "text_length" else word) if budget else settings
 
 
 def _decays_at_the_end(settings: Settings) -> bool:
@@ -168,11 +180,7 @@ def _decays_at_the_end(settings: Settings) -> bool:
 
 def _with_cooldown(settings: Settings) -> Settings:
     """Return the settings of which the end of the schedule is the length of its final decay instead."""
-
-    def renamed(known: Mapping[str, Any]) -> dict[str, Any]:
-        return {"cooldown" if word == "horizon" else word: value for word, value in known.items()}
-
-    return Settings(*(renamed(getattr(settings, each.name)) for each in fields(settings)))
+    return settings.renamed(lambda word: "cooldown" if word == "horizon" else word)
 
 
 def _replaceable(word: str, literals: Sequence[Literal]) -> tuple[Literal, ...]:

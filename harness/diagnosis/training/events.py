@@ -254,6 +254,9 @@ EVENTS: Mapping[str, Judged] = {
     "best-checkpoint-is-the-best": Judged(
         "best checkpoint", line.of_the_save, "the checkpoint is not the best one", look=nearest({"": COMPARES_BEST})
     ),
+    "best-checkpoint-has-its-weights": Judged(
+        "best checkpoint", line.of_the_save, "the checkpoint has other weights than the best ones"
+    ),
     "checkpoint-is-complete": Judged(
         "checkpoint",
         line.of_the_save,

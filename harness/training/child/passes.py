@@ -15,10 +15,12 @@ from harness.training.child.model_names import first_tensor
 from harness.training.child.recorder import Recorder, as_int64
 from harness.training.child.seams.tensor_lines import TensorLines
 from harness.training.events import IGNORED
+from harness.training.recording_files import digests
 
 RECORDED = (
     *("step", "phase", "ids", "targets", "loss", "reduction", "label_smoothing", "unsmoothed", "mode"),
     *("autocast", "logits_dtype", "rng", "used", "line", "ids_line", "targets_line", "loss_line", "mode_line"),
+    "weights",
 )  # the attributes of a pass that a Forward event has
 NEAR_THE_ROOT = 500  # nodes of the autograd graph between a loss and what is differentiated (scaling, sums)
 MOST_WAITING = 64  # passes with a loss and without a backward pass; each keeps its graph alive
@@ -44,6 +46,7 @@ class Pass:
     targets_line: str = ""
     loss_line: str = ""
     mode_line: str = ""
+    weights: tuple[str, ...] = ()
     root: nn.Module | None = None
     arguments: tuple[Any, Mapping[str, Any]] = ((), {})
     ids: Tensor = EMPTY
@@ -198,6 +201,8 @@ class Passes:
         entry.node, entry.has_loss, entry.output = result.grad_fn, True, None
         entry.loss_inside = self._entry is not None
         entry.each = result if entry.phase == "train" and result.numel() > 1 else None
+        if entry.phase == "eval" and entry.root is not None and not entry.weights:
+            entry.weights = digests(list(entry.root.parameters()))
         waits = any(entry is each for each in self._waiting)
         if entry.phase == "train" and entry.node is not None and not waits:
             self._waiting.append(entry)

@@ -20,6 +20,7 @@ from harness.training.protocols import Trains
 # A loader draws at random if its coverage is that of random draws within so many standard deviations.
 SIGMAS, SIGMAS_ON_A_GRID = 4.0, 3.0
 LEAST_WINDOWS = 16  # 16! / 16^16 is one in a million
+NEARLY_ALL = 0.9  # of the targets: what is cut off at both ends of a text is less
 LEAST_IN_BIN = 5  # expected starts in a bin of the chi-squared test (Cochran's rule)
 
 
@@ -42,7 +43,7 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
 
     An epoch has all windows, or as many targets as the training part has. A loader that draws windows at random is
     skipped: its starts are to be uniform. The order of the text, in every epoch, is a convention,
-    and so is a text that ends with less than a window, which is left out.
+    and so is a text that ends with less than a window, which is left out, or begins so at another place in each epoch.
     """
     batches = Batches(program.record(rehearsal))
     epochs = _epochs(batches)
@@ -59,8 +60,11 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     found: dict[str, int] = {}
     hints = []
     longest = max(len(row.ids) for row in batches.training)
+    heads = [_left_out_at_the_start(epoch.counts) for epoch in epochs]
     for number, epoch in enumerate(epochs):
         missing, repeated = (epoch.counts == 0).nonzero()[:, 0], (epoch.counts > 1).nonzero()[:, 0]
+        if len(set(heads)) > 1 and heads[number] < longest:
+            missing = missing[heads[number] :]
         if len(missing) < longest and _is_the_tail(missing, len(epoch.counts)):
             missing = missing[:0]
         found[f"epoch {number}: targets left out"] = len(missing)
@@ -94,6 +98,11 @@ def _drops_last_batches(batches: Batches) -> bool:
     return any(left_out) and (len(left_out) == 1 or len(set(left_out)) > 1)
 
 
+def _left_out_at_the_start(counts: torch.Tensor) -> int:
+    given = counts.nonzero()
+    return int(given[0]) if len(given) else len(counts)
+
+
 def _is_the_tail(missing: torch.Tensor, targets: int) -> bool:
     return len(missing) > 0 and int(missing[-1]) == targets - 1 and int(missing[0]) == targets - len(missing)
 
@@ -121,6 +130,9 @@ def _epochs(batches: Batches) -> list[Pass]:
     targets = training_part(batches, stream) - 1
     starts = [place.position for place, _ in placed]
     windows = len(set(starts)) if _gives_each_window_once(starts) else 0
+    shifted = _shifted_epochs([row for _, row in placed], starts, targets)
+    if windows and len(shifted) > 1:
+        return [Pass(rows, token_counts(batches, rows, stream, targets + 1)[1:]) for rows in shifted]
     epochs: list[Pass] = []
     rows: list[Row] = []
     given = 0
@@ -133,6 +145,25 @@ def _epochs(batches: Batches) -> list[Pass]:
     if not epochs:
         raise MissingAbility(f"the run trained on {given} targets of the {targets} of the training part: no epoch")
     return epochs
+
+
+def _shifted_epochs(rows: list[Row], starts: list[int], targets: int) -> list[list[Row]]:
+    """Return the epochs of a loader that cuts the text at other places in each: one ends where a target comes again.
+
+    Returns [] if that is before nearly all targets have come. A last epoch that is incomplete is left out.
+    """
+    epochs: list[list[Row]] = [[]]
+    given = set[int]()
+    for row, start in zip(rows, starts, strict=True):
+        own = set(range(start, start + len(row.targets)))
+        if given & own:
+            if len(given) < NEARLY_ALL * targets:
+                return []
+            epochs.append([])
+            given = set()
+        epochs[-1].append(row)
+        given |= own
+    return epochs if len(given) >= NEARLY_ALL * targets else epochs[:-1]
 
 
 def _draws_at_random(batches: Batches, epoch: Pass) -> bool:

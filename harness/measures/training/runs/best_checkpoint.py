@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.errors import MissingAbility
@@ -53,6 +54,65 @@ def best_checkpoints(program: Trains, *, rehearsal: str = "fluctuating") -> Read
     losses, found = min(judged, key=lambda each: len(_wrong(each[1])))
     hint = _why(recording, losses, steps, saved) if _wrong(found) else ""
     return Reading(found, "", {"hint": hint, "line": saves[-1].line} if hint else {})
+
+
+@measure
+def weights_of_best_checkpoints(program: Trains, *, rehearsal: str = "fluctuating") -> Reading:
+    """Return for each file called "best" whether it has the weights with the lowest validation loss so far.
+
+    The weights are those of the model that was validated, bitwise. A file that has none of the weights that were
+    validated or trained is not judged: it may store them in another type.
+    """
+    recording = program.record(rehearsal)
+    saves = [save for save in recording.saves if BEST in Path(save.path).name.lower() and save.weights]
+    if not saves:
+        raise MissingAbility(f"{program.name} saved no weights in a file called 'best' in the rehearsal '{rehearsal}'")
+    validated = _validated(recording)
+    found: dict[str, str] = {}
+    hint, line = "", ""
+    for number, save in enumerate(saves, start=1):
+        before = [each for each in validated if each.order < save.order]
+        if not before:
+            continue
+        inside = [each for each in before if set(each.weights) <= set(save.weights)]
+        best = [min((each for each in before if each.model == own.model), key=lambda each: each.loss) for own in inside]
+        place = f"save {number} of {Path(save.path).name}, after step {save.step}"
+        if any(own.loss <= lowest.loss + CLOSE for own, lowest in zip(inside, best, strict=True)):
+            found[place] = AS_IT_SHOULD
+        elif inside:
+            found[place] = f"the weights of the validation before step {inside[-1].step}, which are not the best"
+        elif save.trained and set(save.trained) <= set(save.weights):
+            found[place] = "the weights that are trained, which no validation was of"
+        if found.get(place, AS_IT_SHOULD) != AS_IT_SHOULD and not hint:
+            lowest = min(best or before, key=lambda each: each.loss)
+            what = f"it has {found[place]}; the best are those of the validation before step {lowest.step}"
+            hint, line = f"{place}: {what}", save.state_line if inside else save.line
+    if not found:
+        raise MissingAbility(f"the files called 'best' of {program.name} have none of the weights that were validated")
+    return Reading(found, "", {"hint": hint, "line": line} if hint else {})
+
+
+@dataclass(frozen=True)
+class _Validated:
+    """A validation: its last event, which of the models it is of, the steps before it, the weights, and its loss."""
+
+    order: int
+    model: int
+    step: int
+    weights: tuple[str, ...]
+    loss: float
+
+
+def _validated(recording: Recording) -> list[_Validated]:
+    """Return the validations of each set of weights, in order."""
+    estimates = TrainingEstimates(Batches(recording))
+    found = []
+    for step, passes in evaluations_of(recording).items():
+        for model, part in enumerate(passes_by_model(estimates.without(passes))):
+            by_weights = {each.weights for each in part}
+            if len(by_weights) == 1 and part[0].weights:
+                found.append(_Validated(part[-1].order, model, step, part[0].weights, mean_loss(part)))
+    return found
 
 
 def _wrong(found: Mapping[str, str]) -> list[str]:

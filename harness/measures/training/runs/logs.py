@@ -98,7 +98,7 @@ def _ends_of_epochs(recording: Recording) -> set[int]:
         seen |= set(own)
         after = rows.get(number + 1)
         last = again or recording.ended == "finished"
-        if len(own) < usual and (last if after is None else set(after) <= seen):
+        if len(own) < usual and (last if after is None else not seen.isdisjoint(after)):
             found.add(number)
     return found
 

@@ -37,7 +37,13 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     recording = program.record(rehearsal)
     rates = _rates(recording)
     declared = _declared(recording)
+    if of_epochs := _of_epochs(recording, rates):
+        return _once_an_epoch(recording, of_epochs, declared)
     best, expected = _best_form(rates, declared)
+    to_zero = replace(declared, floor=0.0)
+    if declared.cooldown and declared.floor is None and _cause(rates, to_zero):
+        declared = to_zero  # a minimum that only a known mistake needs is none
+        best, expected = _best_form(rates, declared)
     errors = _errors(rates, expected)
     details = {"form": best}
     if apart := _other_groups(recording, rates):
@@ -53,6 +59,31 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
         details["hint"] = cause or f"the closest known schedule is: {best}"
     found = {f"step {k}": error for k, error in enumerate(errors)}
     return Reading(found, "of the peak", details)
+
+
+def _of_epochs(recording: Recording, rates: list[float]) -> list[float]:
+    """Return the rate of each epoch if it changes between epochs only; [] if it does not, or epochs are not known."""
+    epochs = int(recording.settings.get("epochs") or 0)
+    if not epochs or len(rates) % epochs or len(rates) == epochs or len(set(rates)) == 1:
+        return []
+    steps = len(rates) // epochs
+    found = [set(rates[first : first + steps]) for first in range(0, len(rates), steps)]
+    return [each.pop() for each in found] if all(len(each) == 1 for each in found) else []
+
+
+def _once_an_epoch(recording: Recording, rates: list[float], declared: Declared) -> Reading:
+    """Return how far the rates of a schedule that counts steps, and goes on by one an epoch only, are from the first.
+
+    Raises MissingAbility for any other: a few epochs fit too many schedules.
+    """
+    assert declared.horizon is not None
+    forms = decaying_forms(declared.warmup or 0, declared.horizon)
+    if not declared.warmup or not _least_error(rates, declared, forms) <= EXACT:
+        raise MissingAbility(f"{recording.program} changes its learning rate between epochs only")
+    steps = len(recording.steps) // len(rates)
+    found = {f"epoch {n}": abs(rate - rates[0]) / max(rates) for n, rate in enumerate(rates) if n}
+    hint = f"the schedule counts steps, and goes on by one an epoch, which has {steps}"
+    return Reading(found, "of the peak", {"hint": hint})
 
 
 def fitted_schedule(recording: Recording) -> str:
@@ -94,12 +125,15 @@ def _declared(recording: Recording) -> Declared:
     """Return the schedule's settings that the program was given."""
     settings = recording.settings
     horizon = settings.get("horizon") or settings.get("steps")
+    # A schedule that is told how long its final decay is ends with the run.
+    ends = bool(settings.get("horizon") or (settings.get("cooldown") and settings.get("steps")))
     return Declared(
         peak=settings.get("lr"),
         floor=settings.get("min_lr"),
         warmup=settings.get("warmup"),
         horizon=int(horizon) if horizon else None,
-        ends=bool(settings.get("horizon")),
+        ends=ends,
+        cooldown=settings.get("cooldown"),
         kind=settings.get("schedule"),
         accumulation=int(
             settings.get("accumulation") or max(1, len(recording.forwards_of(recording.steps[-1].number)))

@@ -21,6 +21,7 @@ class Declared:
         peak, floor: Learning rates.
         warmup, horizon: Steps.
         ends: The horizon was given as such, and not taken to be the number of steps.
+        cooldown: Steps of a final decay.
         kind: "cosine", "linear", "constant" or another word of the program's own.
         accumulation: Micro-batches of a step.
     """
@@ -30,13 +31,17 @@ class Declared:
     warmup: int | None = None
     horizon: int | None = None
     ends: bool = False
+    cooldown: int | None = None
     kind: str | None = None
     accumulation: int = 1
 
 
 @dataclass(frozen=True)
 class Form:
-    """A schedule: at step k the rate is peak * up(k) in the warm-up, then floor + (peak - floor) * down(k)."""
+    """A schedule: at step k the rate is peak * up(k) in the warm-up, then floor + (peak - floor) * down(k).
+
+    `both`: it is the product of the two in the warm-up.
+    """
 
     name: str
     warmup: int
@@ -44,13 +49,15 @@ class Form:
     up: Curve
     down: Curve
     to_floor: bool = True  # False: a constant, which has no floor
+    both: bool = False
 
     def weights(self, step: float) -> tuple[float, float]:
         """Return the weights of the peak and of the floor in the learning rate of a step."""
-        if step < self.warmup:
-            return self.up(step, self.warmup, self.horizon), 0.0
+        up = self.up(step, self.warmup, self.horizon) if step < self.warmup else 1.0
+        if step < self.warmup and not self.both:
+            return up, 0.0
         share = self.down(step, self.warmup, self.horizon)
-        return share, (1.0 - share if self.to_floor else 0.0)
+        return up * share, (up * (1.0 - share) if self.to_floor else 0.0)
 
     def fitted(self, rates: list[float], declared: Declared) -> list[float]:
         """Return the schedule's rate at each step, with the peak and the floor as declared, or else as they fit."""
@@ -94,7 +101,9 @@ def known_forms(declared: Declared, steps: int) -> Iterator[Form]:
         for h in horizons if declared.kind != "constant" else ():
             yield from _decaying(warm, w, h, up)
             # Without a horizon every rate would fit one; a tail that begins after the last step changes nothing.
-            tails = range(max(1, h - steps), h - w) if declared.horizon is not None else ()
+            tails = range(max(1, h - steps), h - w) if declared.horizon is not None else range(0)
+            if declared.cooldown is not None and declared.ends:
+                tails = range(max(1, declared.cooldown - 1), declared.cooldown + 2)
             for (shape_name, shape), tail in itertools.product(WSD_SHAPES, tails):
                 name = f"{warm}, constant, then {shape_name} over the last {tail} of {h} steps"
                 yield Form(name, w, h, up, _stable_then(shape, tail))
@@ -104,6 +113,15 @@ def _decaying(warm: str, w: int, h: int, up: Curve) -> Iterator[Form]:
     for (shape_name, shape), (progress_name, progress) in itertools.product(SHAPES, PROGRESS):
         name = f"{warm}, then {shape_name} by {progress_name} to step {h}"
         yield Form(name, w, h, up, _clamped(shape, progress))
+        if w and "w" not in progress_name:
+            yield Form(
+                f"{warm}, times {shape_name} by {progress_name} to step {h}",
+                w,
+                h,
+                up,
+                _clamped(shape, progress),
+                both=True,
+            )
 
 
 def decaying_forms(warmup: int, horizon: int) -> Iterator[Form]:
@@ -141,6 +159,24 @@ def wrong_forms(declared: Declared, steps: int) -> Iterator[tuple[str, list[tupl
             yield "the warm-up ends, and no decay follows", [(min(1.0, up(k, w, h)), 0.0) for k in ks]
         yield "the learning rate is the peak at every step", [(1.0, 0.0) for _ in ks]
         yield f"{name} to 0: the minimum is ignored", [(right.weights(k)[0], 0.0) for k in ks]
+        if declared.peak and declared.floor:
+            shares = [right.weights(k) for k in ks]
+            yield (
+                f"{name} to the minimum times the peak: the factor of a scheduler is relative to the peak",
+                [(share, rest * declared.peak) for share, rest in shares],
+            )
+            yield (
+                f"{name} times the peak: the factor of a scheduler is relative to the peak",
+                [(share * declared.peak, rest * declared.peak) for share, rest in shares],
+            )
+        if declared.cooldown and declared.horizon:
+            begin = h - declared.cooldown
+            for shape_name, tail in WSD_SHAPES:
+                part = [tail(max(0.0, (k - begin) / h)) if k >= w else 0.0 for k in ks]
+                yield (
+                    f"constant, then {shape_name} over the last {declared.cooldown} steps as a part of all {h}",
+                    [right.weights(k) if k < w else (share, 1.0 - share) for k, share in zip(ks, part, strict=True)],
+                )
         yield f"{name}, which goes on past the horizon", [free.weights(k) for k in ks]
         yield f"{name} that restarts at the horizon", [right.weights(k if k < h else w + (k - h) % (h - w)) for k in ks]
         yield f"{name} with half its period", [_half_period(right, k, progress) for k in ks]

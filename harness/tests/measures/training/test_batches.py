@@ -194,11 +194,11 @@ def without_the_last(starts, rows=4):
 def test_a_loader_that_drops_the_last_batch_of_each_shuffled_epoch_leaves_out_nothing_for_good(judge):
     """DataLoader(shuffle=True, drop_last=True) of LLMs-from-scratch."""
     starts = without_the_last(in_order(epochs=4))
-    record = judge("data::epoch-coverage", epoch=batches(starts, validation=[list(range(SPLIT, 3900, T))]))
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, validation=[list(range(SPLIT, 3900, T))]))
     assert record.verdict == "skip"
     assert "leaves out the last, incomplete batch of each epoch (drop_last)" in record.message
     same = without_the_last(in_order(epochs=4, shuffled=False))
-    record = judge("data::epoch-coverage", epoch=batches(same, validation=[list(range(SPLIT, 3900, T))]))
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(same, validation=[list(range(SPLIT, 3900, T))]))
     assert record.verdict == "fail", "in the order of the text it is always the tail"
 
 
@@ -232,13 +232,13 @@ def test_a_batch_that_comes_again_is_named(judge):
 
 @pytest.mark.parametrize("fields", [{}, {"shuffled": False}, {"rows": 7}], ids=["shuffled", "in order", "ragged"])
 def test_a_loader_that_gives_every_target_once_passes(judge, fields):
-    record = judge("data::epoch-coverage", epoch=epoch(**fields))
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=epoch(**fields))
     assert record.verdict == "pass", record.message
 
 
 def test_a_stride_that_is_one_too_long_leaves_out_targets(judge):
     starts = in_order(stride=T + 1)
-    record = judge("data::epoch-coverage", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]]))
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]]))
     assert record.where[0] == "epoch 0: targets left out"
     assert "leaves out target" in record.details["hint"]
 
@@ -246,7 +246,7 @@ def test_a_stride_that_is_one_too_long_leaves_out_targets(judge):
 def test_a_dropped_tail_is_named_in_each_epoch_and_nothing_else(judge):
     """An epoch was thought to be as long as the training part: windows of the next one were said to come again."""
     starts = in_order(stop=SPLIT - 40, epochs=3)
-    record = judge("data::epoch-coverage", epoch=batches(starts, validation=[[SPLIT, 3700]]))
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, validation=[[SPLIT, 3700]]))
     assert record.verdict == "fail"
     assert record.details["hint"].count("leaves out the tail of the training part") == 3
     assert [record.value[f"epoch {number}: targets given again"] for number in range(3)] == [0, 0, 0]
@@ -254,20 +254,20 @@ def test_a_dropped_tail_is_named_in_each_epoch_and_nothing_else(judge):
 
 def test_workers_that_repeat_one_another_are_found(judge):
     starts = [[start for start in row for _ in range(2)] for row in in_order(epochs=1)]
-    record = judge("data::epoch-coverage", epoch=batches(starts, validation=[[SPLIT, 3700]]))
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, validation=[[SPLIT, 3700]]))
     assert record.value["epoch 0: targets given again"] > 1000
 
 
 def test_the_same_shuffled_order_each_epoch_is_found(judge):
     one = in_order(epochs=1)
     starts = one + one
-    record = judge("data::epoch-coverage", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]]))
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]]))
     assert record.where == ("epochs in the order of the first",)
     assert record.details["hint"] == "epoch 1 has the shuffled order of epoch 0"
 
 
 def test_random_windows_are_judged_by_their_starts_and_not_by_epochs(judge):
-    record = judge("data::epoch-coverage", epoch=batches(validation=[[SPLIT, 3700]]))
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(validation=[[SPLIT, 3700]]))
     assert record.verdict == "skip"
     assert "at random" in record.message
     assert judge("data::starts-are-uniform", starts=batches(validation=[[SPLIT, 3700]])).verdict == "pass"
@@ -304,7 +304,7 @@ def test_a_stream_that_is_a_part_of_another_is_no_stream_of_its_own(judge):
     streams = [stream(TOKENS[:SPLIT]), stream(TOKENS), stream(TOKENS[SPLIT:])]
     starts = in_order()
     cuts = batches(starts, change=cut(starts), streams=streams, validation=[list(range(SPLIT, 3900, T))])
-    assert judge("data::epoch-coverage", epoch=cuts).verdict == "pass"
+    assert judge("data::epoch-coverage,rehearsal=epoch", epoch=cuts).verdict == "pass"
 
 
 # padding

@@ -14,6 +14,9 @@ SCHEDULES = {
     "cosine over the whole run": lambda k: (
         1e-2 * (k + 1) / 3 if k < 3 else 1e-3 + 4.5e-3 * (1 + math.cos(math.pi * min(k / 10, 1)))
     ),
+    "warm-up times cosine": lambda k: (
+        (min(1, (k + 1) / 3)) * (1e-3 + 4.5e-3 * (1 + math.cos(math.pi * min(k / 10, 1))))
+    ),
     "linear": lambda k: 1e-2 * (k + 1) / 3 if k < 3 else 1e-2 - 9e-3 * min((k - 3) / 7, 1),
     "stable, then linear": lambda k: 1e-2 * (k + 1) / 3 if k < 3 else 1e-2 - 9e-3 * min(max(k - 6, 0) / 4, 1),
 }
@@ -31,10 +34,49 @@ def test_every_convention_of_a_schedule_passes(judge, schedule, known):
 
 
 def test_another_peak_or_minimum_than_the_declared_is_named(judge):
-    """LambdaLR was given a function that returns a learning rate: it multiplies it by the peak."""
-    run = rates([1e-2 * cosine(k) for k in range(14)], **SETTINGS)
+    run = rates([0.5 * cosine(k) for k in range(14)], **SETTINGS)
     record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=run)
-    assert "a peak of 0.0001 and a minimum of 1e-05; declared are 0.01 and 0.001" in record.details["hint"]
+    assert "a peak of 0.005 and a minimum of 0.0005; declared are 0.01 and 0.001" in record.details["hint"]
+
+
+def test_what_a_factor_of_a_scheduler_is_relative_to_is_named(judge):
+    """LambdaLR multiplies what its function returns by the peak: a learning rate, or a minimum that is one."""
+    rate = [cosine(k) for k in range(14)]
+    floor = [rate[k] / 1e-2 if k < 3 else (rate[k] - 1e-3) / 9e-3 for k in range(14)]
+    for values, what in (
+        ([1e-2 * value for value in rate], "times the peak"),
+        (
+            [1e-2 * (1e-3 + (1 - 1e-3) * share) if k >= 3 else rate[k] for k, share in enumerate(floor)],
+            "to the minimum",
+        ),
+    ):
+        record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=rates(values, **SETTINGS))
+        assert what in record.details["hint"]
+        assert "relative to the peak" in record.details["hint"]
+
+
+def test_a_final_decay_that_is_divided_by_the_whole_run_is_named(judge):
+    given = {"lr": 1e-2, "warmup": 3, "steps": 12, "cooldown": 4}
+
+    def right(k, length):
+        return 1e-2 * (k + 1) / 3 if k < 3 else 1e-2 * (1 - max(0, k - 8) / length)
+
+    record = judge("training::lr-at-each-step,rehearsal=plain", plain=rates([right(k, 4) for k in range(12)], **given))
+    assert record.verdict == "pass", record.message
+    record = judge("training::lr-at-each-step,rehearsal=plain", plain=rates([right(k, 12) for k in range(12)], **given))
+    assert "linear over the last 4 steps as a part of all 12" in record.details["hint"]
+
+
+def test_a_schedule_that_is_stepped_once_an_epoch(judge):
+    """A rate for each epoch is right; one that goes on by a step of the warm-up only is named."""
+    given = {"lr": 1e-2, "epochs": 3, "warmup": 6, "horizon": 12}
+    stuck = [1e-2 * (k // 4 + 1) / 6 for k in range(12)]
+    record = judge("training::lr-at-each-step,rehearsal=epochs", epochs=rates(stuck, **given))
+    assert "goes on by one an epoch, which has 4" in record.details["hint"]
+    halved = [1e-2 * 0.5 ** (k // 4) for k in range(12)]
+    record = judge("training::lr-at-each-step,rehearsal=epochs", epochs=rates(halved, **given))
+    assert record.verdict == "skip"
+    assert "between epochs only" in record.message
 
 
 @pytest.mark.parametrize("known", [(), ("min_lr", "lr")], ids=["given", "no rates"])

@@ -36,6 +36,7 @@ class TokenStreams:
         self._seen: set[Any] = set()
         self._of_line: Counter[str] = Counter()
         self._looked = False
+        self._arrays: list[np.ndarray[Any, Any]] = []
 
     def install(self, patches: Patches) -> None:
         """Replace the functions that read arrays by ones that are watched."""
@@ -69,20 +70,21 @@ class TokenStreams:
         if found not in self._seen:
             self._seen.add(found)
             self._of_line[f"{key}"] += 1
+            self._arrays.append(ids.detach().cpu().numpy())
             kind = str(value.dtype).removeprefix("torch.")
             self.recorder.event("Stream", name=name, dtype=kind, ids=ids.detach().cpu(), length=len(value), line=line)
 
     def look_around(self, ids: Tensor) -> None:
-        """Record the arrays in the functions being executed that are streams, once, if no other was seen.
+        """Record the arrays in the functions being executed that are streams, once, if no row is of one that was seen.
 
         They are streams if one of them has a row of the first batch (B, T): those of its type then, and no orders of
         windows or lengths of documents.
         """
-        if self._looked or self._seen:
+        rows = ids.detach().cpu().numpy()
+        if self._looked or any(_has_row(array, row) for array in self._arrays for row in rows):
             return
         self._looked = True
         found = [(name, _as_array(value)) for name, value in values_in_frames() if _is_stream_like(value)]
-        rows = ids.detach().cpu().numpy()
         kinds = {array.dtype for _, array in found if any(_has_row(array, row) for row in rows)}
         for name, array in found:
             if array.dtype in kinds:
@@ -150,10 +152,13 @@ def _is_long(value: Any) -> bool:
 
 
 def _is_stream_like(value: Any) -> bool:
-    return _is_long(value) or _is_list_of_ids(value)
+    is_bytes = isinstance(value, bytes | bytearray) and len(value) >= SHORTEST
+    return is_bytes or _is_long(value) or _is_list_of_ids(value)
 
 
 def _as_array(value: Any) -> np.ndarray[Any, Any]:
+    if isinstance(value, bytes | bytearray):
+        return np.frombuffer(value, dtype=np.uint8)
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
