@@ -52,6 +52,8 @@ class Forward(Event):
     autocast: str | None = None
     """The type that autocast computes in, for instance "bfloat16"; None if it is off."""
     logits_dtype: str = "float32"
+    loss_dtype: str = "float32"
+    """The type that the loss is computed in: that of what the loss function returns."""
     rng: str = ""
     """A hash of torch's global CPU generator before the pass."""
     used: bool = False
@@ -104,6 +106,12 @@ def mean_loss(passes: Sequence[Forward]) -> float:
     """Return the mean loss over the counted targets of passes, in nats; NaN if none counts."""
     counted = sum(forward.counted for forward in passes)
     return math.fsum(forward.total_loss for forward in passes) / counted if counted else math.nan
+
+
+def mean_cross_entropy(passes: Sequence[Forward]) -> float:
+    """Return the same mean without label smoothing."""
+    counted = sum(forward.counted for forward in passes)
+    return math.fsum(forward.total_cross_entropy for forward in passes) / counted if counted else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

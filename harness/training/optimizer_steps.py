@@ -32,6 +32,8 @@ class Group:
     """The class of its optimizer, in a step of several optimizers."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """All other options of the group, as far as they are numbers, texts or truth values."""
+    built_lr: float | None = None
+    """The learning rate with which the group was built."""
 
 
 @dataclass(frozen=True, kw_only=True)

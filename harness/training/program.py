@@ -239,6 +239,8 @@ class TrainingProgram:
 
     def _require(self, rehearsal: Rehearsal) -> None:
         """Raise MissingAbility unless all that a rehearsal needs can be set, SubjectError if that is not known."""
+        if rehearsal.source is not None and "validation_documents" in self.settings:
+            raise MissingAbility(f"{self.name} trains on documents, and the text of known entropy is a single one")
         missing = [
             word
             for word in rehearsal.needs

@@ -63,6 +63,7 @@ LEFT_IF_CHANGED = frozenset(
 
 # A text whose training part is 61 windows and its validation 6: the last batch of each is a short one.
 SHORT_EPOCH = 1100
+BLANK_LINE = "\n\n"  # between documents
 COUNTED_IN_STEPS = frozenset(("steps", "horizon"))
 
 
@@ -111,9 +112,11 @@ class Rehearsal:
         """Return all settings. The schedule ends with the run, unless the rehearsal says otherwise."""
         values = {**SMALL, **self.settings}
         tokens = values["batch_size"] * values["block_size"] * values["accumulation"] * self.ranks
-        # Training may be the first so many characters, and validation as many more.
-        fraction = {"text_length": self.length * 9 // 10, "validation_length": self.length // 10}
-        values = {"horizon": values["steps"], "tokens_per_step": tokens, **fraction, **values}
+        # Training may be the first so many characters or documents, and validation as many more.
+        documents = words(self.length).count(BLANK_LINE) + 1
+        parts = {"text_length": self.length * 9 // 10, "validation_length": self.length // 10}
+        parts |= {"documents": documents, "validation_documents": max(1, documents // 10)}
+        values = {"horizon": values["steps"], "tokens_per_step": tokens, **parts, **values}
         return {word: value for word, value in values.items() if word not in self.leaves}
 
     def in_epochs(self, steps: int) -> Rehearsal:
@@ -245,7 +248,7 @@ REHEARSALS: Mapping[str, Rehearsal] = {
             "three micro-batches a step, one of them with fewer targets",
             {"order": "epoch", "accumulation": 3, "steps": 5, "eval_every": NEVER},
             ("accumulation",),
-            length=600,
+            length=805,  # 45 windows: the last step of an epoch has 4, 4 and 1
         ),
         Rehearsal(
             "past-horizon",
@@ -266,7 +269,7 @@ def words(length: int) -> str:
     in it.
     """
     draw = random.Random(SEED)
-    gaps = (*(" " * 6), "\n", "\n", "\n\n")
+    gaps = (*(" " * 6), "\n", "\n", BLANK_LINE)
     text = string.ascii_letters + string.digits + string.punctuation + " \n"
     while len(text) < length:
         text += "".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 7))) + draw.choice(gaps)

@@ -43,6 +43,8 @@ WORDS: Mapping[str, Word] = {
     "vocabulary": _word("the vocabulary", "vocabulary"),
     "validation_fraction": _word("the share of validation", "validation_fraction val_fraction val_split val_ratio"),
     "order": _word("the order of windows", "order sampling"),
+    "documents": _word("the documents that are read", _pairs("max n num train", "docs documents")),
+    "validation_documents": _word("the documents for validation", _pairs("val valid eval", "docs documents")),
     "shuffle_buffer": _word(
         "the windows that are shuffled together", _pairs("shuffle shuffle_buffer buffer", "size") + " shuffle_buffer"
     ),
@@ -57,7 +59,7 @@ WORDS: Mapping[str, Word] = {
     "block_size": _word(
         "the length of a window",
         "block_size T seq_len seq_length sequence_length context_length context max_length max_seq_len context_size "
-        "context_len ctx_len",
+        "context_len ctx_len max_len",
         "length ctx seq window seqlen n_ctx ctx_length n_positions",
     ),
     "stride": _word("the distance between windows", "stride window_stride"),
@@ -86,7 +88,7 @@ WORDS: Mapping[str, Word] = {
     "epochs": _word("the number of epochs", "epochs num_epochs n_epochs max_epochs num_train_epochs"),
     "overfit_batches": _word("training on a few batches only", "overfit_batches overfit_single_batch overfit"),
     "lr": _word("the learning rate", "lr learning_rate max_lr peak_lr"),
-    "min_lr": _word("the least learning rate", "min_lr min_learning_rate lr_min final_lr"),
+    "min_lr": _word("the least learning rate", "min_lr min_learning_rate lr_min final_lr end_lr"),
     "cooldown": _word(
         "the steps of the final decay",
         "cooldown cooldown_steps cooldown_iters warmdown warmdown_steps warmdown_iters decay_length",

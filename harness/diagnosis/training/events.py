@@ -116,7 +116,12 @@ EVENTS: Mapping[str, Judged] = {
         "gradient",
         line.of_the_backward,
         "the gradient is not that of the mean loss",
-        lines={"zero_grad": line.of_the_step, "batch before": line.of_the_ids, "label_smoothing": line.of_the_loss},
+        lines={
+            "zero_grad": line.of_the_step,
+            "batch before": line.of_the_ids,
+            "label_smoothing": line.of_the_loss,
+            "loss scale": line.of_the_clipping,
+        },
         look=of_the_divisor,
         explains=("accumulation-is-one-batch", "overfits-one-batch", "plateau-of-the-next-token"),
     ),

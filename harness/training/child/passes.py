@@ -19,7 +19,18 @@ from harness.training.recording_files import digests
 
 RECORDED = (
     *("step", "phase", "ids", "targets", "loss", "reduction", "label_smoothing", "unsmoothed", "mode"),
-    *("autocast", "logits_dtype", "rng", "used", "line", "ids_line", "targets_line", "loss_line", "mode_line"),
+    *(
+        "autocast",
+        "logits_dtype",
+        "loss_dtype",
+        "rng",
+        "used",
+        "line",
+        "ids_line",
+        "targets_line",
+        "loss_line",
+        "mode_line",
+    ),
     "weights",
 )  # the attributes of a pass that a Forward event has
 NEAR_THE_ROOT = 500  # nodes of the autograd graph between a loss and what is differentiated (scaling, sums)
@@ -56,6 +67,7 @@ class Pass:
     label_smoothing: float = 0.0
     unsmoothed: float = math.nan
     logits_dtype: str = ""
+    loss_dtype: str = "float32"
     used: bool = False
     node: Any = None
     """The loss in the autograd graph."""
@@ -196,7 +208,7 @@ class Passes:
             entry.each = None
 
     def _has_loss(self, entry: Pass, logits: Tensor, targets: Tensor, result: Tensor) -> None:
-        entry.logits_dtype = _name(logits.dtype)
+        entry.logits_dtype, entry.loss_dtype = _name(logits.dtype), _name(result.dtype)
         entry.targets_line, entry.loss_line = self.lines.of(targets), self.recorder.line()
         entry.node, entry.has_loss, entry.output = result.grad_fn, True, None
         entry.loss_inside = self._entry is not None

@@ -13,12 +13,13 @@ import torch
 from harness.core.errors import MissingAbility
 from harness.measures.chi_squared import chi_squared_tail
 from harness.measures.training.batches.provenance import token_counts, training_part
-from harness.measures.training.batches.token_streams import Batches, Row
+from harness.measures.training.batches.token_streams import BETWEEN, Batches, Row
 from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
 
 # A loader draws at random if its coverage is that of random draws within so many standard deviations.
 SIGMAS, SIGMAS_ON_A_GRID = 4.0, 3.0
+DROPS = "shuffles, and leaves out the last, incomplete batch of each epoch (drop_last): other windows each time"
 LEAST_WINDOWS = 16  # 16! / 16^16 is one in a million
 NEARLY_ALL = 0.9  # of the targets: what is cut off at both ends of a text is less
 LEAST_IN_BIN = 5  # expected starts in a bin of the chi-squared test (Cochran's rule)
@@ -29,10 +30,12 @@ class Pass:
     """A part of a run in which a loader that gives each target once gives all of them: an epoch.
 
     Attributes:
+        stream: The number of the token stream.
         rows: The training rows, in order.
         counts: How often each target is given, (targets of the training part,).
     """
 
+    stream: int
     rows: list[Row]
     counts: torch.Tensor
 
@@ -53,20 +56,27 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
             "starts-are-uniform judges it"
         )
     if _drops_last_batches(batches):
-        raise MissingAbility(
-            f"{program.name} shuffles, and leaves out the last, incomplete batch of each epoch (drop_last): other "
-            "windows each time"
-        )
+        raise MissingAbility(f"{program.name} {DROPS}")
     found: dict[str, int] = {}
     hints = []
     longest = max(len(row.ids) for row in batches.training)
+    validated = token_counts(batches, batches.validation, epochs[0].stream, len(epochs[0].counts) + 1)[1:]
+    first = _of_documents(batches, epochs[0])
     heads = [_left_out_at_the_start(epoch.counts) for epoch in epochs]
+    shifted = len(set(heads)) > 1 and max(heads) < longest
+    workers = int(program.record(rehearsal).settings.get("workers") or 1)
+    batch = workers * max(Counter(row.batch for row in batches.training).values())
     for number, epoch in enumerate(epochs):
         missing, repeated = (epoch.counts == 0).nonzero()[:, 0], (epoch.counts > 1).nonzero()[:, 0]
-        if len(set(heads)) > 1 and heads[number] < longest:
-            missing = missing[heads[number] :]
-        if len(missing) < longest and _is_the_tail(missing, len(epoch.counts)):
-            missing = missing[:0]
+        if shifted:
+            missing = missing[missing > heads[number] - 1]
+        missing = missing[validated[missing] == 0]  # windows of a text, or documents, may be parted at random
+        missing = missing[~first[missing]]
+        tail = missing[missing >= len(epoch.counts) - _left_out_at_the_start(epoch.counts.flip(0))]
+        if len(tail) < longest and (shifted or len(tail) == len(missing)):
+            missing = missing[: len(missing) - len(tail)]
+        if shifted and 0 < len(missing) <= batch * longest:
+            raise MissingAbility(f"{program.name} {DROPS}")
         found[f"epoch {number}: targets left out"] = len(missing)
         found[f"epoch {number}: targets given again"] = len(repeated)
         if len(missing):
@@ -96,6 +106,14 @@ def _drops_last_batches(batches: Batches) -> bool:
     if not left_out or starts == sorted(starts) or any(len(each) >= largest for each in left_out):
         return False
     return any(left_out) and (len(left_out) == 1 or len(set(left_out)) > 1)
+
+
+def _of_documents(batches: Batches, epoch: Pass) -> torch.Tensor:
+    """Return which targets are no targets of a document: the first of one, or what is between two, (targets,)."""
+    stream = batches.streams.roots[epoch.stream][: len(epoch.counts) + 1]
+    before, own = stream[:-1], stream[1:]
+    ends = BETWEEN if batches.separator is None else batches.separator
+    return (before == ends) | (own == BETWEEN)
 
 
 def _left_out_at_the_start(counts: torch.Tensor) -> int:
@@ -129,10 +147,13 @@ def _epochs(batches: Batches) -> list[Pass]:
     stream = Counter(place.stream for place, _ in placed).most_common(1)[0][0]
     targets = training_part(batches, stream) - 1
     starts = [place.position for place, _ in placed]
-    windows = len(set(starts)) if _gives_each_window_once(starts) else 0
     shifted = _shifted_epochs([row for _, row in placed], starts, targets)
-    if windows and len(shifted) > 1:
-        return [Pass(rows, token_counts(batches, rows, stream, targets + 1)[1:]) for rows in shifted]
+    if len(shifted) > 1:
+        return [Pass(stream, rows, token_counts(batches, rows, stream, targets + 1)[1:]) for rows in shifted]
+    windows = len(set(starts)) if _gives_each_window_once(starts) else 0
+    workers = int(batches.recording.settings.get("workers") or 0)
+    if workers > 1 and windows and not side_by_side((place.position, len(row.ids)) for place, row in placed):
+        raise MissingAbility(f"the {workers} workers cut the text at other places in each epoch, and begin one apart")
     epochs: list[Pass] = []
     rows: list[Row] = []
     given = 0
@@ -140,7 +161,7 @@ def _epochs(batches: Batches) -> list[Pass]:
         rows.append(row)
         given += len(row.targets)
         if len(rows) == windows or (not windows and given >= targets):
-            epochs.append(Pass(rows, token_counts(batches, rows, stream, targets + 1)[1:]))
+            epochs.append(Pass(stream, rows, token_counts(batches, rows, stream, targets + 1)[1:]))
             rows, given = [], 0
     if not epochs:
         raise MissingAbility(f"the run trained on {given} targets of the {targets} of the training part: no epoch")

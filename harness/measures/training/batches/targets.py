@@ -19,7 +19,8 @@ def target_errors(program: Trains, *, rehearsal: str = "plain") -> Reading:
     """Count the targets that are not the token after their input, by batch, in training and in validation.
 
     A row's tokens are looked up in the token streams that the program read; where they are in none, the next token is
-    the row's own, and its last target is not judged. A target in the middle of a row that the loss ignores counts.
+    the row's own, and its last target is not judged. A target in the middle of a row that the loss ignores counts;
+    not the first token of each document, if it follows a token that ends the one before, and no other is left out.
     """
     batches = Batches(program.record(rehearsal))
     found: dict[str, int] = {}
@@ -27,7 +28,8 @@ def target_errors(program: Trains, *, rehearsal: str = "plain") -> Reading:
     for row in (*batches.training, *batches.validation):
         expected = next_tokens(batches, row)
         judged = row.targets[: len(expected)]
-        wrong = int((judged != expected).sum())
+        between = (judged == IGNORED) & (row.ids[: len(expected)] == batches.separator)
+        wrong = int(((judged != expected) & ~between).sum())
         found[row.batch] = found.get(row.batch, 0) + wrong
         first = first or (row if wrong else None)
     if not found:

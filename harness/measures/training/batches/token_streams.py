@@ -13,8 +13,12 @@ from torch import Tensor
 
 from harness.training.events import IGNORED, MOST_OF_A_LINE, Forward
 from harness.training.recording import Recording
+from harness.training.rehearsals import BLANK_LINE
 
 WRAPPED_BITS = range(5, 17)  # types and masks that may be too small for an id: 2^5 (a text of letters) to uint16
+
+
+BETWEEN = 2**31 - 1  # in a stream of documents, each of which has rows of its own: no token
 
 
 @dataclass(frozen=True)
@@ -85,15 +89,35 @@ class Batches:
     def streams(self) -> TokenStreams:
         """The token streams; where no batch is from one that was seen, the text as characters, in their order.
 
-        A dataset may look up the characters of each window, and make no stream.
+        A dataset may look up the characters of each window, and make no stream. In place of the blank lines between
+        documents it may have a token of its own, the one before or after all characters.
         """
         seen = TokenStreams.of(self.recording)
         text = self.recording.text
         if not text or not self.training or any(seen.find(row.ids) for row in self.training[:8]):
             return seen
         order = {character: number for number, character in enumerate(sorted(set(text)))}
-        characters = TokenStreams([torch.tensor([order[character] for character in text])])
-        return characters if any(characters.find(row.ids) for row in self.training[:8]) else seen
+        whole = [order[character] for character in text]
+        documents = [[order[character] for character in document] for document in text.split(BLANK_LINE)]
+        last, first = len(order), 0
+        ended = [token for document in documents for token in (*document, last, BETWEEN)]
+        inside = [[first, *(token + 1 for token in document), first, BETWEEN] for document in documents]
+        between = [token for document in inside for token in document]
+        for ids in (ended, between, whole) if len(documents) > 1 else (whole,):
+            characters = TokenStreams([torch.tensor(ids)])
+            if any(characters.find(torch.cat([row.ids, row.targets[-1:]])) for row in self.training[:8]):
+                return characters
+        return seen
+
+    @cached_property
+    def separator(self) -> int | None:
+        """The token between documents, if the loss leaves out the targets after it, and no other; None if not."""
+        left_out, counted = set[int](), set[int]()
+        for row in self.training:
+            ignored = row.targets == IGNORED
+            left_out |= set(row.ids[ignored].tolist())
+            counted |= set(row.ids[~ignored].tolist())
+        return left_out.pop() if len(left_out) == 1 and not left_out & counted else None
 
     @cached_property
     def training(self) -> list[Row]:

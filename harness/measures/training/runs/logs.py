@@ -100,6 +100,27 @@ def _ends_of_epochs(recording: Recording) -> set[int]:
         last = again or recording.ended == "finished"
         if len(own) < usual and (last if after is None else not seen.isdisjoint(after)):
             found.add(number)
+    return found | _with_the_short_batch(recording)
+
+
+def _with_the_short_batch(recording: Recording) -> set[int]:
+    """Return the steps with one micro-batch of fewer rows, the first such of an epoch: batches may come in any order.
+
+    A new epoch begins where a row comes again.
+    """
+    largest = max((len(each.ids) for each in recording.trained), default=0)
+    found: set[int] = set()
+    seen: set[tuple[int, ...]] = set()
+    is_known = False
+    for step in recording.steps:
+        passes = recording.forwards_of(step.number)
+        own = set(_rows(passes))
+        if not seen.isdisjoint(own):
+            seen, is_known = set(), False
+        seen |= own
+        if sum(len(each.ids) < largest for each in passes) == 1 < len(passes) and not is_known:
+            found.add(step.number)
+            is_known = True
     return found
 
 
@@ -129,6 +150,7 @@ def steps_and_tokens(program: Trains, *, rehearsal: str = "accumulate") -> Readi
     declared = int(settings.get("steps") or 0)
     if declared and not (recording.ended == "stopped" and len(recording.steps) < declared):
         found["optimizer steps"], predicted["optimizer steps"] = len(recording.steps), declared
+    rows = int(settings.get("batch_size") or 0) * int(settings.get("accumulation") or 0)
     short = _ends_of_epochs(recording)
     seen = any(forward.has_loss for forward in recording.forwards())  # otherwise nothing is known of batches
     for step in recording.steps:
@@ -138,9 +160,9 @@ def steps_and_tokens(program: Trains, *, rehearsal: str = "accumulate") -> Readi
         if settings.get("accumulation"):
             found[f"step {step.number}: micro-batches"] = len(passes)
             predicted[f"step {step.number}: micro-batches"] = int(settings["accumulation"])
-        if settings.get("batch_size") and settings.get("accumulation"):
+        if rows:
             found[f"step {step.number}: rows"] = sum(len(forward.ids) for forward in passes)
-            predicted[f"step {step.number}: rows"] = int(settings["batch_size"]) * int(settings["accumulation"])
+            predicted[f"step {step.number}: rows"] = rows
     if not found:
         raise MissingAbility(f"{program.name} has settings neither for its steps nor for its batch size")
     wrong = next((place for place, value in found.items() if value != predicted[place]), "")

@@ -9,7 +9,7 @@ from harness.measures.training.batches.token_streams import Batches
 from harness.measures.training.batches.training_estimate import TrainingEstimates
 from harness.measures.training.runs.printed_numbers import nearest_print
 from harness.suites.measure_registry import Reading, Scalar, measure
-from harness.training.events import Forward, mean_loss
+from harness.training.events import Forward, mean_cross_entropy, mean_loss
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
 
@@ -102,7 +102,7 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
         own = estimates.without(passes)
         parts = [own] if estimates.known(passes) or len(passes) % 2 else [passes, passes[len(passes) // 2 :]]
         by_model = passes_by_model(own)
-        means = [mean_loss(part) for part in (by_model if len(by_model) > 1 else parts)]
+        means = [mean_cross_entropy(part) for part in (by_model if len(by_model) > 1 else parts)]
         words = ("val", "eval", "test")
         nearest = [nearest_print(recording, mean, after=passes[-1].order, words=words) for mean in means]
         printed = [number for number in nearest if number is not None]
@@ -115,7 +115,12 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
         if not hint and not near.half_digits <= 1:
             line = near.line
             padded = sum(each.total_loss for each in own) / sum(each.targets.numel() for each in own)
-            known = {average: "the mean of the batches' means", padded: "the mean over all positions, the padding too"}
+            known = {
+                average: "the mean of the batches' means",
+                padded: "the mean over all positions, the padding too",
+            }
+            if any(each.label_smoothing for each in own):
+                known[mean_loss(own)] = "the loss with label smoothing, the criterion of training"
             why = next((known[value] for value in known if abs(near.value - value) <= near.half), "another number")
             hint = f"before step {step}: printed {near.text}, which is {why}; the mean over the targets is {mean:.6f}"
     if not found:

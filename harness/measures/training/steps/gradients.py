@@ -20,6 +20,8 @@ Gradients = Mapping[str, Tensor]
 # The largest distance from the float64 gradient, as a multiple of that of the same computation in the program's own
 # type. See the bound of the check in verifications/training.toml.
 NOISE = 8.0
+LEAST_SCALE = 15.0  # more micro-batches than most programs have
+SAME_SCALE = 1e-3  # 16 bits round
 NEAR = 1e-3  # weights of micro-batches that are so near are the same: they are fitted, in a gradient of float32
 
 
@@ -85,6 +87,8 @@ def _cause(recording: Recording, step: Step, noise: Mapping[str, float]) -> str:
         counted, positions = sum(each.counted for each in passes), sum(each.targets.numel() for each in passes)
         over = f": it is divided by all {positions} positions, and {counted} have a target"
         why = over if counted < positions and abs(factor - counted / positions) <= NEAR * factor else ""
+        if _is_a_loss_scale(factor) and recording.clips_of(step.number):
+            why = ": it is clipped while it is multiplied by the loss scale"
         return f"the gradient is {factor:.6g} times that of the mean loss of its {_micro_batches(len(passes))}{why}"
     steps = recording.steps
     before = next((s for s in steps if s.number == step.number - 1), None)
@@ -104,6 +108,11 @@ def _cause(recording: Recording, step: Step, noise: Mapping[str, float]) -> str:
     worst = max(like, key=lambda name: _ratio(step, name, noise))
     cosine = _cosine(found, own)
     return f"{worst} is the furthest off; {factor:.4g} times the expected gradient, the cosine to it is {cosine:.6f}"
+
+
+def _is_a_loss_scale(factor: float) -> bool:
+    """Return True for a large power of two, of which a GradScaler's scale is one."""
+    return factor > LEAST_SCALE and abs(factor / 2 ** round(math.log2(factor)) - 1) < SAME_SCALE
 
 
 def _of_micro_batches(recording: Recording, step: Step, found: Tensor, like: Gradients, size: float) -> str:

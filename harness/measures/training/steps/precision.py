@@ -13,9 +13,9 @@ from harness.training.protocols import Trains
 
 @measure
 def training_dtypes(program: Trains, *, rehearsal: str = "plain") -> Reading:
-    """Return the narrowest type of the parameters, the gradients, the moments and the logits that the loss is of.
+    """Return the narrowest type of the parameters, the gradients, the moments and the loss.
 
-    Autocast computes products in 16 bits; the weights, and what is summed over steps, stay in float32.
+    Autocast computes products in 16 bits; the loss, the weights, and what is summed over steps, stay in float32.
     """
     recording = program.record(rehearsal)
     if not recording.steps:
@@ -25,11 +25,9 @@ def training_dtypes(program: Trains, *, rehearsal: str = "plain") -> Reading:
         "parameters": {parameter.dtype for parameter in recording.parameters.values() if parameter.requires_grad},
         "gradients": {_name(gradient) for gradient in step.gradient.values()},
         "moments": {_name(t) for state in step.state_after.values() for t in state.values() if t.dim()},
-        "logits": {forward.logits_dtype for forward in recording.forwards("train") if forward.has_loss},
+        "loss": {forward.loss_dtype for forward in recording.forwards() if forward.has_loss},
     }
     autocast = {forward.autocast for forward in recording.forwards("train") if forward.autocast}
-    if autocast:
-        del kinds["logits"]  # cross entropy is computed in float32 there, whatever the type of the logits
     found: dict[str, Scalar] = {kind: min(types, key=_bits) for kind, types in kinds.items() if types}
     return Reading(found, "", {"autocast": sorted(map(str, autocast))})
 

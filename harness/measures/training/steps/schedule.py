@@ -47,7 +47,7 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     errors = _errors(rates, expected)
     details = {"form": best}
     if apart := _other_groups(recording, rates):
-        hint = f"the learning rate of {next(iter(apart))} is not in proportion to that of group 0"
+        hint = _how_it_is_apart(recording, next(iter(apart)))
         return Reading(apart, "of the peak", {**details, "hint": hint})
     if not largest(errors) <= EXACT:
         cause = _cause(rates, declared)
@@ -118,7 +118,23 @@ def _other_groups(recording: Recording, rates: list[float]) -> dict[str, float]:
         error = largest(abs(value - scale * rate) for value, rate in zip(own, rates, strict=True)) / (max(own) or 1.0)
         if not error <= EXACT:
             found[f"group {number}"] = error
+        elif own == rates and (ratio := _built_ratio(recording, number)) != 1.0:
+            found[f"group {number}"] = abs(ratio - 1.0)
     return found
+
+
+def _built_ratio(recording: Recording, number: int) -> float:
+    """Return the ratio of the learning rates with which a group and group 0 were built; 1 if one is not known."""
+    groups = recording.steps[0].groups
+    own, first = groups[number].built_lr, groups[0].built_lr
+    return own / first if own and first and groups[number].optimizer == groups[0].optimizer else 1.0
+
+
+def _how_it_is_apart(recording: Recording, group: str) -> str:
+    ratio = _built_ratio(recording, int(group.partition(" ")[2]))
+    if ratio != 1.0:
+        return f"{group} is built with {ratio:.4g} times the learning rate of group 0, and steps with the same one"
+    return f"the learning rate of {group} is not in proportion to that of group 0"
 
 
 def _declared(recording: Recording) -> Declared:

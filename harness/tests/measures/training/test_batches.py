@@ -194,11 +194,15 @@ def without_the_last(starts, rows=4):
 def test_a_loader_that_drops_the_last_batch_of_each_shuffled_epoch_leaves_out_nothing_for_good(judge):
     """DataLoader(shuffle=True, drop_last=True) of LLMs-from-scratch."""
     starts = without_the_last(in_order(epochs=4))
-    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, validation=[list(range(SPLIT, 3900, T))]))
+    record = judge(
+        "data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, validation=[list(range(SPLIT, 3900, T))])
+    )
     assert record.verdict == "skip"
     assert "leaves out the last, incomplete batch of each epoch (drop_last)" in record.message
     same = without_the_last(in_order(epochs=4, shuffled=False))
-    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(same, validation=[list(range(SPLIT, 3900, T))]))
+    record = judge(
+        "data::epoch-coverage,rehearsal=epoch", epoch=batches(same, validation=[list(range(SPLIT, 3900, T))])
+    )
     assert record.verdict == "fail", "in the order of the text it is always the tail"
 
 
@@ -238,7 +242,9 @@ def test_a_loader_that_gives_every_target_once_passes(judge, fields):
 
 def test_a_stride_that_is_one_too_long_leaves_out_targets(judge):
     starts = in_order(stride=T + 1)
-    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]]))
+    record = judge(
+        "data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]])
+    )
     assert record.where[0] == "epoch 0: targets left out"
     assert "leaves out target" in record.details["hint"]
 
@@ -261,7 +267,9 @@ def test_workers_that_repeat_one_another_are_found(judge):
 def test_the_same_shuffled_order_each_epoch_is_found(judge):
     one = in_order(epochs=1)
     starts = one + one
-    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]]))
+    record = judge(
+        "data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, change=cut(starts), validation=[[SPLIT, 3700]])
+    )
     assert record.where == ("epochs in the order of the first",)
     assert record.details["hint"] == "epoch 1 has the shuffled order of epoch 0"
 

@@ -45,6 +45,7 @@ class OptimizerSeam:
         self._handles: list[Any] = []
         self.averages = Averages(recorder)
         self._at_backward: dict[int, Tensor] = {}  # parameters in the last backward pass, by id
+        self._built_rates: dict[int, list[float]] = {}
         self._lines: dict[int, dict[str, str]] = {}  # the user's lines about an optimizer, by its id
 
     def install(self, patches: Patches) -> None:
@@ -64,6 +65,8 @@ class OptimizerSeam:
             own = optimizer.param_groups[-1]["params"]
             self.watch.add(own)
             self._built(optimizer)
+            rates = self._built_rates.setdefault(id(optimizer), [])
+            rates[len(optimizer.param_groups) - 1 :] = [float(optimizer.param_groups[-1]["lr"])]
             if self.recorder.active:
                 self._lines.setdefault(id(optimizer), {})["built_line"] = self.recorder.line()
 
@@ -124,7 +127,7 @@ class OptimizerSeam:
             "order": self.recorder.next_order(),
             "number": self._number(optimizer),
             "optimizer": kind,
-            "groups": [self._group(group) for group in optimizer.param_groups],
+            "groups": self._groups(optimizer),
             "line": line,
             "rule_line": rule_line,
             **self._lines.get(id(optimizer), {}),
@@ -217,6 +220,13 @@ class OptimizerSeam:
     def _parameters(self, optimizer: Optimizer) -> list[Tensor]:
         """Return the parameters of an optimizer, and those of the model that no optimizer has."""
         return [*_own_parameters(optimizer), *self.watch.forgotten]
+
+    def _groups(self, optimizer: Any) -> list[dict[str, Any]]:
+        rates = self._built_rates.get(id(optimizer), [])
+        built = [*rates, *[None] * len(optimizer.param_groups)]
+        return [
+            {**self._group(group), "built_lr": lr} for group, lr in zip(optimizer.param_groups, built, strict=False)
+        ]
 
     def _group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         betas = group.get("betas")
