@@ -23,6 +23,7 @@ LONG, LONG_ROWS = 20, 4  # from so many steps on, so many rows
 # harness/tests/measures/test_wrong_gpts.py.
 DRAWN_ROWS = 1_000
 LEAST_LIKELY = 1e-6
+ROUNDING = 1e-5  # of the largest logit: what float32 may differ by between a call with a cache and one without
 # Differs from every seed that a subject is given: with the same seed, the same numbers would enter both sides.
 OWN_SEED = 8_675_309
 
@@ -92,12 +93,8 @@ class Step:
 
     expected: Tensor  # (N, V): the definition's probabilities, given the row's own context
     drawn: Tensor  # (N): the token
+    mass: Tensor  # (N): the definition's probability of it
     uniform: Tensor  # (N): U(0, 1) if the draws are correct
-
-    @property
-    def mass(self) -> Tensor:
-        """The definition's probability (N) of the tokens that were drawn."""
-        return self.expected.gather(1, self.drawn[:, None])[:, 0]
 
 
 def steps_of(model: Model, answer: Tensor, prompt_length: int, definition: Definition) -> Iterator[Step]:
@@ -113,7 +110,10 @@ def steps_of(model: Model, answer: Tensor, prompt_length: int, definition: Defin
         rank = (order == drawn[:, None]).long().argmax(1, keepdim=True)
         mass = ordered.gather(1, rank)[:, 0]
         below = (ordered.cumsum(1).gather(1, rank)[:, 0] - mass).clamp(min=0.0)
-        yield Step(expected, drawn, below + within * mass)
+        # At the edge of top-k and top-p, rounding decides which of two nearly equal tokens is in.
+        raised = logits.scatter_add(1, drawn[:, None], ROUNDING * logits.abs().amax(1, keepdim=True))
+        at_the_edge = definition(raised, answer[:, :end]).gather(1, drawn[:, None])[:, 0]
+        yield Step(expected, drawn, torch.where(mass == 0, at_the_edge, mass), below + within * mass)
 
 
 @dataclass(frozen=True)
