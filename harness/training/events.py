@@ -115,6 +115,16 @@ def mean_cross_entropy(passes: Sequence[Forward]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Looked(Event):
+    """A pass that was computed again after the run, in float64 and eval mode, with other token ids after a position."""
+
+    change: float
+    """The largest change of a logit up to there, relative to the largest logit."""
+    line: str = ""
+    """The user's line that called the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backward(Event):
     """One backward pass."""
 

@@ -26,7 +26,7 @@ from harness.training.recording import Ended, Recording
 from harness.training.recording_files import RecordingReader
 from harness.training.rehearsals import REHEARSALS, Rehearsal
 from harness.training.scratch import ProjectCopies, project_root
-from harness.training.setting_words import WORDS, describe
+from harness.training.setting_words import VALUES, WORDS, describe
 from harness.training.settings import Assignment, Settings, read_settings
 
 SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longest takes
@@ -241,6 +241,8 @@ class TrainingProgram:
         """Raise MissingAbility unless all that a rehearsal needs can be set, SubjectError if that is not known."""
         if rehearsal.source is not None and "validation_documents" in self.settings:
             raise MissingAbility(f"{self.name} trains on documents, and the text of known entropy is a single one")
+        if "precision" in rehearsal.leaves and "precision" in self.settings and self._is_float32:
+            raise MissingAbility(f"{self.name} computes in float32 by itself")
         missing = [
             word
             for word in rehearsal.needs
@@ -258,6 +260,11 @@ class TrainingProgram:
                 f"{self.name} has no setting for {'; nor for '.join(map(describe, missing))}, "
                 f"which the rehearsal '{rehearsal.name}' needs"
             )
+
+    @property
+    def _is_float32(self) -> bool:
+        own = self.settings.own.get("precision")
+        return own is None or str(own) in VALUES["precision"]["float32"]
 
     def _attempts(self, rehearsal: Rehearsal) -> Iterator[dict[str, Any]]:
         """Yield the settings of a rehearsal; to resume there are several ways, of which one works."""

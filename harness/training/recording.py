@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from harness.training.events import Backward, Clip, Event, Forward, Load, Phase, Printed, Save, Stream, Zeroed
+from harness.training.events import Backward, Clip, Event, Forward, Load, Looked, Phase, Printed, Save, Stream, Zeroed
 from harness.training.optimizer_steps import Step, of_several
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class Recording:
     def streams(self) -> list[Stream]:
         """Return the streams of tokens, in the order in which the program read or made them."""
         return list(self._of(Stream))
+
+    @property
+    def looked(self) -> list[Looked]:
+        """Return the passes that were computed again with other later tokens."""
+        return list(self._of(Looked))
 
     @property
     def printed(self) -> list[Printed]:

@@ -33,6 +33,7 @@ SMALL: Mapping[str, Any] = {
     "lr": 1e-3,
     "min_lr": 1e-4,
     "warmup": 3,
+    "warmup_share": 0.25,
     "cooldown": 4,
     "weight_decay": 0.1,
     "beta1": 0.9,
@@ -185,8 +186,8 @@ REHEARSALS: Mapping[str, Rehearsal] = {
         ),
         Rehearsal(
             "fluctuating",
-            "a validation loss that rises and falls",
-            {"steps": 20, "eval_every": 2, "lr": 0.3, "min_lr": 0.3, "clip": 1.0},
+            "a validation loss that falls, and rises as the learning rate does",
+            {"steps": 20, "eval_every": 2, "lr": 0.3, "min_lr": 0.3, "warmup": 19, "warmup_share": 0.95, "clip": 1.0},
             ("eval_every",),
             detail="losses",
             epochs=8,
@@ -225,6 +226,13 @@ REHEARSALS: Mapping[str, Rehearsal] = {
             ("text",),
             length=1500,
             detail="losses",
+        ),
+        Rehearsal(
+            "own-precision",
+            "the types in which the program computes",
+            {"steps": 6},
+            ("precision",),
+            leaves=frozenset(("precision",)),
         ),
         Rehearsal(
             "workers",

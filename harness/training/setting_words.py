@@ -94,6 +94,9 @@ WORDS: Mapping[str, Word] = {
         "cooldown cooldown_steps cooldown_iters warmdown warmdown_steps warmdown_iters decay_length",
     ),
     "warmup": _word("the steps of warm-up", "warmup warmup_iters warmup_steps num_warmup_steps lr_warmup"),
+    "warmup_share": _word(
+        "the share of the steps that is warm-up", _pairs("warmup", "ratio fraction frac share") + " pct_start"
+    ),
     "horizon": _word("the end of the schedule", "horizon lr_decay_iters decay_steps lr_decay_steps decay_iters"),
     "schedule": _word("the schedule", "schedule lr_schedule lr_scheduler lr_scheduler_type"),
     "weight_decay": _word("the weight decay", "weight_decay wd"),

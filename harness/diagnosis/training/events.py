@@ -62,6 +62,7 @@ DETACHES = r"\bno_grad\(|\.detach\(|requires_grad"
 DECAYS = r"weight_decay[\"\']?\s*[:=]"
 HALF = r"bfloat16|float16|\.half\(|\.bfloat16\("
 IGNORES = r"-100|ignore_index|masked_fill"
+ATTENDS = r"softmax\(|scaled_dot_product_attention\("
 MASKS = r"is_causal|tril|triu|scaled_dot_product_attention|masked_fill"
 RESETS = r"\bloss\w*\b[^=!<>]*=[^=].*\b0(\.0*)?\b|\bloss\w*\s*=\s*torch\.zeros\("
 AVERAGES = (r"\blerp_?\(|\bdecay\b.*\*|\*.*\bdecay\b", r"\bema\w*\b.*(mul_|add_|lerp|update)")
@@ -278,6 +279,13 @@ EVENTS: Mapping[str, Judged] = {
         look=nearest({"learning rate": (r"\blast_epoch\b", r"sched\w*\.load_state_dict\(")}),
     ),
     "overfits-one-batch": Judged("learning", line.of_the_backward, "one batch is not learned by heart", says_too=True),
+    "sees-no-later-token": Judged(
+        "model",
+        line.of_the_forward,
+        "the model sees later tokens",
+        look=nearest({"": (ATTENDS, MASKS)}),
+        explains=LOSS_LEVELS,
+    ),
     "loss-below-entropy": Judged(
         "loss", line.of_the_forward, "the model sees its answers", says_too=True, look=nearest({"": MASKS})
     ),

@@ -62,6 +62,27 @@ def replay(recorder: Recorder, passes: Iterable[Pass], reader: RecordingReader) 
         _write(recorder, steps, {}, f"the model cannot be called again after the run ({type(error).__name__}: {error})")
     else:
         _write(recorder, steps, found, "")
+        for each in by_step[max(by_step)][:1]:
+            _look_ahead(recorder, each)
+
+
+def _look_ahead(recorder: Recorder, each: Pass) -> None:
+    """Write by how much the logits of a pass change with the token ids of its second half, which come later.
+
+    Nothing is written if it cannot be computed: its rows are one token, or the model takes no other ids.
+    """
+    half = each.ids.size(1) // 2
+    other = each.ids.clone()
+    other[:, half:] = other[:, half:].roll(1, dims=0).roll(1, dims=1)
+    try:
+        found = [_rows(each, torch.float64, ids=ids, training=False) for ids in (each.ids, other)]
+    except Exception:  # the program's own model, called in another way
+        return
+    by_position = [rows.detach().view(*each.targets.shape, -1)[:, :half] for rows in found]
+    if half and not torch.equal(other, each.ids):
+        first, second = by_position
+        change = float((first - second).abs().max() / first.abs().max())
+        recorder.event("Looked", change=change, line=each.line)
 
 
 def _write(recorder: Recorder, steps: Iterable[Step], found: Mapping[int, Any], because: str) -> None:
@@ -126,26 +147,51 @@ def _check_loss(each: Pass, mean: float, tolerance: float) -> None:
 
 def _loss_sum(each: Pass, dtype: torch.dtype | None) -> Tensor:
     """Return the sum of the cross entropies of one pass, computed by the program's own model."""
+    rows = _rows(each, dtype)
+    flat = each.targets.reshape(-1).to(rows.device)
+    kwargs: dict[str, Any] = {"ignore_index": IGNORED, "reduction": "sum"}
+    if each.log_probabilities and each.loss_inside:
+        return F.nll_loss(rows, flat, **kwargs)
+    return F.cross_entropy(rows, flat, label_smoothing=each.label_smoothing, **kwargs)
+
+
+def _rows(each: Pass, dtype: torch.dtype | None, *, ids: Tensor | None = None, training: bool | None = None) -> Tensor:
+    """Return the logits (N, V) of the targets of one pass; with other token ids, or in another mode, if given."""
     if each.root is None:
         raise CannotReplay("the program calls the parts of its model one by one")
     root = unwrapped(each.root)  # ranks that replay do not talk to each other
     for module in root.modules() if each.mode != "mixed" else ():
-        module.training = each.mode == "train"
+        module.training = each.mode == "train" if training is None else training
     torch.set_rng_state(each.rng_state)
-    args, kwargs = each.arguments
+    args, kwargs = each.arguments if ids is None else _with_ids(each, ids)
     mode = _ReplayMode(each)
     with _precision(each, dtype), mode, torch.enable_grad():
         output = root(*args, **kwargs)
     logits = mode.logits if each.loss_inside else first_tensor(output, dims=2)
     if logits is None:
         raise CannotReplay("the model returns no logits")
-    return _cross_entropy(each, logits, in_loss=each.loss_inside)
+    return _of_targets(each, logits)
 
 
-def _cross_entropy(each: Pass, logits: Tensor, *, in_loss: bool) -> Tensor:
-    """Return the summed cross entropy of logits: as the loss function got them, or as the model returned them."""
+def _with_ids(each: Pass, ids: Tensor) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments of a pass with other token ids. Raises CannotReplay if they are none of them."""
+
+    def other(value: Any) -> Any:
+        same = isinstance(value, Tensor) and value.shape == ids.shape and not value.is_floating_point()
+        return ids.to(value) if same and torch.equal(value.cpu().long(), each.ids) else value
+
+    args, kwargs = each.arguments
+    own = [*args, *kwargs.values()]
+    changed = [other(value) for value in own]
+    if all(one is two for one, two in zip(own, changed, strict=True)):
+        raise CannotReplay("the model is not called with the token ids")
+    return tuple(changed[: len(args)]), dict(zip(kwargs, changed[len(args) :], strict=True))
+
+
+def _of_targets(each: Pass, logits: Tensor) -> Tensor:
+    """Return the logits (N, V) of the targets, of those that the loss function got, or that the model returned."""
     targets = each.targets
-    if in_loss and not each.is_own:
+    if each.loss_inside and not each.is_own:
         rows = logits.movedim(1, -1).reshape(-1, logits.size(1))  # (N, V), or (B, V, T): the loss's own convention
     else:
         rows = logits.reshape(-1, logits.size(-1))
@@ -153,13 +199,7 @@ def _cross_entropy(each: Pass, logits: Tensor, *, in_loss: bool) -> Tensor:
             rows = logits[:, : targets.size(1)].reshape(-1, logits.size(-1))  # shifted: the last logits have no target
     if len(rows) != targets.numel():
         raise CannotReplay(f"the model returns {tuple(logits.shape)} logits for {targets.numel()} targets")
-    flat = targets.reshape(-1).to(rows.device)
-    kwargs: dict[str, Any] = {"ignore_index": IGNORED, "reduction": "sum"}
-    return (
-        F.nll_loss(rows, flat, **kwargs)
-        if each.log_probabilities and in_loss
-        else F.cross_entropy(rows, flat, label_smoothing=each.label_smoothing, **kwargs)
-    )
+    return rows
 
 
 # What a loss that a program writes itself picks the scores of targets with.

@@ -75,6 +75,8 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
         tail = missing[missing >= len(epoch.counts) - _left_out_at_the_start(epoch.counts.flip(0))]
         if len(tail) < longest and (shifted or len(tail) == len(missing)):
             missing = missing[: len(missing) - len(tail)]
+        if workers > 1 and max(len(missing), len(repeated)) <= batch * longest:
+            missing, repeated = missing[:0], repeated[:0]  # one of them has begun its next pass before the others
         if shifted and 0 < len(missing) <= batch * longest:
             raise MissingAbility(f"{program.name} {DROPS}")
         found[f"epoch {number}: targets left out"] = len(missing)

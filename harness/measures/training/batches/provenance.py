@@ -16,6 +16,7 @@ from harness.suites.measure_registry import Reading, measure
 from harness.training.events import Forward
 from harness.training.protocols import Trains
 
+LEAST_LENGTH = 12  # tokens: shorter rows may occur again by chance
 Tokens = set[tuple[int, int]]  # (stream, position)
 WRAPPED = "the ids are those of the stream modulo"
 
@@ -118,11 +119,15 @@ def _without_training_estimate(batches: Batches) -> list[Row]:
 
 
 def _tokens(batches: Batches, rows: Iterable[Row]) -> Tokens:
-    """Return the tokens of these rows, inputs and targets, as far as each row occurs once."""
+    """Return the tokens of these rows, inputs and targets, as far as each row occurs once in a stream.
+
+    A row of some length may be in two streams, if documents are in both.
+    """
     tokens: Tokens = set()
     for row in rows:
-        place = batches.place(row)
-        if place is not None:
+        places = batches.places(row)
+        once = len(places) == 1 or (len(row.ids) >= LEAST_LENGTH and len({p.stream for p in places}) == len(places))
+        for place in places if once else ():
             tokens.update((place.stream, place.position + i) for i in range(len(row.ids) + 1))
     return tokens
 

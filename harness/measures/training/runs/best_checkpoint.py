@@ -68,6 +68,8 @@ def weights_of_best_checkpoints(program: Trains, *, rehearsal: str = "fluctuatin
     if not saves:
         raise MissingAbility(f"{program.name} saved no weights in a file called 'best' in the rehearsal '{rehearsal}'")
     validated = _validated(recording)
+    if validated and saves[0].order > validated[-1].order and validated[-1] in _lowest(validated):
+        raise MissingAbility(f"the last validation of {program.name} in '{rehearsal}' is the best, and it saves then")
     found: dict[str, str] = {}
     hint, line = "", ""
     for number, save in enumerate(saves, start=1):
@@ -75,7 +77,7 @@ def weights_of_best_checkpoints(program: Trains, *, rehearsal: str = "fluctuatin
         if not before:
             continue
         inside = [each for each in before if set(each.weights) <= set(save.weights)]
-        best = [min((each for each in before if each.model == own.model), key=lambda each: each.loss) for own in inside]
+        best = [_lowest([each for each in before if each.model == own.model])[0] for own in inside]
         place = f"save {number} of {Path(save.path).name}, after step {save.step}"
         if any(own.loss <= lowest.loss + CLOSE for own, lowest in zip(inside, best, strict=True)):
             found[place] = AS_IT_SHOULD
@@ -84,7 +86,7 @@ def weights_of_best_checkpoints(program: Trains, *, rehearsal: str = "fluctuatin
         elif save.trained and set(save.trained) <= set(save.weights):
             found[place] = "the weights that are trained, which no validation was of"
         if found.get(place, AS_IT_SHOULD) != AS_IT_SHOULD and not hint:
-            lowest = min(best or before, key=lambda each: each.loss)
+            lowest = _lowest(best or before)[0]
             what = f"it has {found[place]}; the best are those of the validation before step {lowest.step}"
             hint, line = f"{place}: {what}", save.state_line if inside else save.line
     if not found:
@@ -101,6 +103,12 @@ class _Validated:
     step: int
     weights: tuple[str, ...]
     loss: float
+
+
+def _lowest(validated: Sequence[_Validated]) -> list[_Validated]:
+    """Return the validation of each model with the lowest loss."""
+    models = sorted({each.model for each in validated})
+    return [min((e for e in validated if e.model == model), key=lambda each: each.loss) for model in models]
 
 
 def _validated(recording: Recording) -> list[_Validated]:

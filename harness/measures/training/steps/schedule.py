@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
-from harness.core.errors import MissingAbility
+from harness.core.errors import HarnessError, Missing, MissingAbility
 from harness.measures.training.largest_error import largest
 from harness.measures.training.steps.schedule_forms import (
     EXACT,
@@ -21,6 +21,8 @@ from harness.suites.measure_registry import Reading, measure
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
 from harness.training.setting_words import describe
+
+PLAIN = "plain"
 
 
 @measure
@@ -37,6 +39,8 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
     recording = program.record(rehearsal)
     rates = _rates(recording)
     declared = _declared(recording)
+    if not declared.ends and rehearsal != PLAIN and _ends_with_the_run(program):
+        declared = replace(declared, ends=True)
     if of_epochs := _of_epochs(recording, rates):
         return _once_an_epoch(recording, of_epochs, declared)
     best, expected = _best_form(rates, declared)
@@ -59,6 +63,19 @@ def rate_errors(program: Trains, *, rehearsal: str = "past-horizon") -> Reading:
         details["hint"] = cause or f"the closest known schedule is: {best}"
     found = {f"step {k}": error for k, error in enumerate(errors)}
     return Reading(found, "of the peak", details)
+
+
+def _ends_with_the_run(program: Trains) -> bool:
+    """Return True if a known schedule ends with the steps of the plain rehearsal: it does with those of any other."""
+    try:
+        recording = program.record(PLAIN)
+    except (HarnessError, Missing):
+        return False
+    rates, declared = _rates(recording), replace(_declared(recording), ends=True)
+    if declared.horizon is None or len(set(rates)) < 3:
+        return False
+    forms = (form.fitted(rates, declared) for form in known_forms(declared, len(rates)))
+    return any(largest(_errors(rates, expected)) <= EXACT for expected in forms)
 
 
 def _of_epochs(recording: Recording, rates: list[float]) -> list[float]:

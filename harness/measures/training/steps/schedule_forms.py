@@ -181,7 +181,7 @@ def wrong_forms(declared: Declared, steps: int) -> Iterator[tuple[str, list[tupl
         yield f"{name} that restarts at the horizon", [right.weights(k if k < h else w + (k - h) % (h - w)) for k in ks]
         yield f"{name} with half its period", [_half_period(right, k, progress) for k in ks]
         yield f"{name} without the 1 + of (1 + cos)/2", [_whole_cosine(right, k, progress) for k in ks]
-        for factor in (2, 4, 8, 1 / 2, 1 / 4):
+        for factor in {2, 4, 8, 1 / 2, 1 / 4, K, 1 / K} - {1}:
             other = Form("", w, max(w + 1, round(h * factor)), up, right.down)
             yield f"{name} with a horizon of {other.horizon} steps", [other.weights(k) for k in ks]
         for by in (-1, 1):

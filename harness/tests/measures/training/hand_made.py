@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from harness.core.errors import MissingAbility
 from harness.training.events import Backward, Clip, Forward, Printed, Stream
 from harness.training.optimizer_steps import Group, Step
 from harness.training.recording import Parameter, Recording
@@ -23,6 +24,8 @@ class Program:
         self.recordings = {name.replace("_", "-"): recording for name, recording in recordings.items()}
 
     def record(self, rehearsal):
+        if rehearsal not in self.recordings:
+            raise MissingAbility(f"no {rehearsal}")
         return self.recordings[rehearsal]
 
     def record_ranks(self, rehearsal):

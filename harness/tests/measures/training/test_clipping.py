@@ -53,7 +53,7 @@ class AlwaysScaled(Trainer):
 
 @pytest.mark.parametrize("trainer", [Trainer, ByHand], ids=lambda kind: kind.__name__)
 def test_clipping_by_the_global_norm_passes(judge, trainer):
-    record = judge("training::clipping", plain=trainer(settings={"clip": trainer.clip}).run())
+    record = judge("training::clipping,rehearsal=plain", plain=trainer(settings={"clip": trainer.clip}).run())
     assert record.verdict == "pass", record.message
 
 
@@ -76,13 +76,13 @@ WRONG_CLIPPING = [
 
 @pytest.mark.parametrize(("trainer", "cause"), WRONG_CLIPPING, ids=lambda value: getattr(value, "__name__", ""))
 def test_other_clipping_fails_with_its_cause(judge, trainer, cause):
-    record = judge("training::clipping", plain=trainer(settings={"clip": trainer.clip}).run())
+    record = judge("training::clipping,rehearsal=plain", plain=trainer(settings={"clip": trainer.clip}).run())
     assert (record.verdict, record.where[0]) == ("fail", "step 0")
     assert cause in record.details["hint"]
 
 
 def test_clipping_that_never_happens_is_a_skip_and_not_a_pass(judge):
-    record = judge("training::clipping", plain=Trainer(settings={"clip": 1e6}).run())
+    record = judge("training::clipping,rehearsal=plain", plain=Trainer(settings={"clip": 1e6}).run())
     assert (record.verdict, "above the limit" in record.message) == ("skip", True)
 
 
@@ -92,17 +92,17 @@ def test_a_norm_that_is_nan_is_no_reason_to_skip(judge):
     recording = trainer.run()
     for part in ("unclipped", "gradient"):
         recording.steps[1].tensors[part]["bias"] *= math.nan
-    assert judge("training::clipping", plain=recording).where == ("step 1",)
+    assert judge("training::clipping,rehearsal=plain", plain=recording).where == ("step 1",)
 
 
 def test_a_program_without_clipping_is_skipped(judge):
     recording = Trainer().run()
     without = replace(recording, events=tuple(e for e in recording.events if type(e).__name__ != "Clip"))
-    assert judge("training::clipping", plain=without).verdict == "skip"
+    assert judge("training::clipping,rehearsal=plain", plain=without).verdict == "skip"
 
 
 def test_gradients_below_the_limit_stay_as_they_are(judge):
     program = AlwaysScaled(settings={"clip": 5.0}).run(2)
     big = {name: 1e3 * g for name, g in program.steps[1].tensors["unclipped"].items()}
     program.steps[1].tensors["unclipped"] = big  # so that clipping is judged at all
-    assert "scaled up" in judge("training::clipping", plain=program).details["hint"]
+    assert "scaled up" in judge("training::clipping,rehearsal=plain", plain=program).details["hint"]

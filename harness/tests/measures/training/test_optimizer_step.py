@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from harness.measures.training.steps import clipping, gradients, optimizer_step, schedule_forms
+from harness.measures.training.steps import causality, clipping, gradients, optimizer_step, schedule_forms
 from harness.tests.measures.training.hand_made import PlainAdam, Trainer
 
 
@@ -111,8 +111,12 @@ def test_another_rule_fails_at_its_first_step_with_its_cause(judge, mistake, cau
 def test_the_bounds_of_hints_are_those_of_the_checks(shipped):
     for bound, checks in (
         (optimizer_step.ROUNDING, ("optimizer-step,steps=1", "optimizer-step,steps=10")),
-        (gradients.NOISE, ("gradient-is-of-this-batch", "accumulation-is-one-batch", "ranks-are-one-batch")),
-        (clipping.EXACT, ("clipping",)),
+        (
+            gradients.NOISE,
+            ("gradient-is-of-this-batch,rehearsal=plain", "accumulation-is-one-batch", "ranks-are-one-batch"),
+        ),
+        (clipping.EXACT, ("clipping,rehearsal=plain",)),
+        (causality.NOISE, ("sees-no-later-token",)),
         (schedule_forms.EXACT, tuple(f"lr-at-each-step,rehearsal={name}" for name in ("past-horizon", "accumulate"))),
     ):
         assert {shipped[f"training::{check}"].expected["at_most"] for check in checks} == {bound}
