@@ -60,6 +60,8 @@ class Forward(Event):
     """True if a backward pass differentiated its loss."""
     line: str = ""
     """The user's line that called the model or the loss, as `train.py:118: source`."""
+    outer_line: str = ""
+    """The user's line that called the function of that line."""
     ids_line: str = ""
     """The user's line on which the token ids were chosen; "" if that was not seen, as are the next two."""
     targets_line: str = ""

@@ -59,6 +59,8 @@ class Step(Event):
     """Where the optimizer's class defines its step, if that is a class of the user."""
     rate_line: str = ""
     """The user's line that built a scheduler of torch for the optimizer."""
+    clip_line: str = ""
+    """The user's line that changed a gradient in its place after it was read, if torch's clipping did not."""
     rng: str = ""
     """A hash of torch's global CPU generator at the step."""
     tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)

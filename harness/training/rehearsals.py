@@ -113,10 +113,12 @@ class Rehearsal:
         """Return all settings. The schedule ends with the run, unless the rehearsal says otherwise."""
         values = {**SMALL, **self.settings}
         tokens = values["batch_size"] * values["block_size"] * values["accumulation"] * self.ranks
-        # Training may be the first so many characters or documents, and validation as many more.
-        documents = words(self.length).count(BLANK_LINE) + 1
+        # Training may be the first so many characters or lines, and validation as many more; of documents, the others.
+        text = words(self.length)
+        lines, documents = text.count("\n") + 1, text.count(BLANK_LINE) + 1
         parts = {"text_length": self.length * 9 // 10, "validation_length": self.length // 10}
-        parts |= {"documents": documents, "validation_documents": max(1, documents // 10)}
+        parts |= {"lines": lines * 9 // 10, "validation_lines": lines // 10}
+        parts |= {"documents": documents, "validation_documents": max(1, documents // 6)}
         values = {"horizon": values["steps"], "tokens_per_step": tokens, **parts, **values}
         return {word: value for word, value in values.items() if word not in self.leaves}
 
@@ -237,7 +239,7 @@ REHEARSALS: Mapping[str, Rehearsal] = {
         Rehearsal(
             "workers",
             "as above, read by two processes",
-            {"order": "epoch", "steps": 45, "eval_every": NEVER, "workers": 2},
+            {"order": "epoch", "steps": 45, "eval_every": 20, "workers": 2},
             ("text", "workers"),
             length=1500,
             detail="losses",
@@ -245,7 +247,7 @@ REHEARSALS: Mapping[str, Rehearsal] = {
         Rehearsal(
             "epochs",
             "the whole schedule of a program that counts epochs",
-            {"order": "epoch", "epochs": 3, "steps": 100},
+            {"order": "epoch", "epochs": 3, "steps": 100, "eval_batches": 1},
             ("epochs",),
             length=SHORT_EPOCH,
             detail="losses",

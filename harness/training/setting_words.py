@@ -35,18 +35,22 @@ WORDS: Mapping[str, Word] = {
     "text": _word("the text", "text data_file text_file data_path text_path input_file input train_file corpus"),
     "text_length": _word(
         "the part of the text that is read",
-        _pairs("max n num train", "chars bytes characters") + " max_text_length train_tokens",
+        _pairs("max n num train", "chars bytes characters") + " max_text_length train_tokens chars train_size",
     ),
     "validation_length": _word(
-        "the part of the text for validation", _pairs("val valid eval", "chars bytes characters tokens")
+        "the part of the text for validation", _pairs("val valid eval", "chars bytes characters tokens size")
     ),
     "vocabulary": _word("the vocabulary", "vocabulary"),
     "validation_fraction": _word("the share of validation", "validation_fraction val_fraction val_split val_ratio"),
     "order": _word("the order of windows", "order sampling"),
+    "lines": _word("the lines that are read", f"{_pairs('max n num train', 'lines')} lines"),
+    "validation_lines": _word("the lines for validation", _pairs("val valid eval", "lines")),
     "documents": _word("the documents that are read", _pairs("max n num train", "docs documents")),
     "validation_documents": _word("the documents for validation", _pairs("val valid eval", "docs documents")),
     "shuffle_buffer": _word(
-        "the windows that are shuffled together", _pairs("shuffle shuffle_buffer buffer", "size") + " shuffle_buffer"
+        "the windows that are shuffled together",
+        _pairs("shuffle shuffle_buffer buffer", "size") + " shuffle_buffer",
+        "buffer",
     ),
     "workers": _word("the loader's processes", "workers num_workers"),
     "n_layer": _word("the number of layers", "n_layer n_layers num_layers layers depth num_hidden_layers"),
@@ -67,11 +71,13 @@ WORDS: Mapping[str, Word] = {
         "dropout",
         "dropout drop_rate dropout_rate embd_pdrop resid_pdrop attn_pdrop dropout_p p_dropout attn_dropout "
         "resid_dropout emb_dropout",
+        "drop",
     ),
     "batch_size": _word(
         "the windows of a micro-batch",
         "batch_size B device_batch_size micro_batch_size mini_batch_size per_device_train_batch_size train_batch_size "
         "per_device_batch_size micro_batch batch",
+        "bs",
     ),
     "accumulation": _word(
         "the micro-batches of a step",
@@ -117,7 +123,8 @@ WORDS: Mapping[str, Word] = {
     ),
     "eval_batches": _word(
         "the batches of a validation",
-        _pairs("eval val valid validation", "batches iters max_batches num_batches") + " val_max_steps eval_iter",
+        _pairs("eval val valid validation", "batches iters max_batches num_batches")
+        + f" {_pairs('max num n', 'eval_batches val_batches eval_iters val_iters')} val_max_steps eval_iter",
     ),
     "sample_every": _word("the steps between samples", _pairs("sample generate", _OFTEN)),
     "sample_tokens": _word("the tokens of a sample", "sample_tokens max_new_tokens sample_length"),

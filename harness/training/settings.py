@@ -10,6 +10,8 @@ from typing import Any
 from harness.training.literals import Literal, Place
 from harness.training.setting_words import RESUME_VALUES, VALUES, word_of
 
+PARTS = ("text_length", "validation_length")
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -76,7 +78,9 @@ class Settings:
     def own(self) -> dict[str, Any]:
         """Return the program's own values, by word: the defaults of flags, and else of literals."""
         literals = {word: each[0].default for word, each in self.literals.items()}
-        return {**literals, **{word: flag.default for word, flag in self.flags.items()}, **self.given}
+        flags = {word: flag.default for word, flag in self.flags.items()}
+        unset = {word for word, default in flags.items() if default is None and word in literals}
+        return {**literals, **{word: flags[word] for word in flags.keys() - unset}, **self.given}
 
     def leaving(self, words: Collection[str]) -> Settings:
         """Return the settings of which these stay as the program has them, as if the user had given them."""
@@ -100,7 +104,7 @@ class Settings:
         replaced: dict[str, dict[Place, Any]] = {}
         assigned: dict[str, Any] = dict(self.given)
         for word, value in values.items():
-            if word not in self:
+            if word not in self or (word in PARTS and isinstance(self.own.get(word), float)):  # a share, and no number
                 continue
             if (flag := self.flags.get(word)) is not None:
                 chosen = _choice(word, value, flag.choices)

@@ -51,9 +51,9 @@ def of_the_zeroing(recording: Recording, place: str) -> str:
 
 
 def of_the_clipping(recording: Recording, place: str) -> str:
-    """Return the line that calls torch's clipping function, or else the one that steps."""
+    """Return the line that calls torch's clipping function, or changes the gradients by hand, or else that steps."""
     clips = [clip.line for step in recording.steps for clip in recording.clips_of(step.number)]
-    return _first((*clips, of_the_step(recording, place)))
+    return _first((*clips, *(step.clip_line for step in recording.steps), of_the_step(recording, place)))
 
 
 def of_the_step(recording: Recording, place: str) -> str:
@@ -77,8 +77,10 @@ def of_the_scheduler(recording: Recording, place: str) -> str:
 
 
 def of_the_validation(recording: Recording, place: str) -> str:
-    """Return the line that calls the model in validation."""
-    return _first(each.line for each in recording.forwards() if each.validates or each.idle)
+    """Return the line that calls the model in validation; if training uses it too, the one that calls its function."""
+    trained = {each.line for each in recording.trained}
+    passes = [each for each in recording.forwards() if each.validates or each.idle]
+    return _first(line for each in passes for line in (each.outer_line if each.line in trained else "", each.line))
 
 
 def of_the_validation_ids(recording: Recording, place: str) -> str:

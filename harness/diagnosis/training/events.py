@@ -9,6 +9,7 @@ from harness.diagnosis.training import event_lines as line
 from harness.diagnosis.training.checkpoint_lines import of_the_lost_state
 from harness.diagnosis.training.looks import (
     Look,
+    first_of,
     function_around,
     nearest,
     of_the_divisor,
@@ -52,20 +53,23 @@ ORDERS = r"\b(randperm|permutation|shuffle|RandomSampler)\b"
 DROPS_ALWAYS = r"\bF\.dropout\((?!.*\btraining\b)"  # a dropout that is on in every mode
 DRAWS = (r"\b(randint|integers|choice|choices|sample|randrange)\(", ORDERS)
 WINDOWS = (r"\brange\([^,]*,[^,]*,", r"//", r"\[.*:.*\+.*\]")
+WORKERS = (r"\binfo\.id\b|worker_id|islice\(.*\bworker|\[\s*worker", r"get_worker_info\(", r"IterableDataset\)")
+PARTED = r"random_split\(|\bSubset\("
 VALIDATION_PART = r"^\s*(?!for|if|while|return).*(val|test|eval)\w*\s*(,\s*\w+\s*)?=[^=].*\["
 TRAINING_PART = r"^\s*(?!for|if|while|return).*train\w*\s*(,\s*\w+\s*)?=[^=].*\["
 SEEDS_ALL = r"\b(torch|random|np|numpy|cuda)\.(manual_seed|manual_seed_all|seed)\(|seed_everything|set_seed"
 OWN_GENERATOR = r"\bGenerator\(.*\.manual_seed\(|\b(default_rng|RandomState|Random)\("
 SEEDS = (SEEDS_ALL, r"\b(manual_seed|manual_seed_all|set_seed|seed_everything|default_rng|seed)\(")
 COLLECTS = r"\bparameters\(.*\b(for|if)\b|\b(for|if)\b.*\bparameters\(|requires_grad"
-DETACHES = r"\bno_grad\(|\.detach\(|requires_grad"
+DETACHES = r"\bno_grad\(|\.detach\(|\.data\b|requires_grad|from_pretrained\("
 DECAYS = r"weight_decay[\"\']?\s*[:=]"
 HALF = r"bfloat16|float16|\.half\(|\.bfloat16\("
-IGNORES = r"-100|ignore_index|masked_fill"
+IGNORES = (r"-100|(?i:\bignore)", r"masked_fill|\bpad")
 ATTENDS = r"softmax\(|scaled_dot_product_attention\("
 MASKS = r"is_causal|tril|triu|scaled_dot_product_attention|masked_fill"
 RESETS = r"\bloss\w*\b[^=!<>]*=[^=].*\b0(\.0*)?\b|\bloss\w*\s*=\s*torch\.zeros\("
-AVERAGES = (r"\blerp_?\(|\bdecay\b.*\*|\*.*\bdecay\b", r"\bema\w*\b.*(mul_|add_|lerp|update)")
+AVERAGES = (r"lerp_?\(", r"\bdecay\b.*\*|\*.*\bdecay\b", r"\bema\w*\b.*(mul_|add_|lerp|update)")
+SWAPS = r"\b(backup|backups|stored|original|kept|saved)\w*\s*=[^=]"
 COMPARES_BEST = (r"\bif\b.*[<>].*\bbest|\bif\b.*\bbest.*[<>]", r"\bbest\w*\s*=")
 SUMS_RANKS = r"\b(all_reduce|reduce_scatter\w*|DistributedDataParallel|DDP|no_sync)\b"
 
@@ -84,7 +88,13 @@ EVENTS: Mapping[str, Judged] = {
         "batch",
         line.of_the_validation_ids,
         "validation is on tokens that the program trains on",
-        look=nearest({"validation rows": VALIDATION_PART, "training part": TRAINING_PART, "": VALIDATION_PART}),
+        look=nearest(
+            {
+                "validation rows": (PARTED, VALIDATION_PART),
+                "training part": (PARTED, TRAINING_PART),
+                "": VALIDATION_PART,
+            }
+        ),
         explains=("epoch-coverage", "printed-validation-loss"),
     ),
     "rows-of-a-batch-differ": Judged(
@@ -98,7 +108,7 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_ids,
         "some windows of the text are drawn more often, or never",
         says_too=True,
-        look=nearest({"": DRAWS}),
+        look=nearest({"one token apart": (), "": DRAWS}),
     ),
     "targets-are-the-next-tokens": Judged(
         "targets",
@@ -148,7 +158,12 @@ EVENTS: Mapping[str, Judged] = {
         says_too=True,
         look=nearest({"before": SEEDS}),
     ),
-    "clipping": Judged("clipping", line.of_the_clipping, "the gradient is not clipped by its global norm"),
+    "clipping": Judged(
+        "clipping",
+        line.of_the_clipping,
+        "the gradient is not clipped by its global norm",
+        look=nearest({"": r"\bnorm\w*\(|\bclip\w*_?\("}),
+    ),
     "lr-at-each-step": Judged(
         "learning rate", line.of_the_scheduler, "the learning rate follows no known schedule", look=of_the_rate
     ),
@@ -160,7 +175,10 @@ EVENTS: Mapping[str, Judged] = {
         look=nearest({"beta": r"\bbetas?\b[\"\']?\s*[=:]", "eps": r"\beps(ilon)?\b[\"\']?\s*[=:]"}),
     ),
     "decay-by-parameter": Judged(
-        "optimizer groups", line.of_the_optimizer, "the wrong parameters decay", look=nearest({"L2": "", "": DECAYS})
+        "optimizer groups",
+        line.of_the_optimizer,
+        "the wrong parameters decay",
+        look=nearest({"L2": (), "has a decay of": (r"\bno_decay\w*\s*=[^=]", DECAYS), "": DECAYS}),
     ),
     "every-parameter-once": Judged(
         "optimizer groups",
@@ -173,7 +191,7 @@ EVENTS: Mapping[str, Judged] = {
         "precision",
         line.of_the_optimizer,
         "weights or moments have 16 bits",
-        look=nearest({"": HALF}),
+        look=nearest({"the loss": (), "": HALF}),
         explains=("few-updates-are-lost", "every-parameter-moves"),
     ),
     "optimizer-step": Judged(
@@ -206,14 +224,21 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_ids,
         "an epoch does not have each target once",
         says_too=True,
-        look=nearest({"shuffled order": (r"\bset_epoch\(\s*\d", OWN_GENERATOR, ORDERS), "": WINDOWS}),
+        look=nearest(
+            {
+                "workers": WORKERS,
+                "is never a target": IGNORES,
+                "shuffled order": (r"\bset_epoch\(\s*\d", OWN_GENERATOR, ORDERS),
+                "": WINDOWS,
+            }
+        ),
     ),
     "repeatable": Judged(
         "seed",
         line.of_the_ids,
         "two runs with one seed differ",
         says_too=True,
-        look=nearest({"the batch differs": (OWN_GENERATOR, *SEEDS), "": SEEDS}),
+        look=nearest({"other ids": r"(?<!sorted\()\bset\(", "the batch differs": (OWN_GENERATOR, *SEEDS), "": SEEDS}),
         explains=BITWISE,
     ),
     "seed-matters": Judged(
@@ -227,7 +252,7 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_step,
         "the steps or their tokens are not as declared",
         says_too=True,
-        look=of_the_number_of_steps,
+        look=first_of(nearest({"micro-batches": r"\bif\b.*%"}), of_the_number_of_steps),
     ),
     "printed-loss": Judged(
         "printed loss",
@@ -241,7 +266,7 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_validation,
         "validation changes the training after it",
         says_too=True,
-        look=nearest({"random state": (DROPS_ALWAYS, *DRAWS)}),
+        look=nearest({"random state": (DROPS_ALWAYS, *DRAWS), "the weights before it": SWAPS}),
     ),
     "validation-set-stays": Judged(
         "validation",
@@ -254,14 +279,17 @@ EVENTS: Mapping[str, Judged] = {
         "printed validation loss",
         line.of_print("val", "eval", "test"),
         "the printed loss is not that of the set",
-        lines={"means": line.of_the_validation, "padding": line.of_the_validation},
-        look=nearest({"padding": r"\bnumel\("}),
+        lines=dict.fromkeys(("means", "padding", "smoothing", "another number"), line.of_the_validation),
+        look=nearest({"padding": r"\bnumel\(", "another number": r"\breturn\b.*/"}),
     ),
     "best-checkpoint-is-the-best": Judged(
         "best checkpoint", line.of_the_save, "the checkpoint is not the best one", look=nearest({"": COMPARES_BEST})
     ),
     "best-checkpoint-has-its-weights": Judged(
-        "best checkpoint", line.of_the_save, "the checkpoint has other weights than the best ones"
+        "best checkpoint",
+        line.of_the_save,
+        "the checkpoint has other weights than the best ones",
+        look=nearest({"which are not the best": COMPARES_BEST}),
     ),
     "checkpoint-is-complete": Judged(
         "checkpoint",

@@ -55,8 +55,17 @@ def of_the_rate(seen: Seen) -> str:
     return seen.source.of_the_rate(seen.cause)
 
 
+def first_of(*looks: Look) -> Look:
+    """Look in several ways: the first that finds a line counts."""
+    return lambda seen: next((line for look in looks if (line := look(seen))), "")
+
+
 def of_the_divisor(seen: Seen) -> str:
     """Look for the line that computes what the loss is divided by, for a cause that the gradient has another scale."""
+    if "loss scale" in seen.cause:
+        return ""
+    if "the step is made after" in seen.cause:
+        return seen.source.like(r"\bif\b.*%", near=seen.line)
     return seen.source.of_the_divisor(seen.line) if "times that of the mean loss" in seen.cause else ""
 
 

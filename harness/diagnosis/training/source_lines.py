@@ -18,7 +18,13 @@ ABOUT = (
     ("cos", re.compile(r"\bcos\b|cosine")),
     ("linear", re.compile("decay|ratio|progress|frac")),
 )
-OF_STEPS = ("micro-batches", "early", "late", "group")  # causes that are about where the function is called
+OF_STEPS = (
+    "micro-batches",
+    "early",
+    "late",
+    "group",
+    "by one an epoch",
+)  # causes that are about where the function is called
 BESIDE = 4  # lines: a division so near a backward pass is that of its loss
 MOST_ASSIGNMENTS = 3  # of names that are followed back
 
@@ -88,7 +94,9 @@ class Source:
                     return module.shown(call.lineno)
                 if not of_steps and _name_of(call.func).endswith("LR"):
                     given = [*call.args, *(keyword.value for keyword in call.keywords)]
-                    found = self._function(_name_of(each) for each in given)
+                    found = self._function(
+                        _name_of(each.func if isinstance(each, ast.Call) else each) for each in given
+                    )
                     return _line_in(*found, cause) if found else module.shown(call.lineno)
         return self._assigned(r"^(lr|learning_rate)$")
 

@@ -1,13 +1,13 @@
-"""Training programs with a known mistake, and right ones of other conventions: changes of three specimens."""
+"""Training programs with a known mistake, and right ones of other conventions: changes of four specimens."""
 
 from collections.abc import Sequence
 
 from harness.core.errors import HarnessError, did_you_mean
-from harness.faults.training.changes import FUNCTIONS, SCRIPT, TRAINER_CLASS, Trainer
+from harness.faults.training.changes import EPOCHS, FUNCTIONS, SCRIPT, TRAINER_CLASS, Trainer
 from harness.faults.training.right_programs import RIGHT_TRAINERS
 from harness.faults.training.wrong_programs import WRONG_TRAINERS
 
-__all__ = ["FUNCTIONS", "RIGHT_TRAINERS", "SCRIPT", "TRAINER_CLASS", "WRONG_TRAINERS", "Trainer", "chosen"]
+__all__ = ["EPOCHS", "FUNCTIONS", "RIGHT_TRAINERS", "SCRIPT", "TRAINER_CLASS", "WRONG_TRAINERS", "Trainer", "chosen"]
 
 
 def chosen(ids: Sequence[str]) -> list[Trainer]:

@@ -11,6 +11,7 @@ SPECIMENS = Path(__file__).with_name("specimens")
 SCRIPT = SPECIMENS / "script.py"
 TRAINER_CLASS = SPECIMENS / "trainer_class.py"
 FUNCTIONS = SPECIMENS / "functions.py"
+EPOCHS = SPECIMENS / "epochs.py"
 Change = tuple[str, str]  # a text that a specimen has exactly once, and its replacement
 
 

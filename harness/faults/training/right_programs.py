@@ -313,9 +313,14 @@ RIGHT_TRAINERS = (
     ),
     Trainer(
         "label-smoothing-in-the-loss",
-        "A tenth of each target is spread over the vocabulary.",
+        "A tenth of each target is spread over the vocabulary in training, and none in validation.",
         "Vaswani et al. 2017, section 5.4",
-        (("ignore_index=-100, reduction", "ignore_index=-100, label_smoothing=0.1, reduction"),),
+        (
+            (
+                "ignore_index=-100, reduction",
+                "ignore_index=-100, label_smoothing=0.1 if model.training else 0.0, reduction",
+            ),
+        ),
         rehearsals=("plain", "accumulate"),
         specimen=TRAINER_CLASS,
     ),

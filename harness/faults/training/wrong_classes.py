@@ -77,7 +77,7 @@ CLASSES = (
             "self.scheduler = LambdaLR(self.optimizer, lambda k: config.peak_lr * self.lr_factor(k))",
         ),
         red=(SCHEDULE,),
-        hint="a peak of 1e-06 and a minimum of 1e-07",
+        hint="times the peak: the factor of a scheduler is relative to the peak",
     ),
     _mistake(
         "lambda-lr-counts-windows",

@@ -6,8 +6,10 @@ from harness.faults.training.changes import (
 )
 from harness.faults.training.checks import (
     BEST,
+    BEST_WEIGHTS,
     CHECKPOINT,
     ENTROPY,
+    LATER,
     LOGGED,
     LOGGED_K,
     ONCE,
@@ -25,6 +27,7 @@ from harness.faults.training.checks import (
     TRACE,
     VALIDATION_LOSS,
     VALIDATION_LOSS_EPOCH,
+    VALIDATION_LOSS_PLAIN,
 )
 
 RUNS = (
@@ -33,8 +36,8 @@ RUNS = (
         "Attention sees the future.",
         "paiml/entrenar issue 310",
         (("is_causal=True", "is_causal=False"),),
-        (ENTROPY,),
-        "the source's entropy is 1.136",
+        (LATER, ENTROPY),
+        "the logits change with later tokens",
     ),
     Trainer(
         "stale-parameters",
@@ -60,7 +63,7 @@ RUNS = (
             ("            best_val_loss = val_loss\n", ""),
             ('"best.pt"))\n', '"best.pt"))\n        best_val_loss = val_loss\n'),
         ),
-        (BEST,),
+        (BEST, BEST_WEIGHTS),
         "the validation loss is lower than the one before it",
     ),
     Trainer(
@@ -142,6 +145,14 @@ RUNS = (
         (("starts = list(val_starts)", "starts = torch.randint(len(val_data) - block_size, (20,)).tolist()"),),
         (TRACE, SAME_SET),
         "random state",
+    ),
+    Trainer(
+        "eval-divided-by-all",
+        "The validation's sum over some batches is divided by the targets of the whole part.",
+        "folklore",
+        (("    return total / count\n\n\ndef save", "    return total / (len(starts) * block_size)\n\n\ndef save"),),
+        (VALIDATION_LOSS_PLAIN,),
+        "another number",
     ),
     Trainer(
         "eval-average-of-averages",

@@ -6,7 +6,7 @@ import pytest
 
 from harness.core.shipped_packages import SUITES
 from harness.faults.matrix import RED
-from harness.faults.training import FUNCTIONS, RIGHT_TRAINERS, SCRIPT, TRAINER_CLASS, WRONG_TRAINERS
+from harness.faults.training import EPOCHS, FUNCTIONS, RIGHT_TRAINERS, SCRIPT, TRAINER_CLASS, WRONG_TRAINERS
 from harness.faults.training.matrix import judge_trainer, training_checks
 from harness.judging.run_check import run
 from harness.training.program import TrainingProgram
@@ -34,12 +34,28 @@ def sample(trainers, every):
 
 
 RANKS = {"data::rows-of-a-batch-differ,rehearsal=two-ranks", "training::ranks-agree", "training::ranks-are-one-batch"}
+OVERFIT = "training::overfits-one-batch"
 MEAN, BEST = "training::mean-of-weights", "training::best-checkpoint-is-the-best"
 SIDE_BY_SIDE = {"data::padding-is-no-target", "data::starts-are-uniform"}
+BEST_WEIGHTS = "training::best-checkpoint-has-its-weights"
+WORKERS = "data::epoch-coverage,rehearsal=workers"
+BY_EPOCHS = {f"training::{check},rehearsal=epochs" for check in ("lr-at-each-step", "printed-validation-loss")}
+OWN_PRECISION = {
+    f"training::{check},rehearsal=own-precision"
+    for check in (
+        *("gradient-is-of-this-batch", "clipping", "weights-and-moments-are-float32", "few-updates-are-lost"),
+    )
+}
+OF_STEPS = {
+    *("training::lr-at-each-step,rehearsal=past-horizon", "training::printed-validation-loss,rehearsal=plain"),
+    "training::validation-leaves-no-trace",
+}
+ONE_TEXT = {"training::loss-below-entropy", "training::plateau-of-the-next-token"}
 LACKS = {
-    SCRIPT: {"data::padding-is-no-target", MEAN},
-    TRAINER_CLASS: RANKS | SIDE_BY_SIDE | {"training::overfits-one-batch", BEST},
-    FUNCTIONS: RANKS | SIDE_BY_SIDE | {MEAN, BEST},
+    SCRIPT: BY_EPOCHS | OWN_PRECISION | {"data::padding-is-no-target", MEAN, WORKERS},
+    TRAINER_CLASS: BY_EPOCHS | OWN_PRECISION | RANKS | SIDE_BY_SIDE | {OVERFIT, BEST, BEST_WEIGHTS},
+    FUNCTIONS: BY_EPOCHS | OWN_PRECISION | RANKS | SIDE_BY_SIDE | {MEAN, BEST, BEST_WEIGHTS, WORKERS},
+    EPOCHS: RANKS | SIDE_BY_SIDE | OF_STEPS | ONE_TEXT | {OVERFIT, BEST, MEAN},
 }
 
 
@@ -65,7 +81,7 @@ def test_a_right_trainer_of_another_convention_raises_no_alarm(trainer):
     assert row["findings"] == []
 
 
-@pytest.mark.parametrize("specimen", [SCRIPT, TRAINER_CLASS, FUNCTIONS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("specimen", [SCRIPT, TRAINER_CLASS, FUNCTIONS, EPOCHS], ids=lambda path: path.stem)
 def test_a_specimen_passes_every_check_that_it_has_the_ability_for(specimen):
     program = TrainingProgram(str(specimen))
     records = {f"{check.suite}::{check.id}": run(check, program) for check in training_checks(SUITES)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.training.child.model_names import first_tensor
 from harness.training.child.recorder import Recorder, as_int64
 from harness.training.child.seams.tensor_lines import TensorLines
+from harness.training.child.user_lines import outer_line
 from harness.training.events import IGNORED
 from harness.training.recording_files import digests
 
@@ -32,6 +33,7 @@ RECORDED = (
         "mode_line",
     ),
     "weights",
+    "outer_line",
 )  # the attributes of a pass that a Forward event has
 NEAR_THE_ROOT = 500  # nodes of the autograd graph between a loss and what is differentiated (scaling, sums)
 MOST_WAITING = 64  # passes with a loss and without a backward pass; each keeps its graph alive
@@ -53,6 +55,7 @@ class Pass:
     rng: str
     rng_state: Tensor
     line: str
+    outer_line: str = ""
     ids_line: str = ""
     targets_line: str = ""
     loss_line: str = ""
@@ -287,6 +290,7 @@ class Passes:
             rng=recorder.rng(),
             rng_state=state,
             line=recorder.line(),
+            outer_line=outer_line(),
             mode_line=self.mode_line,
             root=root,
         )

@@ -24,6 +24,14 @@ def user_line() -> str:
     return "" if frame is None else line_of(frame)
 
 
+def outer_line() -> str:
+    """Return the line that called the function of that innermost line; "" if no function of the user did."""
+    frames = users_frames()
+    next(frames, None)
+    frame = next(frames, None)
+    return "" if frame is None else line_of(frame)
+
+
 def users_frames() -> Iterator[FrameType]:
     """Yield the frames of the user's functions that are being executed, the innermost first."""
     frame: FrameType | None = sys._getframe(1)

@@ -20,6 +20,7 @@ from harness.training.protocols import Trains
 # A loader draws at random if its coverage is that of random draws within so many standard deviations.
 SIGMAS, SIGMAS_ON_A_GRID = 4.0, 3.0
 DROPS = "shuffles, and leaves out the last, incomplete batch of each epoch (drop_last): other windows each time"
+ALONE = "epoch"  # the rehearsal in which one process reads the text
 LEAST_WINDOWS = 16  # 16! / 16^16 is one in a million
 NEARLY_ALL = 0.9  # of the targets: what is cut off at both ends of a text is less
 LEAST_IN_BIN = 5  # expected starts in a bin of the chi-squared test (Cochran's rule)
@@ -41,7 +42,7 @@ class Pass:
 
 
 @measure
-def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
+def coverage_faults(program: Trains, *, rehearsal: str = ALONE) -> Reading:
     """Count the targets that an epoch leaves out or repeats, and the epochs in the shuffled order of another one.
 
     An epoch has all windows, or as many targets as the training part has. A loader that draws windows at random is
@@ -50,7 +51,9 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     """
     batches = Batches(program.record(rehearsal))
     epochs = _epochs(batches)
-    if _draws_at_random(batches, epochs[0]):
+    # Whether windows are drawn at random does not depend on who reads them; two workers may seem to do so.
+    alone = batches if rehearsal == ALONE else Batches(program.record(ALONE))
+    if _draws_at_random(alone, epochs[0] if rehearsal == ALONE else _epochs(alone)[0]):
         raise MissingAbility(
             f"{program.name} draws windows at random: a token comes again before all have come; "
             "starts-are-uniform judges it"
@@ -82,14 +85,25 @@ def coverage_faults(program: Trains, *, rehearsal: str = "epoch") -> Reading:
         found[f"epoch {number}: targets left out"] = len(missing)
         found[f"epoch {number}: targets given again"] = len(repeated)
         if len(missing):
-            hints.append(_left_out(number, missing, len(epoch.counts)))
+            token = _one_token(missing + 1, batches.streams.roots[epoch.stream])
+            never = f"epoch {number}: token {token} is never a target"
+            hints.append(_left_out(number, missing, len(epoch.counts)) if token is None else never)
     orders = [[_start(batches, row) for row in epoch.rows] for epoch in epochs]
     shuffled = orders[0] != sorted(orders[0])
     same = [n for n, order in enumerate(orders[1:], 1) if shuffled and order == orders[0]]
     if len(orders) > 1:
         found["epochs in the order of the first"] = len(same)
         hints += [f"epoch {same[0]} has the shuffled order of epoch 0"] if same else []
-    return Reading(found, "", {"hint": "; ".join(hints)} if hints else {})
+    by = f"read by {workers} workers, " if workers > 1 else ""
+    return Reading(found, "", {"hint": by + "; ".join(hints)} if hints else {})
+
+
+def _one_token(positions: torch.Tensor, stream: torch.Tensor) -> int | None:
+    """Return the token that is at these positions of a stream, if it is one, and at no other up to the last."""
+    tokens = stream[positions].unique()
+    if len(tokens) != 1 or len(positions) < 2:
+        return None
+    return int(tokens) if int((stream[1 : int(positions[-1]) + 1] == tokens).sum()) == len(positions) else None
 
 
 def _drops_last_batches(batches: Batches) -> bool:
@@ -240,7 +254,10 @@ def start_uniformity(program: Trains, *, rehearsal: str = "starts") -> Reading:
     expected = len(starts) / bins
     p = chi_squared_tail(float(((counts - expected) ** 2 / expected).sum()), bins - 1)
     last = int(starts.max())
-    hint = {"hint": f"{len(starts)} starts from {int(starts.min())} to {last}, of {possible} possible ones"}
+    sentence = f"{len(starts)} starts from {int(starts.min())} to {last}, of {possible} possible ones"
+    if 2 * last < possible and 10 * len(starts.unique()) > 9 * (last - int(starts.min()) + 1):
+        sentence += ": they are one token apart"
+    hint = {"hint": sentence}
     return Reading(p, "probability", hint if p < 1e-3 else {})
 
 

@@ -103,11 +103,10 @@ class Batches:
         ended = [token for document in documents for token in (*document, last, BETWEEN)]
         inside = [[first, *(token + 1 for token in document), first, BETWEEN] for document in documents]
         between = [token for document in inside for token in document]
-        for ids in (ended, between, whole) if len(documents) > 1 else (whole,):
-            characters = TokenStreams([torch.tensor(ids)])
-            if any(characters.find(torch.cat([row.ids, row.targets[-1:]])) for row in self.training[:8]):
-                return characters
-        return seen
+        rows = [torch.cat([row.ids, row.targets[-1:]]) for row in (*self.training, *self.validation)]
+        texts = [TokenStreams([torch.tensor(ids)]) for ids in (whole, ended, between)[: 3 if len(documents) > 1 else 1]]
+        counts = [sum(bool(characters.find(row)) for row in rows) for characters in texts]
+        return texts[counts.index(max(counts))] if any(counts) else seen
 
     @cached_property
     def separator(self) -> int | None:

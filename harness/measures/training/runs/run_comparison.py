@@ -43,9 +43,23 @@ def _first_difference(a: Recording, b: Recording, one: Step, other: Step) -> str
         ("the weights after it differ", same_part(one, other, "after")),
     ):
         if not equal:
+            if what == "the batch differs" and _under_other_ids(passes, others):
+                return f"{what}: it has the same text under other ids, as in another order of the vocabulary"
             drawn = what in ("the batch differs", "the loss differs") and not same_random_state(passes, others)
             return f"{what}, and so does the random state" if drawn else what
     return EQUAL
+
+
+def _under_other_ids(passes: list[Forward], others: list[Forward]) -> bool:
+    """Return True if one batch is the other one with each token replaced by another, always the same."""
+    if [each.ids.shape for each in passes] != [each.ids.shape for each in others]:
+        return False
+    pairs = {pair for p, o in zip(passes, others, strict=True) for pair in zip(*map(_flat, (p, o)), strict=True)}
+    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) > 1
+
+
+def _flat(forward: Forward) -> list[int]:
+    return forward.ids.flatten().tolist()
 
 
 def same_part(one: Step, other: Step, part: str) -> bool:

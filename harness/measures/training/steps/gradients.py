@@ -87,6 +87,9 @@ def _cause(recording: Recording, step: Step, noise: Mapping[str, float]) -> str:
         counted, positions = sum(each.counted for each in passes), sum(each.targets.numel() for each in passes)
         over = f": it is divided by all {positions} positions, and {counted} have a target"
         why = over if counted < positions and abs(factor - counted / positions) <= NEAR * factor else ""
+        declared = int(recording.settings.get("accumulation") or 0)
+        if len(passes) < declared and abs(factor * declared / len(passes) - 1) <= NEAR:
+            why = f": the step is made after {len(passes)} of {declared} micro-batches"
         if _is_a_loss_scale(factor) and recording.clips_of(step.number):
             why = ": it is clipped while it is multiplied by the loss scale"
         return f"the gradient is {factor:.6g} times that of the mean loss of its {_micro_batches(len(passes))}{why}"

@@ -29,7 +29,12 @@ def training_dtypes(program: Trains, *, rehearsal: str = "plain") -> Reading:
     }
     autocast = {forward.autocast for forward in recording.forwards("train") if forward.autocast}
     found: dict[str, Scalar] = {kind: min(types, key=_bits) for kind, types in kinds.items() if types}
-    return Reading(found, "", {"autocast": sorted(map(str, autocast))})
+    details = {"autocast": sorted(map(str, autocast))}
+    narrow = [kind for kind, dtype in found.items() if _bits(str(dtype)) < 32]
+    if narrow == ["loss"]:
+        line = next(forward.loss_line for forward in recording.forwards() if forward.loss_dtype == found["loss"])
+        return Reading(found, "", {**details, "hint": f"the loss is computed in {found['loss']}", "line": line})
+    return Reading(found, "", details)
 
 
 @measure

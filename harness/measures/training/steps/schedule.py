@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from harness.training.recording import Recording
 from harness.training.setting_words import describe
 
 PLAIN = "plain"
+OF_A_RATE = re.compile(r"(^|_)(lr|peak|rate)(_|$)")  # an option of a group
 
 
 @measure
@@ -135,22 +137,27 @@ def _other_groups(recording: Recording, rates: list[float]) -> dict[str, float]:
         error = largest(abs(value - scale * rate) for value, rate in zip(own, rates, strict=True)) / (max(own) or 1.0)
         if not error <= EXACT:
             found[f"group {number}"] = error
-        elif own == rates and (ratio := _built_ratio(recording, number)) != 1.0:
+        elif own == rates and (ratio := _own_ratio(recording, number)) != 1.0:
             found[f"group {number}"] = abs(ratio - 1.0)
     return found
 
 
-def _built_ratio(recording: Recording, number: int) -> float:
-    """Return the ratio of the learning rates with which a group and group 0 were built; 1 if one is not known."""
-    groups = recording.steps[0].groups
-    own, first = groups[number].built_lr, groups[0].built_lr
-    return own / first if own and first and groups[number].optimizer == groups[0].optimizer else 1.0
+def _own_ratio(recording: Recording, number: int) -> float:
+    """Return the ratio of the rates that a group and group 0 have of their own; 1 if they have none, or the same.
+
+    They are those with which the optimizer was built, or an option of the program, as "base_lr".
+    """
+    own, first = recording.steps[0].groups[number], recording.steps[0].groups[0]
+    pairs = [(own.built_lr, first.built_lr)]
+    pairs += [(own.options.get(key), first.options.get(key)) for key in own.options if OF_A_RATE.search(key)]
+    numbers = [(a, b) for a, b in pairs if type(a) is float and type(b) is float and a and b]
+    return next((a / b for a, b in numbers if a != b), 1.0) if own.optimizer == first.optimizer else 1.0
 
 
 def _how_it_is_apart(recording: Recording, group: str) -> str:
-    ratio = _built_ratio(recording, int(group.partition(" ")[2]))
+    ratio = _own_ratio(recording, int(group.partition(" ")[2]))
     if ratio != 1.0:
-        return f"{group} is built with {ratio:.4g} times the learning rate of group 0, and steps with the same one"
+        return f"{group} has {ratio:.4g} times the learning rate of group 0 of its own, and steps with the same one"
     return f"the learning rate of {group} is not in proportion to that of group 0"
 
 
@@ -167,6 +174,7 @@ def _declared(recording: Recording) -> Declared:
         horizon=int(horizon) if horizon else None,
         ends=ends,
         cooldown=settings.get("cooldown"),
+        epochs=int(settings.get("epochs") or 1),
         kind=settings.get("schedule"),
         accumulation=int(
             settings.get("accumulation") or max(1, len(recording.forwards_of(recording.steps[-1].number)))

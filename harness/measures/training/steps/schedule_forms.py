@@ -24,6 +24,7 @@ class Declared:
         cooldown: Steps of a final decay.
         kind: "cosine", "linear", "constant" or another word of the program's own.
         accumulation: Micro-batches of a step.
+        epochs: Epochs of the run, if it counts them.
     """
 
     peak: float | None = None
@@ -34,6 +35,7 @@ class Declared:
     cooldown: int | None = None
     kind: str | None = None
     accumulation: int = 1
+    epochs: int = 1
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def wrong_forms(declared: Declared, steps: int) -> Iterator[tuple[str, list[tupl
         yield f"{name} that restarts at the horizon", [right.weights(k if k < h else w + (k - h) % (h - w)) for k in ks]
         yield f"{name} with half its period", [_half_period(right, k, progress) for k in ks]
         yield f"{name} without the 1 + of (1 + cos)/2", [_whole_cosine(right, k, progress) for k in ks]
-        for factor in {2, 4, 8, 1 / 2, 1 / 4, K, 1 / K} - {1}:
+        E = declared.epochs
+        for factor in {2, 4, 8, 1 / 2, 1 / 4, K, 1 / K, E, 1 / E} - {1}:
             other = Form("", w, max(w + 1, round(h * factor)), up, right.down)
             yield f"{name} with a horizon of {other.horizon} steps", [other.weights(k) for k in ks]
         for by in (-1, 1):

@@ -36,6 +36,7 @@ class GradientWatch:
         self._norm_read = False
         self._before: dict[int, Tensor] = {}  # by parameter: its gradient before it was scaled
         self._clipped_by_torch = False
+        self.clip_line = ""  # where the program scaled a gradient itself
         self.on_backward: list[Callable[[], None]] = []  # called after each backward pass
 
     def add(self, parameters: Iterable[Tensor]) -> None:
@@ -53,7 +54,7 @@ class GradientWatch:
 
     def after_backward(self) -> None:
         """Start again: the gradients are new."""
-        self.armed, self._norm_read, self._clipped_by_torch = True, False, False
+        self.armed, self._norm_read, self._clipped_by_torch, self.clip_line = True, False, False, ""
         self._before.clear()
 
     def disarm(self) -> None:
@@ -73,8 +74,9 @@ class GradientWatch:
 
     def changing(self, tensors: Any) -> None:
         """Note that tensors will be scaled or overwritten."""
-        if self.armed and self._norm_read and not self._clipped_by_torch:
-            self._keep(self._owners(tensors))
+        if self.armed and self._norm_read and not self._clipped_by_torch and (owners := self._owners(tensors)):
+            self.clip_line = self.clip_line or self.recorder.line()
+            self._keep(owners)
 
     def summed_over_ranks(self) -> None:
         """Note a message between ranks: what follows is about the gradient of all of them."""

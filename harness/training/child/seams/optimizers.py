@@ -130,6 +130,7 @@ class OptimizerSeam:
             "groups": self._groups(optimizer),
             "line": line,
             "rule_line": rule_line,
+            "clip_line": self.watch.clip_line,
             **self._lines.get(id(optimizer), {}),
             "rng": self.recorder.rng(),
             "tensors": {},
