@@ -9,6 +9,7 @@ from harness.diagnosis.training import event_lines as line
 from harness.diagnosis.training.checkpoint_lines import of_the_lost_state
 from harness.diagnosis.training.looks import (
     Look,
+    end_of_function,
     first_of,
     function_around,
     nearest,
@@ -52,6 +53,7 @@ LOSS_LEVELS = ("plateau-of-the-next-token", "loss-below-entropy", "overfits-one-
 ORDERS = r"\b(randperm|permutation|shuffle|RandomSampler)\b"
 DROPS_ALWAYS = r"\bF\.dropout\((?!.*\btraining\b)"  # a dropout that is on in every mode
 DRAWS = (r"\b(randint|integers|choice|choices|sample|randrange)\(", ORDERS)
+TO_THE_LAST = r"\[:\s*-\s*\d+\]|\b(randperm|permutation|range)\(.*-\s*\d"
 WINDOWS = (r"\brange\([^,]*,[^,]*,", r"//", r"\[.*:.*\+.*\]")
 WORKERS = (r"\binfo\.id\b|worker_id|islice\(.*\bworker|\[\s*worker", r"get_worker_info\(", r"IterableDataset\)")
 PARTED = r"random_split\(|\bSubset\("
@@ -121,7 +123,10 @@ EVENTS: Mapping[str, Judged] = {
         "validation",
         line.of_the_validation,
         "a pass is in the wrong mode",
-        look=function_around("not in eval mode", "with gradients"),
+        look=first_of(
+            function_around("validation passes not in eval mode", "with gradients"),
+            end_of_function("training passes not in training mode"),
+        ),
     ),
     "gradient-is-of-this-batch": Judged(
         "gradient",
@@ -162,7 +167,7 @@ EVENTS: Mapping[str, Judged] = {
         "clipping",
         line.of_the_clipping,
         "the gradient is not clipped by its global norm",
-        look=nearest({"": r"\bnorm\w*\(|\bclip\w*_?\("}),
+        look=nearest({"not clipped before": (), "": r"\bnorm\w*\(|\bclip\w*_?\("}),
     ),
     "lr-at-each-step": Judged(
         "learning rate", line.of_the_scheduler, "the learning rate follows no known schedule", look=of_the_rate
@@ -229,6 +234,7 @@ EVENTS: Mapping[str, Judged] = {
                 "workers": WORKERS,
                 "is never a target": IGNORES,
                 "shuffled order": (r"\bset_epoch\(\s*\d", OWN_GENERATOR, ORDERS),
+                "the tail": (TO_THE_LAST, *WINDOWS),
                 "": WINDOWS,
             }
         ),
@@ -279,8 +285,8 @@ EVENTS: Mapping[str, Judged] = {
         "printed validation loss",
         line.of_print("val", "eval", "test"),
         "the printed loss is not that of the set",
-        lines=dict.fromkeys(("means", "padding", "smoothing", "another number"), line.of_the_validation),
-        look=nearest({"padding": r"\bnumel\(", "another number": r"\breturn\b.*/"}),
+        lines=dict.fromkeys(("means", "padding", "smoothing", "number, smaller"), line.of_the_validation),
+        look=nearest({"padding": r"\bnumel\(", "number, smaller": r"\breturn\b.*/"}),
     ),
     "best-checkpoint-is-the-best": Judged(
         "best checkpoint", line.of_the_save, "the checkpoint is not the best one", look=nearest({"": COMPARES_BEST})

@@ -50,6 +50,11 @@ def function_around(*words: str) -> Look:
     return lambda seen: seen.source.around(seen.line) if any(word in seen.cause for word in words) else ""
 
 
+def end_of_function(*words: str) -> Look:
+    """Look for the last line of the function around the event, for a cause with one of these words."""
+    return lambda seen: seen.source.end_of(seen.line) if any(word in seen.cause for word in words) else ""
+
+
 def of_the_rate(seen: Seen) -> str:
     """Look for the line that computes the learning rate."""
     return seen.source.of_the_rate(seen.cause)

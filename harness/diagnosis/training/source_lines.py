@@ -14,7 +14,7 @@ from harness.core.error_text import display_path
 # Words of a cause about the learning rate, and of the lines that it may be about.
 ABOUT = (
     ("warm-up", re.compile("warm")),
-    ("minimum", re.compile("min|final|floor")),
+    ("minimum", re.compile(r"\bmin_|_min\b|minimum|final|floor|least")),
     ("cos", re.compile(r"\bcos\b|cosine")),
     ("linear", re.compile("decay|ratio|progress|frac")),
 )
@@ -149,10 +149,19 @@ class Source:
 
     def around(self, line: str) -> str:
         """Return the line that begins the innermost function around a line."""
+        found = self._around(line)
+        return found[0].shown(found[1].lineno) if found else ""
+
+    def end_of(self, line: str) -> str:
+        """Return the last line of the innermost function around a line; "" if that line is the function's last."""
+        found = self._around(line)
+        last = found[1].body[-1].lineno if found else 0
+        return found[0].shown(last) if found and last > _number(line) else ""
+
+    def _around(self, line: str) -> tuple[_Module, ast.FunctionDef] | None:
         at = _number(line)
-        around = [(f.lineno, m) for m, f in self._functions_of(line) if f.lineno <= at <= (f.end_lineno or 0)]
-        number, module = max(around, key=lambda each: each[0], default=(0, None))
-        return module.shown(number) if module else ""
+        around = [(m, f) for m, f in self._functions_of(line) if f.lineno <= at <= (f.end_lineno or 0)]
+        return max(around, key=lambda each: each[1].lineno, default=None)
 
     @cached_property
     def _modules(self) -> list[_Module]:

@@ -28,7 +28,8 @@ def ranks_differing(program: Trains, *, rehearsal: str = "two-ranks") -> Reading
     counts = {len(recording.steps) for recording in recordings}
     if len(counts) > 1:
         found["number of steps"] = f"{min(counts)} on one rank, {max(counts)} on another"
-    return Reading(found)
+    apart = next((f"{place}: {what}" for place, what in found.items() if what != EQUAL), "")
+    return Reading(found, "", {"hint": apart} if apart else {})
 
 
 @measure

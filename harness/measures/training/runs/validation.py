@@ -121,7 +121,8 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
             }
             if any(each.label_smoothing for each in own):
                 known[mean_loss(own)] = "the loss with label smoothing, the criterion of training"
-            why = next((known[value] for value in known if abs(near.value - value) <= near.half), "another number")
+            why = next((known[value] for value in known if abs(near.value - value) <= near.half), "")
+            why = why or f"another number, {'smaller' if near.value < mean else 'larger'} than it should be"
             hint = f"before step {step}: printed {near.text}, which is {why}; the mean over the targets is {mean:.6f}"
     if not found:
         raise MissingAbility(f"{program.name} prints no validation loss")
