@@ -61,6 +61,8 @@ def stop_token(subject: TakesOptions, *, size: str, weights: Weights = "probe", 
     for n, row in enumerate(rows):
         if n != ending:
             stops = _first(free[n], token)
+            if stops < COUNT and free[n][stops + 1 :].unique().numel() < 2:
+                continue  # it repeats one token from there on, as padding would
             place = "the other rows of the batch"
             said = _whole(row, free[n]) if stops == COUNT else _ended(row, free[n], stops, None)
             found[place] = said if found.get(place, RIGHT) == RIGHT else found[place]

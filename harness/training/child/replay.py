@@ -62,7 +62,7 @@ def replay(recorder: Recorder, passes: Iterable[Pass], reader: RecordingReader) 
         _write(recorder, steps, {}, f"the model cannot be called again after the run ({type(error).__name__}: {error})")
     else:
         _write(recorder, steps, found, "")
-        for each in by_step[max(by_step)][:1]:
+        for each in by_step[max(by_step)][:1] if by_step else ():
             _look_ahead(recorder, each)
 
 
