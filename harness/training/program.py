@@ -362,8 +362,13 @@ class TrainingProgram:
         known = (DECLARED | set(assignment.values)) - NEVER_SEEN
         if "cooldown" in self.settings and "horizon" not in self.settings:
             known -= {"horizon"}  # the frames of the program call the length of its final decay so
+        if "warmup_share" in self.settings:
+            known -= {"warmup"}  # and a share of the steps
         known |= {"steps"} - set(assignment.values)  # the program's own number of steps, the end of its schedule
         seen = {word: value for word, value in observed.items() if word in known}
+        peak, least = assignment.values.get("lr", seen.get("lr")), seen.get("min_lr")
+        if isinstance(peak, float) and isinstance(least, float) and least > peak:
+            del seen["min_lr"]  # a share of the peak
         own = {word: value for word, value in self.settings.own.items() if word in DECLARED and type(value) is float}
         return {**own, **assignment.values, **seen, **by_flag, **self.settings.given}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -157,7 +158,18 @@ def read_settings(
     more = {word: tuple(each[1:]) for word, each in flags.items() if len(each) > 1}
     settings = Settings(first, more, own, usable, {**_given(arguments), **(chosen or {})})
     settings = _with_cooldown(settings) if _decays_at_the_end(settings) else settings
+    settings = settings.renamed(functools.partial(_unless_a_share, settings))
     return settings if "validation_length" in settings else _without_a_budget(settings)
+
+
+def _unless_a_share(settings: Settings, word: str) -> str | None:
+    """Return the word of a setting: a warm-up of less than a step, and a minimum above the peak, are shares."""
+    own = settings.own
+    if word == "warmup" and isinstance(own.get(word), float) and 0 < own[word] < 1:
+        return "warmup_share" if "warmup_share" not in settings else None
+    peak, least = own.get("lr"), own.get("min_lr")
+    is_share = word == "min_lr" and isinstance(peak, float) and isinstance(least, float) and least > peak
+    return None if is_share else word
 
 
 def _without_a_budget(settings: Settings) -> Settings:

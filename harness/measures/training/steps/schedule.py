@@ -188,6 +188,10 @@ def _best_form(rates: list[float], declared: Declared) -> tuple[str, list[float]
     if not declared.ends:
         forms += known_forms(_with_a_later_end(rates, declared), len(rates))
     candidates = [(form.name, form.fitted(rates, declared)) for form in forms]
+    if declared.floor:
+        to_zero, least = replace(declared, floor=0.0), declared.floor
+        cut = [(f.name, [max(least, rate) for rate in f.fitted(rates, to_zero)]) for f in forms if f.to_floor]
+        candidates += [(f"{name}, not below the minimum", own) for name, own in cut if not _misfit(rates, own)[0]]
     return min(candidates, key=lambda item: _misfit(rates, item[1]))
 
 

@@ -14,6 +14,9 @@ SCHEDULES = {
     "cosine over the whole run": lambda k: (
         1e-2 * (k + 1) / 3 if k < 3 else 1e-3 + 4.5e-3 * (1 + math.cos(math.pi * min(k / 10, 1)))
     ),
+    "linear to zero, not below the minimum": lambda k: (
+        1e-2 * (k + 1) / 3 if k < 3 else max(1e-3, 1e-2 * (1 - min((k - 3) / 7, 1)))
+    ),
     "warm-up times cosine": lambda k: (
         (min(1, (k + 1) / 3)) * (1e-3 + 4.5e-3 * (1 + math.cos(math.pi * min(k / 10, 1))))
     ),
