@@ -77,11 +77,9 @@ class Settings:
 
     @property
     def own(self) -> dict[str, Any]:
-        """Return the program's own values, by word: the defaults of flags, and else of literals."""
+        """Return the program's own values, by word: of literals, which may be flags' defaults, and else of flags."""
         literals = {word: each[0].default for word, each in self.literals.items()}
-        flags = {word: flag.default for word, flag in self.flags.items()}
-        unset = {word for word, default in flags.items() if default is None and word in literals}
-        return {**literals, **{word: flags[word] for word in flags.keys() - unset}, **self.given}
+        return {**{word: flag.default for word, flag in self.flags.items()}, **literals, **self.given}
 
     def leaving(self, words: Collection[str]) -> Settings:
         """Return the settings of which these stay as the program has them, as if the user had given them."""

@@ -83,6 +83,12 @@ def of_the_validation(recording: Recording, place: str) -> str:
     return _first(line for each in passes for line in (each.outer_line if each.line in trained else "", each.line))
 
 
+def of_the_validation_loss(recording: Recording, place: str) -> str:
+    """Return the line that calls the function of the validation's loss, or else the model."""
+    passes = [each for each in recording.forwards() if each.validates]
+    return _first(line for each in passes for line in (each.outer_line, each.line))
+
+
 def of_the_validation_ids(recording: Recording, place: str) -> str:
     """Return the line on which the token ids of a validation batch are chosen."""
     return of_the_ids(recording, VALIDATION)

@@ -65,7 +65,7 @@ SEEDS = (SEEDS_ALL, r"\b(manual_seed|manual_seed_all|set_seed|seed_everything|de
 COLLECTS = r"\bparameters\(.*\b(for|if)\b|\b(for|if)\b.*\bparameters\(|requires_grad"
 DETACHES = r"\bno_grad\(|\.detach\(|\.data\b|requires_grad|from_pretrained\("
 DECAYS = r"weight_decay[\"\']?\s*[:=]"
-HALF = r"bfloat16|float16|\.half\(|\.bfloat16\("
+HALF = (r"\.to\(.*(dtype|float16)|\.half\(|\.bfloat16\(", r"bfloat16|float16")
 IGNORES = (r"-100|(?i:\bignore)", r"masked_fill|\bpad")
 ATTENDS = r"softmax\(|scaled_dot_product_attention\("
 MASKS = r"is_causal|tril|triu|scaled_dot_product_attention|masked_fill"
@@ -285,7 +285,8 @@ EVENTS: Mapping[str, Judged] = {
         "printed validation loss",
         line.of_print("val", "eval", "test"),
         "the printed loss is not that of the set",
-        lines=dict.fromkeys(("means", "padding", "smoothing", "number, smaller"), line.of_the_validation),
+        lines=dict.fromkeys(("means", "padding", "number, smaller"), line.of_the_validation)
+        | {"smoothing": line.of_the_validation_loss},
         look=nearest({"padding": r"\bnumel\(", "number, smaller": r"\breturn\b.*/"}),
     ),
     "best-checkpoint-is-the-best": Judged(

@@ -14,9 +14,6 @@ SCHEDULES = {
     "cosine over the whole run": lambda k: (
         1e-2 * (k + 1) / 3 if k < 3 else 1e-3 + 4.5e-3 * (1 + math.cos(math.pi * min(k / 10, 1)))
     ),
-    "linear to zero, not below the minimum": lambda k: (
-        1e-2 * (k + 1) / 3 if k < 3 else max(1e-3, 1e-2 * (1 - min((k - 3) / 7, 1)))
-    ),
     "warm-up times cosine": lambda k: (
         (min(1, (k + 1) / 3)) * (1e-3 + 4.5e-3 * (1 + math.cos(math.pi * min(k / 10, 1))))
     ),
@@ -34,6 +31,14 @@ def test_every_convention_of_a_schedule_passes(judge, schedule, known):
         past_horizon=rates([schedule(k) for k in range(14)], **given),
     )
     assert record.verdict == "pass", record.message
+
+
+def test_a_decay_to_zero_may_be_cut_at_the_minimum(judge):
+    values = [1e-2 * (k + 1) / 3 if k < 3 else max(1e-3, 1e-2 * (1 - min((k - 3) / 7, 1))) for k in range(14)]
+    check = "training::lr-at-each-step,rehearsal=past-horizon"
+    assert judge(check, past_horizon=rates(values, **SETTINGS)).verdict == "pass"
+    values[8] *= 1.001
+    assert judge(check, past_horizon=rates(values, **SETTINGS)).verdict == "fail"
 
 
 def test_another_peak_or_minimum_than_the_declared_is_named(judge):
