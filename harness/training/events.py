@@ -64,6 +64,8 @@ class Forward(Event):
     """The user's line that called the function of that line."""
     ids_line: str = ""
     """The user's line on which the token ids were chosen; "" if that was not seen, as are the next two."""
+    drawn_line: str = ""
+    """The user's line that called the function of that line."""
     targets_line: str = ""
     """The user's line on which the targets were chosen."""
     loss_line: str = ""

@@ -16,8 +16,16 @@ KEYS: Mapping[str, str] = {
     "batch": "rng|random|generator|sampler|loader|position",
     "random state": "rng|random|generator",
 }
+POSITION = r"position|offset|cursor|consumed|seen|batch|index"
+LOADED = r"=\s*\w+\[[\"\']\w+[\"\']\]"
 POSITION_LOADED = r"=.*\[[\"\']\w*position\w*[\"\']\]"
 POSITION_COUNTED = r"\bposition\b.*\+="
+
+
+def _is_not_loaded(key: str, seen: Seen) -> bool:
+    """Return True for a key of a position in the data that the source has once only: where it is saved."""
+    name = key.partition(".")[0]
+    return re.search(POSITION, name) is not None and seen.source.mentions(rf"[\"\']{re.escape(name)}[\"\']") == 1
 
 
 def of_the_lost_state(seen: Seen) -> str:
@@ -31,6 +39,8 @@ def of_the_lost_state(seen: Seen) -> str:
     saved = next((line for each in seen.recordings if (line := event_lines.of_the_save(each, ""))), "")
     loaded = next((line for each in seen.recordings if (line := event_lines.of_the_load(each, ""))), "")
     keys = {key for each in seen.recordings for save in each.saves for key in save.keys}
+    if lost == "batch" and any(_is_not_loaded(key, seen) for key in keys):
+        return seen.source.like(LOADED, near=loaded) or loaded
     entry = rf"[\"\'][\w.]*({KEYS[lost]})\w*[\"\']"
     if not any(re.search(KEYS[lost], key) for key in keys):
         return seen.source.like(r"state_dict\(\)", near=saved) or saved

@@ -16,6 +16,11 @@ def of_the_ids(recording: Recording, place: str) -> str:
     return _first(line for each in _passes(recording, place) for line in (each.ids_line, each.line))
 
 
+def of_the_draw(recording: Recording, place: str) -> str:
+    """Return the line that calls the function in which the token ids of a batch are chosen, or else that line."""
+    return _first(line for each in _passes(recording, place) for line in (each.drawn_line, each.ids_line, each.line))
+
+
 def of_the_targets(recording: Recording, place: str) -> str:
     """Return the line on which the targets of a batch are chosen, or else that of the loss."""
     passes = _passes(recording, place)

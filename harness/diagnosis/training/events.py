@@ -64,6 +64,7 @@ OWN_GENERATOR = r"\bGenerator\(.*\.manual_seed\(|\b(default_rng|RandomState|Rand
 SEEDS = (SEEDS_ALL, r"\b(manual_seed|manual_seed_all|set_seed|seed_everything|default_rng|seed)\(")
 COLLECTS = r"\bparameters\(.*\b(for|if)\b|\b(for|if)\b.*\bparameters\(|requires_grad"
 DETACHES = r"\bno_grad\(|\.detach\(|\.data\b|requires_grad|from_pretrained\("
+BARE_GROUP = r"\{\s*[\"\']params[\"\']\s*:(?!.*weight_decay)"
 DECAYS = r"weight_decay[\"\']?\s*[:=]"
 HALF = (r"\.to\(.*(dtype|float16)|\.half\(|\.bfloat16\(", r"bfloat16|float16")
 IGNORES = (r"-100|(?i:\bignore)", r"masked_fill|\bpad")
@@ -100,7 +101,12 @@ EVENTS: Mapping[str, Judged] = {
         explains=("epoch-coverage", "printed-validation-loss"),
     ),
     "rows-of-a-batch-differ": Judged(
-        "batch", line.of_the_ids, "rows of a batch are the same", says_too=True, look=nearest({"": DRAWS})
+        "batch",
+        line.of_the_ids,
+        "rows of a batch are the same",
+        says_too=True,
+        lines={"micro-batches of a step": line.of_the_draw},
+        look=nearest({"micro-batches of a step": (), "": DRAWS}),
     ),
     "batches-differ": Judged(
         "batch", line.of_the_ids, "a batch comes again", look=nearest({"": DRAWS}), explains=("epoch-coverage",)
@@ -183,7 +189,7 @@ EVENTS: Mapping[str, Judged] = {
         "optimizer groups",
         line.of_the_optimizer,
         "the wrong parameters decay",
-        look=nearest({"L2": (), "has a decay of": (r"\bno_decay\w*\s*=[^=]", DECAYS), "": DECAYS}),
+        look=nearest({"L2": (), "has a decay of": (BARE_GROUP, r"\bno_decay\w*\s*=[^=]", DECAYS), "": DECAYS}),
     ),
     "every-parameter-once": Judged(
         "optimizer groups",
@@ -218,7 +224,7 @@ EVENTS: Mapping[str, Judged] = {
         "step",
         line.of_the_optimizer,
         "a parameter does not move",
-        look=nearest({"get no gradient": (DETACHES, COLLECTS), "": COLLECTS}),
+        look=nearest({"frozen": (), "get no gradient": (DETACHES, COLLECTS), "": COLLECTS}),
     ),
     "few-updates-are-lost": Judged("step", line.of_the_optimizer, "small updates are lost", says_too=True),
     "mean-of-weights": Judged(

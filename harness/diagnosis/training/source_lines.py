@@ -138,6 +138,10 @@ class Source:
                     found.append((not own, abs(number - at) if own else number, module.shown(number)))
         return min(found, default=(False, 0, ""))[2]
 
+    def mentions(self, pattern: str) -> int:
+        """Return how often a pattern matches in the source."""
+        return sum(len(re.findall(pattern, "\n".join(module.lines))) for module in self._modules)
+
     def within(self, line: str, pattern: str) -> str:
         """Return the last line that a pattern matches in the function that begins at a line."""
         for module, function in self._functions_of(line):

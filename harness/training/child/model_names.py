@@ -61,6 +61,11 @@ class ModelNames:
             return
         self.model = unwrapped(model)
         first: dict[int, str] = {}
+        made = {
+            id(parameter): self._made.get(id(module), "")
+            for module in self.model.modules()
+            for parameter in module.parameters(recurse=False)
+        }
         tables = {id(module.weight) for module in self.model.modules() if isinstance(module, nn.Embedding)}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             alias = first.get(id(parameter))
@@ -72,6 +77,7 @@ class ModelNames:
                 requires_grad=parameter.requires_grad,
                 embedding=id(parameter) in tables or bool(POSITIONS.search(name)),
                 alias_of=alias,
+                line=made.get(id(parameter), ""),
             )
         self._names = first
         self._find_unregistered()

@@ -34,6 +34,7 @@ RECORDED = (
     ),
     "weights",
     "outer_line",
+    "drawn_line",
 )  # the attributes of a pass that a Forward event has
 NEAR_THE_ROOT = 500  # nodes of the autograd graph between a loss and what is differentiated (scaling, sums)
 MOST_WAITING = 64  # passes with a loss and without a backward pass; each keeps its graph alive
@@ -56,6 +57,7 @@ class Pass:
     rng_state: Tensor
     line: str
     outer_line: str = ""
+    drawn_line: str = ""
     ids_line: str = ""
     targets_line: str = ""
     loss_line: str = ""
@@ -99,7 +101,7 @@ class Passes:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.lines = TensorLines(recorder.line)
+        self.lines = TensorLines(lambda: (recorder.line(), outer_line()))
         self.mode_line = ""
         """The user's line that set the mode of the model, or of a part of it, last."""
         self.training: list[Pass] = []
@@ -149,7 +151,7 @@ class Passes:
         if self._open is not entry:
             self._close()
             self._open = entry
-        entry.ids, entry.ids_line = as_int64(ids), self.lines.of(ids)
+        entry.ids, entry.ids_line, entry.drawn_line = as_int64(ids), self.lines.of(ids), self.lines.outer_of(ids)
         return not _are_positions(entry.ids)
 
     # ------------------------------------------------------------------------ the loss

@@ -148,8 +148,18 @@ def chance_of_equal_rows(program: Trains, *, rehearsal: str = "plain") -> Readin
             if count > 1:
                 pairs += math.comb(count, 2)
                 where = where or f"step {step}: the row that begins {list(key[:6])} is in its batch {count} times"
-    hint = {"hint": f"{pairs} equal pairs, {expected:.2g} expected by chance; {where}"} if pairs else {}
+    same = " in the micro-batches of a step" if pairs and _are_the_same(recordings) else ""
+    hint = {"hint": f"{pairs} equal pairs{same}, {expected:.2g} expected by chance; {where}"} if pairs else {}
     return Reading({"equal rows in a batch": _poisson_tail(pairs, expected)}, "probability", hint)
+
+
+def _are_the_same(recordings: list[Batches]) -> bool:
+    """Return True if the micro-batches of each step of one process have the same rows."""
+    if len(recordings) > 1:
+        return False
+    steps = [recordings[0].recording.forwards_of(step.number) for step in recordings[0].recording.steps]
+    rows = [[sorted(map(tuple, each.ids.tolist())) for each in passes] for passes in steps]
+    return any(len(own) > 1 for own in rows) and all(each == own[0] for own in rows for each in own)
 
 
 @measure

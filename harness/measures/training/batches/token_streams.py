@@ -104,7 +104,9 @@ class Batches:
         inside = [[first, *(token + 1 for token in document), first, BETWEEN] for document in documents]
         between = [token for document in inside for token in document]
         rows = [torch.cat([row.ids, row.targets[-1:]]) for row in (*self.training, *self.validation)]
-        texts = [TokenStreams([torch.tensor(ids)]) for ids in (whole, ended, between)[: 3 if len(documents) > 1 else 1]]
+        own = any(int(row.forward.ids.max()) >= len(order) for row in self.training)  # a token that is no character
+        chosen = (ended, between) if own else (whole, ended, between)
+        texts = [TokenStreams([torch.tensor(ids)]) for ids in (chosen if len(documents) > 1 else (whole,))]
         counts = [sum(bool(characters.find(row)) for row in rows) for characters in texts]
         return texts[counts.index(max(counts))] if any(counts) else seen
 

@@ -74,7 +74,11 @@ def steps_moved(program: Trains, *, rehearsal: str = "plain") -> Reading:
     still = [name for name, share in moved.items() if share < 1]
     used = {name for step in recording.steps for name in step.gradient}
     cause = "stay as they are in a step" if used & set(still) else "get no gradient"
-    hint = {"hint": f"{len(still)} of {len(names)} parameters {cause}: {_some(still)}"}
+    details = {}
+    frozen = [name for name in still if not recording.parameters[name].requires_grad] if still else []
+    if frozen and frozen == still:
+        cause, details["line"] = "are frozen (requires_grad)", recording.parameters[frozen[0]].line
+    hint = {"hint": f"{len(still)} of {len(names)} parameters {cause}: {_some(still)}", **details}
     return Reading(moved, "of the steps", hint if still else {})
 
 
