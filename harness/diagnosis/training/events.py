@@ -64,6 +64,7 @@ OWN_GENERATOR = r"\bGenerator\(.*\.manual_seed\(|\b(default_rng|RandomState|Rand
 SEEDS = (SEEDS_ALL, r"\b(manual_seed|manual_seed_all|set_seed|seed_everything|default_rng|seed)\(")
 COLLECTS = r"\bparameters\(.*\b(for|if)\b|\b(for|if)\b.*\bparameters\(|requires_grad"
 DETACHES = r"\bno_grad\(|\.detach\(|\.data\b|requires_grad|from_pretrained\("
+FREEZES = r"requires_grad\w*\s*[(=]\s*False"
 BARE_GROUP = r"\{\s*[\"\']params[\"\']\s*:(?!.*weight_decay)"
 DECAYS = r"weight_decay[\"\']?\s*[:=]"
 HALF = (r"\.to\(.*(dtype|float16)|\.half\(|\.bfloat16\(", r"bfloat16|float16")
@@ -224,7 +225,7 @@ EVENTS: Mapping[str, Judged] = {
         "step",
         line.of_the_optimizer,
         "a parameter does not move",
-        look=nearest({"frozen": (), "get no gradient": (DETACHES, COLLECTS), "": COLLECTS}),
+        look=nearest({"frozen": FREEZES, "get no gradient": (DETACHES, COLLECTS), "": COLLECTS}),
     ),
     "few-updates-are-lost": Judged("step", line.of_the_optimizer, "small updates are lost", says_too=True),
     "mean-of-weights": Judged(
