@@ -120,6 +120,7 @@ class Rehearsal:
         parts |= {"lines": lines * 9 // 10, "validation_lines": lines // 10}
         parts |= {"documents": documents, "validation_documents": max(1, documents // 6)}
         values = {"horizon": values["steps"], "tokens_per_step": tokens, **parts, **values}
+        values["stable"] = max(values["warmup"], values["horizon"] - values["cooldown"])
         return {word: value for word, value in values.items() if word not in self.leaves}
 
     def in_epochs(self, steps: int) -> Rehearsal:

@@ -103,6 +103,7 @@ WORDS: Mapping[str, Word] = {
     "warmup_share": _word(
         "the share of the steps that is warm-up", _pairs("warmup", "ratio fraction frac share") + " pct_start"
     ),
+    "stable": _word("the end of the constant phase", _pairs("stable hold constant plateau", "iters steps")),
     "horizon": _word("the end of the schedule", "horizon lr_decay_iters decay_steps lr_decay_steps decay_iters"),
     "schedule": _word("the schedule", "schedule lr_schedule lr_scheduler lr_scheduler_type"),
     "weight_decay": _word("the weight decay", "weight_decay wd"),

@@ -18,6 +18,9 @@ from harness.core.error_text import display_path, is_user_file
 MOST, DEEPEST = 5000, 3  # objects that are looked at, and attributes of attributes
 
 
+COMPREHENSIONS = frozenset(("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>"))
+
+
 def user_line() -> str:
     """Return the innermost line of a user's file that is being executed, as `train.py:118: loss.backward()`; or ""."""
     frame = next(users_frames(), None)
@@ -27,9 +30,11 @@ def user_line() -> str:
 def outer_line() -> str:
     """Return the line that called the function of that innermost line; "" if no function of the user did."""
     frames = users_frames()
-    next(frames, None)
-    frame = next(frames, None)
-    return "" if frame is None else line_of(frame)
+    for frame in frames:
+        if frame.f_code.co_name not in COMPREHENSIONS:  # their own frames are a part of the function
+            break
+    outer = next(frames, None)
+    return "" if outer is None else line_of(outer)
 
 
 def users_frames() -> Iterator[FrameType]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import torch
 
 from harness.core.errors import MissingAbility
 from harness.measures.training.batches.token_streams import Batches
@@ -47,12 +47,31 @@ def _line_of(what: str, forward: Forward) -> str:
 
 
 def evaluations_of(recording: Recording) -> dict[int, list[Forward]]:
-    """Return the validation passes by the number of optimizer steps before them."""
-    found: dict[int, list[Forward]] = defaultdict(list)
+    """Return the validation passes by the number of optimizer steps before them.
+
+    What is evaluated more, after the last step and after its result is printed, is left out: the whole set at the end,
+    or the best weights.
+    """
+    found: dict[int, list[list[Forward]]] = {}
+    printed = [each.order for each in recording.printed]
     for forward in recording.forwards():
         if forward.validates:
-            found[forward.step].append(forward)
-    return dict(found)
+            parts = found.setdefault(forward.step, [[]])
+            if parts[-1] and any(parts[-1][-1].order < order < forward.order for order in printed):
+                parts.append([])
+            parts[-1].append(forward)
+    *before, last = found.items() if found else [(0, [])]
+    usual = min((len(parts) for _, parts in before), default=len(last[1]))
+    return {step: _once([each for part in parts[:usual] for each in part]) for step, parts in (*before, last) if parts}
+
+
+def _once(passes: list[Forward]) -> list[Forward]:
+    """Return the passes without those that are made again, with the same weights on the same windows."""
+    half = len(passes) // 2
+    first, second = passes[:half], passes[half:]
+    pairs = list(zip(first, second, strict=False))
+    again = len(first) == len(second) and all(a.weights and a.weights == b.weights for a, b in pairs)
+    return first if again and all(torch.equal(a.ids, b.ids) for a, b in pairs) else passes
 
 
 @measure
