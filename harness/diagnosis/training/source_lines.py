@@ -94,6 +94,8 @@ class Source:
                     return module.shown(call.lineno)
                 if not of_steps and _name_of(call.func).endswith("LR"):
                     given = [*call.args, *(keyword.value for keyword in call.keywords)]
+                    if "horizon of" in cause and any(isinstance(each, ast.Call) for each in given):
+                        return module.shown(call.lineno)
                     found = self._function(
                         _name_of(each.func if isinstance(each, ast.Call) else each) for each in given
                     )

@@ -160,7 +160,7 @@ OF_FUNCTIONS = (
             'return s["learning_rate"] * (s["final_lr"] + (1 - s["final_lr"]) * left)',
         ),
         red=(SCHEDULE,),
-        hint="a peak of 0.001 and a minimum of 1e-07",
+        hint="to the minimum times the peak",
     ),
     _mistake(
         "warm-up-in-windows",

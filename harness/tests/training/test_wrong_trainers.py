@@ -16,10 +16,8 @@ NOT_PLACED = frozenset(
     (
         *("loss-averaged-over-pads", "data-trains-on-val-batch", "batch-comes-again", "data-workers-repeat"),
         "micro-batches-are-one",  # the line that draws is found, and the mistake is on the one that calls it
-        *("ckpt-rng-missing", "train-mode-not-restored", "data-ranks-read-same", "grad-sum-instead-of-mean"),
-        "init-rank-dependent",
-        *("sampler-position-in-batches", "sampler-forgets-the-last-window", "ema-has-dropout"),
-        *("last-shard-skipped", "first-batch-of-a-shard-skipped"),
+        *("ckpt-rng-missing", "data-ranks-read-same", "grad-sum-instead-of-mean"),
+        *("sampler-position-in-batches", "ema-has-dropout", "first-batch-of-a-shard-skipped"),
     )
 )
 # Of the programs of the other specimens a sample is judged here, and of the mistakes none that are only counted: the
