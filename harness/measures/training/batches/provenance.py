@@ -77,7 +77,7 @@ def shared_tokens(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     if not trained or not validated:
         what = "trains" if not trained else "validates"
         raise MissingAbility(f"no row that {program.name} {what} on was found once in a token stream")
-    if (whole := _whole_text(batches, validation)) is not None:
+    if (whole := _whole_text(batches, validation, {stream for stream, _ in trained})) is not None:
         raise MissingAbility(
             f"the text of the rehearsal is too short for {program.name}: its validation part is all of the "
             f"{whole} tokens"
@@ -95,15 +95,17 @@ def shared_tokens(program: Trains, *, rehearsal: str = "epoch") -> Reading:
     return Reading({"tokens in both parts": len(shared)}, "tokens", hint)
 
 
-def _whole_text(batches: Batches, validation: list[Row]) -> int | None:
+def _whole_text(batches: Batches, validation: list[Row], trained: set[int]) -> int | None:
     """Return the tokens of a stream whose first and last ones are validated on, if nearly all others are; else None.
+
+    `trained`: the streams that are trained on. Another one is a validation part by itself.
 
     The size of a validation part may be a number of characters in the program, beyond a short text.
     """
     places = [(place, row) for row in validation if (place := batches.place(row)) is not None]
     for stream, tokens in enumerate(batches.streams.roots):
         own = {place.position + i for place, row in places if place.stream == stream for i in range(len(row.ids) + 1)}
-        if own and 0 in own and len(own) > 0.95 * len(tokens):
+        if stream in trained and own and 0 in own and len(own) > 0.95 * len(tokens):
             return len(tokens)
     return None
 
