@@ -62,25 +62,12 @@ def coverage_faults(program: Trains, *, rehearsal: str = ALONE) -> Reading:
         raise MissingAbility(f"{program.name} {DROPS}")
     found: dict[str, int] = {}
     hints = []
-    longest = max(len(row.ids) for row in batches.training)
-    validated = token_counts(batches, batches.validation, epochs[0].stream, len(epochs[0].counts) + 1)[1:]
-    first = _of_documents(batches, epochs[0])
-    heads = [_left_out_at_the_start(epoch.counts) for epoch in epochs]
-    shifted = len(set(heads)) > 1 and max(heads) < longest
-    workers = int(program.record(rehearsal).settings.get("workers") or 1)
-    batch = workers * max(Counter(row.batch for row in batches.training).values())
+    allowed = _Allowed.of(batches, epochs)
     for number, epoch in enumerate(epochs):
-        missing, repeated = (epoch.counts == 0).nonzero()[:, 0], (epoch.counts > 1).nonzero()[:, 0]
-        if shifted:
-            missing = missing[missing > heads[number] - 1]
-        missing = missing[validated[missing] == 0]  # windows of a text, or documents, may be parted at random
-        missing = missing[~first[missing]]
-        tail = missing[missing >= len(epoch.counts) - _left_out_at_the_start(epoch.counts.flip(0))]
-        if len(tail) < longest and (shifted or len(tail) == len(missing)):
-            missing = missing[: len(missing) - len(tail)]
-        if workers > 1 and max(len(missing), len(repeated)) <= batch * longest:
+        missing, repeated = allowed.left_out(epoch), (epoch.counts > 1).nonzero()[:, 0]
+        if allowed.workers > 1 and max(len(missing), len(repeated)) <= allowed.last_batches:
             missing, repeated = missing[:0], repeated[:0]  # one of them has begun its next pass before the others
-        if shifted and 0 < len(missing) <= batch * longest:
+        if allowed.shifted and 0 < len(missing) <= allowed.last_batches:
             raise MissingAbility(f"{program.name} {DROPS}")
         found[f"epoch {number}: targets left out"] = len(missing)
         found[f"epoch {number}: targets given again"] = len(repeated)
@@ -94,8 +81,49 @@ def coverage_faults(program: Trains, *, rehearsal: str = ALONE) -> Reading:
     if len(orders) > 1:
         found["epochs in the order of the first"] = len(same)
         hints += [f"epoch {same[0]} has the shuffled order of epoch 0"] if same else []
-    by = f"read by {workers} workers, " if workers > 1 else ""
+    by = f"read by {allowed.workers} workers, " if allowed.workers > 1 else ""
     return Reading(found, "", {"hint": by + "; ".join(hints)} if hints else {})
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """What an epoch may leave out.
+
+    Attributes:
+        elsewhere: The targets that are validated on, since windows and documents may be parted at random, and those
+            that are no targets of a document, (targets,).
+        longest: The ids of the longest row: less than that may be left at the end.
+        shifted: Each epoch begins at another place, so that less than a row may be left at its start too.
+        workers: The processes that read.
+        last_batches: The targets of a batch of each worker, which it may leave out at the end.
+    """
+
+    elsewhere: torch.Tensor
+    longest: int
+    shifted: bool
+    workers: int
+    last_batches: int
+
+    @classmethod
+    def of(cls, batches: Batches, epochs: list[Pass]) -> _Allowed:
+        """Return what the loader of these batches may leave out."""
+        first = epochs[0]
+        validated = token_counts(batches, batches.validation, first.stream, len(first.counts) + 1)[1:] > 0
+        longest = max(len(row.ids) for row in batches.training)
+        heads = [_left_out_at_the_start(epoch.counts) for epoch in epochs]
+        workers = int(batches.recording.settings.get("workers") or 1)
+        rows = workers * max(Counter(row.batch for row in batches.training).values())
+        shifted = len(set(heads)) > 1 and max(heads) < longest
+        return cls(validated | _of_documents(batches, first), longest, shifted, workers, rows * longest)
+
+    def left_out(self, epoch: Pass) -> torch.Tensor:
+        """Return the targets that an epoch leaves out, and may not."""
+        missing = ((epoch.counts == 0) & ~self.elsewhere).nonzero()[:, 0]
+        if self.shifted:
+            missing = missing[missing >= _left_out_at_the_start(epoch.counts)]
+        tail = missing[missing >= len(epoch.counts) - _left_out_at_the_start(epoch.counts.flip(0))]
+        whole = len(tail) == len(missing)
+        return missing[: len(missing) - len(tail)] if len(tail) < self.longest and (self.shifted or whole) else missing
 
 
 def _one_token(positions: torch.Tensor, stream: torch.Tensor) -> int | None:

@@ -13,11 +13,11 @@ SPLIT = 3600
 RANDOM = torch.randint(SPLIT - T, (400, 4), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-def batches(starts=RANDOM, *, tokens=TOKENS, validation=(), streams=None, change=lambda ids, targets: (ids, targets)):
+def batches(starts=RANDOM, *, tokens=TOKENS, validation=(), streams=None, settings=None, change=lambda *both: both):
     """Return a recording of training on windows that start there, and of one validation."""
     training = passes(tokens, starts, change=change)
     tested = passes(tokens, validation, phase="eval", first=len(starts) + 1, step=0)
-    return recording([*(streams or [stream(tokens)]), *training, *tested])
+    return recording([*(streams or [stream(tokens)]), *training, *tested], settings=settings or {})
 
 
 def in_order(*, length=T, stride=T, epochs=2, shuffled=True, stop=SPLIT, rows=4):
@@ -262,6 +262,85 @@ def test_workers_that_repeat_one_another_are_found(judge):
     starts = [[start for start in row for _ in range(2)] for row in in_order(epochs=1)]
     record = judge("data::epoch-coverage,rehearsal=epoch", epoch=batches(starts, validation=[[SPLIT, 3700]]))
     assert record.value["epoch 0: targets given again"] > 1000
+
+
+def shuffled(starts, *, seed, rows=4):
+    """Return these starts in batches, in a shuffled order."""
+    order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [[starts[i] for i in order[at : at + rows]] for at in range(0, len(order), rows)]
+
+
+def test_a_loader_that_cuts_the_text_at_other_places_in_each_epoch_passes(judge):
+    epochs = [shuffled(range(offset, SPLIT - T, T), seed=offset) for offset in (5, 2, 7)]
+    made = batches([batch for own in epochs for batch in own], validation=[[SPLIT, 3700]])
+    assert judge("data::epoch-coverage,rehearsal=epoch", epoch=made).verdict == "pass"
+    epochs = [shuffled(range(5, SPLIT - T, T), seed=seed) for seed in (1, 2, 3)]
+    made = batches([batch for own in epochs for batch in own], validation=[[SPLIT, 3700]])
+    record = judge("data::epoch-coverage,rehearsal=epoch", epoch=made)
+    assert record.value["epoch 0: targets left out"] >= 5, "the same place in each epoch: its first tokens are lost"
+
+
+def test_windows_that_are_validated_on_are_not_left_out(judge):
+    """torch.utils.data.random_split of windows side by side."""
+    starts = list(range(0, SPLIT, T))
+    kept, held = [s for s in starts if s % 5], [s for s in starts if not s % 5]
+    twice, whole = [*shuffled(kept, seed=1), *shuffled(kept, seed=2)], TOKENS[: SPLIT + 1]
+    made = batches(twice, tokens=whole, validation=[held])
+    assert judge("data::epoch-coverage,rehearsal=epoch", epoch=made).verdict == "pass"
+    made = batches(twice, tokens=whole, validation=[held[1:]])
+    assert judge("data::epoch-coverage,rehearsal=epoch", epoch=made).value["epoch 0: targets left out"] == T
+
+
+def test_two_workers_may_begin_a_pass_one_apart_and_not_read_the_same(judge):
+    starts = list(range(0, SPLIT - T, T))
+    once = [*shuffled(starts, seed=1), *shuffled(starts, seed=2)]
+    n = len(once) // 2
+    apart = [*once[: n - 1], once[n], once[n - 1], *once[n + 1 :]]
+    alone = batches(once, validation=[[SPLIT, 3700]])
+    settings = {"workers": 2}
+    check = "data::epoch-coverage,rehearsal=workers"
+    read = batches(apart, validation=[[SPLIT, 3700]], settings=settings)
+    assert judge(check, epoch=alone, workers=read).verdict == "pass"
+    twice = [batch for pair in zip(shuffled(starts, seed=1), shuffled(starts, seed=2), strict=True) for batch in pair]
+    record = judge(check, epoch=alone, workers=batches(twice, validation=[[SPLIT, 3700]], settings=settings))
+    assert record.verdict == "fail"
+    assert record.details["hint"].startswith("read by 2 workers, ")
+
+
+def test_the_first_token_of_a_document_may_be_no_target(judge):
+    """Documents are packed, and the loss leaves out what follows the token that ends one."""
+    end = int(TOKENS[20])
+
+    def between(ids, targets):
+        return ids, targets.masked_fill(ids == end, -100)
+
+    made = batches(in_order(epochs=2), change=between, validation=[[SPLIT, 3700]])
+    for check in ("data::targets-are-the-next-tokens,rehearsal=epoch", "data::epoch-coverage,rehearsal=epoch"):
+        assert judge(check, epoch=made).verdict == "pass"
+
+    def some(ids, targets):
+        return ids, targets.masked_fill((ids == end) & (targets % 2 == 0), -100)
+
+    made = batches(in_order(epochs=2), change=some, validation=[[SPLIT, 3700]])
+    assert judge("data::targets-are-the-next-tokens,rehearsal=epoch", epoch=made).verdict == "fail"
+
+
+def test_documents_of_both_parts_are_found_in_two_streams(judge):
+    """The parts are packed one by one, from documents of which one is in both."""
+    train, held = TOKENS[:SPLIT], torch.cat([TOKENS[SPLIT:], TOKENS[200:300]])
+
+    def rows(tokens, starts, **fields):
+        own = [tokens[start : start + 17] for start in starts]
+        ids, targets = torch.stack([row[:-1] for row in own]), torch.stack([row[1:] for row in own])
+        return Forward(step=0, ids=ids, targets=targets, loss=3.0, **fields)
+
+    def recorded(*starts):
+        trained = rows(train, range(0, SPLIT - 16, 16), order=1, phase="train", mode="train", used=True)
+        tested = rows(held, starts, order=2, phase="eval", mode="eval", used=False)
+        return recording([stream(train, "train"), replace(stream(held, "val"), order=0), trained, tested])
+
+    assert judge("data::parts-share-no-token", epoch=recorded(3, 60)).verdict == "pass"
+    assert judge("data::parts-share-no-token", epoch=recorded(3, len(held) - 60)).verdict == "fail"
 
 
 def test_the_same_shuffled_order_each_epoch_is_found(judge):

@@ -59,3 +59,49 @@ def test_nothing_is_judged_without_such_a_file_or_if_each_loss_is_the_lowest(bes
     assert best(run(1, 4, path="out/best-run/last.pt")).verdict == "skip"
     assert best(run(0, 1, 2, losses=[4.0, 3.0, 2.0, 1.0])).verdict == "skip"
     assert "at the end only" in best(run(5)).message
+
+
+# the weights in it
+
+
+def kept(*saved, losses=LOSSES, weights=lambda step: (f"w{step}",)):
+    """Return a run whose validation before each second step is of the weights of then; `saved`: (after, weights)."""
+    tokens = text()
+    events = []
+    for number, loss in enumerate(losses):
+        step = 2 * number
+        given = {"step": step, "loss": loss, "weights": weights(step)}
+        events += passes(tokens, [[3000, 3100]], phase="eval", first=100 * number, **given)
+        for after, inside in saved:
+            if after == step:
+                more = {"weights": inside, "trained": (f"w{step}",), "state_line": "train.py:8: state_dict()"}
+                events.append(Save(order=100 * number + 1, step=step, path="best.pt", keys=(), line="9: save", **more))
+    return recording(events)
+
+
+@pytest.fixture
+def weights(judge):
+    return lambda made: judge("training::best-checkpoint-has-its-weights", fluctuating=made)
+
+
+def test_the_weights_of_the_lowest_loss_pass_whenever_they_are_saved(weights):
+    assert weights(kept((8, ("w8", "other")))).verdict == "pass"
+    assert weights(kept((10, ("w8", "other")))).verdict == "pass", "at the end of the run"
+    assert weights(kept((2, ("w2",)), (8, ("w8",)))).verdict == "pass"
+
+
+def test_the_last_weights_in_place_of_the_best_are_found(weights):
+    record = weights(kept((10, ("w10",))))
+    assert "the weights of the validation before step 10, which are not the best" in record.details["hint"]
+    assert "the best are those of the validation before step 8" in record.details["hint"]
+
+
+def test_the_trained_weights_in_place_of_their_mean_are_found(weights):
+    record = weights(kept((8, ("w8",)), weights=lambda step: (f"mean{step}",)))
+    assert "the weights that are trained, which no validation was of" in record.details["hint"]
+    assert weights(kept((8, ("w8", "mean8")), weights=lambda step: (f"mean{step}",))).verdict == "pass", "both"
+
+
+def test_weights_in_another_type_and_a_best_that_is_the_last_are_not_judged(weights):
+    assert weights(kept((8, ("half of w8",)))).verdict == "skip"
+    assert weights(kept((10, ("w10",)), losses=[4.0, 3.0, 3.5, 3.2, 2.9, 2.8])).verdict == "skip"

@@ -1,6 +1,7 @@
 """The measures of the learning rate: what is right passes, and each mistake is named."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -182,3 +183,51 @@ def test_a_warm_up_in_micro_batches_is_found_where_the_end_is_not_known(judge, f
     recording = rates([cosine(2 * k + first, horizon=90) for k in range(14)], **known)
     record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=recording)
     assert record.verdict == "fail", record.message
+
+
+def of_groups(**second):
+    """Return a run of two groups that step with one learning rate, of which the second one has these fields."""
+    run = rates([cosine(k) for k in range(14)], **SETTINGS)
+    steps = [
+        replace(step, groups=(replace(step.groups[0], built_lr=1e-2), replace(step.groups[0], **second)))
+        for step in run.steps
+    ]
+    return replace(run, events=tuple(steps))
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({"built_lr": 1e-2}, "pass"),
+        ({"built_lr": 3e-2}, "fail"),
+        ({"built_lr": 1e-2, "options": {"betas_of": 3.0}}, "pass"),
+    ],
+    ids=["the same", "built with another", "another option"],
+)
+def test_a_group_that_loses_its_own_learning_rate_is_found(judge, fields, verdict):
+    record = judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=of_groups(**fields))
+    assert record.verdict == verdict
+    if verdict == "fail":
+        assert "3 times the learning rate of group 0 of its own" in record.details["hint"]
+
+
+def test_an_option_of_a_group_is_its_own_learning_rate(judge):
+    run = of_groups(options={"base_lr": 3e-2}, built_lr=1e-2)
+    steps = [replace(s, groups=(replace(s.groups[0], options={"base_lr": 1e-2}), s.groups[1])) for s in run.steps]
+    made = replace(run, events=tuple(steps))
+    assert judge("training::lr-at-each-step,rehearsal=past-horizon", past_horizon=made).verdict == "fail"
+
+
+def test_a_schedule_that_ends_with_the_plain_run_ends_with_the_others(judge):
+    """Its length counts micro-batches: right without accumulation, too long with it."""
+
+    def to(end):
+        return lambda k: 5.5e-3 + 4.5e-3 * math.cos(math.pi * min(k / end, 1))
+
+    known = {"lr": 1e-2, "min_lr": 1e-3, "warmup": 0}
+    plain = rates([to(12)(k) for k in range(12)], steps=12, **known)
+    check = "training::lr-at-each-step,rehearsal=accumulate"
+    right = rates([to(5)(k) for k in range(5)], steps=5, accumulation=3, **known)
+    assert judge(check, plain=plain, accumulate=right).verdict == "pass"
+    wrong = rates([to(15)(k) for k in range(5)], steps=5, accumulation=3, **known)
+    assert judge(check, plain=plain, accumulate=wrong).verdict == "fail"

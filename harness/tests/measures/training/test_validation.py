@@ -132,3 +132,35 @@ def test_a_validation_of_two_models_prints_the_loss_of_either_and_not_their_mean
     run = validated(twice, printed=f"val loss {printed}")
     record = judge("training::printed-validation-loss,rehearsal=validate-often", validate_often=run)
     assert record.verdict == verdict, record.message
+
+
+def with_more_at_the_end(starts, *, weights=("best",), shown=True):
+    """Return a run with two validations; after the last one, and its print, there are passes on these starts."""
+
+    def change(step, forwards):
+        own = [replace(each, weights=("w", str(step))) for each in forwards]
+        if not step:
+            return own
+        last = own[-1].order
+        more = [
+            replace(
+                passes(text(), [row], phase="eval", loss=2.0)[0], step=step, order=last + 0.2 + i / 100, weights=weights
+            )
+            for i, row in enumerate(starts)
+        ]
+        return [*own, *([Printed(order=last + 0.1, step=step, text="val loss 2.8")] if shown else []), *more]
+
+    return validated(change)
+
+
+def test_what_is_evaluated_after_the_last_validation_is_no_part_of_it(judge):
+    check = "training::validation-set-stays"
+    other = [[3000, 3100, 3200, 3300], [3500]]
+    assert judge(check, validate_often=with_more_at_the_end(other)).verdict == "pass"
+    assert judge(check, validate_often=with_more_at_the_end(other, shown=False)).verdict == "fail"
+
+
+def test_a_validation_that_is_made_again_is_one(judge):
+    check = "training::validation-set-stays"
+    again = with_more_at_the_end([[3000, 3100, 3200, 3300], [3000]], weights=("w", "2"), shown=False)
+    assert judge(check, validate_often=again).verdict == "pass"
