@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from harness.core.errors import HarnessError, MissingResource
 from harness.core.resources import Resources, text_tokens
 from harness.core.sizes import SIZES
+from harness.measures.generation.sampled_answer import steps_of
 from harness.measures.generation.sampling import next_token_distribution
 from harness.measures.pretrained import llm_c_losses, llm_c_tokens
 from harness.oracle import closed_forms, probe_weights
@@ -182,3 +183,21 @@ def test_named_weights_that_are_not_available_are_an_error_with_the_next_step(mo
             state("124M", "pretrained")
     finally:
         Resources.configure()
+
+
+@pytest.mark.parametrize(("gap", "mass"), [(1e-7, True), (1e-2, False)], ids=["rounding", "another token"])
+def test_a_token_at_the_edge_of_top_k_is_drawn_with_right_if_rounding_decides(gap, mass):
+    """Two tokens are the k-th best; the model that is judged, with a cache, has them in the other order."""
+    logits = torch.tensor([3.0, 2.0, 1.0, 1.0 - gap, -1.0])
+
+    class Model:
+        size = SIZES["debug"]
+
+        def logits(self, ids):
+            return logits.expand(*ids.shape, -1)
+
+    def definition(found, _):
+        return next_token_distribution(found, temperature=1.0, top_k=3, top_p=1.0)
+
+    (step,) = steps_of(Model(), torch.tensor([[0, 3]]), 1, definition)
+    assert bool(step.mass > 0) == mass
