@@ -24,6 +24,7 @@ OF_STEPS = (
     "late",
     "group",
     "by one an epoch",
+    "step of the run",
 )  # causes that are about where the function is called
 BESIDE = 4  # lines: a division so near a backward pass is that of its loss
 MOST_ASSIGNMENTS = 3  # of names that are followed back

@@ -20,6 +20,7 @@ CLIPPING_OWN = "training::clipping,rehearsal=own-precision"
 SCHEDULE = "training::lr-at-each-step,rehearsal=past-horizon"
 SCHEDULE_PLAIN = "training::lr-at-each-step,rehearsal=plain"
 SCHEDULE_K = "training::lr-at-each-step,rehearsal=accumulate"
+SCHEDULE_RANKS = "training::lr-at-each-step,rehearsal=two-ranks"
 SCHEDULE_EPOCHS = "training::lr-at-each-step,rehearsal=epochs"
 STEPS = "training::steps-and-tokens"
 UPDATE = ("training::optimizer-step,steps=1", "training::optimizer-step,steps=10")

@@ -23,6 +23,7 @@ from harness.faults.training.checks import (
     ROWS_OF_MICRO_BATCHES,
     ROWS_OF_RANKS,
     SAME_SET,
+    SCHEDULE_RANKS,
     SEED,
     TRACE,
     VALIDATION_LOSS,
@@ -199,6 +200,14 @@ RUNS = (
         (("        dist.all_reduce(count)\n", "        pass\n"),),
         (ONE_BATCH,),
         "2 times the mean",
+    ),
+    Trainer(
+        "schedule-times-ranks",
+        "The schedule goes on by as many steps as there are ranks.",
+        "huggingface/transformers pull 24088",
+        (("    lr = get_lr(it)\n", "    lr = get_lr(it * world_size)\n"),),
+        (SCHEDULE_RANKS,),
+        "one step of the run is 2 of the schedule",
     ),
     Trainer(
         "data-ranks-read-same",

@@ -31,7 +31,12 @@ def sample(trainers, every):
     return [trainer for trainer in trainers if trainer.specimen == SCRIPT] + others[::every]
 
 
-RANKS = {"data::rows-of-a-batch-differ,rehearsal=two-ranks", "training::ranks-agree", "training::ranks-are-one-batch"}
+RANKS = {
+    "training::lr-at-each-step,rehearsal=two-ranks",
+    "data::rows-of-a-batch-differ,rehearsal=two-ranks",
+    "training::ranks-agree",
+    "training::ranks-are-one-batch",
+}
 OVERFIT = "training::overfits-one-batch"
 MEAN, BEST = "training::mean-of-weights", "training::best-checkpoint-is-the-best"
 SIDE_BY_SIDE = {"data::padding-is-no-target", "data::starts-are-uniform"}

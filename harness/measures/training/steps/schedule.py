@@ -175,6 +175,7 @@ def _declared(recording: Recording) -> Declared:
         ends=ends,
         cooldown=settings.get("cooldown"),
         epochs=int(settings.get("epochs") or 1),
+        ranks=recording.ranks,
         kind=settings.get("schedule"),
         accumulation=int(
             settings.get("accumulation") or max(1, len(recording.forwards_of(recording.steps[-1].number)))

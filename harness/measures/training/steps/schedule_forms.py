@@ -25,6 +25,7 @@ class Declared:
         kind: "cosine", "linear", "constant" or another word of the program's own.
         accumulation: Micro-batches of a step.
         epochs: Epochs of the run, if it counts them.
+        ranks: Processes.
     """
 
     peak: float | None = None
@@ -36,6 +37,7 @@ class Declared:
     kind: str | None = None
     accumulation: int = 1
     epochs: int = 1
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ def wrong_forms(declared: Declared, steps: int) -> Iterator[tuple[str, list[tupl
         right = Form("", w, h, up, _clamped(shape, progress))
         free = Form("", w, h, up, lambda k, w, h, s=shape, p=progress: s(p(k, w, h)))  # type: ignore[misc]
         ks = range(steps)
+        if declared.ranks > 1:
+            R = declared.ranks
+            yield f"{name}, one step of the run is {R} of the schedule", [right.weights(k * R) for k in ks]
         if K > 1:
             for first in (0, K):  # of the first step: its scheduler has made none of the steps, or those of its batch
                 yield f"{name}, with steps counted in micro-batches", [right.weights(k * K + first) for k in ks]
