@@ -45,13 +45,15 @@ class TrainingEstimates:
         It is the half of the passes whose tokens come first, or as many of them as the program was asked for, if most
         of its rows begin before the last token that is trained on, and if all tokens of the other passes are behind it
         and behind the first ones. Passes that read one part from its beginning to its end are no such pair: the one
-        ends where the other begins.
+        ends where the other begins. Passes whose rows are in no stream that was seen are the validation, if all others
+        are on the training part.
         """
         spans = [self._span(forward) for forward in passes]
         known = sorted((span for span in spans if span is not None), key=lambda span: min(span.starts))
         n = len(known)
         if n < len(passes):
-            return list(passes)
+            other = [each for each, span in zip(passes, spans, strict=True) if span is None]
+            return other if known and all(start <= self._trained for s in known for start in s.starts) else list(passes)
         asked = int(self.batches.recording.settings.get("eval_batches") or 0)
         for size in (n // 2 if n % 2 == 0 else 0, asked):
             if 0 < size < n and self._is_estimate(known[:size], known[size:]):

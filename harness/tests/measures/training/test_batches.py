@@ -182,6 +182,19 @@ def test_an_estimate_of_the_training_loss_is_no_leak(judge):
     assert judge("data::parts-share-no-token", epoch=whole).verdict == "fail", "a validation on all of the text"
 
 
+def test_an_estimate_beside_a_validation_in_no_stream_that_was_seen_is_no_leak(judge):
+    """A text that is encoded in two parts, of which the one for validation is too short to be taken for a stream."""
+    train, held = TOKENS[:SPLIT], TOKENS[SPLIT:].flip(0)
+
+    def evaluated(*parts):
+        made = [passes(own, [starts], phase="eval", first=900 + n, step=0)[0] for n, (own, starts) in enumerate(parts)]
+        return recording([stream(train), *passes(train, in_order(stop=SPLIT - T)), *made])
+
+    estimate = evaluated((train, [0, 80, 160]), (held, [5, 50]))
+    assert judge("data::parts-share-no-token", epoch=estimate).verdict == "skip"
+    assert judge("data::parts-share-no-token", epoch=evaluated((train, [0, 80, 160]))).verdict == "fail"
+
+
 def without_the_last(starts, rows=4):
     """Return the batches of each epoch without the incomplete one."""
     flat = [start for batch in starts for start in batch]
