@@ -25,24 +25,17 @@ from harness.training.optimizer_steps import Step
 from harness.training.recording import Ended, Recording
 from harness.training.recording_files import RecordingReader
 from harness.training.rehearsals import REHEARSALS, Rehearsal
+from harness.training.requirements import require
 from harness.training.scratch import ProjectCopies, project_root
-from harness.training.setting_words import VALUES, WORDS, describe
+from harness.training.setting_words import describe
 from harness.training.settings import Assignment, Settings, read_settings
+from harness.training.settings_in_effect import in_effect
 
 SECONDS = 120.0  # for one rehearsal: ten times as long as the reference's longest takes
 SPARE_STEPS = 2  # times the steps that were asked for: a program that makes more of them is stopped
 UNKNOWN_NAME = "--no_program_has_this_setting=1"
 HASHES, OTHER_HASHES = 1, 2  # seeds of hash(), of which the second is for rehearsals that are to have another one
 NEEDS_GPU = re.compile(r"nccl|cuda", re.IGNORECASE)  # in the message of a program that failed on this machine
-NEVER_SEEN = frozenset(("text", "out", "resume", "steps"))  # by their names: other things are called the same
-# Settings that declare something, whoever chose them.
-DECLARED = frozenset(
-    (
-        *("min_lr", "warmup", "horizon", "schedule", "weight_decay", "beta1", "beta2", "eps", "clip"),
-        *("accumulation", "ema_decay"),
-    )
-)
-INSTEAD = {"accumulation": "tokens_per_step"}  # a setting that decides another one
 INSTALLED = ("site-packages", "dist-packages")  # names of folders of installed packages, also of other installations
 TOKENS = "GPT_HARNESS_TOKENS"  # where the reference keeps token files: not in the user's cache, for texts of rehearsals
 
@@ -188,7 +181,7 @@ class TrainingProgram:
     def rehearse(self, rehearsal: Rehearsal) -> list[Recording]:
         """Run a rehearsal, which need not be of the table, and return each rank's recording; it is not kept."""
         rehearsal = self._in_epochs(rehearsal)
-        self._require(rehearsal)
+        require(rehearsal, self.settings, self.name, self._unread)
         first_step = 0
         if rehearsal.resumes is not None:
             first_step = self._last_checkpoint(self.record(rehearsal.resumes)).step
@@ -210,7 +203,7 @@ class TrainingProgram:
     def why_not(self, rehearsal: Rehearsal) -> str:
         """Return what a rehearsal needs and the program has no setting for; "" if nothing is missing."""
         try:
-            self._require(self._in_epochs(rehearsal))
+            require(self._in_epochs(rehearsal), self.settings, self.name, self._unread)
         except (HarnessError, Missing) as error:
             return str(error)
         return ""
@@ -236,35 +229,6 @@ class TrainingProgram:
             return bool(self.record(rehearsal).steps)
         except (HarnessError, Missing):
             return False
-
-    def _require(self, rehearsal: Rehearsal) -> None:
-        """Raise MissingAbility unless all that a rehearsal needs can be set, SubjectError if that is not known."""
-        if rehearsal.source is not None and "validation_documents" in self.settings:
-            raise MissingAbility(f"{self.name} trains on documents, and the text of known entropy is a single one")
-        if "precision" in rehearsal.leaves and "precision" in self.settings and self._is_float32:
-            raise MissingAbility(f"{self.name} computes in float32 by itself")
-        missing = [
-            word
-            for word in rehearsal.needs
-            if word not in self.settings and INSTEAD.get(word, word) not in self.settings
-        ]
-        if given := [word for word in missing if word in self.settings.given]:
-            raise MissingAbility(
-                f"the user's own settings of {self.name} set {' and '.join(WORDS[word].what for word in given)}, "
-                f"which the rehearsal '{rehearsal.name}' needs to choose; leave them out"
-            )
-        if missing and self._unread:
-            raise SubjectError(f"{self.name} fails before it parses its arguments: {self._unread}")
-        if missing:
-            raise MissingAbility(
-                f"{self.name} has no setting for {'; nor for '.join(map(describe, missing))}, "
-                f"which the rehearsal '{rehearsal.name}' needs"
-            )
-
-    @property
-    def _is_float32(self) -> bool:
-        own = self.settings.own.get("precision")
-        return own is None or str(own) in VALUES["precision"]["float32"]
 
     def _attempts(self, rehearsal: Rehearsal) -> Iterator[dict[str, Any]]:
         """Yield the settings of a rehearsal; to resume there are several ways, of which one works."""
@@ -334,7 +298,7 @@ class TrainingProgram:
         ended, message = how_it_ended(end, outcome, request)
         if ended == "failed":
             message += last_lines(Path(request.folder) / PRINTED)
-        settings = self._in_effect(assignment, reader.one("observed").get("settings", {}))
+        settings = in_effect(self.settings, assignment, reader.one("observed").get("settings", {}))
         events = reader.events()
         if "epochs" in assignment.values and ended == "finished":
             settings["horizon"] = len({event.number for event in events if isinstance(event, Step)})
@@ -351,26 +315,6 @@ class TrainingProgram:
             rank=end.get("rank", 0),
             ranks=end.get("ranks", 1),
         )
-
-    def _in_effect(self, assignment: Assignment, observed: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of a run, by word: those that a flag sets, and else those that the program was seen with.
-
-        A configuration that the program reads may override what was set. What no rehearsal sets is declared by the
-        program's own value. Its learning rate is taken to be the schedule's peak only if it was set: programs scale it.
-        """
-        by_flag = {word: value for word, value in assignment.values.items() if word in self.settings.flags}
-        known = (DECLARED | set(assignment.values)) - NEVER_SEEN
-        if "cooldown" in self.settings and "horizon" not in self.settings:
-            known -= {"horizon"}  # the frames of the program call the length of its final decay so
-        if "warmup_share" in self.settings:
-            known -= {"warmup"}  # and a share of the steps
-        known |= {"steps"} - set(assignment.values)  # the program's own number of steps, the end of its schedule
-        seen = {word: value for word, value in observed.items() if word in known}
-        peak, least = assignment.values.get("lr", seen.get("lr")), seen.get("min_lr")
-        if isinstance(peak, float) and isinstance(least, float) and least > peak:
-            del seen["min_lr"]  # a share of the peak
-        own = {word: value for word, value in self.settings.own.items() if word in DECLARED and type(value) is float}
-        return {**own, **assignment.values, **seen, **by_flag, **self.settings.given}
 
     def _check(self, rehearsal: Rehearsal, found: Sequence[Recording]) -> None:
         """Raise SubjectError if the program failed, and MissingAbility if it cannot do what the rehearsal is for."""
