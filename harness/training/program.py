@@ -300,8 +300,9 @@ class TrainingProgram:
             message += last_lines(Path(request.folder) / PRINTED)
         settings = in_effect(self.settings, assignment, reader.one("observed").get("settings", {}))
         events = reader.events()
-        if "epochs" in assignment.values and ended == "finished":
-            settings["horizon"] = len({event.number for event in events if isinstance(event, Step)})
+        steps = len({event.number for event in events if isinstance(event, Step)})
+        if "epochs" in assignment.values and ended == "finished" and self._ends_by_epochs(steps):
+            settings["horizon"] = steps
         return Recording(
             program=self.name,
             rehearsal=rehearsal.name,
@@ -315,6 +316,11 @@ class TrainingProgram:
             rank=end.get("rank", 0),
             ranks=end.get("ranks", 1),
         )
+
+    def _ends_by_epochs(self, steps: int) -> bool:
+        """Return True if so many steps are those of the epochs, and nothing else ends the schedule or the run."""
+        most = self.settings.own.get("steps")
+        return "horizon" not in self.settings and not (type(most) is int and 0 < most <= steps)
 
     def _check(self, rehearsal: Rehearsal, found: Sequence[Recording]) -> None:
         """Raise SubjectError if the program failed, and MissingAbility if it cannot do what the rehearsal is for."""

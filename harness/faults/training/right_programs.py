@@ -4,6 +4,7 @@ from harness.faults.training.changes import (
     ADAMW,
     CHUNK,
     CLIP,
+    EPOCHS,
     FUNCTIONS,
     LOSS,
     SET_RATE,
@@ -323,5 +324,20 @@ RIGHT_TRAINERS = (
         ),
         rehearsals=("plain", "accumulate"),
         specimen=TRAINER_CLASS,
+    ),
+    Trainer(
+        "schedule-ends-after-the-epochs",
+        "A program that counts epochs has a schedule of a length of its own, and stops before its end.",
+        "karpathy/nanoGPT (lr_decay_iters)",
+        (
+            (
+                'parser.add_argument("--warmup", type=int, default=10)\n',
+                'parser.add_argument("--warmup", type=int, default=10)\n'
+                'parser.add_argument("--decay-steps", type=int, default=60)\n',
+            ),
+            ("args.epochs * math.ceil(batches / args.accum)", "args.decay_steps"),
+        ),
+        rehearsals=("plain", "epochs"),
+        specimen=EPOCHS,
     ),
 )

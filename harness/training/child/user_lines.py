@@ -15,10 +15,8 @@ import torch
 
 from harness.core.error_text import display_path, is_user_file
 
-MOST, DEEPEST = 5000, 3  # objects that are looked at, and attributes of attributes
-
-
 COMPREHENSIONS = frozenset(("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>"))
+MOST, DEEPEST = 5000, 3  # objects that are looked at, and attributes of attributes
 
 
 def user_line() -> str:

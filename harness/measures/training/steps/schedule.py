@@ -165,14 +165,12 @@ def _declared(recording: Recording) -> Declared:
     """Return the schedule's settings that the program was given."""
     settings = recording.settings
     horizon = settings.get("horizon") or settings.get("steps")
-    # A schedule that is told how long its final decay is ends with the run.
-    ends = bool(settings.get("horizon") or (settings.get("cooldown") and settings.get("steps")))
     return Declared(
         peak=settings.get("lr"),
         floor=settings.get("min_lr"),
         warmup=settings.get("warmup"),
         horizon=int(horizon) if horizon else None,
-        ends=ends,
+        ends=bool(settings.get("horizon")),
         cooldown=settings.get("cooldown"),
         epochs=int(settings.get("epochs") or 1),
         ranks=recording.ranks,

@@ -106,7 +106,7 @@ def known_forms(declared: Declared, steps: int) -> Iterator[Form]:
             yield from _decaying(warm, w, h, up)
             # Without a horizon every rate would fit one; a tail that begins after the last step changes nothing.
             tails = range(max(1, h - steps), h - w) if declared.horizon is not None else range(0)
-            if declared.cooldown is not None and declared.ends:
+            if declared.cooldown is not None:
                 tails = range(max(1, declared.cooldown - 1), declared.cooldown + 2)
             for (shape_name, shape), tail in itertools.product(WSD_SHAPES, tails):
                 name = f"{warm}, constant, then {shape_name} over the last {tail} of {h} steps"

@@ -76,6 +76,13 @@ def test_a_final_decay_that_is_divided_by_the_whole_run_is_named(judge):
     assert "linear over the last 4 steps as a part of all 12" in record.details["hint"]
 
 
+def test_a_decay_every_so_many_steps_is_no_final_decay(judge):
+    """`decay_steps` of StepLR: the name is also that of the length of a final decay."""
+    given = {"lr": 1e-2, "warmup": 3, "steps": 12, "cooldown": 4}
+    values = [1e-2 * (k + 1) / 3 if k < 3 else 1e-2 * 0.5 ** (k // 4) for k in range(12)]
+    assert judge("training::lr-at-each-step,rehearsal=plain", plain=rates(values, **given)).verdict == "skip"
+
+
 def test_a_schedule_that_is_stepped_once_an_epoch(judge):
     """A rate for each epoch is right; one that goes on by a step of the warm-up only is named."""
     given = {"lr": 1e-2, "epochs": 3, "warmup": 6, "horizon": 12}
