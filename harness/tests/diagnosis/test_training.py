@@ -1,5 +1,6 @@
 """The diagnosis of a training program: one finding for one mistake, in the order of a run, on the user's line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,23 @@ def test_what_a_checkpoint_loses_is_looked_for_where_it_is_saved_or_loaded(files
     for lost, line in (("learning rate", 1), ("moments", 4), ("random state", 1)):
         diagnosis, _ = diagnose_training(program, [failed("checkpoint-is-complete", f"lost: {lost}")], source)
         assert diagnosis.findings[0].source == f"train.py:{line}", lost
+
+
+def test_a_position_that_is_saved_and_never_read_again_is_placed_where_the_others_are_loaded(files):
+    files[0].write_text(
+        'torch.save({"rng": rng, "batches_seen": n})\nc = torch.load()\nset_rng_state(c["rng"])\nstep = c["step"]\n'
+    )
+    save = Save(order=0, step=1, path="a.pt", keys=("rng", "batches_seen"), line="train.py:1: torch.save")
+    program = Program(save, Load(order=1, step=1, path="a.pt", keys=(), line="train.py:2: c = torch.load()"))
+    lost = [failed("checkpoint-is-complete", "lost: batch")]
+    assert diagnose_training(program, lost, Source(files))[0].findings[0].source == "train.py:4"
+    files[0].write_text(files[0].read_text() + 'n = c["batches_seen"]\n')
+    assert diagnose_training(program, lost, Source(files))[0].findings[0].source == "train.py:3", "the random state"
+
+
+def test_a_mode_that_is_not_set_back_is_placed_at_the_end_of_its_function(files):
+    files[0].write_text("def validate():\n    model.eval()\n    loss = model(x)\n    return loss\n\nvalidate()\n")
+    hint = "training passes not in training mode: train.py:9: model(x), since train.py:2: model.eval()"
+    record = replace(failed("validation-is-pure"), details={"hint": hint, "line": "train.py:2: model.eval()"})
+    found = diagnose_training(Program(*events()), [record], Source(files))[0].findings[0]
+    assert found.source == "train.py:4"

@@ -5,13 +5,17 @@ import torch
 
 from harness.cli import main
 from harness.core.seeds import seed_of_run
+from harness.core.shipped_packages import SUITES
 from harness.core.sizes import SIZES
-from harness.faults.catalogue import SPECIMEN
+from harness.faults.catalogue import SPECIMEN, read_catalogue
+from harness.faults.false_alarms import judged_again, right_programs
+from harness.measures.all_measures import measures
 from harness.measures.dropout import recorded_pass
 from harness.oracle import model_cache
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
+from harness.suites.suite_file import read_suite
 
 # Initial weights must be nearer to the std of the recipe than chance brings them each time.
 TOO_STRICT = """
@@ -71,3 +75,13 @@ def test_another_seed_draws_other_numbers_and_the_same_seed_the_same(drawn):
     for name, tensor in first.items():
         assert not torch.equal(tensor, other[name]), name
         assert torch.equal(tensor, again[name]), name
+
+
+def test_a_row_that_repeats_its_stop_token_is_not_judged_as_one_that_goes_on(tmp_path):
+    """Under this seed a row of the batch is one token from the stop token on: the padding looks the same."""
+    known = measures()
+    checks = {check.name: check for check in read_suite(SUITES / "options.toml", known).checks}
+    control = [each for each in read_catalogue().controls if each.id == "options-of-generate"]
+    programs = list(right_programs(control, [], tmp_path))
+    (row,) = judged_again(programs, [checks["stop-token-ends-its-row"]], first=3001, repetitions=1)
+    assert row["verdicts"] == {"pass": 1}

@@ -187,3 +187,19 @@ def padded(forward, width):
     behind = (0, width - forward.ids.shape[1])
     pad = torch.nn.functional.pad
     return {"ids": pad(forward.ids, behind, value=0), "targets": pad(forward.targets, behind, value=-100)}
+
+
+@pytest.mark.parametrize(
+    ("starts", "verdict"),
+    [
+        ([[0, 16], [32], [48, 64], [80, 96]], "pass"),  # batches of rows of like lengths come in any order
+        ([[0, 16], [32], [48, 64], [80]], "fail"),  # an epoch has one short batch
+        ([[0], [16], [32, 48], [64, 80]], "fail"),  # both micro-batches of a step
+    ],
+    ids=["one", "two", "a whole step"],
+)
+def test_one_micro_batch_of_an_epoch_may_be_short_wherever_it_comes(judge, starts, verdict):
+    events = [replace(event, step=number // 2) for number, event in enumerate(passes(text(), starts, first=0))]
+    steps = [Step(order=100 + number, number=number, optimizer="SGD", groups=()) for number in range(2)]
+    run = recording([*events, *steps], rehearsal="accumulate", settings={"accumulation": 2, "batch_size": 2})
+    assert judge("training::steps-and-tokens", accumulate=run).verdict == verdict
