@@ -106,16 +106,14 @@ class Forward(Event):
         return self.unsmoothed * self.counted if self.label_smoothing else self.total_loss
 
 
-def mean_loss(passes: Sequence[Forward]) -> float:
-    """Return the mean loss over the counted targets of passes, in nats; NaN if none counts."""
-    counted = sum(forward.counted for forward in passes)
-    return math.fsum(forward.total_loss for forward in passes) / counted if counted else math.nan
+def mean_loss(passes: Sequence[Forward], *, smoothed: bool = True) -> float:
+    """Return the mean loss over the counted targets of passes, in nats; NaN if none counts.
 
-
-def mean_cross_entropy(passes: Sequence[Forward]) -> float:
-    """Return the same mean without label smoothing."""
+    `smoothed`: with label smoothing, where the loss has it.
+    """
     counted = sum(forward.counted for forward in passes)
-    return math.fsum(forward.total_cross_entropy for forward in passes) / counted if counted else math.nan
+    total = math.fsum(each.total_loss if smoothed else each.total_cross_entropy for each in passes)
+    return total / counted if counted else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from harness.measures.training.batches.token_streams import Batches
 from harness.measures.training.batches.training_estimate import TrainingEstimates
 from harness.measures.training.runs.printed_numbers import nearest_print
 from harness.suites.measure_registry import Reading, Scalar, measure
-from harness.training.events import Forward, mean_cross_entropy, mean_loss
+from harness.training.events import Forward, mean_loss
 from harness.training.protocols import Trains
 from harness.training.recording import Recording
 
@@ -121,7 +121,7 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
         own = estimates.without(passes)
         parts = [own] if estimates.known(passes) or len(passes) % 2 else [passes, passes[len(passes) // 2 :]]
         by_model = passes_by_model(own)
-        means = [mean_cross_entropy(part) for part in (by_model if len(by_model) > 1 else parts)]
+        means = [mean_loss(part, smoothed=False) for part in (by_model if len(by_model) > 1 else parts)]
         words = ("val", "eval", "test")
         nearest = [nearest_print(recording, mean, after=passes[-1].order, words=words) for mean in means]
         printed = [number for number in nearest if number is not None]
