@@ -117,7 +117,7 @@ def mean_loss(passes: Sequence[Forward], *, smoothed: bool = True) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked(Event):
+class LookAhead(Event):
     """A pass that was computed again after the run, in float64 and eval mode, with other token ids after a position."""
 
     change: float

@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from harness.training.events import Backward, Clip, Event, Forward, Load, Looked, Phase, Printed, Save, Stream, Zeroed
+from harness.training.events import (
+    Backward,
+    Clip,
+    Event,
+    Forward,
+    Load,
+    LookAhead,
+    Phase,
+    Printed,
+    Save,
+    Stream,
+    Zeroed,
+)
 from harness.training.optimizer_steps import Step, of_several
 
 if TYPE_CHECKING:
@@ -90,9 +102,9 @@ class Recording:
         return list(self._of(Stream))
 
     @property
-    def looked(self) -> list[Looked]:
+    def look_aheads(self) -> list[LookAhead]:
         """Return the passes that were computed again with other later tokens."""
-        return list(self._of(Looked))
+        return list(self._of(LookAhead))
 
     @property
     def printed(self) -> list[Printed]:

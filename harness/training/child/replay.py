@@ -82,7 +82,7 @@ def _look_ahead(recorder: Recorder, each: Pass) -> None:
     if half and not torch.equal(other, each.ids):
         first, second = by_position
         change = float((first - second).abs().max() / first.abs().max())
-        recorder.event("Looked", change=change, line=each.line)
+        recorder.event("LookAhead", change=change, line=each.line)
 
 
 def _write(recorder: Recorder, steps: Iterable[Step], found: Mapping[int, Any], because: str) -> None:

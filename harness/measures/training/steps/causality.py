@@ -16,8 +16,8 @@ def change_by_later_tokens(program: Trains, *, rehearsal: str = "plain") -> Read
     It is relative to the largest logit; the model is the trained one, in float64 and eval mode.
     """
     recording = program.record(rehearsal)
-    if not recording.looked:
+    if not recording.look_aheads:
         raise MissingAbility(f"the model of {program.name} could not be called again with other token ids")
-    looked = recording.looked[-1]
+    looked = recording.look_aheads[-1]
     hint = {"hint": "the logits change with later tokens", "line": looked.line}
     return Reading(looked.change, "of the largest logit", hint if not looked.change <= NOISE else {})
