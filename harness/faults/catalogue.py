@@ -14,6 +14,8 @@ from harness.core.errors import HarnessError, did_you_mean
 
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
 SPECIMEN = Path(__file__).with_name("specimen.py")
+# NAME.toml has the faults of NAME.py, a right program of one technique, which the suite NAME judges.
+TECHNIQUES = Path(__file__).with_name("techniques")
 SUBJECT_MATTERS = ("structure", "behaviour", "generation", "loading")
 COMMON = {"id", "what", "source", "change"}
 KEYS = {
@@ -40,6 +42,7 @@ class Fault:
     `alike`: ids of faults that cannot be distinguished from this one by what the program does. `change`: pairs of a
     text that the specimen has exactly once, and its replacement. `line`: of the catalogue. `says`: of a kind that no
     table of the diagnosis lists, regular expressions that a statement of what is computed instead matches.
+    `specimen`: the file that is changed.
     """
 
     id: str
@@ -52,32 +55,45 @@ class Fault:
     alike: tuple[str, ...] = ()
     line: int = 0
     says: tuple[str, ...] = ()
+    specimen: Path = SPECIMEN
+
+    @property
+    def suite(self) -> str:
+        """The only suite that judges it; empty if all do."""
+        return "" if self.specimen == SPECIMEN else self.specimen.stem
 
     @property
     def group(self) -> str:
-        """ "listed", "unlisted", or "counted": the half, by lot, whose misses nobody is shown."""
+        """ "listed", "unlisted", "technique", or "counted": the half, by lot, whose misses nobody is shown."""
+        if self.suite:
+            return "technique"
         if is_counted_only(self.id):
             return "counted"
         return "unlisted" if self.says else "listed"
+
+    @property
+    def catalogue(self) -> Path:
+        """The file that declares it."""
+        return self.specimen.with_suffix(".toml") if self.suite else CATALOGUE
 
     @property
     def is_control(self) -> bool:
         """True for a control: a check that fails is a false alarm."""
         return self.kind == "control"
 
-    def source_text(self, specimen: str) -> str:
+    def source_text(self) -> str:
         """Return the specimen's source with the fault. Raises HarnessError if a text to replace is not there once."""
-        text = specimen
+        text = self.specimen.read_text(encoding="utf-8")
         for find, put in self.change:
             if (found := text.count(find)) != 1:
                 raise HarnessError(
-                    f"{CATALOGUE}:{self.line}: {self.id}: {find!r} is {found} times in {SPECIMEN.name}, "
+                    f"{self.catalogue}:{self.line}: {self.id}: {find!r} is {found} times in {self.specimen.name}, "
                     "expected exactly once"
                 )
             text = text.replace(find, put)
         return text
 
-    def lines(self, specimen: str) -> frozenset[int]:
+    def lines(self) -> frozenset[int]:
         """Return the lines of the specimen that are changed; none if a function is added.
 
         An added method may override an inherited one, which every check may call.
@@ -87,6 +103,7 @@ class Fault:
         ):
             return frozenset()
         spans = []
+        specimen = self.specimen.read_text(encoding="utf-8")
         for find, _ in self.change:
             start = specimen.count("\n", 0, specimen.index(find)) + 1
             first = start + len(find) - len(find.lstrip("\n"))
@@ -152,7 +169,23 @@ class Catalogue:
         return [fault for name, fault in known.items() if not ids or name in ids]
 
 
-def read_catalogue(path: Path = CATALOGUE) -> Catalogue:
+def read_catalogue() -> Catalogue:
+    """Return the catalogue, with the faults of the techniques. Raises HarnessError for a mistake in its files."""
+    whole = read_catalogue_file(CATALOGUE)
+    for path in sorted(TECHNIQUES.glob("*.toml")):
+        part = read_catalogue_file(path, path.with_suffix(".py"))
+        if twice := sorted(whole.ids & part.ids):
+            raise HarnessError(f"{path}:1: the id '{twice[0]}' is used in {CATALOGUE.name} already; give each id once")
+        whole = Catalogue(
+            (*whole.faults, *part.faults),
+            (*whole.controls, *part.controls),
+            {**whole.later, **part.later},
+            {**whole.named, **part.named},
+        )
+    return whole
+
+
+def read_catalogue_file(path: Path, specimen: Path = SPECIMEN) -> Catalogue:
     """Return the catalogue in `path`. Raises HarnessError, beginning with file and line, for a mistake in it."""
     text = path.read_text(encoding="utf-8")
     try:
@@ -162,8 +195,10 @@ def read_catalogue(path: Path = CATALOGUE) -> Catalogue:
         raise HarnessError(f"{path}:{where.group(1) if where else 1}: not TOML: {error}") from error
     if unknown := set(data) - set(KEYS):
         raise HarnessError(f"{path}:1: unknown table '{min(unknown)}'; {did_you_mean(min(unknown), KEYS)}")
-    faults = tuple(_fault(path, line, table, "fault") for line, table in _tables(path, text, data, "fault"))
-    controls = tuple(_fault(path, line, table, "control") for line, table in _tables(path, text, data, "control"))
+    faults = tuple(_fault(path, line, table, "fault", specimen) for line, table in _tables(path, text, data, "fault"))
+    controls = tuple(
+        _fault(path, line, table, "control", specimen) for line, table in _tables(path, text, data, "control")
+    )
     later = {id: table["why"] for _, table in _tables(path, text, data, "later") for id in table["ids"]}
     known: dict[str, int] = {}
     named: dict[str, str] = {}
@@ -196,7 +231,7 @@ def _tables(path: Path, text: str, data: dict[str, Any], kind: str) -> Iterator[
         yield line, table
 
 
-def _fault(path: Path, line: int, table: dict[str, Any], kind: str) -> Fault:
+def _fault(path: Path, line: int, table: dict[str, Any], kind: str, specimen: Path) -> Fault:
     change = table["change"]
     if not isinstance(change, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in change
@@ -214,6 +249,7 @@ def _fault(path: Path, line: int, table: dict[str, Any], kind: str) -> Fault:
         alike=tuple(table.get("alike", ())),
         line=line,
         says=tuple(table.get("says", ())),
+        specimen=specimen,
     )
 
 

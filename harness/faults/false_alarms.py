@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.core.errors import HarnessError
 from harness.core.record_files import Row
 from harness.core.seeds import seed_of_run
-from harness.faults.catalogue import SPECIMEN, Fault
+from harness.faults.catalogue import Fault
 from harness.faults.matrix import RED
 from harness.judging.run_check import run
 from harness.measures.all_measures import measures
@@ -32,10 +32,9 @@ def checks_like(checks: Sequence[Check], patterns: Sequence[str]) -> list[Check]
 
 def right_programs(controls: Sequence[Fault], others: Sequence[str], folder: Path) -> Iterator[tuple[str, Subject]]:
     """Yield the name and the subject of each right program: the controls, as files in `folder`, and the `others`."""
-    specimen = SPECIMEN.read_text(encoding="utf-8")
     for control in controls:
         file = folder / f"{control.id.replace('-', '_')}.py"
-        file.write_text(control.source_text(specimen), encoding="utf-8")
+        file.write_text(control.source_text(), encoding="utf-8")
         yield control.id, adapt(f"{file}:GPT")
     for spec in others:
         yield spec, adapt(spec)

@@ -20,7 +20,7 @@ from harness.core.errors import HarnessError
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
 from harness.diagnosis import diagnose
-from harness.faults.catalogue import SPECIMEN, Fault
+from harness.faults.catalogue import Fault
 from harness.faults.coverage import check_key, lines_reached
 from harness.judging.run_check import run
 from harness.measures.all_measures import measures
@@ -72,12 +72,11 @@ def judge_fault(
     cases of most checks after the first red one.
     """
     started = time.perf_counter()
-    specimen = SPECIMEN.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"{fault.id.replace('-', '_')}.py")
-        file.write_text(fault.source_text(specimen), encoding="utf-8")
+        file.write_text(fault.source_text(), encoding="utf-8")
         subject = adapt(f"{file}:GPT")
-        records = _records(subject, _checks_of_lines(checks, fault.lines(specimen), reached))
+        records = _records(subject, _checks_of(fault, checks, reached))
         judged = time.perf_counter()
         killed = any(record.verdict in RED for record in records)
         findings = _findings(subject, records) if killed and diagnosing else []
@@ -114,10 +113,11 @@ def row_of_check(record: Record) -> Row:
     }
 
 
-def _checks_of_lines(
-    checks: Sequence[Check], changed: frozenset[int], reached: Mapping[str, frozenset[int]] | None
-) -> list[Check]:
-    """Return the checks that run a changed line; all if it is not known which lines are changed or run."""
+def _checks_of(fault: Fault, checks: Sequence[Check], reached: Mapping[str, frozenset[int]] | None) -> list[Check]:
+    """Return the checks of its technique; else those that run a changed line, all if no line is known."""
+    if fault.suite:
+        return [check for check in checks if check.suite == fault.suite]
+    changed = fault.lines()
     if reached is None or not changed:
         return list(checks)
     return [check for check in checks if changed & (reached[""] | reached.get(check_key(check), changed))]

@@ -6,8 +6,19 @@ from __future__ import annotations
 # order is one that the diagnosis explains best, so that `-x` stops there. Arms repeat what other suites find.
 COARSE_TO_FINE = (
     *("structure", "behaviour", "initialisation", "attention", "loss", "interface", "parity", "precision"),
-    *("dropout", "conditions", "generation", "options", "loading", "pretrained", "device", "data", "training"),
-    *("arms", "claims"),
+    *(
+        "dropout",
+        "conditions",
+        "generation",
+        "options",
+        "loading",
+        "pretrained",
+        "device",
+        "speculation",
+        "batching",
+        "experts",
+    ),
+    *("parallel", "data", "training", "arms", "claims"),
 )
 
 

@@ -16,6 +16,7 @@ GROUPS = {
     "listed": ("kinds that a table of the diagnosis lists", (1.0, 0.95, 0.85)),
     "unlisted": ("kinds that only the search finds", (0.95, 0.85, 0.70)),
     COUNTED: ("the half that is only counted", (0.95, 0.90, 0.80)),
+    "technique": ("mistakes in speculation, batching, experts and ranks", (1.0, 0.0, 0.0)),
     "training": ("mistakes in training programs", (1.0, 0.85, 0.75)),
     "training-counted": ("mistakes in training programs that are only counted", (0.95, 0.85, 0.75)),
 }

@@ -12,7 +12,7 @@ import pytest
 
 from harness.cli import main
 from harness.core.errors import HarnessError
-from harness.faults.catalogue import SPECIMEN, Fault, read_catalogue
+from harness.faults.catalogue import SPECIMEN, TECHNIQUES, Fault, read_catalogue, read_catalogue_file
 from harness.faults.coverage import lines_reached
 from harness.faults.matrix import debug_checks, judge_fault
 from harness.judging.run_check import run
@@ -20,7 +20,6 @@ from harness.report.verifications import fault_matrix, fault_tally
 from harness.subjects.adapters import adapt
 
 CATALOGUE_READ = read_catalogue()
-SPECIMEN_TEXT = SPECIMEN.read_text(encoding="utf-8")
 ALL = [*CATALOGUE_READ.faults, *CATALOGUE_READ.controls]
 # The vocabulary of components that a diagnosis names; what follows a dot in init, loading ... is a family of weights.
 COMPONENTS = {
@@ -39,21 +38,21 @@ def checks(pytestconfig):
 
 @pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.id)
 def test_each_fault_changes_text_that_the_specimen_has_exactly_once(fault):
-    text = fault.source_text(SPECIMEN_TEXT)
+    text = fault.source_text()
     ast.parse(text)
-    assert (text != SPECIMEN_TEXT) is bool(fault.change)
+    assert (text != fault.specimen.read_text(encoding="utf-8")) is bool(fault.change)
 
 
 def test_each_component_is_of_the_vocabulary():
     for fault in CATALOGUE_READ.faults:
         for place in fault.where:
-            assert place in COMPONENTS or place.split(".")[0] in OPEN_ENDED, f"{fault.id}: {place}"
+            assert place in COMPONENTS or place.split(".")[0] in (*OPEN_ENDED, fault.suite), f"{fault.id}: {place}"
 
 
 def test_no_two_faults_make_the_same_program():
     texts = {}
     for fault in ALL:
-        other = texts.setdefault(ast.dump(ast.parse(fault.source_text(SPECIMEN_TEXT))), fault)
+        other = texts.setdefault(ast.dump(ast.parse(fault.source_text())), fault)
         assert other is fault, f"{fault.id} and {other.id}"
 
 
@@ -62,9 +61,9 @@ def test_a_text_that_is_not_in_the_specimen_is_an_error_with_its_line(tmp_path):
     path.write_text(
         '[[fault]]\nid = "a"\nkind = "k"\nwhat = "w"\nwhere = "head"\nsource = "s"\nchange = [["no such", ""]]\n'
     )
-    (fault,) = read_catalogue(path).faults
+    (fault,) = read_catalogue_file(path).faults
     with pytest.raises(HarnessError, match=r":1: a: 'no such' is 0 times in specimen.py, expected exactly once"):
-        fault.source_text(SPECIMEN_TEXT)
+        fault.source_text()
 
 
 @pytest.mark.parametrize(
@@ -81,14 +80,15 @@ def test_a_mistake_in_the_catalogue_is_an_error_with_file_and_line(tmp_path, tex
     path = tmp_path / "catalogue.toml"
     path.write_text(text)
     with pytest.raises(HarnessError) as raised:
-        read_catalogue(path)
+        read_catalogue_file(path)
     assert str(raised.value).startswith(f"{path}:")
     assert message in str(raised.value)
 
 
 def test_the_specimen_is_right_and_lacks_no_ability_that_a_fault_needs(checks):
     subject = adapt(f"{SPECIMEN}:GPT")
-    records = [run(check, subject) for check in checks]
+    techniques = {path.stem for path in TECHNIQUES.glob("*.toml")}
+    records = [run(check, subject) for check in checks if check.suite not in techniques]
     assert [(record.check.id, record.message) for record in records if record.verdict in ("fail", "error")] == []
     skipped = {record.check.suite + "::" + record.check.name for record in records if record.verdict == "skip"}
     # Faults of an option bring the option with them.
@@ -100,6 +100,14 @@ def test_the_specimen_is_right_and_lacks_no_ability_that_a_fault_needs(checks):
         "device::tf32",  # a CPU has none
         "loading::own-loader-copies-every-tensor",  # faults of such a function bring it with them
     }
+
+
+@pytest.mark.parametrize("technique", sorted(TECHNIQUES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_right_program_of_a_technique_passes_every_check_of_its_suite(checks, technique):
+    subject = adapt(f"{technique.with_suffix('.py')}:GPT")
+    records = [run(check, subject) for check in checks if check.suite == technique.stem]
+    assert records
+    assert [(record.check.id, record.message) for record in records if record.verdict != "pass"] == []
 
 
 def test_a_fault_is_killed_by_the_check_that_is_there_for_it(checks):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.faults.catalogue import SPECIMEN, read_catalogue
+from harness.faults.catalogue import read_catalogue
 from harness.judging.run_check import run
 from harness.subjects.adapters import adapt
 
@@ -73,14 +73,14 @@ UNAFFECTED = [
 def test_a_fault_passes_the_checks_that_it_does_not_affect(shipped, tmp_path, fault, check):
     (chosen,) = read_catalogue().chosen([fault])
     file = tmp_path / "my_gpt.py"
-    file.write_text(chosen.source_text(SPECIMEN.read_text()))
+    file.write_text(chosen.source_text())
     assert run(shipped[check], adapt(f"{file}:GPT")).verdict == "pass"
 
 
 def test_a_window_that_stands_still_beyond_two_contexts_fails_in_long_texts_alone(shipped, tmp_path):
     (fault,) = read_catalogue().chosen(["gen-window-stands-still"])
     file = tmp_path / "my_gpt.py"
-    file.write_text(fault.source_text(SPECIMEN.read_text()))
+    file.write_text(fault.source_text())
     verdicts = {
         name: run(check, adapt(f"{file}:GPT")).verdict for name, check in shipped.items() if name.startswith(SAMPLING)
     }

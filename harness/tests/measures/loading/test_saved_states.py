@@ -18,7 +18,7 @@ KILLED = [
 @pytest.mark.parametrize(("fault", "place"), KILLED)
 def test_a_loader_that_makes_another_model_fails_in_its_place(shipped, tmp_path, fault, place):
     file = tmp_path / "my_gpt.py"
-    file.write_text(FAULTS[fault].source_text(SPECIMEN.read_text(encoding="utf-8")), encoding="utf-8")
+    file.write_text(FAULTS[fault].source_text(), encoding="utf-8")
     record = run(shipped[CHECK], adapt(f"{file}:GPT"))
     assert record.verdict == "fail", record.message
     assert record.where[0] == place

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.faults.catalogue import SPECIMEN, read_catalogue
+from harness.faults.catalogue import read_catalogue
 from harness.judging.run_check import run
 from harness.subjects.adapters import adapt
 
@@ -37,7 +37,7 @@ def options(shipped):
 
 def with_change(tmp_path, name):
     path = tmp_path / f"{name.replace('-', '_')}.py"
-    path.write_text(CATALOGUE[name].source_text(SPECIMEN.read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(CATALOGUE[name].source_text(), encoding="utf-8")
     return adapt(f"{path}:GPT")
 
 
