@@ -210,3 +210,11 @@ class Printed(Event):
     step: int
     text: str
     line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded(Event):
+    """A call that seeded a global generator, before step `step`, and its line."""
+
+    step: int
+    line: str

@@ -271,6 +271,7 @@ class TrainingProgram:
                 stop_after=self._stop_after(rehearsal, first_step),
                 kill_after=rehearsal.kill_after,
                 first_step=first_step,
+                loader_seeds_apart=rehearsal.loader_seeds_apart,
             )
             for rank, environment in enumerate(environments_of_ranks(rehearsal.ranks))
         ]
@@ -310,6 +311,7 @@ class TrainingProgram:
             message=message,
             events=events,
             parameters=reader.parameters(),
+            constants=reader.one("parameters").get("constants", {}),
             settings=settings,
             source=rehearsal.source if "text" in assignment.values and "text" in self.settings else None,
             text=rehearsal.make_text() if "text" in assignment.values and "text" in self.settings else "",

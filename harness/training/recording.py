@@ -21,6 +21,7 @@ from harness.training.events import (
     Phase,
     Printed,
     Save,
+    Seeded,
     Stream,
     Zeroed,
 )
@@ -66,6 +67,8 @@ class Recording:
     events: tuple[Event, ...] = field(default=(), repr=False)
     parameters: Mapping[str, Parameter] = field(default_factory=dict, repr=False)
     """The model's parameters by name, in the order of `named_parameters`; aliases are among them."""
+    constants: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The floating tensors of the model's modules that are no parameters, buffers too, by name: a hash of each."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the rehearsal set, in the words of `setting_words.py` (lr, warmup, steps ...).
 
@@ -110,6 +113,11 @@ class Recording:
     def printed(self) -> list[Printed]:
         """Return the lines that the program printed."""
         return list(self._of(Printed))
+
+    @property
+    def seeded(self) -> list[Seeded]:
+        """Return the calls that seeded a global generator."""
+        return list(self._of(Seeded))
 
     def forwards(self, phase: Phase | None = None) -> list[Forward]:
         """Return the forward passes in order; of one phase, or of both."""

@@ -17,14 +17,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.training.events import Backward, Clip, Event, Forward, Load, LookAhead, Printed, Save, Stream, Zeroed
+from harness.training.events import (
+    Backward,
+    Clip,
+    Event,
+    Forward,
+    Load,
+    LookAhead,
+    Printed,
+    Save,
+    Seeded,
+    Stream,
+    Zeroed,
+)
 from harness.training.optimizer_steps import Group, Step
 from harness.training.recording import Parameter
 
 EVENTS, TENSORS = "events.jsonl", "tensors.bin"
 ALIGNMENT = 64  # bytes; a multiple of every element's size, so that a stored tensor can be viewed in its own type
 KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Forward, Backward, Zeroed, Clip, Step, Save, Load, Stream, Printed, LookAhead)
+    kind.__name__: kind
+    for kind in (Forward, Backward, Zeroed, Clip, Step, Save, Load, Stream, Printed, LookAhead, Seeded)
 }
 
 Row = dict[str, Any]

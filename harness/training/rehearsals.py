@@ -85,6 +85,7 @@ class Rehearsal:
         ranks: The number of processes.
         leaves: What stays as the program has it, of what every rehearsal sets.
         epochs: So many short epochs are the run of a program that validates and saves at their ends; 0: no such run.
+        loader_seeds_apart: The seed that a DataLoader draws in each pass does not advance torch's generator.
         other_hashes: It runs in a process in which hash() gives other numbers: the order of a set is another one.
     """
 
@@ -100,6 +101,7 @@ class Rehearsal:
     ranks: int = 1
     leaves: frozenset[str] = frozenset()
     epochs: int = 0
+    loader_seeds_apart: bool = False
     other_hashes: bool = False
 
     @property
@@ -183,9 +185,15 @@ REHEARSALS: Mapping[str, Rehearsal] = {
             ("eval_every",),
             detail="hashes",
             epochs=3,
+            loader_seeds_apart=True,
         ),
         Rehearsal(
-            "validate-never", "no validation", {**_VALIDATION, "eval_every": NEVER}, ("eval_every",), detail="hashes"
+            "validate-never",
+            "no validation",
+            {**_VALIDATION, "eval_every": NEVER},
+            ("eval_every",),
+            detail="hashes",
+            loader_seeds_apart=True,
         ),
         Rehearsal(
             "fluctuating",

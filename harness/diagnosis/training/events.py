@@ -16,6 +16,7 @@ from harness.diagnosis.training.looks import (
     of_the_divisor,
     of_the_number_of_steps,
     of_the_rate,
+    of_the_tensor,
     within,
 )
 from harness.training.recording import Recording
@@ -199,6 +200,12 @@ EVENTS: Mapping[str, Judged] = {
         look=nearest({"no module of the model": "", "": COLLECTS}),
         explains=("every-parameter-moves",),
     ),
+    "random-tensors-are-parameters": Judged(
+        "model",
+        line.of_the_optimizer,
+        "a random tensor is no parameter",
+        look=of_the_tensor,
+    ),
     "weights-and-moments-are-float32": Judged(
         "precision",
         line.of_the_optimizer,
@@ -279,7 +286,7 @@ EVENTS: Mapping[str, Judged] = {
         line.of_the_validation,
         "validation changes the training after it",
         says_too=True,
-        look=nearest({"random state": (DROPS_ALWAYS, *DRAWS), "the weights before it": SWAPS}),
+        look=nearest({"seeded again": (), "random state": (DROPS_ALWAYS, *DRAWS), "the weights before it": SWAPS}),
     ),
     "validation-set-stays": Judged(
         "validation",

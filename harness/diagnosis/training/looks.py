@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,6 +73,12 @@ def of_the_divisor(seen: Seen) -> str:
     if "the step is made after" in seen.cause:
         return seen.source.like(r"\bif\b.*%", near=seen.line)
     return seen.source.of_the_divisor(seen.line) if "times that of the mean loss" in seen.cause else ""
+
+
+def of_the_tensor(seen: Seen) -> str:
+    """Look for the line that makes the first tensor that a cause names by its path in the model."""
+    name = re.search(r"no parameter: (?:[\w.]*\.)?(\w+)", seen.cause)
+    return seen.source.like(rf"\bself\.{name[1]}\s*=[^=]|register_buffer\(\s*.{name[1]}\b") if name else ""
 
 
 def of_the_number_of_steps(seen: Seen) -> str:

@@ -27,6 +27,7 @@ UPDATE = ("training::optimizer-step,steps=1", "training::optimizer-step,steps=10
 SETTINGS = "training::optimizer-settings"
 DECAY = "training::decay-by-parameter"
 ONCE = "training::every-parameter-once"
+RANDOM = "training::random-tensors-are-parameters"
 MOVES = "training::every-parameter-moves"
 FLOAT32 = "training::weights-and-moments-are-float32,rehearsal=plain"
 LOST = "training::few-updates-are-lost,rehearsal=plain"

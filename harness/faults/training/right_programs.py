@@ -47,6 +47,19 @@ RIGHT_TRAINERS = (
         rehearsals=("plain", "epoch"),
     ),
     Trainer(
+        "validation-loader-without-a-generator",
+        "PyTorch draws a number for each pass over a loader: every program that validates through one has that.",
+        "pytorch/pytorch issue 80119",
+        (
+            (
+                "self.val_loader = self.loader(val_set)",
+                "self.val_loader = DataLoader(val_set, batch_size=config.batch_size)",
+            ),
+        ),
+        rehearsals=("validate-often", "validate-never"),
+        specimen=TRAINER_CLASS,
+    ),
+    Trainer(
         "decay-written-out",
         "The weights are multiplied by 1 - lr * decay before the step of an optimizer that has no decay.",
         "Loshchilov and Hutter 2019",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
 from harness.training.recording import Parameter
+from harness.training.recording_files import digest
 
 MOST_SEARCHES = 3  # for a model that is not found: a program may train tensors without a module
 POSITIONS = re.compile(r"(^|[._])(wpe|pos_?emb\w*|position\w*|pos_?enc\w*)$")  # a table without an nn.Embedding
@@ -21,6 +22,7 @@ class ModelNames:
     def __init__(self) -> None:
         self.model: nn.Module | None = None
         self.parameters: dict[str, Parameter] = {}
+        self.constants: dict[str, str] = {}  # floating tensors of its modules that are no parameters, as hashes
         self._searches = 0
         self._called: dict[int, nn.Module] = {}
         self._inside: dict[int, nn.Module] = {}
@@ -81,6 +83,7 @@ class ModelNames:
             )
         self._names = first
         self._find_unregistered()
+        self.constants = {name: digest(each) for name, each in _constants(self.model)}
 
     def _find_unregistered(self) -> None:
         """Name the parameters of modules that are called inside the model, and are no part of it."""
@@ -132,6 +135,15 @@ def _owned(module: nn.Module, wanted: dict[int, int]) -> int:
 def _is_module(thing: object) -> bool:
     # By the type itself: isinstance would run code of objects that pretend to have another class.
     return issubclass(type(thing), nn.Module) and "_parameters" in vars(thing)
+
+
+def _constants(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the floating tensors of the model's modules that are no parameters, buffers too, with their names."""
+    parameters = set(map(id, model.parameters()))
+    for prefix, module in model.named_modules():
+        for name, value in (*vars(module).items(), *module.named_buffers(recurse=False)):
+            if isinstance(value, Tensor) and value.is_floating_point() and id(value) not in parameters:
+                yield f"{prefix}.{name}".lstrip("."), value
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

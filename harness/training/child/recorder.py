@@ -114,7 +114,7 @@ class Recorder:
     def write_parameters(self) -> None:
         """Write the parameters of the model, once it is known."""
         rows = {name: asdict(parameter) for name, parameter in self.names.parameters.items()}
-        self.writer.event("parameters", {"parameters": rows})
+        self.writer.event("parameters", {"parameters": rows, "constants": self.names.constants})
 
     def write_settings(self) -> None:
         """Write the settings that the program has in its own frames, as far as they are the same since the first step.

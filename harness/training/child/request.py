@@ -32,6 +32,7 @@ class Request:
         stop_after: Stop after this many optimizer steps; None runs to the program's own end.
         kill_after: Kill the process (SIGKILL) after this many optimizer steps.
         first_step: The number of the first step, when the program resumes.
+        loader_seeds_apart: A pass over a DataLoader does not advance torch's generator by the seed that it draws.
         replay: Compute the float64 gradients of the recorded batches after the run.
     """
 
@@ -46,6 +47,7 @@ class Request:
     stop_after: int | None = None
     kill_after: int | None = None
     first_step: int = 0
+    loader_seeds_apart: bool = False
     replay: bool = True
 
     def to_json(self) -> str:

@@ -21,6 +21,7 @@ from harness.training.child.seams.optimizers import OptimizerSeam
 from harness.training.child.seams.output import OutputSeam
 from harness.training.child.seams.own_updates import OwnUpdates
 from harness.training.child.seams.patches import Patches
+from harness.training.child.seams.seeds import LoaderSeeds, Seeds
 from harness.training.child.seams.token_streams import TokenStreams
 from harness.training.recording_files import RecordingReader, RecordingWriter
 
@@ -38,7 +39,7 @@ def run(request: Request) -> None:
             with find_options(writer):
                 _run_program(request)
         else:
-            with recording(recorder, passes):
+            with recording(recorder, passes, LoaderSeeds() if request.loader_seeds_apart else None):
                 _run_program(request)
     except StopRecording:
         ended = "stopped"
@@ -59,7 +60,7 @@ def _run_program(request: Request) -> None:
 
 
 @contextlib.contextmanager
-def recording(recorder: Recorder, passes: Passes) -> Iterator[None]:
+def recording(recorder: Recorder, passes: Passes, loader_seeds: LoaderSeeds | None = None) -> Iterator[None]:
     """Record what happens inside the block, and restore everything that was replaced for that."""
     watch, streams, patches = GradientWatch(recorder, passes), TokenStreams(recorder), Patches()
     optimizers, output = OptimizerSeam(recorder, passes, watch), OutputSeam(recorder)
@@ -71,7 +72,9 @@ def recording(recorder: Recorder, passes: Passes) -> Iterator[None]:
     watch.on_backward += [updates.after_backward, optimizers.after_backward]
     recorder.goes_on = updates.goes_on
     try:
-        for seam in (watch, streams, optimizers, CheckpointSeam(recorder)):
+        if loader_seeds is not None:
+            loader_seeds.install(patches)
+        for seam in (watch, streams, optimizers, CheckpointSeam(recorder), Seeds(recorder)):
             seam.install(patches)
         modules.install(patches)
         output.install()

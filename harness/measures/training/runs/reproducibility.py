@@ -29,7 +29,14 @@ def differences_of_runs(program: Trains, *, rehearsal: str = "plain", other: str
         return Reading({"number of steps": "the number of steps differs"}, "", {"hint": counts})
     found = differences(a, b, list(zip(a.steps, b.steps, strict=True)))
     cause = first_cause(found)
+    if "random state" in cause and (line := _line_that_seeds_again(a)):
+        return Reading(found, "", {"hint": f"{cause}; it is seeded again while training runs", "line": line})
     return Reading(found, "", {"hint": cause} if cause else {})
+
+
+def _line_that_seeds_again(recording: Recording) -> str:
+    """Return the line that seeds a global generator after the first optimizer step; "" if none does."""
+    return next((each.line for each in recording.seeded if each.step > recording.steps[0].number), "")
 
 
 @measure

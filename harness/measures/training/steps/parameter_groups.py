@@ -57,6 +57,18 @@ def _strangers(times: Mapping[str, int], own: Mapping[str, object]) -> dict[str,
 
 
 @measure
+def untrained_random_tensors(program: Trains, *, rehearsal: str = "plain", other: str = "other-seed") -> Reading:
+    """Count the tensors in the model's modules that are drawn at random, and are no parameters: nothing trains them.
+
+    They differ between two seeds, and are the same in two runs with the same seed: no memory that was never written.
+    """
+    own, others, again = (program.record(name).constants for name in (rehearsal, other, "again"))
+    drawn = [name for name, value in own.items() if others.get(name, value) != value == again.get(name)]
+    hint = f"drawn at random, and no parameter: {_some(drawn)}; nn.Parameter makes one"
+    return Reading({"random tensors that are no parameters": len(drawn)}, "tensors", {"hint": hint} if drawn else {})
+
+
+@measure
 def steps_moved(program: Trains, *, rehearsal: str = "plain") -> Reading:
     """Return the share of the steps in which each parameter changed, of those whose learning rate can move it.
 
