@@ -213,6 +213,12 @@ EVENTS: Mapping[str, Judged] = {
         look=nearest({"the loss": (), "": HALF}),
         explains=("few-updates-are-lost", "every-parameter-moves"),
     ),
+    "muon-step": Judged(
+        "step",
+        line.of_the_rule,
+        "the update is not Muon's rule",
+        look=within({"orthogonal": r"zeropower|newton|orthogon", "momentum": r"lerp|momentum"}),
+    ),
     "optimizer-step": Judged(
         "step",
         line.of_the_rule,

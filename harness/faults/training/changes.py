@@ -66,3 +66,50 @@ GROUPS = "matrices = [p for p in model.parameters() if p.dim() >= 2]"
 SET_RATE = "    lr = get_lr(it)\n"
 WARMUP = "return learning_rate * (it + 1) / (warmup_iters + 1)"
 LAST_RATE = "    if it >= decay_iters:\n        return min_lr\n"
+
+# Muon for the blocks' matrices beside AdamW, as two optimizers in one that has their groups.
+MUON = """class Muon(torch.optim.Optimizer):
+    def __init__(self, params, lr, weight_decay, momentum=0.95, iterations=5):
+        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, iterations=iterations)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - group["momentum"])
+                update = torch.lerp(p.grad, m, group["momentum"]).bfloat16()
+                update = orthogonal(update, group["iterations"]).to(p.dtype)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * max(1, p.size(0) / p.size(1)) ** 0.5)
+
+
+def orthogonal(x, iterations):
+    if tall := x.size(0) > x.size(1):
+        x = x.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        a = x @ x.T
+        x = 3.4445 * x + (2.0315 * a @ a - 4.775 * a) @ x
+    return x.T if tall else x
+
+
+class TinyGPT(nn.Module):
+"""
+MUON_GROUPS = """blocks = [p for p in model.blocks.parameters() if p.dim() == 2]
+groups[0]["params"] = [model.wte.weight, model.wpe.weight]
+optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2))
+muon = Muon(blocks, lr=learning_rate, weight_decay=weight_decay)
+"""
+STEP = "    optimizer.step()\n    optimizer.zero_grad(set_to_none=True)\n"
+SAVED = '"optimizer": optimizer.state_dict(),'
+LOADED = '    optimizer.load_state_dict(checkpoint["optimizer"])\n'
+WITH_MUON = (
+    ("class TinyGPT(nn.Module):\n", MUON),
+    (f"{ADAMW}\n", MUON_GROUPS),
+    ("in optimizer.param_groups:\n", "in optimizer.param_groups + muon.param_groups:\n"),
+    (STEP, "    optimizer.step()\n    muon.step()\n    model.zero_grad()\n"),
+    (SAVED, SAVED + '\n        "muon": muon.state_dict(),'),
+    (LOADED, LOADED + '    muon.load_state_dict(checkpoint["muon"])\n'),
+)

@@ -24,6 +24,7 @@ SCHEDULE_RANKS = "training::lr-at-each-step,rehearsal=two-ranks"
 SCHEDULE_EPOCHS = "training::lr-at-each-step,rehearsal=epochs"
 STEPS = "training::steps-and-tokens"
 UPDATE = ("training::optimizer-step,steps=1", "training::optimizer-step,steps=10")
+MUON_STEP = "training::muon-step"
 SETTINGS = "training::optimizer-settings"
 DECAY = "training::decay-by-parameter"
 ONCE = "training::every-parameter-once"

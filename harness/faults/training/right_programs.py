@@ -11,6 +11,7 @@ from harness.faults.training.changes import (
     SHORT_CHUNK,
     TRAINER_CLASS,
     WARMUP,
+    WITH_MUON,
     ZERO_GRAD,
     Trainer,
 )
@@ -58,6 +59,13 @@ RIGHT_TRAINERS = (
         ),
         rehearsals=("validate-often", "validate-never"),
         specimen=TRAINER_CLASS,
+    ),
+    Trainer(
+        "muon-beside-adamw",
+        "Muon for the matrices of the blocks, AdamW for the others.",
+        "Jordan et al. 2024, Muon",
+        WITH_MUON,
+        rehearsals=("plain", "accumulate", "straight", "resumed"),
     ),
     Trainer(
         "decay-written-out",

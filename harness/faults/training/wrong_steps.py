@@ -4,8 +4,10 @@ from harness.faults.training.changes import (
     ADAMW,
     GROUPS,
     LAST_RATE,
+    MUON,
     SET_RATE,
     WARMUP,
+    WITH_MUON,
     Trainer,
 )
 from harness.faults.training.checks import (
@@ -13,6 +15,7 @@ from harness.faults.training.checks import (
     FLOAT32,
     LOST,
     MOVES,
+    MUON_STEP,
     ONCE,
     SCHEDULE,
     SCHEDULE_K,
@@ -201,5 +204,13 @@ STEP = (
         (("model = TinyGPT()\n", "model = TinyGPT().bfloat16()\n"),),
         (FLOAT32, LOST, MOVES),
         "weights or moments have 16 bits",
+    ),
+    Trainer(
+        "muon-not-orthogonal",
+        "Muon's momentum is normalised, and no iteration makes it orthogonal.",
+        "folklore",
+        (*WITH_MUON[1:], (WITH_MUON[0][0], MUON.replace("for _ in range(iterations):", "for _ in range(0):"))),
+        (MUON_STEP,),
+        "not made orthogonal",
     ),
 )
