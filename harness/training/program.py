@@ -16,9 +16,9 @@ from typing import Any
 from harness.core.errors import HarnessError, Missing, MissingAbility, SubjectError
 from harness.core.limits import MEMORY_SHARE, Limits, machine_memory_gib
 from harness.training.child.program_source import ProgramSource, reads_arguments_itself, top_level_names
-from harness.training.child.request import PRINTED, Request
+from harness.training.child.request import Request
 from harness.training.child_processes import ChildProcesses, Outcome, environments_of_ranks, shared_processes
-from harness.training.endings import how_it_ended, last_lines
+from harness.training.endings import how_it_ended, what_to_give
 from harness.training.events import Save
 from harness.training.literals import chosen_literals, project_files, settable_literals
 from harness.training.optimizer_steps import Step
@@ -83,6 +83,8 @@ class TrainingProgram:
         self._projects: dict[str, str] = {}  # rehearsal -> the copy of the project that it ran in
         self._keeps_its_text = False  # the file that it opens can be replaced, and then it fails
         self._unread = ""  # why the program did not come to parse its arguments
+        self._made_steps = False  # in any rehearsal
+        self._untrained: SubjectError | None = None  # why no rehearsal makes a step
 
     # ------------------------------------------------------------------------ rehearsals
 
@@ -117,7 +119,7 @@ class TrainingProgram:
         settings = functools.partial(read_settings, literals=literals, arguments=self.arguments, chosen=chosen)
         found = settings([])
         options, ended, message = self._run_for_options("options", found)
-        if options is None and ended == "failed" and "text" in found:
+        if options is None and ended == "failed" and "text" in found and self._untrained is None:
             # It may read its text before its arguments, and need another one than that of the rehearsals.
             options, ended, message = self._run_for_options("options-own-text", found, keeps_text=True)
         if options is None and ended == "failed":
@@ -164,8 +166,8 @@ class TrainingProgram:
         (outcome,) = self.processes.run([request], self.limits)
         reader = RecordingReader(Path(request.folder))
         ended, message = how_it_ended(reader.one("end"), outcome, request)
-        if ended == "failed":
-            message += last_lines(Path(request.folder) / PRINTED)
+        if outcome.limit:
+            self._untrained = SubjectError(f"{self.name}: {message}{what_to_give(self.name, message)}")
         return reader.one("options").get("options"), ended, message
 
     def _replaced(self, assignment: Assignment, name: str) -> dict[str, list[tuple[int, int, Any]]]:
@@ -182,6 +184,8 @@ class TrainingProgram:
         """Run a rehearsal, which need not be of the table, and return each rank's recording; it is not kept."""
         rehearsal = self._in_epochs(rehearsal)
         require(rehearsal, self.settings, self.name, self._unread)
+        if self._untrained is not None:
+            raise self._untrained
         first_step = 0
         if rehearsal.resumes is not None:
             first_step = self._last_checkpoint(self.record(rehearsal.resumes)).step
@@ -196,6 +200,8 @@ class TrainingProgram:
                 self._keeps_its_text = "text" in self.settings and "text" not in values
             return found
         assert failure is not None
+        if rehearsal.name == REHEARSALS["plain"].name and not self._made_steps:
+            self._untrained = failure
         if "text" in rehearsal.needs and self._trains("plain"):
             raise MissingAbility(f"{self.name} cannot train on the text of a rehearsal: {failure}")
         raise failure
@@ -297,11 +303,10 @@ class TrainingProgram:
         reader = RecordingReader(Path(request.folder))
         end = reader.one("end")
         ended, message = how_it_ended(end, outcome, request)
-        if ended == "failed":
-            message += last_lines(Path(request.folder) / PRINTED)
         settings = in_effect(self.settings, assignment, reader.one("observed").get("settings", {}))
         events = reader.events()
         steps = len({event.number for event in events if isinstance(event, Step)})
+        self._made_steps |= steps > 0
         if "epochs" in assignment.values and ended == "finished" and self._ends_by_epochs(steps):
             settings["horizon"] = steps
         return Recording(
@@ -336,7 +341,8 @@ class TrainingProgram:
             )
         if failed is not None:
             rank = f" on rank {found.index(failed)}" if len(found) > 1 else ""
-            raise SubjectError(f"{self.name} fails in the rehearsal '{rehearsal.name}'{rank}: {failed.message}")
+            why = f"{failed.message}{what_to_give(self.name, failed.message)}"
+            raise SubjectError(f"{self.name} fails in the rehearsal '{rehearsal.name}'{rank}: {why}")
         if rehearsal.ranks > 1 and any(recording.ranks != rehearsal.ranks for recording in found):
             raise MissingAbility(
                 f"{self.name} does not train on several ranks: started as torchrun starts it (RANK, WORLD_SIZE), "

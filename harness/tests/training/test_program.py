@@ -201,6 +201,34 @@ def test_a_program_that_ends_or_hangs_costs_its_rehearsal_only(program, ends, me
         program(script(before_step=ends), limits=Limits(seconds, 8.0)).record("plain")
 
 
+def test_a_program_that_makes_no_step_is_not_tried_in_each_rehearsal(program, monkeypatch):
+    """A program that hangs took two minutes for each kind of rehearsal."""
+    made = program("import time\nprint('hello')\ntime.sleep(60)\n", limits=Limits(1.0, 8.0))
+    with pytest.raises(SubjectError, match="did not end within 1 s; its last lines: hello; it is too slow, or waits"):
+        made.record("plain")
+    monkeypatch.setattr(made, "_run", lambda *given: pytest.fail("it was run again"))
+    with pytest.raises(SubjectError, match="did not end within 1 s"):
+        made.record("straight")
+
+
+@pytest.mark.parametrize(
+    ("before_step", "advice"),
+    [
+        ("import argparse; p = argparse.ArgumentParser(); p.add_argument('--data', required=True); p.parse_args()",
+         'give them: --trainer "train.py --data ..."'),
+        ("input('Which text? ')", "it asks a question, and nobody answers here"),
+        ("import no_such_package", "install no_such_package where pytest runs"),
+        ("raise RuntimeError('Found no NVIDIA driver on your system')", "--set device=cpu"),
+        ("open('tokens/train.bin')", "make that file first"),
+    ],
+    ids=["arguments", "a question", "a package", "a GPU", "a file"],
+)  # fmt: skip
+def test_a_program_that_fails_says_what_to_give(program, before_step, advice):
+    with pytest.raises(SubjectError) as caught:
+        program(f"{before_step}\n{script()}").record("plain")
+    assert advice in str(caught.value)
+
+
 def test_a_program_over_its_memory_is_killed(program):
     made = program(script(before_step="import time; full = bytearray(10**9); time.sleep(60)"), limits=Limits(30.0, 0.9))
     with pytest.raises(SubjectError, match=r"exceeded 0.9 GiB of memory"):
