@@ -62,6 +62,15 @@ def resident_bytes(process: int) -> int:
     return int(listed.stdout.strip() or 0) * 1024
 
 
+def written_bytes(process: int) -> int:
+    """Return how many bytes a process has written to disks, or 0 if that is not known: Linux counts them."""
+    try:
+        rows = Path(f"/proc/{process}/io").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(row.split()[1]) for row in rows if row.startswith("write_bytes")), 0)
+
+
 def machine_memory_gib() -> float:
     """Return the physical memory of the machine in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

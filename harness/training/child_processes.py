@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core.errors import SubjectError
-from harness.core.limits import Limits, resident_bytes
+from harness.core.limits import Limits, resident_bytes, written_bytes
 from harness.core.shipped_packages import HOME
 from harness.training.child.request import Request
 
 POLL = 0.1  # seconds between two looks at their memory
 GRACE = 20.0  # seconds that a process has after another of the same run has ended: ranks end together
+MOST_WRITTEN_GIB = 16.0  # ten checkpoints of GPT-2 with AdamW's moments, or somebody's full disk
 START = 120.0  # seconds, at most, for the server to import torch
 ENVIRONMENT = {
     # Of the harness's models, a second thread slows each product down, and its sums are in another order each time.
@@ -153,6 +154,8 @@ def _exceeded(limits: Limits, seconds: float, process: int | None) -> str:
         return f"did not end within {limits.seconds:g} s"
     if limits.memory_gib is not None and process and resident_bytes(process) > limits.memory_gib * 2**30:
         return f"exceeded {limits.memory_gib:g} GiB of memory"
+    if process and written_bytes(process) > MOST_WRITTEN_GIB * 2**30:
+        return f"wrote more than {MOST_WRITTEN_GIB:g} GiB to files"
     return ""
 
 

@@ -53,7 +53,7 @@ ADVICE = (
     (r"(?i)\bcuda\b|nvidia|no GPU", "it wants a GPU: --set device=cpu if it has such a setting, or an argument"),
     (r"FileNotFoundError", "make that file first, as the program's own instructions say, or name another one"),
     (r"did not end within", "it is too slow, or waits: make it smaller by its arguments or --set NAME=VALUE"),
-    (r"GiB of memory", "make it smaller by its arguments or --set NAME=VALUE"),
+    (r"GiB (of memory|to files)", "make it smaller by its arguments or --set NAME=VALUE"),
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from harness.core.errors import MissingAbility, SubjectError
 from harness.core.limits import Limits
 from harness.faults.training import SCRIPT
 from harness.tests.training.tiny import HEAD, script
+from harness.training import child_processes
 from harness.training.child.program_source import ProgramSource
 from harness.training.child.request import Request
 from harness.training.child_processes import shared_processes
@@ -233,6 +234,14 @@ def test_a_program_over_its_memory_is_killed(program):
     made = program(script(before_step="import time; full = bytearray(10**9); time.sleep(60)"), limits=Limits(30.0, 0.9))
     with pytest.raises(SubjectError, match=r"exceeded 0.9 GiB of memory"):
         made.record("plain")
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process writes")
+def test_a_program_that_writes_without_end_is_killed_before_the_disk_is_full(program, monkeypatch):
+    monkeypatch.setattr(child_processes, "MOST_WRITTEN_GIB", 0.05)
+    endless = "with open('big.bin', 'wb') as file:\n    while True:\n        file.write(bytes(1 << 20))\n"
+    with pytest.raises(SubjectError, match=r"wrote more than 0.05 GiB to files"):
+        program(endless, limits=Limits(60.0, 8.0)).record("plain")
 
 
 def test_a_program_that_catches_everything_and_trains_on_is_stopped_all_the_same(program):
