@@ -128,7 +128,7 @@ def test_a_crash_in_a_check_of_a_training_program_is_recorded_as_its_own(project
 
 def test_a_program_that_hangs_is_told_in_full_once_and_not_run_again(project):
     (project.path / "verifications" / "twice.toml").write_text(suite("again", *SUITES["training"][1:]))
-    ran = project.path / "ran.txt"
+    ran = project.path / "ran.count"
     (project.path / "train.py").write_text(f"import time\nopen('{ran}', 'a').write('x')\ntime.sleep(60)")
     result = project.runpytest("--trainer", "train.py", "--full-failures", "--time-limit", "5")
     result.assert_outcomes(failed=2)
