@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from harness.core.environment import enable_huge_pages
 from harness.core.errors import SuiteError, did_you_mean
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
-from harness.pytest_plugin.options import subject_names
+from harness.pytest_plugin.options import LONGEST_LIMIT, number_between, subject_names
 
 _run = pytest.StashKey[ComparisonRunner]()
 _declared = pytest.StashKey[Mapping[str, DeclaredComparison]]()
@@ -36,11 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--budget",
         metavar="SECONDS",
-        type=_positive(float),
+        type=number_between(1, LONGEST_LIMIT, "seconds"),
         help=f"timing of all comparisons together (default: {FULL_SECONDS:.0f}, with --quick {QUICK_SECONDS:.0f}); "
         "each comparison gets at least four rounds (eight short ones); building and verifying take additional time",
     )
-    group.addoption("--threads", metavar="N", type=_positive(int), help="threads of torch (default: torch's choice)")
+    group.addoption("--threads", metavar="N", type=_threads, help="threads of torch (default: torch's choice)")
     group.addoption("--nanogpt", metavar="PATH", help="a copy of nanoGPT (the folder, or its model.py) as a peer")
     group.addoption(
         "--fresh", action="store_true", help="measure everything again instead of resuming an interrupted run"
@@ -48,15 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--size", default="124M", choices=list(SIZES), help="the size of the model (default: %(default)s)")
 
 
-def _positive(kind: type) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not value > 0:
-            raise ValueError(f"{text} is not positive")
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"  # argparse names the type by it in an error
-    return parse
+def _threads(text: str) -> int:
+    """Return a number of threads; torch ends the process if the system refuses so many."""
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of threads between 1 and {most}")
+    return int(text)
 
 
 def pytest_configure(config: pytest.Config) -> None:

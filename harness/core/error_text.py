@@ -53,9 +53,16 @@ def display_path(file: str) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception as second:
+        return printable(str(error))
+    except BaseException as second:  # a message that exits, too; Ctrl-C in it is as likely as a bolt of lightning
         return f"(its message cannot be shown: {type(second).__name__})"
+
+
+def printable(text: str) -> str:
+    """Return a text without characters that steer a terminal or turn its direction: each as its escape, `\\x1b`."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode("ascii") for char in text
+    )
 
 
 def describe_exit(status: int) -> str:

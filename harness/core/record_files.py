@@ -92,7 +92,7 @@ class RecordWriter:
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self.header = path, header
         self.counts: dict[str, int] = {}
         # A path or a message may contain an unpaired surrogate; writing must not fail on it.
         self._file: IO[str] = path.open("x", encoding="utf-8", errors="backslashreplace")

@@ -29,7 +29,7 @@ from harness.pytest_plugin.options import (
     trainer_names,
 )
 from harness.pytest_plugin.runners import close_runners, runner_of, trainer_runner_of
-from harness.pytest_plugin.session import SESSION, Session
+from harness.pytest_plugin.session import SESSION, Session, only_skipped, unjudged
 from harness.suites.suite_order import place_of
 
 SUITE_FOLDER = "verifications"
@@ -168,19 +168,14 @@ def _said_while_waiting(config: pytest.Config, what: str) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
     """Fail a run that ended before every check was judged, and give the guard the exit status once it is final."""
-    if session.exitstatus == pytest.ExitCode.OK and (unjudged := _unjudged(session)):
+    if session.exitstatus == pytest.ExitCode.OK and (number := unjudged(session)):
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-        session.config.stash[SESSION].trouble.append(f"the run ended before {unjudged} of its checks were judged")
+        session.config.stash[SESSION].trouble.append(f"the run ended before {number} of its checks were judged")
+    elif session.exitstatus == pytest.ExitCode.OK and only_skipped(session):
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        session.config.stash[SESSION].trouble.append("nothing was judged: every check was skipped (exit status 5)")
     yield
     session.config.stash[_exit_guard].finish(int(session.exitstatus))
-
-
-def _unjudged(session: pytest.Session) -> int:
-    """Return the number of checks that were to run and did not: a subject's signal handler may call pytest.exit."""
-    config = session.config
-    if hasattr(config, "workerinput") or config.getoption("collectonly") or config.getoption("setuponly", False):
-        return 0
-    return sum(isinstance(item, CheckItem) and item.record is None for item in session.items)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,25 @@ if TYPE_CHECKING:
 DEFAULT_SUBJECT = "gpt:GPT"
 DEFAULT_TRAINER = "gpt.train"
 DEFAULT_DEVICE = "cpu"
+
+
+LONGEST_LIMIT = 30 * 24 * 3600.0  # seconds: an alarm takes no more than the system's clock can count
+MOST_MEMORY = 2.0**20  # GiB
+
+
+def number_between(least: float, most: float, unit: str) -> Callable[[str], float]:
+    """Return a type of an option: a finite number in a range. Anything else is a usage error that says so."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {unit} between {least:g} and {most:g}")
+        return value
+
+    return parse
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -76,14 +98,14 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--time-limit",
         metavar="SECONDS",
-        type=float,
+        type=number_between(0, LONGEST_LIMIT, "seconds"),
         default=SECONDS,
         help="for one check, and for one rehearsal of a training program; 0 is none (default: %(default)g)",
     )
     group.addoption(
         "--memory-limit",
         metavar="GIB",
-        type=float,
+        type=number_between(0.01, MOST_MEMORY, "GiB"),
         help=f"for an isolated subject's process (default: {MEMORY_SHARE:g} of the machine's memory)",
     )
     group.addoption("--full-failures", action="store_true", help="tell every failure in full, not the first few")

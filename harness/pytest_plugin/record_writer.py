@@ -25,6 +25,15 @@ class RunWriter:
         self.recorder.write(row)
         self._rows.append(row)
 
+    def restore(self) -> bool:
+        """Write the file again from memory, if somebody has deleted it, and return whether it was gone."""
+        if self.recorder.path.exists():
+            return False
+        self.recorder = RecordWriter(self.recorder.path, self.recorder.header)
+        for row in self._rows:
+            self.recorder.write(row)
+        return True
+
 
 def open_record_file(config: pytest.Config, folder: Any, run: str, started: str) -> RecordWriter:
     """Create the record file of a run and write its header.

@@ -17,6 +17,7 @@ from harness.core.errors import HarnessError, SubjectError
 from harness.core.record_files import Row
 from harness.pytest_plugin import terminal_summary
 from harness.pytest_plugin.failure_text import FailureText
+from harness.pytest_plugin.items import CheckItem
 from harness.pytest_plugin.options import (
     deviations_of,
     reports_folder,
@@ -51,6 +52,7 @@ class Session:
         self.scripts: dict[str, str] = {}
         self._writers: dict[str, RunWriter] = {}
         self._deselected = 0
+        self._interrupted = False
 
     def _folder(self) -> Path:
         """Return the folder of the reports. If --reports names one that cannot be written, that is a usage error now.
@@ -82,11 +84,20 @@ class Session:
         if row is not None:
             if isinstance(report.longrepr, str):
                 report.longrepr = FailureText(report.longrepr, row["message"])  # type: ignore[assignment]  # by its methods
-            try:
-                self.writer("verify").write(row)
-            except OSError as error:  # a full disk must not cost the verdicts
-                self.rows.append(row)
-                self.trouble.append(f"a record was not written: {error}")
+            self._write_row(row)
+
+    def _write_row(self, row: Row) -> None:
+        """Write a row of the suites. A full disk must not cost the verdicts: they stay in memory for the summary."""
+        try:
+            self.writer("verify").write(row)
+        except OSError as error:
+            self.rows.append(row)
+            self.trouble.append(f"a record was not written: {error}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Note Ctrl-C at once: a second one may come before pytest has set the exit status."""
+        self._interrupted = True
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -111,10 +122,12 @@ class Session:
         from harness.core.environment import peak_memory_bytes
         from harness.report import write_latest
 
-        complete = session.exitstatus not in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
-        if complete:
+        ended = session.exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+        if not (ended or self._interrupted):
             self._diagnose()
             self._check_declarations(session)
+        stopped = bool(session.shouldstop or session.shouldfail)  # -x, --maxfail, or a subject that calls pytest.exit
+        complete = not (ended or self._interrupted or stopped or unjudged(session))
         footer = {
             "finished": _now(),
             "wall_seconds": time.monotonic() - self._began,
@@ -125,6 +138,8 @@ class Session:
         }
         try:
             for writer in self._writers.values():
+                if writer.restore():
+                    self.trouble.append(f"{writer.recorder.path} was deleted during the run; it is written again")
                 writer.recorder.close({**footer, **writer.footer})
             self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
         except (OSError, HarnessError) as error:
@@ -176,7 +191,7 @@ class Session:
             if found.get("reproduction"):
                 self._write_script(subject, found["reproduction"], found.get("data", ""))
             found = {key: value for key, value in found.items() if key != "data"}  # it is beside the script
-            self.writer("verify").write({"kind": "diagnosis", **found, "subject": subject})
+            self._write_row({"kind": "diagnosis", **found, "subject": subject})
 
     def _write_script(self, subject: str, text: str, data: str) -> None:
         path = self.folder / f"reproduce_{re.sub(r'[^A-Za-z0-9]+', '_', subject).strip('_')}.py"
@@ -264,6 +279,21 @@ class Session:
                 terminal.section(text)
             else:
                 terminal.write_line(text, **({kind: True} if kind else {}))
+
+
+def unjudged(session: pytest.Session) -> int:
+    """Return the number of checks that were to run and did not: a subject's signal handler may call pytest.exit."""
+    config = session.config
+    if hasattr(config, "workerinput") or config.getoption("collectonly") or config.getoption("setuponly", False):
+        return 0
+    return sum(isinstance(item, CheckItem) and item.record is None for item in session.items)
+
+
+def only_skipped(session: pytest.Session) -> bool:
+    """Return True if the run is of checks alone, and each was skipped: that is no verdict."""
+    found = session.config.stash.get(SESSION, None)
+    rows = [row for row in found.rows if row.get("kind") == "record"] if found else []
+    return bool(rows) and len(rows) == session.testscollected and all(row["verdict"] == "skip" for row in rows)
 
 
 def _ends_everything(row: Row) -> bool:
