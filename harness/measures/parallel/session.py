@@ -1,0 +1,148 @@
+"""The ranks of a subject, started once for all checks, and their parts put together to whole parameters."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.core.errors import MissingAbility
+from harness.core.rank_processes import Answer, Answers, Failure, answers_of_ranks
+from harness.core.seeds import seeded
+from harness.measures.parallel import experiments
+from harness.measures.parallel.rank_model import build
+from harness.subjects.protocols import Parallelizes
+
+RANKS = 2
+
+Parts = Sequence[Sequence[Tensor]]  # by rank, then by parameter of the rank
+
+
+class RanksFailed(Exception):  # noqa: N818 - it is a reading, not an error
+    """A question to the ranks has no answer, because of the subject."""
+
+    def __init__(self, question: str, failure: Failure) -> None:
+        super().__init__(failure.what)
+        self.question, self.failure = question, failure
+
+
+@dataclass
+class Session:
+    """What the ranks of one kind of parallelism answered, and what one process computes."""
+
+    subject: Parallelizes
+    kind: str
+    size: str
+    ranks: int = RANKS
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ranks-")))
+    _one: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    @functools.cached_property
+    def _answers(self) -> Answers:
+        asked = experiments.questions(self.subject, self.kind, self.size)
+        return answers_of_ranks(asked, ranks=self.ranks, folder=self.folder)
+
+    def answers(self, question: str) -> list[Answer]:
+        """Return the answer of each rank. Raises RanksFailed, or MissingAbility if the subject cannot be asked it."""
+        found = self._answers
+        if question in found.failed:
+            raise RanksFailed(question, found.failed[question])
+        if question not in found.given:
+            raise MissingAbility(f"{self.subject.name} has no function for {question!r} of {self.kind} ranks")
+        return found.given[question]
+
+    def read_by(self, ranks: int) -> list[Answer]:
+        """Return the answers of other ranks that read this session's checkpoint."""
+        self.answers("save")
+        self.subject.parallel_program.function("load")
+        load = functools.partial(experiments.load, self.subject, self.kind, self.size)
+        layout = functools.partial(experiments.layout, self.subject, self.kind, self.size)
+        found = answers_of_ranks({"layout": layout, "load": load}, ranks=ranks, folder=self.folder)
+        for question, failure in found.failed.items():
+            raise RanksFailed(question, failure)
+        return [{**a, **b} for a, b in zip(found.given["layout"], found.given["load"], strict=True)]
+
+    def one_process(self, case: str, dtype: str) -> dict[str, Any]:
+        """Return what one process computes on the global batch."""
+        if (case, dtype) not in self._one:
+            model = build(self.subject, self.size, dtype)
+            self._one[case, dtype] = experiments.in_one_process(model, self.size, case)
+        return self._one[case, dtype]
+
+    @functools.cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every parameter of one process, by name; a shared one comes once."""
+        module = build(self.subject, self.size, "float64").module
+        return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of all parameters."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+    @functools.cached_property
+    def layout(self) -> list[list[Tensor]]:
+        """The numbers of the elements that each rank has, in each of its parameters."""
+        return [list(answer["numbers"]) for answer in self.answers("layout")]
+
+    def whole(self, parts: Parts, layout: Parts | None = None) -> list[dict[str, Tensor]]:
+        """Return each rank's view of whole parameters by name: its own parts, and the others' for what it has not.
+
+        What no rank has is NaN.
+        """
+        layout = self.layout if layout is None else layout
+        common = torch.full((self.elements + 1,), float("nan"), dtype=torch.float64)
+        for numbers, own in reversed(list(zip(layout, parts, strict=True))):
+            _write(common, numbers, own)
+        views = []
+        for numbers, own in zip(layout, parts, strict=True):
+            view = common.clone()
+            _write(view, numbers, own)
+            views.append(self._by_name(view))
+        return views
+
+    def apart(self, parts: Parts) -> int:
+        """Return how many elements that several ranks have differ between two of them, bitwise."""
+        lowest = torch.full((self.elements + 1,), float("inf"), dtype=torch.float64)
+        highest = -lowest
+        for numbers, own in zip(self.layout, parts, strict=True):
+            for places, values in zip(numbers, own, strict=True):
+                flat, given = places.flatten(), values.flatten().double()
+                lowest[flat] = torch.minimum(lowest[flat], given)  # NaN stays NaN, and compares as different
+                highest[flat] = torch.maximum(highest[flat], given)
+        seen = torch.zeros(self.elements + 1, dtype=torch.bool)
+        for numbers in self.layout:
+            for places in numbers:
+                seen[places.flatten()] = True
+        return int((seen & ~(lowest == highest))[1:].sum())
+
+    def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
+        pieces = flat[1:].split([torch.Size(shape).numel() for shape in self.shapes.values()])
+        return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+
+def _write(flat: Tensor, numbers: Sequence[Tensor], own: Sequence[Tensor]) -> None:
+    for places, values in zip(numbers, own, strict=True):
+        flat[places.flatten().clamp(0, len(flat) - 1)] = values.flatten().double()
+
+
+@functools.lru_cache(maxsize=12)
+def _session(subject: Parallelizes, kind: str, size: str, seed: int) -> Session:
+    return Session(subject, kind, size)
+
+
+def session(subject: Parallelizes, kind: str, size: str) -> Session:
+    """Return the session of the ranks. Raises MissingAbility if the subject has no function for the kind."""
+    subject.parallel_program.function(kind)
+    return _session(subject, kind, size, seeded(0))
