@@ -22,7 +22,8 @@ def global_batches(size: str, case: str) -> list[GlobalBatch]:
     """Return the batch of each step.
 
     plain: one micro-batch, and each row has as many targets. accumulated: two, and rows of different numbers of
-    targets, so that a mean of means is not the mean: the last rank of the first micro-batch has a quarter of them.
+    targets, so that a mean of means is not the mean: the last rank of the first micro-batch has a quarter of them. No two steps have the
+    same number.
     """
     length = min(24, SIZES[size].context)
     return [
@@ -35,8 +36,9 @@ def _micro_batch(size: str, length: int, seed: int, case: str) -> tuple[Tensor, 
     ids, targets = batch(SIZES[size], "random", rows=ROWS, length=length, seed=100 + seed)
     if case == ACCUMULATED:
         targets = targets.clone()
-        if seed % 2 == 0:
-            targets[ROWS // 2 :, length // 4 :] = IGNORED
+        step, number = divmod(seed, 10)
+        if number == 0:
+            targets[ROWS // 2 :, length // 4 + 5 * step :] = IGNORED
         else:
             targets[:1, : length // 3] = IGNORED
     return ids, targets.contiguous()
