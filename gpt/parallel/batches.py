@@ -15,9 +15,9 @@ def share_of_rank(batch: Tensor, *, rank: int, world_size: int) -> Tensor:
     if not 0 <= rank < world_size:
         raise ParallelError(f"rank={rank} of world_size={world_size}; expected 0 to {world_size - 1}")
     if len(batch) % world_size:
+        below = len(batch) // world_size * world_size
         raise ParallelError(
-            f"{len(batch)} rows are no multiple of world_size={world_size}; give {len(batch) // world_size * world_size} "
-            f"or {(len(batch) // world_size + 1) * world_size}"
+            f"{len(batch)} rows are no multiple of world_size={world_size}; give {below} or {below + world_size}"
         )
     rows = len(batch) // world_size
     return batch[rank * rows : (rank + 1) * rows]

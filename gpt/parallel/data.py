@@ -8,7 +8,7 @@ from gpt.network import Network
 
 
 def data_parallel(model: Network) -> DistributedDataParallel:
-    """Return the model in `DistributedDataParallel`: same weights on all ranks, those of rank 0, and averaged gradients.
+    """Return the model in `DistributedDataParallel`: rank 0's weights on all ranks, and averaged gradients.
 
     The average over ranks is summed in buckets while the backward pass still computes earlier layers. A ring sends
     2 (n-1)/n of the gradient from each of n ranks. A tied head has one gradient, the sum of its two uses, sent once.

@@ -1,4 +1,4 @@
-"""Fully sharded: every rank stores a part of each parameter, and gathers a layer when it computes it (FSDP2, ZeRO-3)."""
+"""Fully sharded: every rank stores a part of each parameter, and gathers a layer to compute it (FSDP2, ZeRO-3)."""
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,8 @@ def fully_sharded(model: Network, mesh: DeviceMesh) -> Network:
     broadcast_weights(model, mesh)
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 @torch.no_grad()

@@ -64,11 +64,11 @@ class FusedByHeads(nn.Module):
     def __init__(self, linear: nn.Linear, mesh: DeviceMesh) -> None:
         super().__init__()
         by_heads = [Shard(1)]  # of (3, H D, C) and (3, H D)
-        weight = linear.weight.detach().unflatten(0, (3, -1))  # (3C, C) -> (3, C, C)
+        weight = linear.weight.detach().view(3, -1, linear.in_features)  # (3C, C) -> (3, C, C)
         self.weight = nn.Parameter(distribute_tensor(weight, mesh, by_heads))  # type: ignore[assignment]  # a Parameter
         self.bias = None
         if linear.bias is not None:
-            bias = linear.bias.detach().unflatten(0, (3, -1))  # (3C) -> (3, C)
+            bias = linear.bias.detach().view(3, -1)  # (3C) -> (3, C)
             self.bias = nn.Parameter(distribute_tensor(bias, mesh, by_heads))  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:

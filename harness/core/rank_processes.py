@@ -83,9 +83,6 @@ def answers_of_ranks(
 
     if not (dist.is_available() and dist.is_gloo_available() and hasattr(os, "fork")):
         raise MissingResource("several ranks need torch.distributed with gloo, and a system that can fork")
-    import torch._dynamo  # noqa: F401 - every wrapper imports it: once here, not in each rank (1.2 s)
-    import torch.distributed.fsdp
-    import torch.distributed.tensor.parallel
 
     found, remaining = Answers(), dict(questions)
     while remaining:
@@ -101,6 +98,20 @@ def answers_of_ranks(
     return found
 
 
+def prepare() -> None:
+    """Import what wrappers import: once here, and not in each rank, where it takes 1.2 s.
+
+    Raises MissingResource if torch has no gloo here, or the system cannot fork.
+    """
+    import torch.distributed as dist  # here to save start-up time
+
+    if not (dist.is_available() and dist.is_gloo_available() and hasattr(os, "fork")):
+        raise MissingResource("several ranks need torch.distributed with gloo, and a system that can fork")
+    import torch._dynamo
+    import torch.distributed.fsdp
+    import torch.distributed.tensor.parallel  # noqa: F401 - imported for the ranks
+
+
 class _Group:
     """Forked ranks that answer questions until one of them fails."""
 
@@ -110,7 +121,7 @@ class _Group:
         self.ended: dict[int, int] = {}  # their status
         sys.stdout.flush()
         sys.stderr.flush()
-        port = _free_port()
+        port = free_port()
         for rank in range(ranks):
             process = os.fork()
             if process == 0:
@@ -129,9 +140,7 @@ class _Group:
             if failure is not None:
                 found.failed[name] = failure
                 return
-            found.given[name] = [
-                torch.load(self._file(name, rank), weights_only=True) for rank in range(self.ranks)
-            ]
+            found.given[name] = [torch.load(self._file(name, rank), weights_only=True) for rank in range(self.ranks)]
 
     def end(self) -> None:
         """End the ranks that still run."""
@@ -212,11 +221,10 @@ def _work(questions: Mapping[str, Question], place: Place, folder: Path, port: i
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
     try:
         torch.set_num_threads(1)
-        with _joined(place, folder, port):
+        with joined(place, folder, port):
             for number, question in enumerate(questions.values()):
                 seed_torch(0)
-                answer = question(place)
-                _write(folder / f"{number}.{place.rank}.pt", lambda path, answer=answer: torch.save(dict(answer), path))
+                store_answer(question(place), folder / f"{number}.{place.rank}.pt")
     except BaseException as error:  # a subject may raise anything, SystemExit too
         frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
         line = [frames[-1].filename, frames[-1].lineno] if frames else None
@@ -227,21 +235,30 @@ def _work(questions: Mapping[str, Question], place: Place, folder: Path, port: i
 
 
 @contextlib.contextmanager
-def _joined(place: Place, folder: Path, port: int) -> Iterator[None]:
+def joined(place: Place, folder: Path, port: int) -> Iterator[None]:
     """Join the ranks, with the environment that torchrun gives; a program's own call to join does nothing more."""
     import torch.distributed as dist
 
     interface = next((name for _, name in socket.if_nameindex() if name in LOOPBACK), None)
     os.environ |= {
-        **{"RANK": str(place.rank), "LOCAL_RANK": str(place.rank), "WORLD_SIZE": str(place.ranks)},
-        **{"LOCAL_WORLD_SIZE": str(place.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        "RANK": str(place.rank),
+        "LOCAL_RANK": str(place.rank),
+        "WORLD_SIZE": str(place.ranks),
+        "LOCAL_WORLD_SIZE": str(place.ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
         **({"GLOO_SOCKET_IFNAME": interface} if interface else {}),
     }
-    store = dist.FileStore(str(folder / "store"), place.ranks)
-    dist.init_process_group("gloo", rank=place.rank, world_size=place.ranks, store=store)
+    meeting = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=place.rank, world_size=place.ranks)
     dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None  # type: ignore[assignment]
     yield
     dist.barrier()  # no rank leaves before the others are done with it
+
+
+def store_answer(answer: Answer, path: Path) -> None:
+    """Write an answer to a file that is there only when it is complete."""
+    _write(path, lambda part: torch.save(dict(answer), part))
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
@@ -259,7 +276,8 @@ def _line_of_stack(path: Path) -> tuple[str, int] | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
 from harness.measures.parallel.failures import failed_ranks_are_a_reading
@@ -140,8 +141,25 @@ def checkpoint_across_ranks(subject: Parallelizes, *, size: str, kind: Kind, rea
         before = ranks.whole([answer[what] for answer in written])[0]
         after = ranks.whole([answer[what] for answer in read], layout)
         found[what] = sum(int((before[n] != view[n]).sum()) for view in after for n in before)
-    hint = {"hint": f"read by {read_by}, it is not what 2 ranks wrote", "line": list(functions["save"].line)}
-    return Reading(found, "elements", hint if any(found.values()) else {})
+    if not any(found.values()):
+        return Reading(found, "elements")
+    first = _is_first_part(read, ranks.whole([answer["weights"] for answer in written])[0])
+    hint = "some weights on every rank are the first rank's part" if first else f"{read_by} ranks read something else"
+    place = next(what for what, count in found.items() if count)
+    details = {"hint": hint, "answers": {place: hint}, "line": list(functions["load"].line)}
+    return Reading(found, "elements", details)
+
+
+def _is_first_part(read: list[Mapping[str, Any]], written: Mapping[str, Tensor]) -> bool:
+    """Return True if every part that was read wrongly is the one that the first rank should have."""
+    flat = torch.cat([torch.zeros(1, dtype=torch.float64), *(each.flatten() for each in written.values())])
+    wrong = [
+        torch.equal(value.flatten(), flat[first.flatten()])
+        for answer in read
+        for number, value, first in zip(answer["numbers"], answer["weights"], read[0]["numbers"], strict=True)
+        if not torch.equal(value.flatten(), flat[number.flatten()])
+    ]
+    return bool(wrong) and all(wrong)
 
 
 def _said(ranks: Session, hint: str, found: dict[str, int]) -> dict[str, object]:

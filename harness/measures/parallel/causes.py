@@ -21,9 +21,7 @@ Found = Mapping[str, Sequence[Tensor]]
 Exact = Mapping[str, Tensor]
 
 
-def explain(
-    ranks: Session, compare: str, case: str, found: Found, exact: Exact, wrong: Sequence[str]
-) -> str:
+def explain(ranks: Session, compare: str, case: str, found: Found, exact: Exact, wrong: Sequence[str]) -> str:
     """Return what the values at the wrong places are instead, as a sentence; "" if no known mistake gives them."""
     if any(torch.isnan(tensor).any() for name in wrong for tensor in found[name]):
         return f"{wrong[0]}: some of it is on no rank, or is not a number"
@@ -34,8 +32,8 @@ def explain(
     if compare in ("norm", "clipped"):
         return _norm(ranks, compare, case, found, exact, wrong)
     if compare == "loss":
-        return _loss(ranks, case, found, exact)
-    return ""
+        return _loss(found, exact)
+    return _weights_of_later_steps(ranks, case)
 
 
 def line_of(ranks: Session, compare: str, case: str) -> tuple[str, int] | None:
@@ -87,24 +85,31 @@ def _candidates(ranks: Session, case: str) -> Iterator[tuple[str, list[dict[str,
     yield f"is 1/{n} of the mean: divided twice by the number of ranks", everywhere(_times(exact, 1 / n))
     for text, weight in _weights(counts, n, micro, total):
         yield f"is that of each rank's own batch{text}: not summed over the ranks", own(weight)
-    yield "is the mean of the ranks' and micro-batches' means, not the mean over all targets", everywhere(
-        weighted(lambda r, m: 1 / (n * micro))
+    yield (
+        "is the mean of the ranks' and micro-batches' means, not the mean over all targets",
+        everywhere(weighted(lambda r, m: 1 / (n * micro))),
     )
-    yield "is the mean of the ranks' means, not the mean over all targets", everywhere(
-        weighted(lambda r, m: counts[r][m] / sum(counts[r]) / n)
+    yield (
+        "is the mean of the ranks' means, not the mean over all targets",
+        everywhere(weighted(lambda r, m: counts[r][m] / sum(counts[r]) / n)),
     )
-    yield "is the mean of the micro-batches' means, not the mean over all targets", everywhere(
-        weighted(lambda r, m: counts[r][m] / sum(counts[k][m] for k in range(n)) / micro)
+    yield (
+        "is the mean of the micro-batches' means, not the mean over all targets",
+        everywhere(weighted(lambda r, m: counts[r][m] / sum(counts[k][m] for k in range(n)) / micro)),
     )
     for text, weight in _weights(counts, n, micro, total):
-        yield f"is the sum over the micro-batches{text}, not divided by their number", everywhere(
-            weighted(lambda r, m, weight=weight: weight(r, m) * micro / n)  # type: ignore[misc]
+        yield (
+            f"is the sum over the micro-batches{text}, not divided by their number",
+            everywhere(
+                weighted(lambda r, m, weight=weight: weight(r, m) * micro / n)  # type: ignore[misc]
+            ),
         )
         last = weighted(lambda r, m, weight=weight: weight(r, m) / n, [(r, micro - 1) for r in range(n)])  # type: ignore[misc]
         yield f"is of the last micro-batch alone{text}", everywhere(last)
-        yield f"has only the last micro-batch averaged over the ranks{text}", [
-            _sum(last, weighted(weight, [(r, m) for m in range(micro - 1)])) for r in range(n)
-        ]
+        yield (
+            f"has only the last micro-batch averaged over the ranks{text}",
+            [_sum(last, weighted(weight, [(r, m) for m in range(micro - 1)])) for r in range(n)],
+        )
 
 
 def _weights(
@@ -175,13 +180,17 @@ def _tensor_mistakes(size: str, n: int) -> Iterator[tuple[str, dict[str, Tensor]
 
 
 def _norm(ranks: Session, compare: str, case: str, found: Found, exact: Exact, wrong: Sequence[str]) -> str:
-    """Return which norm was used instead of the global one."""
+    """Return which norm was used instead of the global one, if it is that of the right gradient."""
+    if not _first_step_is_right(ranks, case, "gradients"):
+        return ""
     if compare == "clipped":
-        ratio = found[wrong[0]][0].double() / exact[wrong[0]]
-        factor = float(ratio.flatten().median())
-        return f"clipped gradients are {factor:.4g} times the right ones" if factor else "clipped gradients are 0"
+        whole = dict(zip(ranks.shapes, ranks.one_process(case, "float64")["gradients"], strict=True))
+        if all(_equal(found[name], [whole[name]] * ranks.ranks) for name in wrong):
+            which = "no gradient" if len(wrong) == len(exact) else f"the gradient of {wrong[0]} and of others not"
+            return f"{which} is clipped: it is as long as before"
+        return ""
     own = _norms_of_parts(ranks, case)
-    steps = [tensor for tensor in found[wrong[0]]]
+    steps = list(found[wrong[0]])
     if _equal(steps, own):
         return "the norm is that of each rank's own parts, not of the whole gradient"
     n = ranks.ranks
@@ -194,15 +203,39 @@ def _norm(ranks: Session, compare: str, case: str, found: Found, exact: Exact, w
     return ""
 
 
+def _weights_of_later_steps(ranks: Session, case: str) -> str:
+    key = "clipped" if "clipped" in ranks.answers(case)[0]["float64"]["steps"][0] else "gradients"
+    right = _first_step_is_right(ranks, case, key)
+    return "the first step's gradients are right, so a later step is not like the first" if right else ""
+
+
+def _first_step_is_right(ranks: Session, case: str, key: str) -> bool:
+    """Return True if the ranks' gradients of the first step are those of one process."""
+    views = ranks.whole([answer["float64"]["steps"][0][key] for answer in ranks.answers(case)])
+    one = ranks.one_process(case, "float64")
+    return key in one and all(
+        _equal([view[name] for view in views], [exact] * ranks.ranks)
+        for name, exact in zip(ranks.shapes, one[key], strict=True)
+    )
+
+
 def _norms_of_parts(ranks: Session, case: str) -> list[Tensor]:
     """Return the norm of what each rank has of the gradient of the first step."""
     given = [answer["float64"]["steps"][0]["gradients"] for answer in ranks.answers(case)]
     return [torch.stack([part.square().sum() for part in own]).sum().sqrt() for own in given]
 
 
-def _loss(ranks: Session, case: str, found: Found, exact: Exact) -> str:
+def _loss(found: Found, exact: Exact) -> str:
     first = next(iter(found))
     values = [float(each) for each in found[first]]
     if len(set(values)) > 1:
         return f"each rank returns a loss of its own: {', '.join(f'{value:.4f}' for value in values)}"
     return f"the ranks return {values[0]:.6f}, and the mean over all targets is {float(exact[first]):.6f}"
+
+
+def _times(gradient: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    return {name: each * factor for name, each in gradient.items()}
+
+
+def _sum(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each + other[name] for name, each in one.items()}

@@ -21,9 +21,7 @@ FLOAT64 = 8  # bytes
 
 @measure
 @failed_ranks_are_a_reading
-def bytes_sent(
-    subject: Parallelizes, *, size: str, kind: Kind, counted: Literal["ring", "wire"] = "ring"
-) -> Reading:
+def bytes_sent(subject: Parallelizes, *, size: str, kind: Kind, counted: Literal["ring", "wire"] = "ring") -> Reading:
     """Return the bytes that each rank sends in a step over the closed form.
 
     ring: the payload of every collective, times what a ring sends of it. wire: what the kernel has sent through the
@@ -37,7 +35,13 @@ def bytes_sent(
         raise MissingResource("the kernel does not say how many bytes a socket has sent (Linux does, since 4.19)")
     predicted = predicted_bytes(ranks)
     found = {f"rank {number}": each[counted] / predicted for number, each in enumerate(traffic)}
+    micro_batches = len(global_batches(ranks.size, case)[-1])
     details = {
+        "answers": {
+            place: "sent with every micro-batch"
+            for place, ratio in found.items()
+            if micro_batches > 1 and abs(ratio / micro_batches - 1) < 0.01
+        },
         "traffic": traffic,
         "predicted bytes": predicted,
         "hint": _of_collectives(traffic[0], predicted, counted),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ RATE = 0.5  # of dropout, where masks are compared
 
 def questions(subject: Parallelizes, kind: str, size: str) -> dict[str, Question]:
     """Return what is asked of the ranks of one kind of parallelism, in order."""
-    asked = {
+    asked: dict[str, Callable[..., Answer]] = {
         "layout": layout,
         "plain": functools.partial(training, case=PLAIN),
         "accumulated": functools.partial(training, case=ACCUMULATED),
@@ -82,11 +83,12 @@ def is_trained(program: ParallelProgram, case: str) -> bool:
     return case == ACCUMULATED or "gradients" not in program.functions
 
 
-def _step(
-    rank: RankModel, optimizer: LocalAdamW, batch: GlobalBatch, case: str, *, first: bool
-) -> dict[str, Any]:
+def _step(rank: RankModel, optimizer: LocalAdamW, batch: GlobalBatch, case: str, *, first: bool) -> dict[str, Any]:
     """Do one step and return its numbers: what is sent in a later one, because the first sets up what it sends."""
-    with contextlib.nullcontext({}) if first and STEPS[case] > 1 else counted(rank.place.ranks) as traffic:
+    counting: AbstractContextManager[dict[str, Any]] = counted(rank.place.ranks)
+    if first and STEPS[case] > 1:
+        counting = contextlib.nullcontext({})
+    with counting as traffic:
         step = _gradient(rank, batch, case)
     if first:
         step["gradients"] = gradient_parts(rank.module)
@@ -172,7 +174,12 @@ def load(subject: Parallelizes, kind: str, size: str, place: Place) -> Answer:
 
 def share(subject: Parallelizes, kind: str, size: str, place: Place) -> Answer:
     """Return the rows of a numbered batch that the program gives this rank."""
-    values = {"batch": torch.arange(8 * 3).view(8, 3), "rank": place.rank, "ranks": place.ranks, "data rank": place.rank}
+    values = {
+        "batch": torch.arange(8 * 3).view(8, 3),
+        "rank": place.rank,
+        "ranks": place.ranks,
+        "data rank": place.rank,
+    }
     taken = subject.parallel_program.function("share")(values)
     return {"rows": taken if isinstance(taken, Tensor) else torch.as_tensor(taken)}
 

@@ -22,7 +22,7 @@ def failed_ranks_are_a_reading(function: Callable[P, Reading]) -> Callable[P, Re
         try:
             return function(*args, **kwargs)
         except RanksFailed as failed:
-            details = {"hint": f"{failed.question}: {failed}", "predicted": {PLACE: 0.0}}
+            details: dict[str, object] = {"hint": f"{failed.question}: {failed}", "predicted": {PLACE: 0.0}}
             if failed.failure.line:
                 details["line"] = list(failed.failure.line)
             if failed.failure.output:

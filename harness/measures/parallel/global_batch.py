@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from harness.core.sizes import SIZES
@@ -22,12 +21,15 @@ def global_batches(size: str, case: str) -> list[GlobalBatch]:
     """Return the batch of each step.
 
     plain: one micro-batch, and each row has as many targets. accumulated: two, and rows of different numbers of
-    targets, so that a mean of means is not the mean: the last rank of the first micro-batch has a quarter of them. No two steps have the
-    same number.
+    targets, so that a mean of means is not the mean: the last rank of the first micro-batch has a quarter of them. No
+    two steps have the same number.
     """
     length = min(24, SIZES[size].context)
     return [
-        [_micro_batch(size, length, 10 * step + number, case) for number in range(MICRO_BATCHES if case != PLAIN else 1)]
+        [
+            _micro_batch(size, length, 10 * step + number, case)
+            for number in range(MICRO_BATCHES if case != PLAIN else 1)
+        ]
         for step in range(STEPS[case])
     ]
 
@@ -42,4 +44,3 @@ def _micro_batch(size: str, length: int, seed: int, case: str) -> tuple[Tensor, 
         else:
             targets[:1, : length // 3] = IGNORED
     return ids, targets.contiguous()
-

@@ -62,7 +62,7 @@ def ranks_against_one_process(
     if not wrong:
         return result
     said = causes.explain(ranks, compare, case, found["float64"], expected["float64"], wrong)
-    details = {**result.details, "hint": said} if said else dict(result.details)
+    details = {**result.details, "hint": said, "answers": {wrong[0]: said}} if said else dict(result.details)
     line = causes.line_of(ranks, compare, case)
     return Reading(result.value, result.unit, {**details, "line": list(line)} if line and said else details)
 

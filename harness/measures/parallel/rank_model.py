@@ -62,9 +62,8 @@ def build(subject: Parallelizes, size: str, dtype: str, **options: Any) -> Model
 
 def wrapped(subject: Parallelizes, kind: str, place: Place, model: Model) -> RankModel:
     """Wrap a model by the program's own function for the kind. The rank's data rank is 0 for tensor parallel ranks."""
-    from torch.distributed.device_mesh import init_device_mesh
-
     import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
 
     program = subject.parallel_program
     style = style_of(model.module)

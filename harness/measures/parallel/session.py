@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
+import os
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +19,14 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import MissingAbility
-from harness.core.rank_processes import Answer, Answers, Failure, answers_of_ranks
+from harness.core.rank_processes import Answer, Answers, Failure, Question, answers_of_ranks
 from harness.core.seeds import seeded
 from harness.measures.parallel import experiments
 from harness.measures.parallel.rank_model import build
 from harness.subjects.protocols import Parallelizes
 
 RANKS = 2
+RUN = f"{os.getpid()} {time.time_ns()}"  # of this process and those forked from it
 
 Parts = Sequence[Sequence[Tensor]]  # by rank, then by parameter of the rank
 
@@ -42,16 +47,35 @@ class Session:
     kind: str
     size: str
     ranks: int = RANKS
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ranks-")))
+    folder: Path = field(init=False)
     _one: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        # The same in the second process that the checks may be shared with: what one has asked, the other need not ask.
+        key = f"{RUN} {self.subject.name} {id(self.subject)} {self.kind} {self.size} {seeded(0)}"
+        name = f"gpt-harness-ranks-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+        self.folder = Path(tempfile.gettempdir(), name)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        weakref.finalize(self, _remove, self.folder, os.getpid())
 
     @functools.cached_property
     def _answers(self) -> Answers:
-        asked = experiments.questions(self.subject, self.kind, self.size)
-        return answers_of_ranks(asked, ranks=self.ranks, folder=self.folder)
+        return self._asked_once("session", self.ranks, experiments.questions(self.subject, self.kind, self.size))
+
+    def _asked_once(self, name: str, ranks: int, questions: Mapping[str, Question]) -> Answers:
+        """Return the ranks' answers; if another process asks them, wait for it, and read what it was told."""
+        with open(self.folder / f"{name}.lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when its process ends, however it ends
+            path = self.folder / f"{name}.pt"
+            if path.exists():
+                given, failed = torch.load(path, weights_only=True)
+                return Answers(given, {question: Failure(*each) for question, each in failed.items()})
+            found = answers_of_ranks(questions, ranks=ranks, folder=self.folder)
+            failed = {question: (each.what, each.line, each.output) for question, each in found.failed.items()}
+            part = path.with_suffix(".part")  # so that a disk that is full leaves no file that looks complete
+            torch.save((found.given, failed), part)
+            part.replace(path)
+            return found
 
     def answers(self, question: str) -> list[Answer]:
         """Return the answer of each rank. Raises RanksFailed, or MissingAbility if the subject cannot be asked it."""
@@ -68,7 +92,7 @@ class Session:
         self.subject.parallel_program.function("load")
         load = functools.partial(experiments.load, self.subject, self.kind, self.size)
         layout = functools.partial(experiments.layout, self.subject, self.kind, self.size)
-        found = answers_of_ranks({"layout": layout, "load": load}, ranks=ranks, folder=self.folder)
+        found = self._asked_once(f"read by {ranks}", ranks, {"layout": layout, "load": load})
         for question, failure in found.failed.items():
             raise RanksFailed(question, failure)
         return [{**a, **b} for a, b in zip(found.given["layout"], found.given["load"], strict=True)]
@@ -135,6 +159,11 @@ class Session:
 def _write(flat: Tensor, numbers: Sequence[Tensor], own: Sequence[Tensor]) -> None:
     for places, values in zip(numbers, own, strict=True):
         flat[places.flatten().clamp(0, len(flat) - 1)] = values.flatten().double()
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not in a process forked from it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=12)
