@@ -251,9 +251,13 @@ def joined(place: Place, folder: Path, port: int) -> Iterator[None]:
     }
     meeting = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=meeting, rank=place.rank, world_size=place.ranks)
-    dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None  # type: ignore[assignment]
+    dist.init_process_group = dist.destroy_process_group = _nothing
     yield
     dist.barrier()  # no rank leaves before the others are done with it
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Do nothing, for a program that joins or leaves the ranks itself."""
 
 
 def store_answer(answer: Answer, path: Path) -> None:

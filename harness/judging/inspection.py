@@ -29,7 +29,6 @@ from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.forward_style import forward_parameters, style_of
 from harness.subjects.model import Model
-from harness.subjects.parallel_program import KINDS, NAMES, WRAPS
 from harness.subjects.protocols import (
     Caches,
     Checkpoints,
@@ -41,6 +40,7 @@ from harness.subjects.protocols import (
     Subject,
     Unties,
 )
+from harness.subjects.ranks.program import KINDS, NAMES, WRAPS
 from harness.subjects.weight_map import MappedWeight, WeightMap, family
 
 # For each ability, what the adapter looks for in a subject. Printed if the subject lacks the ability.

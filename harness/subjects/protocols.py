@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.subjects.model import Model
-from harness.subjects.parallel_program import ParallelProgram
+from harness.subjects.ranks.program import ParallelProgram
 
 # The first line of each docstring is printed when a check is skipped: "... has no ability 'Generates': Continues ...".
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from harness.core.sizes import SIZES
-from harness.measures.parallel.global_batch import ACCUMULATED, IGNORED, global_batches
-from harness.measures.parallel.rank_model import build, gradient_parts
+from harness.measures.parallel.global_batch import ACCUMULATED, IGNORED, PLAIN, global_batches
+from harness.measures.parallel.rank_model import build
 from harness.measures.parallel.session import Session
 from harness.oracle.noise_verdict import relative_distance
 from harness.oracle.probe_weights import state
-from harness.subjects.parallel_program import TENSOR
+from harness.subjects.ranks.program import TENSOR
+from harness.subjects.ranks.wrapped import gradient_parts
 
 SAME = 1e-9  # relative, in float64: rounding is some 1e-15, and the mistakes are of order 1
 
@@ -58,6 +59,8 @@ def _gradients(ranks: Session, case: str, found: Found, exact: Exact, wrong: Seq
             if all(_equal(found[name], [exact[name] * factor] * n) for name in wrong):
                 return f"{which} is {text}"
         return ""
+    if case == ACCUMULATED and not _first_step_is_right(ranks, PLAIN, "gradients"):
+        return ""  # it follows from the wrapper
     for sentence, expected in _candidates(ranks, case):
         if all(_equal(found[name], [view[name] for view in expected]) for name in wrong):
             return f"{which} {sentence}"
@@ -81,8 +84,9 @@ def _candidates(ranks: Session, case: str) -> Iterator[tuple[str, list[dict[str,
         return [weighted(weight, [(r, m) for m in range(micro)]) for r in range(n)]
 
     exact = weighted(lambda r, m: counts[r][m] / total)
-    yield f"is {n} times the mean: summed over the ranks, not averaged", everywhere(_times(exact, n))
-    yield f"is 1/{n} of the mean: divided twice by the number of ranks", everywhere(_times(exact, 1 / n))
+    if case == PLAIN:
+        yield f"is {n} times the mean: summed over the ranks, not averaged", everywhere(_times(exact, n))
+        yield f"is 1/{n} of the mean: divided twice by the number of ranks", everywhere(_times(exact, 1 / n))
     for text, weight in _weights(counts, n, micro, total):
         yield f"is that of each rank's own batch{text}: not summed over the ranks", own(weight)
     yield (
@@ -147,7 +151,7 @@ def _logits(ranks: Session, found: Found, wrong: Sequence[str]) -> str:
     whole = [found[name][0] for name in found]
     if not _equal(whole[1:], [whole[0]] * (len(whole) - 1)):
         return "the ranks' logits differ from one another: partial results are not summed over the ranks"
-    ((ids, _),) = global_batches(ranks.size, "plain")[0]
+    ((ids, _),) = global_batches(ranks.size, PLAIN)[0]
     for sentence, published in _tensor_mistakes(ranks.size, ranks.ranks):
         model = build(ranks.subject, ranks.size, "float64").load(published)
         with torch.no_grad():

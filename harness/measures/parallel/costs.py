@@ -12,8 +12,8 @@ from harness.measures.parallel.failures import failed_ranks_are_a_reading
 from harness.measures.parallel.global_batch import ACCUMULATED, PLAIN, global_batches
 from harness.measures.parallel.parity import Kind
 from harness.measures.parallel.session import Session, session
-from harness.subjects.parallel_program import DATA, SHARDED
 from harness.subjects.protocols import Parallelizes
+from harness.subjects.ranks.program import DATA, SHARDED
 from harness.suites.measure_registry import Reading, measure
 
 FLOAT64 = 8  # bytes

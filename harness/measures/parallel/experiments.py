@@ -13,20 +13,13 @@ from torch import Tensor, nn
 
 from harness.core.rank_processes import Answer, Place, Question
 from harness.measures.parallel.global_batch import ACCUMULATED, CLIP, PLAIN, STEPS, GlobalBatch, global_batches
-from harness.measures.parallel.rank_model import (
-    RankModel,
-    build,
-    gradient_parts,
-    local,
-    numbered,
-    parts,
-    wrapped,
-)
-from harness.measures.parallel.traffic import counted
+from harness.measures.parallel.rank_model import build, numbered
 from harness.subjects.dropout_calls import has_dropout_setting
 from harness.subjects.model import Model
-from harness.subjects.parallel_program import TENSOR, ParallelProgram
 from harness.subjects.protocols import Parallelizes
+from harness.subjects.ranks.program import TENSOR, ParallelProgram
+from harness.subjects.ranks.traffic import counted
+from harness.subjects.ranks.wrapped import RankModel, gradient_parts, local, parts, wrapped
 
 DTYPES = ("float64", "float32")
 # With the usual epsilon of 1e-8 the first step is the sign of the gradient: where that is about 0, rounding decides it.

@@ -15,8 +15,8 @@ from harness.measures.parallel.failures import failed_ranks_are_a_reading
 from harness.measures.parallel.global_batch import PLAIN
 from harness.measures.parallel.session import Session, session
 from harness.oracle.noise_verdict import Difference, distance, max_abs, maximum, reading
-from harness.subjects.parallel_program import TENSOR
 from harness.subjects.protocols import Parallelizes
+from harness.subjects.ranks.program import TENSOR
 from harness.suites.measure_registry import Reading, measure
 
 Kind = Literal["data", "sharded", "tensor"]

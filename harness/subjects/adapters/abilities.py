@@ -19,7 +19,7 @@ from harness.subjects.adapters.construction.constructor import Constructor
 from harness.subjects.adapters.parallel import parallel_program_of
 from harness.subjects.adapters.tensor_loader import TensorLoader, tensor_loader_of
 from harness.subjects.model import Model
-from harness.subjects.parallel_program import ParallelProgram
+from harness.subjects.ranks.program import ParallelProgram
 
 
 class _Ability(abc.ABC):

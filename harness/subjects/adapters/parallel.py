@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from harness.subjects.parallel_program import DATA, NAMES, WORDS, WRAPS, ParallelProgram, RankFunction
+from harness.subjects.ranks.program import DATA, NAMES, WORDS, WRAPS, ParallelProgram, RankFunction
 
 # Modules beside the model's in its package that programs have such functions in.
 MODULES = ("parallel", "parallelism", "distributed", "parallelize", "sharding", "ddp", "fsdp", "tensor_parallel")
