@@ -52,18 +52,24 @@ def _gradients(ranks: Session, case: str, found: Found, exact: Exact, wrong: Seq
     n, whole = ranks.ranks, len(wrong) == len(exact)
     which = "every gradient" if whole else f"the gradient of {wrong[0]}{' and others' if len(wrong) > 1 else ''}"
     if ranks.kind == TENSOR:
-        total = {name: sum(found[name]) for name in wrong}
-        if all(_equal([total[name]], [exact[name]]) for name in wrong):  # type: ignore[list-item]
-            return f"{which} is a part on each rank, and the parts are not summed over the ranks"
-        for factor, text in ((n, f"{n} times the right one"), (1 / n, f"1/{n} of the right one")):
-            if all(_equal(found[name], [exact[name] * factor] * n) for name in wrong):
-                return f"{which} is {text}"
-        return ""
+        return _tensor_gradients(found, exact, wrong, n, which)
     if case == ACCUMULATED and not _first_step_is_right(ranks, PLAIN, "gradients"):
         return ""  # it follows from the wrapper
     for sentence, expected in _candidates(ranks, case):
         if all(_equal(found[name], [view[name] for view in expected]) for name in wrong):
             return f"{which} {sentence}"
+    return ""
+
+
+def _tensor_gradients(found: Found, exact: Exact, wrong: Sequence[str], n: int, which: str) -> str:
+    """Return what the gradients of tensor parallel ranks are instead, by what each rank has of whole ones."""
+    if any(not _equal(found[name], [found[name][0]] * n) for name in wrong):
+        return (
+            f"{which} is another on each rank: parts of a gradient are not summed over the ranks in the backward pass"
+        )
+    last = wrong[-1]  # the backward pass comes from there, so that nothing else has changed it
+    if _equal(found[last], [exact[last] * n] * n):
+        return f"{which} is wrong from {last} on, which is {n} times the right one: a sum too many in the backward pass"
     return ""
 
 
@@ -190,8 +196,9 @@ def _norm(ranks: Session, compare: str, case: str, found: Found, exact: Exact, w
     if compare == "clipped":
         whole = dict(zip(ranks.shapes, ranks.one_process(case, "float64")["gradients"], strict=True))
         if all(_equal(found[name], [whole[name]] * ranks.ranks) for name in wrong):
-            which = "no gradient" if len(wrong) == len(exact) else f"the gradient of {wrong[0]} and of others not"
-            return f"{which} is clipped: it is as long as before"
+            if len(wrong) == len(exact):
+                return "no gradient is clipped: they are as long as before"
+            return f"not all gradients are clipped: that of {wrong[0]} is as long as before"
         return ""
     own = _norms_of_parts(ranks, case)
     steps = list(found[wrong[0]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,8 +11,8 @@ from harness.measures.parallel.failures import failed_ranks_are_a_reading
 from harness.measures.parallel.global_batch import ACCUMULATED, PLAIN, global_batches
 from harness.measures.parallel.parity import Kind
 from harness.measures.parallel.session import Session, session
+from harness.oracle import rank_costs
 from harness.subjects.protocols import Parallelizes
-from harness.subjects.ranks.program import DATA, SHARDED
 from harness.suites.measure_registry import Reading, measure
 
 FLOAT64 = 8  # bytes
@@ -26,7 +25,7 @@ def bytes_sent(subject: Parallelizes, *, size: str, kind: Kind, counted: Literal
 
     ring: the payload of every collective, times what a ring sends of it. wire: what the kernel has sent through the
     rank's TCP sockets, which counts the algorithms of gloo and its headers. The step has two micro-batches if the
-    program has a function for gradients. Closed forms: `predicted_bytes`.
+    program has a function for gradients. Closed forms: `harness.oracle.rank_costs`.
     """
     ranks = session(subject, kind, size)
     case = case_of(ranks)
@@ -56,22 +55,13 @@ def case_of(ranks: Session) -> str:
 
 
 def predicted_bytes(ranks: Session) -> float:
-    """Return the bytes that a rank sends in a step by the closed form, with rings over n ranks, in float64.
-
-    data: the gradient is averaged once, 2 (n-1)/n of its bytes. sharded: every micro-batch gathers all parameters
-    forward and backward, and the gradient is scattered once: (2 m + 1) (n-1)/n of them (ZeRO-3, Rajbhandari et al.
-    2020, section 7). tensor: every micro-batch sums each of two branches of a layer forward and backward, 2 (n-1)/n of
-    B T C each (Megatron-LM, Shoeybi et al. 2019, section 3).
-    """
-    n, size = ranks.ranks, SIZES[ranks.size]
+    """Return the bytes that a rank sends in the step that was counted, in float64."""
     batches = global_batches(ranks.size, case_of(ranks))[-1]
-    gradient = FLOAT64 * ranks.elements
-    if ranks.kind == DATA:
-        return 2 * (n - 1) / n * gradient
-    if ranks.kind == SHARDED:
-        return (2 * len(batches) + 1) * (n - 1) / n * gradient
     positions = sum(ids.numel() for ids, _ in batches)
-    return 4 * size.layers * 2 * (n - 1) / n * FLOAT64 * positions * size.width
+    return rank_costs.sent_bytes(
+        ranks.kind, SIZES[ranks.size], ranks=ranks.ranks, elements=ranks.elements, positions=positions,
+        element_bytes=FLOAT64, micro_batches=len(batches),
+    )  # fmt: skip
 
 
 @measure
@@ -79,8 +69,7 @@ def predicted_bytes(ranks: Session) -> float:
 def memory_of_a_rank(subject: Parallelizes, *, size: str, kind: Kind) -> Reading:
     """Return the bytes of parameters, gradients and AdamW's moments of the largest rank over the closed form.
 
-    data: everything, on each rank. sharded: the rows of every parameter are shared, the first rank has the most.
-    tensor: a part of what Megatron splits, and all of the rest.
+    Closed forms: `harness.oracle.rank_costs`.
     """
     ranks = session(subject, kind, size)
     memory = [answer["float64"]["steps"][-1]["memory"] for answer in ranks.answers(case_of(ranks))]
@@ -94,19 +83,9 @@ def memory_of_a_rank(subject: Parallelizes, *, size: str, kind: Kind) -> Reading
 
 
 def predicted_memory(ranks: Session) -> int:
-    """Return the bytes of the parameters of the largest rank by the closed form, in float64; moments are twice that."""
-    n = ranks.ranks
-    if ranks.kind == DATA:
-        return FLOAT64 * ranks.elements
-    if ranks.kind == SHARDED:
-        return FLOAT64 * sum(math.ceil(shape[0] / n) * math.prod(shape[1:]) for shape in ranks.shapes.values())
-    split = SIZES[ranks.size].layers * _split_elements(SIZES[ranks.size].width)
-    return FLOAT64 * (ranks.elements - split + split // n)
-
-
-def _split_elements(C: int) -> int:
-    """Return the elements of one layer that are split: all but the norms and the biases of both c_proj."""
-    return (3 * C * C + 3 * C) + C * C + (4 * C * C + 4 * C) + 4 * C * C
+    """Return the bytes of the parameters of the largest rank, in float64; the moments are twice that."""
+    shapes = list(ranks.shapes.values())
+    return FLOAT64 * rank_costs.stored_elements(ranks.kind, SIZES[ranks.size], ranks=ranks.ranks, shapes=shapes)
 
 
 def _line(ranks: Session) -> tuple[str, int]:
