@@ -135,11 +135,11 @@ class _Group:
         """Wait for the answers, and put them into `found`; return at the first failure."""
         for name in self.questions:
             until = time.monotonic() + seconds
-            while (failure := self._failure(name, until)) is None and not self._is_answered(name):
+            while not self._is_answered(name):
+                if (failure := self._failure(name, until)) is not None:
+                    found.failed[name] = failure
+                    return
                 time.sleep(POLL)
-            if failure is not None:
-                found.failed[name] = failure
-                return
             found.given[name] = [torch.load(self._file(name, rank), weights_only=True) for rank in range(self.ranks)]
 
     def end(self) -> None:
@@ -181,7 +181,7 @@ class _Group:
             for rank in range(self.ranks)
             if self._error_file(rank).exists()
         }
-        rank = min(errors, key=lambda rank: ("Connection" in errors[rank]["what"], rank))
+        rank = first_cause({rank: error["what"] for rank, error in errors.items()})
         same = len(errors) == self.ranks and len({each["what"] for each in errors.values()}) == 1
         who = "every rank" if same else f"rank {rank}"
         line = errors[rank]["line"]
@@ -208,6 +208,11 @@ class _Group:
         return ""
 
 
+def first_cause(errors: Mapping[int, str]) -> int:
+    """Return the rank whose error is not that another rank has left."""
+    return min(errors, key=lambda rank: ("Connection" in errors[rank], rank))
+
+
 def _work(questions: Mapping[str, Question], place: Place, folder: Path, port: int) -> None:
     """Be a rank: answer all questions, each into a file; an error is a file, too, and ends the rank."""
     end_with_parent()
@@ -225,6 +230,9 @@ def _work(questions: Mapping[str, Question], place: Place, folder: Path, port: i
             for number, question in enumerate(questions.values()):
                 seed_torch(0)
                 store_answer(question(place), folder / f"{number}.{place.rank}.pt")
+                # Not by a collective: that of a rank that has skipped one would be taken for the one that it skipped.
+                while not all((folder / f"{number}.{rank}.pt").exists() for rank in range(place.ranks)):
+                    time.sleep(POLL)
     except BaseException as error:  # a subject may raise anything, SystemExit too
         frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
         line = [frames[-1].filename, frames[-1].lineno] if frames else None

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from harness.core.error_text import describe_error
 from harness.core.errors import SubjectError
 from harness.core.forked import end_with_parent
-from harness.core.rank_processes import Answer, Place, free_port, joined, prepare, store_answer
+from harness.core.rank_processes import GRACE, Answer, Place, first_cause, free_port, joined, prepare, store_answer
 from harness.core.seeds import seed_torch
 
 SECONDS = 300.0  # for one command
@@ -63,14 +64,22 @@ class RankServer:
             with contextlib.suppress(BrokenPipeError):
                 os.write(ask, f"{command}\n".encode())
         for rank, answer in enumerate(self._answers):
-            ready = select.select([answer], [], [], self.seconds)[0]
-            if not ready or os.read(answer, 1) != b".":
-                why = "no answer in time"
-                with contextlib.suppress(OSError):
-                    why = (self.folder / f"error.{rank}").read_text(encoding="utf-8") if ready else why
-                raise SubjectError(f"rank {rank}, asked to {command}: {why}")
+            if not select.select([answer], [], [], self.seconds)[0]:
+                raise SubjectError(f"rank {rank}, asked to {command}: no answer in time")
+            if os.read(answer, 1) != b".":
+                raise SubjectError(f"asked to {command}, {self._error(rank)}")
         files = [self.folder / f"{command}.{rank}.pt" for rank in range(self.ranks)]
         return [torch.load(file, weights_only=True) for file in files if file.exists()]
+
+    def _error(self, rank: int) -> str:
+        """Return the error of the ranks, of which `rank` has one."""
+        time.sleep(GRACE)  # in which the others raise, too
+        found = {}
+        for each in range(self.ranks):
+            with contextlib.suppress(OSError):
+                found[each] = (self.folder / f"error.{each}").read_text(encoding="utf-8")
+        first = first_cause(found) if found else rank
+        return f"rank {first}: {found.get(first, 'its process has ended')}"
 
 
 def _serve(make: Callable[[Place], Commands], place: Place, command: int, done: int, port: int) -> None:

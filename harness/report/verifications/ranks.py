@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SECTION = "ranks"
 ONE = "one process"
 KINDS = {"data": "data parallel", "sharded": "fully sharded", "tensor": "tensor parallel"}
-PARTS = {"parameters": "parameters", "gradients": "gradients", "optimizer": "moments of AdamW"}
+PARTS = {"parameters": "parameters", "gradients": "gradients", "optimizer": "moments"}
 SHADES = {"parameters": COLOURS[0], "gradients": COLOURS[4], "optimizer": COLOURS[2]}
 WITHIN = 1.3  # of the closed form, beyond which a bar is drawn as wrong
 
