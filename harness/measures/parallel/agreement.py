@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
+from harness.measures.parallel.experiments import DTYPES
 from harness.measures.parallel.failures import failed_ranks_are_a_reading
-from harness.measures.parallel.parity import Case, Kind
+from harness.measures.parallel.parity import Kind
 from harness.measures.parallel.rank_model import build
 from harness.measures.parallel.session import Session, session
 from harness.subjects.protocols import Parallelizes
@@ -19,15 +20,11 @@ from harness.suites.measure_registry import Reading, measure
 
 @measure
 @failed_ranks_are_a_reading
-def ranks_apart(subject: Parallelizes, *, size: str, kind: Kind, case: Case = "accumulated") -> Reading:
+def ranks_apart(subject: Parallelizes, *, size: str, kind: Kind) -> Reading:
     """Count the elements that several ranks have and that differ, bitwise, after the steps of training."""
     ranks = session(subject, kind, size)
-    if not all("after" in answer["float64"] for answer in ranks.answers(case)):
-        raise MissingAbility("the weights are judged after steps with the program's own gradients: case=accumulated")
-    found = {
-        f"{dtype} weights": ranks.apart([answer[dtype]["after"] for answer in ranks.answers(case)])
-        for dtype in ("float64", "float32")
-    }
+    after = {dtype: [answer[dtype]["after"] for answer in ranks.answers(ranks.trained)] for dtype in DTYPES}
+    found = {f"{dtype} weights": ranks.apart(parts) for dtype, parts in after.items()}
     return Reading(found, "elements", _said(ranks, "replicas of a weight differ between the ranks", found))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from harness.core.errors import MissingResource
 from harness.core.sizes import SIZES
 from harness.measures.parallel.failures import failed_ranks_are_a_reading
-from harness.measures.parallel.global_batch import ACCUMULATED, PLAIN, global_batches
+from harness.measures.parallel.global_batch import global_batches
 from harness.measures.parallel.parity import Kind
 from harness.measures.parallel.session import Session, session
 from harness.oracle import rank_costs
@@ -28,7 +28,7 @@ def bytes_sent(subject: Parallelizes, *, size: str, kind: Kind, counted: Literal
     program has a function for gradients. Closed forms: `harness.oracle.rank_costs`.
     """
     ranks = session(subject, kind, size)
-    case = case_of(ranks)
+    case = ranks.trained
     traffic = [answer["float64"]["steps"][-1]["traffic"] for answer in ranks.answers(case)]
     if counted == "wire" and any(each["wire"] < 0 for each in traffic):
         raise MissingResource("the kernel does not say how many bytes a socket has sent (Linux does, since 4.19)")
@@ -49,14 +49,9 @@ def bytes_sent(subject: Parallelizes, *, size: str, kind: Kind, counted: Literal
     return Reading(found, "of the closed form", details)
 
 
-def case_of(ranks: Session) -> str:
-    """Return the case in which a whole step is done."""
-    return ACCUMULATED if "gradients" in ranks.subject.parallel_program.functions else PLAIN
-
-
 def predicted_bytes(ranks: Session) -> float:
     """Return the bytes that a rank sends in the step that was counted, in float64."""
-    batches = global_batches(ranks.size, case_of(ranks))[-1]
+    batches = global_batches(ranks.size, ranks.trained)[-1]
     positions = sum(ids.numel() for ids, _ in batches)
     return rank_costs.sent_bytes(
         ranks.kind, SIZES[ranks.size], ranks=ranks.ranks, elements=ranks.elements, positions=positions,
@@ -72,7 +67,7 @@ def memory_of_a_rank(subject: Parallelizes, *, size: str, kind: Kind) -> Reading
     Closed forms: `harness.oracle.rank_costs`.
     """
     ranks = session(subject, kind, size)
-    memory = [answer["float64"]["steps"][-1]["memory"] for answer in ranks.answers(case_of(ranks))]
+    memory = [answer["float64"]["steps"][-1]["memory"] for answer in ranks.answers(ranks.trained)]
     predicted = predicted_memory(ranks)
     found = {
         what: max(each[what] for each in memory) / (predicted * (2 if what == "optimizer" else 1)) for what in memory[0]

@@ -24,6 +24,8 @@ from harness.subjects.ranks.wrapped import RankModel, gradient_parts, local, par
 DTYPES = ("float64", "float32")
 # With the usual epsilon of 1e-8 the first step is the sign of the gradient: where that is about 0, rounding decides it.
 ADAMW: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-2, "weight_decay": 0.1, "foreach": False}
+# The questions that can be asked only of a program that has a function for the role.
+NEEDS = {"accumulated": "gradients", "masks": "seed", "state": "state", "save": "save", "share": "share"}
 RATE = 0.5  # of dropout, where masks are compared
 
 
@@ -40,8 +42,7 @@ def questions(subject: Parallelizes, kind: str, size: str) -> dict[str, Question
         "share": share,
     }
     has = subject.parallel_program.functions
-    needs = {"accumulated": "gradients", "masks": "seed", "state": "state", "save": "save", "share": "share"}
-    left_out = {name for name, role in needs.items() if role not in has}
+    left_out = {name for name, role in NEEDS.items() if role not in has}
     if not has_dropout_setting(subject):
         left_out.add("masks")
     if kind == TENSOR:  # its ranks compute the same rows

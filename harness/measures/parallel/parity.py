@@ -38,12 +38,14 @@ def ranks_against_one_process(
 
     plain: one micro-batch, its loss and backward pass, so that the wrapper alone is judged. accumulated: the program's
     own function for gradients, over two micro-batches with different numbers of targets, and its own clipping. weights:
-    those after the steps of AdamW. Each rank's values are compared, and the worst counts.
+    those after the steps of AdamW, with the program's function for gradients if it has one. Each rank's values are
+    compared, and the worst counts.
     """
     ranks = session(subject, kind, size)
+    step: str = ranks.trained if compare == "weights" else case
     read = READERS[compare]
-    found = {dtype: read(ranks, case, dtype) for dtype in DTYPES}
-    expected = {dtype: EXPECTED[compare](ranks, case, dtype) for dtype in DTYPES}
+    found = {dtype: read(ranks, step, dtype) for dtype in DTYPES}
+    expected = {dtype: EXPECTED[compare](ranks, step, dtype) for dtype in DTYPES}
     if not found["float64"]:
         raise MissingAbility(f"{subject.name} returns no {compare} that could be compared")
     differences = [
@@ -61,9 +63,9 @@ def ranks_against_one_process(
     wrong = [each.where for each in differences if each.verdict == "different"]
     if not wrong:
         return result
-    said = causes.explain(ranks, compare, case, found["float64"], expected["float64"], wrong)
+    said = causes.explain(ranks, compare, step, found["float64"], expected["float64"], wrong)
     details = {**result.details, "hint": said, "answers": {wrong[0]: said}} if said else dict(result.details)
-    line = causes.line_of(ranks, compare, case)
+    line = causes.line_of(ranks, compare, step)
     return Reading(result.value, result.unit, {**details, "line": list(line)} if line and said else details)
 
 

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -13,20 +14,23 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from harness.core.errors import MissingAbility
+from harness.core.errors import MissingAbility, MissingResource
 from harness.core.rank_processes import Answer, Answers, Failure, Question, answers_of_ranks
 from harness.core.seeds import seeded
 from harness.measures.parallel import experiments
+from harness.measures.parallel.global_batch import ACCUMULATED, PLAIN
 from harness.measures.parallel.rank_model import build
 from harness.subjects.protocols import Parallelizes
 
 RANKS = 2
 RUN = f"{os.getpid()} {time.time_ns()}"  # of this process and those forked from it
+# What torch says of a wrapper that has no form for CPUs, as FullyShardedDataParallel (FSDP1), or of a device or NCCL.
+NEEDS_A_DEVICE = re.compile(r"non-CPU accelerator|no NVIDIA driver|not compiled with CUDA|NCCL", re.IGNORECASE)
 
 Parts = Sequence[Sequence[Tensor]]  # by rank, then by parameter of the rank
 
@@ -81,10 +85,20 @@ class Session:
         """Return the answer of each rank. Raises RanksFailed, or MissingAbility if the subject cannot be asked it."""
         found = self._answers
         if question in found.failed:
-            raise RanksFailed(question, found.failed[question])
+            self._raise(question, found.failed[question])
         if question not in found.given:
-            raise MissingAbility(f"{self.subject.name} has no function for {question!r} of {self.kind} ranks")
+            if question in experiments.NEEDS:
+                self.subject.parallel_program.function(experiments.NEEDS[question])
+            raise MissingAbility(f"{question!r} cannot be asked of {self.kind} ranks of {self.subject.name}")
         return found.given[question]
+
+    @staticmethod
+    def _raise(question: str, failure: Failure) -> NoReturn:
+        if NEEDS_A_DEVICE.search(failure.what):
+            raise MissingResource(
+                f"the ranks of a check are CPU processes, and the program needs a GPU: {failure.what}"
+            )
+        raise RanksFailed(question, failure)
 
     def read_by(self, ranks: int) -> list[Answer]:
         """Return the answers of other ranks that read this session's checkpoint."""
@@ -94,7 +108,7 @@ class Session:
         layout = functools.partial(experiments.layout, self.subject, self.kind, self.size)
         found = self._asked_once(f"read by {ranks}", ranks, {"layout": layout, "load": load})
         for question, failure in found.failed.items():
-            raise RanksFailed(question, failure)
+            self._raise(question, failure)
         return [{**a, **b} for a, b in zip(found.given["layout"], found.given["load"], strict=True)]
 
     def one_process(self, case: str, dtype: str) -> dict[str, Any]:
@@ -109,6 +123,11 @@ class Session:
         """The shape of every parameter of one process, by name; a shared one comes once."""
         module = build(self.subject, self.size, "float64").module
         return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+    @property
+    def trained(self) -> str:
+        """The case in which the weights change: by the program's own gradients if it has a function for them."""
+        return ACCUMULATED if "gradients" in self.subject.parallel_program.functions else PLAIN
 
     @property
     def elements(self) -> int:
