@@ -36,6 +36,10 @@ class GenerationError(GPTError, ValueError):
     """Arguments for generation that are out of range."""
 
 
+class ParallelError(GPTError, ValueError):
+    """Ranks that cannot share a model or a batch, or a process that is no rank."""
+
+
 class WeightsError(GPTError):
     """Weights that do not fit the model, or a damaged checkpoint."""
 

@@ -36,9 +36,11 @@ from harness.subjects.protocols import (
     ChoosesInit,
     Generates,
     LoadsTensors,
+    Parallelizes,
     Subject,
     Unties,
 )
+from harness.subjects.ranks.program import KINDS, NAMES, WRAPS
 from harness.subjects.weight_map import MappedWeight, WeightMap, family
 
 # For each ability, what the adapter looks for in a subject. Printed if the subject lacks the ability.
@@ -53,6 +55,8 @@ LOOKED_FOR = {
     "use_cache and reset_kv_cache()",
     Checkpoints: "from_pretrained(directory) and save_pretrained(directory)",
     LoadsTensors: "a method load...(state_dict), or a function load...(model, state_dict) beside the class",
+    Parallelizes: f"a function (model) or (model, mesh) beside the class, called {', '.join(WRAPS[:2])} or "
+    f"{', '.join(NAMES[kind][1] for kind in KINDS)} ...",
 }
 
 
@@ -212,6 +216,9 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
     details = {
         ChoosesAttention: lambda s: ", ".join(s.attentions),
         ChoosesInit: lambda s: ", ".join(s.recipes),
+        Parallelizes: lambda s: "; ".join(
+            f"{role}: {function.text}" for role, function in s.parallel_program.functions.items()
+        ),
         Generates: lambda s: "" if how is None else f"{how.function.__name__}({', '.join(how.parameters)})",
     }
     for ability, looked_for in LOOKED_FOR.items():

@@ -14,7 +14,7 @@ from harness.report.json_values import as_float, as_mapping
 from harness.report.markdown import code, escape, missing, plot_anchor, prose, table
 from harness.report.plot import Plot
 from harness.report.run_records import RunRecords, commit, provenance
-from harness.report.verifications import activations, diagnosis, parity, verdicts
+from harness.report.verifications import activations, diagnosis, parity, ranks, verdicts
 from harness.report.verifications.check_rows import places
 from harness.report.verifications.failures import name_of
 
@@ -38,7 +38,9 @@ def page(verify: list[Row] | None, bench: list[Row] | None) -> str:
 
 def plots(verify: RunRecords | None, bench: RunRecords | None) -> list[Plot]:
     """Return every plot that the records have data for, in the order of the page."""
-    possible = [diagnosis.plot(verify), activations.plot(verify), parity.plot(verify)] if verify else []
+    possible = []
+    if verify:
+        possible = [diagnosis.plot(verify), activations.plot(verify), parity.plot(verify), ranks.plot(verify)]
     verified = [plot for plot in possible if plot]
     if not bench:
         return verified

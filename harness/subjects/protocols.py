@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.core.sizes import Size
 from harness.subjects.model import Model
+from harness.subjects.ranks.program import ParallelProgram
 
 # The first line of each docstring is printed when a check is skipped: "... has no ability 'Generates': Continues ...".
 
@@ -147,4 +148,14 @@ class LoadsTensors(Subject, Protocol):
 
     def load_tensors(self, model: Model, tensors: Any) -> Model:
         """Return the model with the tensors. `tensors` are whatever the function takes; it may raise anything."""
+        ...
+
+
+@runtime_checkable
+class Parallelizes(Subject, Protocol):
+    """Trains on several ranks, with functions that wrap a model (data parallel, sharded, tensor parallel)."""
+
+    @property
+    def parallel_program(self) -> ParallelProgram:
+        """Its functions for several ranks, by what they do."""
         ...

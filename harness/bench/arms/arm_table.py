@@ -73,6 +73,11 @@ ARMS = (
     ArmSpec(
         "checkpointed", "activations of a block computed again in the backward pass", options={"checkpointing": True}
     ),
+    # Several ranks, of one thread each, on CPUs through gloo.
+    ArmSpec("one-process", "the whole batch in one process"),
+    ArmSpec("ddp", "two data parallel ranks", devices=("cpu",), options={"ranks": "data"}),
+    ArmSpec("fsdp", "two fully sharded ranks", devices=("cpu",), options={"ranks": "sharded"}),
+    ArmSpec("tp", "two tensor parallel ranks", devices=("cpu",), options={"ranks": "tensor"}),
     # Peers, where their packages are.
     ArmSpec("hf-sdpa", "transformers' GPT-2, SDPA", peer="hf-sdpa"),
     ArmSpec("hf-eager", "transformers' GPT-2, eager attention", peer="hf-eager", claims={"attention": "formula"}),

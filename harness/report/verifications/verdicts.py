@@ -12,7 +12,7 @@ from harness.report.json_values import as_float
 from harness.report.markdown import LONGEST_TABLE, code, csv_link, embed, escape, missing, prose, table
 from harness.report.plot import Plot
 from harness.report.run_records import VERDICTS, RunRecords, count_verdicts
-from harness.report.verifications import activations, diagnosis, failures, parity
+from harness.report.verifications import activations, diagnosis, failures, parity, ranks
 from harness.report.verifications.check_rows import components
 from harness.report.verifications.failures import name_of
 
@@ -32,6 +32,7 @@ def sections(run: RunRecords, drawn: list[Plot]) -> Iterator[str]:
     yield from suites(run)
     yield from parameter_counts(run)
     yield from activations.section(run, [plot for plot in drawn if plot.section == "activations"])
+    yield from ranks.section(run, [plot for plot in drawn if plot.section == ranks.SECTION])
     yield from parity.section(run, [plot for plot in drawn if plot.section == "parity"])
 
 

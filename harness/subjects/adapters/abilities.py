@@ -16,8 +16,10 @@ from harness.core.sizes import SIZES
 from harness.subjects.adapters import generation, key_value_cache
 from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.parallel import parallel_program_of
 from harness.subjects.adapters.tensor_loader import TensorLoader, tensor_loader_of
 from harness.subjects.model import Model
+from harness.subjects.ranks.program import ParallelProgram
 
 
 class _Ability(abc.ABC):
@@ -191,6 +193,17 @@ class _LoadsTensors(_Ability):
         return loader
 
 
+class _Parallelizes(_Ability):
+    @classmethod
+    def found_in(cls, kind: type, constructor: Constructor, module: ModuleType | None) -> bool:
+        return bool(parallel_program_of(kind, module).kinds)
+
+    @property
+    def parallel_program(self) -> ParallelProgram:
+        """Its functions for several ranks; see `Parallelizes.parallel_program`."""
+        return parallel_program_of(self.kind, self.module)
+
+
 # In the order of the bases of the adapted subject: _ChoosesCache extends the `new_cache` of _Caches.
 ABILITIES: tuple[type[_Ability], ...] = (
     _ChoosesAttention,
@@ -201,4 +214,5 @@ ABILITIES: tuple[type[_Ability], ...] = (
     _Caches,
     _Checkpoints,
     _LoadsTensors,
+    _Parallelizes,
 )

@@ -1,0 +1,100 @@
+"""What ranks have and send, on answers that are made up and on two ranks that do one collective."""
+
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from harness.core.errors import MissingAbility, MissingResource
+from harness.core.rank_processes import Answers, Failure, answers_of_ranks
+from harness.measures.parallel.agreement import ranks_apart, ties_after_wrapping
+from harness.measures.parallel.global_batch import ACCUMULATED, IGNORED, PLAIN, global_batches
+from harness.measures.parallel.session import Session, session
+from harness.subjects.adapters import adapt
+from harness.subjects.ranks.traffic import counted
+
+
+def sends(place):
+    whole = torch.zeros(100_000, dtype=torch.float64)
+    with counted(place.ranks) as found:
+        dist.all_reduce(whole)
+        dist.all_gather_into_tensor(whole, whole.chunk(place.ranks)[place.rank].clone())
+    return found
+
+
+def test_collectives_are_counted_by_what_a_ring_sends_and_by_the_kernel(tmp_path):
+    for found in answers_of_ranks({"sends": sends}, ranks=2, folder=tmp_path).given["sends"]:
+        assert found["payload"] == {"allreduce": 800_000, "allgather": 800_000}
+        assert found["ring"] == 800_000 + 400_000
+        if sys.platform == "linux":
+            assert 1_200_000 <= found["wire"] < 1_300_000  # a twelfth more at most: headers, and how they connect
+
+
+@pytest.fixture
+def ranks():
+    """A session of two ranks with one parameter of 4 elements: each has half, and both have the last one, number 5."""
+    session.__globals__["_session"].cache_clear()
+    made = session(adapt("gpt:GPT"), "data", "debug")
+    made.__dict__["shapes"] = {"w": (2, 2), "b": (1,)}
+    made.__dict__["layout"] = [[torch.tensor([1, 2]), torch.tensor([5])], [torch.tensor([3, 4]), torch.tensor([5])]]
+    yield made
+    session.__globals__["_session"].cache_clear()
+
+
+def test_parts_are_put_together_by_their_numbers_and_each_rank_sees_its_own(ranks: Session):
+    parts = [[torch.tensor([1.0, 2.0]), torch.tensor([7.0])], [torch.tensor([3.0, 4.0]), torch.tensor([8.0])]]
+    first, second = ranks.whole(parts)
+    assert first["w"].tolist() == second["w"].tolist() == [[1, 2], [3, 4]]
+    assert (first["b"].item(), second["b"].item()) == (7, 8)
+    assert ranks.apart(parts) == 1
+
+
+def test_what_no_rank_has_is_not_a_number(ranks: Session):
+    ranks.__dict__["layout"] = [[torch.tensor([1, 2])], [torch.tensor([3])]]
+    views = ranks.whole([[torch.tensor([1.0, 2.0])], [torch.tensor([3.0])]])
+    assert torch.isnan(views[0]["w"][1, 1])
+    ranks.__dict__["_answers"] = Answers({"layout": [{}, {}]})
+    found = ties_after_wrapping(ranks.subject, size="debug", kind="data").value
+    assert found["elements on no rank"] == 2
+
+
+def test_an_element_that_a_rank_has_twice_is_a_broken_tie(ranks: Session):
+    ranks.__dict__["layout"] = [[torch.tensor([1, 2, 3, 4, 5]), torch.tensor([1, 2])]] * 2
+    reading = ties_after_wrapping(ranks.subject, size="debug", kind="data")
+    assert reading.value["elements with two copies on a rank"] == 2
+    assert reading.details["hint"].startswith("the tie")
+
+
+def test_ranks_that_fail_are_a_reading_with_their_line(ranks: Session):
+    failure = Failure("rank 1: ValueError: no", ("/home/me/mine.py", 7), "printed")
+    ranks.__dict__["_answers"] = Answers(failed={"accumulated": failure})
+    reading = ranks_apart(ranks.subject, size="debug", kind="data")
+    assert reading.value == {"the ranks": "rank 1: ValueError: no"}
+    assert reading.details["line"] == ["/home/me/mine.py", 7]
+
+
+def test_a_program_that_needs_a_gpu_is_skipped(ranks: Session):
+    failure = Failure("every rank: RuntimeError: FSDP needs a non-CPU accelerator device")
+    ranks.__dict__["_answers"] = Answers(failed={"accumulated": failure})
+    with pytest.raises(MissingResource, match="the program needs a GPU"):
+        ranks_apart(ranks.subject, size="debug", kind="data")
+
+
+def test_a_question_that_was_not_asked_names_the_function_that_is_missing(tmp_path):
+    (tmp_path / "mine.py").write_text("from harness.faults.specimen import GPT\ndef to_ddp(model): ...\n")
+    own = Session(adapt(f"{tmp_path / 'mine.py'}:GPT"), "data", "debug")
+    own.__dict__["_answers"] = Answers()
+    with pytest.raises(MissingAbility, match="save_checkpoint, save_sharded"):
+        own.answers("save")
+
+
+def test_accumulated_batches_have_other_numbers_of_targets_on_each_rank_and_in_each_step():
+    counts = [
+        [int((half != IGNORED).sum()) for _, targets in step for half in targets.chunk(2)]
+        for step in global_batches("debug", ACCUMULATED)
+    ]
+    assert all(len(set(step)) > 2 for step in counts)
+    assert len({sum(step) for step in counts}) == len(counts)
+    ((_, targets),) = global_batches("debug", PLAIN)[0]
+    assert (targets != IGNORED).all()
