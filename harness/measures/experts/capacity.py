@@ -88,10 +88,10 @@ def _capacity(kept: Tensor, dropped: Tensor, *, rows: int, factor: float, k: int
             return said, True
     lost = _loads(dropped, 1)[0]
     loads = _loads(kept, 1)[0]
-    full = sorted(set(loads[lost > 0].tolist()))
-    if not full:
+    seen = sorted(set(loads[lost > 0].tolist()))
+    if not seen:
         return f"nothing was dropped, and an expert has up to {int(loads.max())}", False
-    return f"experts that drop tokens have {', '.join(map(str, full))}", False
+    return f"experts that drop tokens have {', '.join(map(str, seen))}", False
 
 
 def _beyond(kept: Tensor, *, rows: int, factor: float, k: int) -> int:

@@ -56,8 +56,8 @@ def expert_gradients(subject: MixesExperts, *, size: str, experts: int = 6, per_
             )
             slopes[place].append((by_autograd, _slope(layer, x, weights, tensors, directions)))
     scale = max(abs(slope) for each in slopes.values() for _, slope in each)
-    best = {place: min(each, key=lambda pair: _error(*pair, scale)) for place, each in slopes.items()}
-    found = {place: _error(*pair, scale) for place, pair in best.items()}
+    best = {place: min(each, key=lambda pair: _error(pair, scale)) for place, each in slopes.items()}
+    found = {place: _error(pair, scale) for place, pair in best.items()}
     answers = {place: _said(*best[place], scale) for place, error in found.items() if not error < WRONG}
     found["experts that did not compute"] = _idle_gradient(layer)
     if found["experts that did not compute"]:
@@ -75,7 +75,8 @@ def _clear_tokens(layer: ExpertLayer, k: int) -> Tensor:
     return x[clear.nonzero().flatten()[:12]].view(2, 6, -1).clone()
 
 
-def _error(own: float, slope: float, scale: float) -> float:
+def _error(pair: tuple[float, float], scale: float) -> float:
+    own, slope = pair
     return abs(own - slope) / abs(slope) if abs(slope) > NO_SLOPE * scale else math.inf
 
 
