@@ -57,9 +57,9 @@ def plots(found: LessonRuns) -> list[Plot]:
 
 def headline(arms: Mapping[str, Sequence[TrainingRun]], routed: Mapping[str, Sequence[TrainingRun]]) -> str:
     """Return the share of the fullest expert of each arm at the end, and the losses."""
-    parts = [f"{percent(fullest(runs))} of a layer's tokens {arm}" for arm, runs in routed.items()]
+    parts = [f"{arm} {percent(fullest(runs))}" for arm, runs in routed.items()]
     losses = ", ".join(f"{arm} {mean_and_spread(last_losses(runs))}" for arm, runs in arms.items())
-    return f"The fullest expert has {', '.join(parts)}. Loss at the end: {losses}"
+    return f"The fullest expert's share of a layer's tokens: {', '.join(parts)}. Loss at the end: {losses}"
 
 
 def fullest(runs: Sequence[TrainingRun]) -> float:
