@@ -95,9 +95,8 @@ def test_a_flag_that_promises_a_sum_of_1_is_held_to_it(tmp_path):
     """Without the flag the same gates are a convention of their own."""
     ending = "        return (logits.softmax(-1)[..., None] * (gates > 0)[..., None] * outputs).sum(-2)\n"
     assert routing.gate_convention(subject(tmp_path, ending), size="debug").value.startswith("softmax over all, not")
-    flagged = HEAD.replace("self.k, self.cap", "self.norm_topk_prob, self.k, self.cap").replace(
-        "= top_k, ", "= True, top_k, "
-    )
+    flagged = HEAD.replace("self.k, self.cap", "self.norm_topk_prob, self.k, self.cap")
+    flagged = flagged.replace("= top_k, ", "= True, top_k, ")
     file = tmp_path / "flagged.py"
     file.write_text(flagged + ending)
     found = routing.gate_convention(adapt(f"{file}:GPT"), size="debug").value
