@@ -40,8 +40,6 @@ EXPERT_RULES = (
          "tokens are computed by experts that the router did not choose for them"),
     Rule("tokens_without_their_experts", "another number of experts", "experts.dispatch", "",
          "tokens are computed by another number of experts than k"),
-    Rule("neighbours_mattering", ".", "experts.batch", "experts-fixed-buffer",
-         "a token's output depends on the tokens beside it, as where a buffer of a fixed size drops what does not fit"),
     Rule("expert_gradients", "the router: [^|]*it is detached", "experts.router", "experts-router-detached",
          "no gradient reaches the router"),
     Rule("expert_gradients", "the router: [^|]*never learnt", "experts.router", "experts-router-never-learnt",
@@ -64,6 +62,8 @@ EXPERT_RULES = (
          "no token is dropped: the capacity is not applied"),
     Rule("capacity_faults", "no definition", "experts.capacity", "experts-capacity-of-one-row",
          "the capacity is not factor k N / E: it is counted from other numbers of tokens or experts"),
+    Rule("neighbours_mattering", ".", "experts.batch", "experts-fixed-buffer",
+         "a token's output depends on the tokens beside it, as where a buffer of a fixed size drops what does not fit"),
     Rule("router_types", ".", "experts.dtype", "experts-crash-in-bfloat16",
          "in bfloat16 the layer fails", errors=True),
 )  # fmt: skip
