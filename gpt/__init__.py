@@ -21,14 +21,16 @@ if TYPE_CHECKING:
         WeightsError,
         WeightsUnavailable,
     )
+    from gpt.experts import MixtureOfExperts
+    from gpt.feed_forward import FeedForward
     from gpt.model import GPT
-    from gpt.network import Block, FeedForward
+    from gpt.network import Block
 else:
 
     def __getattr__(name: str) -> object:
         # At the first use: torch takes seconds to import, and `python -m gpt.train --help` does not need it.
         if name in __all__:
-            for module in ("errors", "config", "attention", "cache", "network", "model"):
+            for module in ("errors", "config", "attention", "cache", "feed_forward", "experts", "network", "model"):
                 found = getattr(import_module(f"gpt.{module}"), name, None)
                 if found is not None:
                     return found
@@ -53,6 +55,7 @@ __all__ = [
     "Head",
     "KVCache",
     "LoopedSelfAttention",
+    "MixtureOfExperts",
     "TextError",
     "TokenError",
     "WeightsError",

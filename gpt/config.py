@@ -1,5 +1,6 @@
 """The shape of a GPT as one frozen dataclass, and the published shapes as data."""
 
+import math
 from dataclasses import dataclass, fields
 
 from gpt.errors import ConfigError
@@ -33,6 +34,12 @@ class GPTConfig:
     """The form of attention: "looped" (head by head), "naive" (batched) or "flash" (fused)."""
     init: str = "gpt2"
     """The initialisation: a name in `gpt.init.RECIPES`."""
+    n_experts: int = 0
+    """The feed-forward networks of a block, of which a router chooses; 0 is GPT-2's one network without a router."""
+    experts_per_token: int = 2
+    """The experts that compute a token, where there are experts."""
+    capacity_factor: float = 0.0
+    """The most tokens of a batch that an expert computes, in units of its even share; 0 is no limit."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -48,8 +55,23 @@ class GPTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is outside [0, 1); it is the share of values dropped")
+        self._check_experts()
         check_choice("attention", self.attention, ATTENTIONS)
         check_choice("init", self.init, INITS)
+
+    def _check_experts(self) -> None:
+        if self.n_experts < 0:
+            raise ConfigError(f"n_experts={self.n_experts} is negative; give 0 for none")
+        most = self.n_experts or math.inf
+        if not 1 <= self.experts_per_token <= most:
+            raise ConfigError(
+                f"experts_per_token={self.experts_per_token} is outside 1 to n_experts, {most}; "
+                "a token is computed by at least one expert, and by each at most once"
+            )
+        if not 0 <= self.capacity_factor < math.inf:
+            raise ConfigError(
+                f"capacity_factor={self.capacity_factor} is not a positive number; give 1 or more, or 0 for no limit"
+            )
 
     @property
     def head_size(self) -> int:

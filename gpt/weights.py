@@ -54,7 +54,15 @@ class MappedWeight:
 
 
 def mapped_weights(config: GPTConfig) -> list[MappedWeight]:
-    """Return the weight map with one line for every layer (and every head) of `config`."""
+    """Return the weight map with one line for every layer (and every head) of `config`.
+
+    Raises `WeightsError` for a model with experts.
+    """
+    if config.n_experts:
+        raise WeightsError(
+            f"this model has n_experts={config.n_experts}, and Hugging Face's GPT-2 has one feed-forward network a "
+            "block; save its state_dict() instead"
+        )
     found = []
     for ours, theirs, transposed in WEIGHT_MAP:
         if (config.tied and ours == "lm_head.weight") or (not config.bias and ours.endswith(".bias")):

@@ -33,7 +33,7 @@ def test_without_biases_neither_linear_layers_nor_layer_norms_have_them():
 def test_all_sizes_of_the_debug_preset_differ_so_that_a_swapped_dimension_is_noticed():
     config = PRESETS["debug"]
     sizes = [*[size for size in astuple(config) if type(size) is int], config.head_size, 4 * config.n_embd]
-    assert len(set(sizes)) == len(sizes) == 7
+    assert len(set(sizes)) == len(sizes) == 9
 
 
 def test_every_recipe_and_attention_of_the_configuration_exists():

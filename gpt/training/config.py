@@ -52,6 +52,12 @@ class TrainConfig:
     """The form of attention: "looped" (head by head), "naive" (batched) or "flash" (fused)."""
     init: str = "gpt2"
     """The initialisation: "gpt2", "unscaled", "pytorch" or "kaiming"."""
+    n_experts: int = 0
+    """The feed-forward networks of a block, of which a router chooses for each token; 0 is one without a router."""
+    experts_per_token: int = 2
+    """The experts that compute a token, where there are experts."""
+    capacity_factor: float = 0.0
+    """The most tokens of a batch that an expert computes, in units of its even share; 0 is no limit."""
 
     # Batch
     batch_size: int = 8
@@ -84,6 +90,8 @@ class TrainConfig:
     """The decay of matrices; vectors (biases and gains) have none."""
     clip: float = 1.0
     """The largest global norm of a gradient; 0 does not clip."""
+    balance_weight: float = 0.01
+    """The factor of the experts' balance loss in the loss that is trained on; 0 leaves the routers to themselves."""
 
     # Precision and memory
     precision: str = "float32"
@@ -147,6 +155,9 @@ class TrainConfig:
             bias=self.bias,
             attention=self.attention,
             init=self.init,
+            n_experts=self.n_experts,
+            experts_per_token=self.experts_per_token,
+            capacity_factor=self.capacity_factor,
         )
 
 
@@ -154,7 +165,9 @@ CHOICES = {"vocabulary": VOCABULARIES, "order": ORDERS, "schedule": SCHEDULES, "
 
 AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("batch_size", "accumulation", "steps", "sample_tokens", "keep", "log_every"), 1),
-    **dict.fromkeys(("workers", "overfit_batches", "warmup", "horizon", "min_lr", "weight_decay", "clip"), 0),
+    **dict.fromkeys(
+        ("workers", "overfit_batches", "warmup", "horizon", "min_lr", "weight_decay", "clip", "balance_weight"), 0
+    ),
     **dict.fromkeys(("eval_every", "eval_batches", "sample_every", "save_every", "spike_factor", "budget", "seed"), 0),
     "inject_spike_at": -1,
 }

@@ -14,7 +14,7 @@ def recompute_blocks(model: Network) -> None:
     """Let each block of `model` store only its input for the backward pass; weights and their names are unchanged.
 
     A forward pass is computed once more for about a third more work. Dropout is drawn again from the same state, so
-    gradients are the same.
+    gradients are the same. A layer of experts then appends its routing once more: read them before the backward pass.
     """
     for block in model.blocks:
         # A partial of a bound method, not a closure: copy.deepcopy then binds the copy's block.

@@ -35,20 +35,36 @@ class Memory:
 
 
 def parameter_count(config: TrainConfig, vocab_size: int) -> int:
-    """Return N = V C + T C + L (12 C² + 13 C) + 2 C, with a tied head; without biases L (12 C² + 2 C) + C."""
+    """Return N = V C + T C + L (12 C² + 13 C) + 2 C, with a tied head; without biases L (12 C² + 2 C) + C.
+
+    With E experts a block has E feed-forward networks of 8 C² + 5 C (8 C² without biases) and a router of E C.
+    """
     C, L = config.n_embd, config.n_layer
     blocks = L * (12 * C * C + (13 if config.bias else 2) * C) + (2 if config.bias else 1) * C
+    if config.n_experts:
+        blocks += L * ((config.n_experts - 1) * _feed_forward_parameters(config) + config.n_experts * C)
     return (vocab_size + config.block_size) * C + blocks
+
+
+def active_parameter_count(config: TrainConfig, vocab_size: int) -> int:
+    """Return how many parameters compute a token: without the E - k experts of each block that it is not sent to."""
+    idle = config.n_experts - config.experts_per_token if config.n_experts else 0
+    return parameter_count(config, vocab_size) - config.n_layer * idle * _feed_forward_parameters(config)
+
+
+def _feed_forward_parameters(config: TrainConfig) -> int:
+    return 8 * config.n_embd**2 + (5 * config.n_embd if config.bias else 0)
 
 
 def flops_per_token(config: TrainConfig, vocab_size: int) -> int:
     """Return the FLOPs of forward and backward for one token, 6 (N - T C) + 12 L C T.
 
     Every weight but the table of positions is multiplied with each token: 2 FLOPs forward, 4 backward. Attention's
-    scores and sums are counted over the whole window, as in PaLM (Chowdhery et al. 2022, appendix B).
+    scores and sums are counted over the whole window, as in PaLM (Chowdhery et al. 2022, appendix B). Of experts,
+    N has those that compute the token.
     """
     C, T = config.n_embd, config.block_size
-    return 6 * (parameter_count(config, vocab_size) - T * C) + 12 * config.n_layer * C * T
+    return 6 * (active_parameter_count(config, vocab_size) - T * C) + 12 * config.n_layer * C * T
 
 
 def estimate(config: TrainConfig, vocab_size: int, device: str = "cpu") -> Memory:
@@ -77,6 +93,8 @@ def _layer_bytes(config: TrainConfig, device: str, *, stored: int, autocast: boo
     # c_attn and c_fc (2 C), queries, keys and values (3 C), attention's output and its copy by position (2 C), and
     # the wide layer before and after GELU (8 C).
     total = 2 * C * stored + 15 * C * product
+    if config.n_experts:  # for each of a token's experts: its input, the wide layer twice, its output and that gated
+        total += (11 * config.experts_per_token - 9) * C * product + 4 * config.n_experts * 4
     total += 2 * C if config.dropout else 0  # two masks of bytes
     row = config.n_head * config.block_size * (stored + 1)  # of attention's weights, in every head, with a mask
     if config.attention != "flash":

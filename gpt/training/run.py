@@ -16,7 +16,15 @@ from gpt.training.checkpoints import BEST, Checkpoints, Snapshot
 from gpt.training.command_line import Command
 from gpt.training.environment import environment
 from gpt.training.identity import check_identity, identity
-from gpt.training.memory import available_memory, check_fit, flops_per_token, parameter_count, used_memory, what_fits
+from gpt.training.memory import (
+    active_parameter_count,
+    available_memory,
+    check_fit,
+    flops_per_token,
+    parameter_count,
+    used_memory,
+    what_fits,
+)
 from gpt.training.peak import measured_peak
 from gpt.training.precision import TYPES
 from gpt.training.progress import Progress
@@ -169,6 +177,7 @@ class Run:
             "device": str(self.ranks.device),
             "ranks": self.ranks.size,
             "parameters": parameter_count(config, size),
+            "active_parameters": active_parameter_count(config, size),
             "vocabulary_size": size,
             "train_tokens": len(self.corpus.train),
             "validation_tokens": len(self.corpus.validation),

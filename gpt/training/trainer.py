@@ -12,12 +12,14 @@ from torch import Tensor
 
 from gpt.data import Batch, Corpus, Loader, Windows
 from gpt.errors import CheckpointMismatch, NonFinite, TextTooShort, UnknownCharacter, WeightsError
+from gpt.experts import Routing, balance_loss
 from gpt.generate import check_prompt
 from gpt.model import GPT
 from gpt.token_ids import IGNORED
 from gpt.training.batch_text import describe_windows
 from gpt.training.clipping import Clipped, clip
 from gpt.training.config import TrainConfig
+from gpt.training.expert_load import ExpertLoad
 from gpt.training.gradient_checkpointing import recompute_blocks
 from gpt.training.lost_updates import WeightSample
 from gpt.training.nonfinite import FirstNonFinite, first_nonfinite_gradient
@@ -38,7 +40,7 @@ class StepResult:
     step: int
     """The number of the step, from 0."""
     loss: float
-    """The mean cross entropy over all targets of the step, in nats, before the update."""
+    """The mean cross entropy over all targets of the step, in nats, before the update; the balance loss is apart."""
     lr: float
     norm: float
     """The global norm of the gradient before clipping."""
@@ -58,6 +60,12 @@ class StepResult:
     """A sentence with the batch if the norm was a spike, else None."""
     skipped: bool
     """True if a float16 gradient overflowed: the weights are unchanged, and the next loss is scaled less."""
+    balance: float | None = None
+    """The experts' balance loss, without its weight: 1 for even loads; None without experts."""
+    expert_shares: list[list[float]] | None = None
+    """For each layer, the share of the choices that each expert has; None without experts."""
+    dropped: float | None = None
+    """The share of choices that were dropped, because an expert was full; None without experts."""
 
 
 class Trainer:
@@ -123,7 +131,7 @@ class Trainer:
         started = time.perf_counter()
         with self._undone_on_failure() as random:
             batches = self._batches()
-            loss, targets = self._gradient(batches, random)
+            loss, targets, load = self._gradient(batches, random)
             clipped, skipped = self._clip()
         sample = WeightSample(self.parameters) if measure_lost_updates and not skipped else None
         lr = learning_rate(self.step, self.config)
@@ -136,6 +144,7 @@ class Trainer:
         spike = self.spikes.check(clipped.norm)
         number, self.step, self.tokens = self.step, self.step + 1, self.tokens + targets
         lost = sample.lost_share() if sample else None
+        balance, shares, dropped = load.summed(self.ranks)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the time would be that of queueing the update
         return StepResult(
@@ -151,6 +160,9 @@ class Trainer:
             lost_updates=lost,
             spike=spike and f"step {number}: {spike}; {describe_windows(batches, self.corpus.vocabulary)}",
             skipped=skipped,
+            balance=balance,
+            expert_shares=shares,
+            dropped=dropped,
         )
 
     def _batches(self) -> list[Batch]:
@@ -169,36 +181,45 @@ class Trainer:
             for batch in batches
         ]
 
-    def _gradient(self, batches: Sequence[Batch], before: RandomState) -> tuple[float, int]:
+    def _gradient(self, batches: Sequence[Batch], before: RandomState) -> tuple[float, int, ExpertLoad]:
         """Leave the gradient of the step's mean loss in the parameters; return the loss and the number of targets.
 
+        With experts, their balance loss is added to what is differentiated, and not to the loss that is returned.
         `before` is the random state of the first forward pass, to find out where a loss was first not finite.
         """
         counts = [int((batch.targets != IGNORED).sum()) for batch in batches]
         total = int(self.ranks.sum(torch.tensor(sum(counts), device=self.device)))
         losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
+        load = ExpertLoad()
         for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             if count == 0:  # the mean over no targets is 0 / 0
                 continue
             # A mean over this micro-batch's targets, weighted by their share of the step's. Dividing by the number of
             # micro-batches instead would be wrong as soon as one of them has fewer targets.
-            loss = self._loss(batch) * (count / total)
-            scaled: Any = self.scaler.scale(loss)  # backward is untyped in torch
+            share = count / total
+            loss, routings = self._loss(batch)
+            losses[number] = loss.detach() * share
+            if routings:
+                balance = balance_loss(routings)
+                load.add(routings, balance, share)  # before the backward pass, in which a block may run again
+                loss = loss + self.config.balance_weight * balance
+            scaled: Any = self.scaler.scale(loss * share)  # backward is untyped in torch
             scaled.backward()
-            losses[number] = loss.detach()
         mean = float(self.ranks.sum(losses.sum()))
         if not math.isfinite(mean):
             self._raise_nonfinite_loss(mean, losses.tolist(), batches, before)
         self.ranks.sum_gradients(self.parameters)
-        return mean, total
+        return mean, total, load
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """Return the mean cross entropy over the targets of one micro-batch."""
+    def _loss(self, batch: Batch) -> tuple[Tensor, list[Routing]]:
+        """Return the mean cross entropy over the targets of one micro-batch, and where its tokens were sent."""
+        routings: list[Routing] = []
         ids = batch.ids.to(self.device, non_blocking=True)  # (B, T)
         targets = batch.targets.to(self.device, non_blocking=True)  # (B, T)
         with self.precision.autocast():
-            loss: Tensor = self.forward(ids, targets)[1]
-        return loss
+            wanted = {"routings": routings} if self.config.n_experts else {}
+            loss: Tensor = self.forward(ids, targets, **wanted)[1]
+        return loss, routings
 
     def _clip(self) -> tuple[Clipped, bool]:
         """Unscale and clip the gradient; return its norms, and True if a float16 gradient overflowed."""

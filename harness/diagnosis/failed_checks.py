@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from harness.core.source_lines import SourceLine, location
 from harness.diagnosis.finding import Finding
-from harness.diagnosis.rules import RULES, Rule
+from harness.diagnosis.rule import Rule
+from harness.diagnosis.rules import RULES
 from harness.suites.record import Record
 
 LONGEST_EVIDENCE = 220  # characters

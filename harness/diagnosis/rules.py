@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule: a measure, a pattern, and the place, the fault's id and the cause of the finding.
-
-    The pattern is searched in the check's parameters ("case=plain"), its failed places with their values
-    ("ids: True"), and its message. `errors`: whether the rule also reads checks that could not be run to their end;
-    the cause says no more than that it fails then.
-    """
-
-    measure: str
-    pattern: str
-    where: str
-    fault: str
-    cause: str
-    errors: bool = False
-
+from harness.diagnosis.expert_rules import EXPERT_RULES
+from harness.diagnosis.rule import Rule
 
 # In the order in which findings are reported.
 RULES = (
@@ -278,4 +261,5 @@ RULES = (
          "with a context of 519 the values differ, and with 32 they do not, as with positions in 16 bits"),
     Rule("half_precision_error", "dtype=float16", "attn.mask", "crashes-in-float16",
          "in float16 the model fails, or loses more digits than the dtype does", errors=True),
+    *EXPERT_RULES,
 )  # fmt: skip

@@ -23,6 +23,7 @@ from harness.oracle.tokens import batch
 from harness.subjects.adapters import adapt
 from harness.subjects.adapters.adapted_subject import AdaptedSubject
 from harness.subjects.adapters.construction.setting_names import SYNONYMS
+from harness.subjects.adapters.experts import SETTINGS as EXPERT_SETTINGS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
 from harness.subjects.build import build_with_weights
@@ -36,6 +37,7 @@ from harness.subjects.protocols import (
     ChoosesInit,
     Generates,
     LoadsTensors,
+    MixesExperts,
     Parallelizes,
     Subject,
     Unties,
@@ -54,6 +56,9 @@ LOOKED_FOR = {
     Caches: f"new_cache(batch) and forward(ids, cache=...), or forward(ids, {PASTS[0]}|{PASTS[1]}|..., use_cache), or "
     "use_cache and reset_kv_cache()",
     Checkpoints: "from_pretrained(directory) and save_pretrained(directory)",
+    MixesExperts: "a class beside the GPT's or a layer inside it whose name has MoE, MixtureOfExperts or the like, "
+    f"with settings such as {', '.join(EXPERT_SETTINGS['experts'][:3])} and "
+    f"{', '.join(EXPERT_SETTINGS['experts_per_token'][:3])}",
     LoadsTensors: "a method load...(state_dict), or a function load...(model, state_dict) beside the class",
     Parallelizes: f"a function (model) or (model, mesh) beside the class, called {', '.join(WRAPS[:2])} or "
     f"{', '.join(NAMES[kind][1] for kind in KINDS)} ...",
@@ -219,6 +224,7 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
         Parallelizes: lambda s: "; ".join(
             f"{role}: {function.text}" for role, function in s.parallel_program.functions.items()
         ),
+        MixesExperts: _describe_experts,
         Generates: lambda s: "" if how is None else f"{how.function.__name__}({', '.join(how.parameters)})",
     }
     for ability, looked_for in LOOKED_FOR.items():
@@ -226,6 +232,14 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
             result.abilities[ability.__name__] = details.get(ability, lambda s: "")(subject)
         else:
             result.lacking[ability.__name__] = looked_for
+
+
+def _describe_experts(subject: MixesExperts) -> str:
+    """Return which class was found and how its experts are called, or why none could be built."""
+    try:
+        return subject.build_experts(SIZES["debug"], experts=6, per_token=2).description
+    except Missing as error:
+        return str(error)
 
 
 def _add_weights(result: Inspection, subject: Subject, model: Model) -> None:

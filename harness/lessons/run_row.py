@@ -13,6 +13,7 @@ from harness.lessons.lesson_file import LessonRun
 from harness.lessons.training_log import NOT_FINITE, Event, TrainingLog, as_loss
 
 MOST_POINTS = 400  # of a curve
+EXPERT_POINTS = 120  # each has a share for every expert of every layer
 LAST_STEPS = 20  # `last_loss` is the mean over these: a single step's loss scatters by about 0.1
 SAMPLE_STEPS = 5
 EXPLOSION_STEPS = 10
@@ -36,6 +37,7 @@ def run_row(run: LessonRun, log: TrainingLog, *, seconds: float, made: Mapping[s
     validation = [(event["step"], as_loss(event.get("loss"))) for event in log.validations]
     finite = [loss for _, loss in validation if math.isfinite(loss)]
     by_step = {event["step"]: loss for event, loss in zip(log.steps, losses, strict=True)}
+    with_shares = [event for event in log.steps if event.get("expert_shares")]
     largest = max(log.steps, key=_norm, default=None)
     must = {largest["step"]} if largest else set()
     return {
@@ -51,6 +53,7 @@ def run_row(run: LessonRun, log: TrainingLog, *, seconds: float, made: Mapping[s
         "tokens_per_step": log.header.get("tokens_per_step"),
         "device": log.header.get("device"),
         "parameters": log.header.get("parameters"),
+        "active_parameters": log.header.get("active_parameters"),
         "steps": len(log.steps),
         "tokens": log.steps[-1].get("tokens") if log.steps else 0,
         "first_loss": losses[0] if losses else None,
@@ -73,6 +76,10 @@ def run_row(run: LessonRun, log: TrainingLog, *, seconds: float, made: Mapping[s
         "lost_updates": [
             [event["step"], event["lost_updates"]]
             for event in thinned([event for event in log.steps if event.get("lost_updates") is not None], set())
+        ],
+        "expert_shares": [
+            [event["step"], event["expert_shares"], event.get("balance")]
+            for event in thinned(with_shares, set(), most=EXPERT_POINTS)
         ],
         "speed": [[event["step"], event.get("tokens_per_second")] for event in thinned(log.steps, must)],
         "tokens_per_second": median(speeds) if speeds else None,
@@ -116,12 +123,12 @@ def loss_around(losses: Mapping[int, float], step: int) -> float | None:
     return fmean(near) if near else None
 
 
-def thinned(events: Sequence[Event], must: set[int]) -> list[Event]:
-    """Return at most MOST_POINTS of the events, evenly spaced, with the first, the last and those of the steps `must`.
+def thinned(events: Sequence[Event], must: set[int], *, most: int = MOST_POINTS) -> list[Event]:
+    """Return at most `most` of the events, evenly spaced, with the first, the last and those of the steps `must`.
 
     They are picked, not averaged, so that each point is a step that was.
     """
-    room = MOST_POINTS - len(must)
+    room = most - len(must)
     if len(events) <= room:
         return list(events)
     picked = {round(index * (len(events) - 1) / (room - 1)) for index in range(room)}

@@ -35,6 +35,9 @@ def on_device(subject: Subject, device: str) -> Subject:
     for name in CALLS:
         if (call := getattr(subject, name, None)) is not None:
             setattr(placed, name, _moving(call))
+    if (make := getattr(subject, "build_experts", None)) is not None:
+        where = device if has_float64(device) else CPU
+        placed.build_experts = lambda size, **options: make(size, **{"device": where, **options})
     if (load := getattr(subject, "load_checkpoint", None)) is not None:
         placed.load_checkpoint = lambda directory: _placed(load(directory), device)
     return placed  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from harness.core.sizes import Size
+from harness.subjects.expert_layer import ExpertLayer
 from harness.subjects.model import Model
 from harness.subjects.ranks.program import ParallelProgram
 
@@ -137,6 +138,28 @@ class Checkpoints(Subject, Protocol):
 
     def save_checkpoint(self, model: Model, directory: Path) -> None:
         """Write `model` so that Hugging Face's GPT2LMHeadModel can read it."""
+        ...
+
+
+@runtime_checkable
+class MixesExperts(Subject, Protocol):
+    """Has a mixture of experts in place of the MLP: a router that sends each token to some of several networks."""
+
+    def build_experts(
+        self,
+        size: Size,
+        *,
+        experts: int,
+        per_token: int,
+        capacity_factor: float | None = None,
+        seed: int = 0,
+        dtype: str = "float64",
+        device: str = "cpu",
+    ) -> ExpertLayer:
+        """Return one layer with random weights, in eval mode, without dropout.
+
+        `capacity_factor` None drops no token. Raises MissingAbility for numbers that the subject has no setting for.
+        """
         ...
 
 

@@ -63,6 +63,10 @@ ARMS = (
     ArmSpec("uncached", "every token computes all positions before it", options={"use_cache": False}),
     ArmSpec("cached", "the subject's own cache", options={"use_cache": True}),
     ArmSpec("growing", "keys and values concatenated at each step", options={"use_cache": True, "cache": "growing"}),
+    # Feed-forward layers.
+    ArmSpec("experts", "the subject's mixture of experts"),
+    ArmSpec("dense-active", "a dense MLP as wide as the experts that compute a token"),
+    ArmSpec("dense-total", "a dense MLP as wide as all experts"),
     # Training.
     ArmSpec("for-loop", "AdamW, one tensor after the other", options={"optimizer": {"foreach": False, "fused": False}}),
     ArmSpec("foreach", "AdamW, an operation over all tensors", options={"optimizer": {"foreach": True}}),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from harness.core.record_files import Row
 from harness.report.formatting import date, duration, number, plain, plural
 from harness.report.json_values import as_float, as_mapping
-from harness.report.lessons import clipping, loss_and_text, masters, schedule, throughput, two_loops
+from harness.report.lessons import clipping, experts, loss_and_text, masters, schedule, throughput, two_loops
 from harness.report.lessons.curves import caption
 from harness.report.lessons.tables import tables
 from harness.report.lessons.training_runs import LessonRuns, TrainingRun
@@ -25,6 +25,7 @@ def plots_of(found: LessonRuns) -> dict[str, list[Plot]]:
         loss_and_text.LESSON: loss_and_text.plots(found),
         clipping.LESSON: clipping.plots(found),
         masters.LESSON: masters.plots(found),
+        experts.LESSON: experts.plots(found),
         FULL_SIZE: [*loss_and_text.plots(found, FULL_SIZE), *schedule.full_size_plots(found, FULL_SIZE)],
         "speed": throughput.plots(found),
     }
@@ -41,6 +42,7 @@ def page(rows: Sequence[Row], older: Sequence[str] = ()) -> str:
         loss_and_text.LESSON: loss_and_text.section,
         clipping.LESSON: clipping.section,
         masters.LESSON: masters.section,
+        experts.LESSON: experts.section,
         FULL_SIZE: lambda runs, plots: loss_and_text.section(runs, plots, FULL_SIZE),
     }
     for lesson, write in sections.items():

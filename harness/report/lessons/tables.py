@@ -12,6 +12,7 @@ Table = tuple[str, list[str], list[Row]]  # what a row is, the columns, the rows
 RUN = ["lesson", "arm", "seed"]
 NUMBERS = [
     *("name", "steps", "tokens", "tokens_per_step", "train_tokens", "parameters", "vocabulary_size"),
+    "active_parameters",
     *("text_characters", "device", "first_loss", "last_loss", "best_validation", "exploded_at"),
     *("tokens_per_second", "seconds", "ended", "settings", "made"),
 ]
@@ -26,6 +27,11 @@ POINTS = {
         "a recorded step, the share of its updates that is lost",
         "lost_updates",
         ["step", "share"],
+    ),
+    "lesson-experts": (
+        "a recorded step, the share of tokens of each expert of each layer",
+        "expert_shares",
+        ["step", "shares", "balance_loss"],
     ),
     "lesson-speed": ("a recorded step, its speed", "speed", ["step", "tokens_per_second"]),
     "lesson-samples": ("a sample of text, in full", "samples", ["step", "loss", "text"]),

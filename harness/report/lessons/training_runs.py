@@ -37,6 +37,8 @@ class TrainingRun:
     clipping: tuple[tuple[float | None, ...], ...]  # (step, norm, norm after clipping, cosine)
     lost_updates: Points
     speed: Points
+    # (step, for each layer the share of each expert, the balance loss)
+    expert_shares: tuple[tuple[float, list[list[float]], float | None], ...] = ()
 
     @classmethod
     def of(cls, row: Row) -> TrainingRun:
@@ -58,6 +60,7 @@ class TrainingRun:
             clipping=_tuples(row.get("clipping"), 4),
             lost_updates=_points(row.get("lost_updates")),
             speed=_points(row.get("speed")),
+            expert_shares=tuple(_expert_shares(row.get("expert_shares"))),
         )
 
     @property
@@ -157,6 +160,19 @@ def band(lines: Sequence[Points]) -> list[tuple[float, float, float, float]]:
         values = [table[step] for table in tables]
         found.append((step, min(values), fmean(values), max(values)))
     return found
+
+
+def _expert_shares(value: object) -> Iterator[tuple[float, list[list[float]], float | None]]:
+    """Yield the steps whose shares are numbers, as many of each layer as of the first step."""
+    shape: list[int] = []
+    for point in as_list(value):
+        step, layers, balance = (*as_list(point), None, None, None)[:3]
+        shares = [[as_float(share) for share in as_list(layer)] for layer in as_list(layers)]
+        shape = shape or [len(layer) for layer in shares]
+        number = as_float(step)
+        whole = [[share for share in layer if share is not None] for layer in shares]
+        if number is not None and shape and all(shape) and [len(layer) for layer in whole] == shape:
+            yield number, whole, as_float(balance)
 
 
 def _points(value: object) -> Points:

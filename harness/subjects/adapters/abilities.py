@@ -12,12 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from harness.core.errors import MissingAbility, SubjectError
-from harness.core.sizes import SIZES
-from harness.subjects.adapters import generation, key_value_cache
+from harness.core.sizes import SIZES, Size
+from harness.subjects.adapters import experts, generation, key_value_cache
 from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.experts import build_layer
 from harness.subjects.adapters.parallel import parallel_program_of
 from harness.subjects.adapters.tensor_loader import TensorLoader, tensor_loader_of
+from harness.subjects.expert_layer import ExpertLayer
 from harness.subjects.model import Model
 from harness.subjects.ranks.program import ParallelProgram
 
@@ -172,6 +174,37 @@ class _Checkpoints(_Ability):
         module.save_pretrained(directory)
 
 
+class _MixesExperts(_Ability):
+    @classmethod
+    def found_in(cls, kind: type, constructor: Constructor, module: ModuleType | None) -> bool:
+        return experts.takes_experts(constructor) or bool(experts.expert_classes(kind, module))
+
+    def build_experts(
+        self,
+        size: Size,
+        *,
+        experts: int,
+        per_token: int,
+        capacity_factor: float | None = None,
+        seed: int = 0,
+        dtype: str = "float64",
+        device: str = "cpu",
+    ) -> ExpertLayer:
+        """Return one layer of experts; see `MixesExperts.build_experts`."""
+        return build_layer(
+            self.kind,
+            self.constructor,
+            self.module,
+            size,
+            experts=experts,
+            per_token=per_token,
+            capacity_factor=capacity_factor,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+
+
 class _LoadsTensors(_Ability):
     @classmethod
     def found_in(cls, kind: type, constructor: Constructor, module: ModuleType | None) -> bool:
@@ -213,6 +246,7 @@ ABILITIES: tuple[type[_Ability], ...] = (
     _ChoosesCache,
     _Caches,
     _Checkpoints,
+    _MixesExperts,
     _LoadsTensors,
     _Parallelizes,
 )

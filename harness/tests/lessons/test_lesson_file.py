@@ -20,7 +20,7 @@ def write(folder, text):
 
 def test_the_shipped_lessons_have_the_arms_and_seeds_that_the_lessons_claim():
     lessons = {lesson.name: lesson for lesson in read_lessons()}
-    assert set(lessons) == {"schedule", "loss-and-text", "clipping", "masters"}
+    assert set(lessons) == {"schedule", "loss-and-text", "clipping", "masters", "experts"}
     seeds = {}
     for run in lessons["schedule"].runs:
         seeds.setdefault(run.arm, []).append(run.seed)
@@ -29,6 +29,8 @@ def test_the_shipped_lessons_have_the_arms_and_seeds_that_the_lessons_claim():
     assert (rates["cosine"], rates["constant-6e-4"], rates["constant-1e-5"]) == (6e-4, 6e-4, 1e-5)
     settings = [{key: v for key, v in run.settings.items() if key != "clip"} for run in lessons["clipping"].runs]
     assert settings[0] == settings[1]  # clipping is the only difference
+    weights = {run.arm: run.settings.get("balance_weight") for run in lessons["experts"].runs}
+    assert weights == {"balanced": 0.01, "unbalanced": 0.0, "dense": None}
     assert {run.settings["precision"] for run in lessons["masters"].runs} == {
         "float32", "bfloat16", "pure-bfloat16"
     }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from harness.subjects.adapters.construction.keys_read import keys_read
 from harness.subjects.adapters.construction.prototype import DEPTH, filled
 from harness.subjects.adapters.construction.setting_names import SIZES, names_sizes, quantity_of
 
@@ -53,8 +54,12 @@ def _own_settings(config_class: Any) -> dict[str, inspect.Parameter]:
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     if any(quantity_of(name, named) in SIZES or _class_inside(config_class, p) for name, p in named.items()):
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # minGPT's: keywords become attributes
+            for name, default in keys_read(config_class, []).items():  # self.n_experts = kwargs.get("n_experts", 4)
+                named.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
+            meant = {quantity_of(name, named) for name in named}
             for name in ("n_layer", "n_head", "n_embd"):
-                named.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY))
+                if quantity_of(name, ()) not in meant:
+                    named[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
         return named
     return {
         name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)

@@ -54,6 +54,26 @@ def find_constructor(target: Any, module: ModuleType) -> Constructor:
     )
 
 
+def find_part_constructor(target: type[nn.Module], module: ModuleType) -> Constructor:
+    """Return the constructor of a part of a GPT, which takes fewer sizes: keyword arguments, or the first is a config.
+
+    Where a parameter is annotated with a class, or called so, it is a config.
+    """
+    own, modules = parameters_of(target), modules_of(target, module)
+    read = keys_read(target, modules)
+    required = [p for p in own.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    first = next(iter(required or own.values()), None)
+    if (
+        first is not None
+        and quantity_of(first.name, own) is None
+        and not isinstance(first.default, int | float)
+        and (any(word in first.name.lower() for word in CONFIG_NAMES) or config_classes(first, target, modules))
+        and first.annotation not in (int, float, "int", "float")
+    ):
+        return _from_config(target, first, own, modules)
+    return _from_keywords(target, own, read, modules)
+
+
 def takes_config(target: Any, module: ModuleType) -> inspect.Parameter | None:
     """Return the parameter of a subject that takes a config; None if it takes its sizes otherwise."""
     own, modules = parameters_of(target), modules_of(target, module)

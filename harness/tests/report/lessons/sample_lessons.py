@@ -14,6 +14,7 @@ LESSONS = [
         "loss-and-text": ["loss-and-text-gpt2-seed-0"],
         "clipping": ["clipping-clipped-seed-0", "clipping-unclipped-seed-0"],
         "masters": [f"masters-{arm}-seed-0" for arm in ("float32", "pure-bfloat16")],
+        "experts": [f"experts-{arm}-seed-0" for arm in ("balanced", "unbalanced", "dense")],
     }.items()
 ]  # fmt: skip
 
@@ -102,8 +103,24 @@ def masters():
     return [row("masters", "float32", lost=0.0001), row("masters", "pure-bfloat16", seed=0, lost=0.62)]
 
 
+def shares(step, crowded):
+    """Return the shares of four experts in two layers: the first one's grows to `crowded`."""
+    first = 0.25 + (crowded - 0.25) * min(1.0, step / 60)
+    return [[first, *[(1 - first) / 3] * 3], [0.25] * 4]
+
+
+def experts():
+    crowded = {"balanced": 0.3, "unbalanced": 0.97}
+    every = [
+        row("experts", arm, expert_shares=[[s, shares(s, most), 4 * most**2] for s in range(0, STEPS, 5)],
+            parameters=2_300_000, active_parameters=360_000)
+        for arm, most in crowded.items()
+    ]  # fmt: skip
+    return [*every, row("experts", "dense", active_parameters=348_096)]
+
+
 def lesson_rows(rows=None, **more):
     """Return the rows of a record file, by default of every lesson."""
-    rows = [*schedule(), story(), *clipping(), *masters()] if rows is None else rows
+    rows = [*schedule(), story(), *clipping(), *masters(), *experts()] if rows is None else rows
     more = {"lessons": LESSONS, "definitions": {"exploded_at": "A run explodes when it does."}, **more}
     return records("lessons", rows, subject="gpt.train", **more)

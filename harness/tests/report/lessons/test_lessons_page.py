@@ -123,7 +123,7 @@ def test_what_was_not_run_is_named_with_its_reason_and_a_page_of_nothing_can_be_
     unfinished = {"loss-and-text-gpt2-seed-0": "budget after step 40; it will be resumed"}
     rows = lesson_rows([*schedule(), *clipping()], ending={"unfinished": unfinished, "failed": {}})
     text = page(rows)
-    assert "**Not finished: 3 runs.**" in text
+    assert "**Not finished: 6 runs.**" in text
     assert (
         "- `loss-and-text-gpt2-seed-0`: budget after step 40; it will be resumed\n- `masters-float32-seed-0`\n" in text
     )
