@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DataUnavailable,
         GenerationError,
         GPTError,
+        ServingError,
         TextError,
         TokenError,
         WeightsError,
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     )
     from gpt.model import GPT
     from gpt.network import Block, FeedForward
+    from gpt.serving import Engine, Request
 else:
 
     def __getattr__(name: str) -> object:
         # At the first use: torch takes seconds to import, and `python -m gpt.train --help` does not need it.
         if name in __all__:
-            for module in ("errors", "config", "attention", "cache", "network", "model"):
+            for module in ("errors", "config", "attention", "cache", "network", "model", "serving"):
                 found = getattr(import_module(f"gpt.{module}"), name, None)
                 if found is not None:
                     return found
@@ -46,6 +48,7 @@ __all__ = [
     "DataCorrupt",
     "DataError",
     "DataUnavailable",
+    "Engine",
     "FeedForward",
     "GPTConfig",
     "GPTError",
@@ -53,6 +56,8 @@ __all__ = [
     "Head",
     "KVCache",
     "LoopedSelfAttention",
+    "Request",
+    "ServingError",
     "TextError",
     "TokenError",
     "WeightsError",

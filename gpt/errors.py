@@ -36,6 +36,10 @@ class GenerationError(GPTError, ValueError):
     """Arguments for generation that are out of range."""
 
 
+class ServingError(GPTError, ValueError):
+    """An engine that cannot be made, or a request that it cannot serve."""
+
+
 class WeightsError(GPTError):
     """Weights that do not fit the model, or a damaged checkpoint."""
 

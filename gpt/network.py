@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.attention import CausalSelfAttention, Head, LoopedSelfAttention, causal_mask
-from gpt.cache import GrowingCache, KVCache, LayerCache
+from gpt.cache import Cache, CacheLayer, GrowingCache, KVCache
 from gpt.config import LAYER_NORM_EPS, GPTConfig
 from gpt.errors import ConfigError, ContextError, TokenError, WeightsError
 from gpt.init import RECIPES, initialise
@@ -43,7 +43,7 @@ class Block(nn.Module):
         self.ln_2 = _layer_norm(config)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: CacheLayer | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln_1(x), cache)
         out: Tensor = x + self.mlp(self.ln_2(x))
@@ -102,7 +102,7 @@ class Network(nn.Module):
         idx: Tensor,
         targets: Tensor | None = None,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         last_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits (B, T, V) of ids (B, T), and the mean cross entropy when `targets` (B, T) are given.
@@ -119,17 +119,19 @@ class Network(nn.Module):
                 return self.forward(idx, targets, cache=cache, last_only=last_only)
         self._check_input(idx, targets, cache, last_only)
 
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T)
+        T, device = idx.size(1), idx.device
+        positions = torch.arange(T, device=device) if cache is None else cache.next_positions(T, device)  # (T)
         x = self.transformer["wte"](idx) + self.transformer["wpe"](positions)  # (B, T) -> (B, T, C)
         x = self.transformer["drop"](x)
         for layer, block in enumerate(self.blocks):
             x = block(x) if cache is None else block(x, cache.layer(layer))
         x = self.transformer["ln_f"](x)
         if cache is not None:
-            cache.length += idx.size(1)
+            cache.advance(T)
+        if last_only:
+            x = x[:, -1:] if cache is None else cache.last(x)  # (B, T, C) -> (B, 1, C)
 
-        logits = self.lm_head(x[:, -1:] if last_only else x)  # (B, T, C) -> (B, T, V)
+        logits = self.lm_head(x)  # (B, T, C) -> (B, T, V)
         if targets is None:
             return logits, None
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a loss in 16 bits has 3 digits
@@ -180,7 +182,7 @@ class Network(nn.Module):
             self.tie()
         return self
 
-    def _check_input(self, idx: Tensor, targets: Tensor | None, cache: KVCache | None, last_only: bool) -> None:
+    def _check_input(self, idx: Tensor, targets: Tensor | None, cache: Cache | None, last_only: bool) -> None:
         check_ids(idx, self.config.vocab_size)
         batch, time = idx.shape
         context = self.config.block_size
