@@ -25,6 +25,7 @@ from harness.subjects.adapters.adapted_subject import AdaptedSubject
 from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
+from harness.subjects.adapters.serving import STEP, SUBMIT
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.forward_style import forward_parameters, style_of
@@ -36,6 +37,7 @@ from harness.subjects.protocols import (
     ChoosesInit,
     Generates,
     LoadsTensors,
+    Serves,
     Subject,
     Unties,
 )
@@ -53,6 +55,8 @@ LOOKED_FOR = {
     "use_cache and reset_kv_cache()",
     Checkpoints: "from_pretrained(directory) and save_pretrained(directory)",
     LoadsTensors: "a method load...(state_dict), or a function load...(model, state_dict) beside the class",
+    Serves: f"a class beside it, made with a model, with a method {'|'.join(SUBMIT[:3])}(prompt, ...) and a method "
+    f"{'|'.join(STEP[:2])}()",
 }
 
 
@@ -212,6 +216,7 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
     details = {
         ChoosesAttention: lambda s: ", ".join(s.attentions),
         ChoosesInit: lambda s: ", ".join(s.recipes),
+        Serves: lambda s: s.engine_name,
         Generates: lambda s: "" if how is None else f"{how.function.__name__}({', '.join(how.parameters)})",
     }
     for ability, looked_for in LOOKED_FOR.items():
