@@ -120,7 +120,12 @@ def logits_in_company(subject: Serves, *, size: str, weights: Weights = "probe")
         for n in range(len(plan))
     ]
     seen = Evidence(subject, exact, plan, served, size, weights)
-    why = {each.where: explain_logits(seen, n) for n, each in enumerate(differences) if each.verdict == "different"}
+    little = "its logits are off by more than rounding in float64, and less than any token shows"
+    why = {
+        each.where: explain_logits(seen, n) or little
+        for n, each in enumerate(differences)
+        if each.verdict == "different"
+    }
     found = noise_verdict.reading(differences)
     assert isinstance(found.value, Mapping)
     return reading(found.value, why, engine, **found.details)

@@ -29,14 +29,14 @@ def unused_memory_read(subject: Serves, *, size: str, weights: Weights = "probe"
     """Return how the memory is read that no living request has written.
 
     An engine serves the plan once. Then all memory that it has written is filled, first with large random numbers,
-    then with NaN, and it serves the plan again. "changes the answer": a large number does. "read with weight 0": only
-    NaN does, since 0 · NaN is NaN, as where a mask is added to scores of a padded batch. "never read": neither does.
+    then with NaN, and it serves the plan again: the tokens must be the same.
+
+    "changes the answer": large numbers do. "read with weight 0": only NaN does, since 0 · NaN is NaN, as where a mask
+    is added to the scores of a padded batch. "never read": neither does.
     """
     model = cached_model(subject, size, weights, "float64")
     plan = usual_plan(size)
-    found, why = {}, {}
-    expected = [greedy_alone(model, each.prompt, each.new_tokens) for each in plan]
-    right: dict[str, list[bool]] = {}
+    changed: dict[str, list[bool]] = {}
     generator = torch.Generator().manual_seed(seeded(3))
     fills: dict[str, Callable[[Tensor], object]] = {
         "large": lambda t: t.copy_(LOUD * torch.randn(t.shape, generator=generator)),
@@ -44,29 +44,27 @@ def unused_memory_read(subject: Serves, *, size: str, weights: Weights = "probe"
     }
     for kind, fill in fills.items():
         engine = subject.new_engine(model, requests=REQUESTS, positions=POSITIONS)
-        _poison(engine, model, plan, fill)
-        served = serve(engine, model, plan)
-        right[kind] = [tokens == wanted for tokens, wanted in zip(served.tokens, expected, strict=True)]
+        before = [tensor.clone() for tensor in engine.memory()]
+        first = serve(engine, model, plan)
+        _fill_written(engine.memory(), before, fill)
+        again = serve(engine, model, plan)
+        changed[kind] = [a != b for a, b in zip(first.tokens, again.tokens, strict=True)]
+    found, why = {}, {}
     for number in range(len(plan)):
         name = place(plan, number)
-        if not right["large"][number]:
-            found[name], why[name] = (
-                "changes the answer",
-                "memory that no living request has written changes its tokens",
-            )
-        else:
-            found[name] = "never read" if right["nan"][number] else "read with weight 0"
+        found[name] = "read with weight 0" if changed["nan"][number] else "never read"
+        if changed["large"][number]:
+            found[name] = "changes the answer"
+            why[name] = "memory that no living request has written changes its tokens"
     return reading(found, why, engine)
 
 
-def _poison(engine: ServingEngine, model: Model, plan: list[Planned], fill: Callable[[Tensor], object]) -> None:
-    """Serve the plan, and fill the tensors that it has written: of three axes or more, as keys and values are."""
-    before = {id(tensor): tensor.clone() for tensor in engine.memory()}
-    serve(engine, model, plan)
-    for tensor in engine.memory():
-        was = before.get(id(tensor))
-        changed = was is None or was.shape != tensor.shape or not torch.equal(was.nan_to_num(), tensor.nan_to_num())
-        if changed and tensor.ndim >= 3:
+def _fill_written(memory: list[Tensor], before: list[Tensor], fill: Callable[[Tensor], object]) -> None:
+    """Fill the tensors that were written, or that are new: of three axes or more, as keys and values are."""
+    for number, tensor in enumerate(memory):
+        was = before[number] if len(before) == len(memory) else None
+        written = was is None or was.shape != tensor.shape or not torch.equal(was.nan_to_num(), tensor.nan_to_num())
+        if written and tensor.ndim >= 3:
             fill(tensor)
 
 

@@ -17,10 +17,10 @@ from harness.subjects.forward_answer import unpack
 from harness.subjects.model import Model
 from harness.subjects.protocols import ServingEngine
 
-# Prompts and answers of other lengths, arriving while others are in the middle. No request fills a page of 4 with its
-# prompt and its answer alike, one has a prompt of one token and one gets a single token.
+# Prompts and answers of other lengths, arriving while others are in the middle. One has a prompt of one token, one gets
+# a single token, and where a prompt takes one step, three end in the same step.
 PROMPTS = (3, 11, 5, 14, 1, 7)  # tokens
-NEW_TOKENS = (6, 9, 1, 10, 12, 4)
+NEW_TOKENS = (10, 9, 1, 7, 12, 4)
 ARRIVES = (0, 1, 2, 2, 5, 6)  # before this step
 REQUESTS = 3  # at once: half of them wait
 POSITIONS = 60  # of memory, for the three longest of them and little more

@@ -7,11 +7,12 @@ from harness.measures.batching.company import place, reading
 from harness.measures.batching.plan import POSITIONS, REQUESTS, Planned, greedy_alone, serve, usual_plan
 from harness.measures.cached_model import cached_model
 from harness.oracle.probe_weights import Weights
+from harness.subjects.adapters.serving_engine import PAGE
 from harness.subjects.model import Model
 from harness.subjects.protocols import Serves, ServingEngine
 from harness.suites.measure_registry import Reading, measure
 
-SHORT = 3  # tokens of a prompt in the stream, and of its answer
+SHORT = 4  # tokens that a short request asks for
 AFTER = (0, 1, 3)  # steps after which a request is cancelled: before it starts, in its prompt or at its end, decoding
 
 
@@ -24,14 +25,14 @@ def steps_waited(subject: Serves, *, size: str, weights: Weights = "probe") -> R
     """
     model = cached_model(subject, size, weights, "float64")
     plan = usual_plan(size)
-    long = plan[1]
-    positions = len(long.prompt) + long.new_tokens + SHORT  # of which the short ones leave too few
-    engine = subject.new_engine(model, requests=2, positions=positions)
-    short = plan[0].prompt[:SHORT]
-    for _ in range(3):
-        engine.submit(short, SHORT, temperature=0.0)
+    long, short = plan[1], plan[0].prompt
+    # Beside one short request there is no room for the long one, and the short ones do not end in the same step.
+    engine = subject.new_engine(model, requests=2, positions=len(long.prompt) + long.new_tokens + 3)
+    before = (SHORT // 2, SHORT, SHORT)
+    for new_tokens in before:
+        engine.submit(short, new_tokens, temperature=0.0)
     number = engine.submit(long.prompt, long.new_tokens, temperature=0.0)
-    most = 3 * 2 * SHORT + len(long.prompt)
+    most = sum(len(short) + new_tokens for new_tokens in before) + len(long.prompt)
     later = []
     for step in range(most):
         later.append(engine.submit(short, SHORT, temperature=0.0))
@@ -56,8 +57,8 @@ def cancelled_requests(subject: Serves, *, size: str, weights: Weights = "probe"
     found, why = {}, {}
     for steps in AFTER:
         name = f"after {steps} steps"
-        # Memory for the neighbour and for the one that is cancelled, and two slots: the third waits for both.
-        positions = sum(len(each.prompt) + each.new_tokens for each in (neighbour, cancelled)) + 2
+        # Memory in whole pages for the neighbour and the one that is cancelled, and two slots: the third waits.
+        positions = sum(-(-(len(each.prompt) + each.new_tokens) // PAGE) * PAGE for each in (neighbour, cancelled))
         engine = subject.new_engine(model, requests=2, positions=positions)
         if "cancel" not in engine.settings:
             raise MissingAbility("the engine has no method to cancel a request")
