@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,13 +125,21 @@ def _rows_of(model: Model, watch: bool) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
+# By module, since neighbouring checks share one and ask for the same: each answer takes a forward pass for every token.
+_answers: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], list[int]]] = weakref.WeakKeyDictionary()
+
+
 @torch.no_grad()
 def greedy_alone(model: Model, prompt: Sequence[int], new_tokens: int) -> list[int]:
-    """Return the greedy tokens after a prompt by their definition: a full forward pass for each of them."""
-    ids = list(prompt)
-    for _ in range(new_tokens):
-        ids.append(int(model.logits(torch.tensor([ids[-model.size.context :]]))[0, -1].argmax()))
-    return ids[len(prompt) :]
+    """Return the greedy tokens after a prompt by their definition: a full forward pass for each of them.
+
+    They are remembered, so the weights must stay as they are.
+    """
+    found = _answers.setdefault(model.module, {}).setdefault(tuple(prompt), [])
+    while len(found) < new_tokens:
+        window = [*prompt, *found][-model.size.context :]
+        found.append(int(model.logits(torch.tensor([window]))[0, -1].argmax()))
+    return found[:new_tokens]
 
 
 @torch.no_grad()
