@@ -63,6 +63,9 @@ ARMS = (
     ArmSpec("uncached", "every token computes all positions before it", options={"use_cache": False}),
     ArmSpec("cached", "the subject's own cache", options={"use_cache": True}),
     ArmSpec("growing", "keys and values concatenated at each step", options={"use_cache": True, "cache": "growing"}),
+    # Serving.
+    ArmSpec("static", "a batch of requests enters when the one before it has ended", options={"static": True}),
+    ArmSpec("continuous", "requests enter and leave between two steps", options={"static": False}),
     # Training.
     ArmSpec("for-loop", "AdamW, one tensor after the other", options={"optimizer": {"foreach": False, "fused": False}}),
     ArmSpec("foreach", "AdamW, an operation over all tensors", options={"optimizer": {"foreach": True}}),
