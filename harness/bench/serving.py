@@ -98,12 +98,16 @@ def serve(
     The virtual clock moves by the measured time of each step, and jumps to the next arrival where nothing is left to
     do: waiting costs no time of the run, and the latencies are those of a server that does nothing else. With `static`,
     a batch of at most `slots` requests enters only when the one before it has ended; slots of answers that have ended
-    stay empty, which is kinder than to compute padding there.
+    stay empty, which is kinder than to compute padding there. An engine that leaves a request without its tokens is
+    given up after as many steps as the plan has tokens, prompts included.
     """
     found = Timeline([each.at for each in plan], [-1] * len(plan), [[] for _ in plan], [[] for _ in plan])
     numbers: dict[int, int] = {}
     now = 0.0
-    while any(len(tokens) < each.new_tokens for tokens, each in zip(found.tokens, plan, strict=True)):
+    most = sum(each.prompt + each.new_tokens for each in plan)  # steps of an engine that computes one token in each
+    while found.steps < most and any(
+        len(tokens) < each.new_tokens for tokens, each in zip(found.tokens, plan, strict=True)
+    ):
         live = [at for at in numbers if len(found.tokens[at]) < plan[at].new_tokens]
         waiting = [at for at in range(len(plan)) if at not in numbers and plan[at].at <= now]
         for at in waiting:

@@ -78,6 +78,16 @@ def test_figures_have_the_share_of_slots_that_got_a_token():
     assert serving.figures([], slots=2, static=True) == {}
 
 
+def test_an_engine_that_never_gives_the_last_token_is_given_up():
+    class Lazy(FakeEngine):
+        def submit(self, ids, new_tokens, *, temperature):
+            return super().submit(ids, new_tokens - 1, temperature=temperature)
+
+    run = serving.serve(Lazy(2), AT_ONCE, [[1]] * 4, slots=2, static=False)
+    assert [len(tokens) for tokens in run.tokens] == [4, 0, 1, 2]
+    assert run.steps == 11 + 4
+
+
 def test_a_quantile_is_one_of_the_values():
     assert serving.quantile([3.0, 1.0, 2.0, 4.0], 0.5) == 2.0
     assert serving.quantile([3.0, 1.0, 2.0, 4.0], 0.99) == 4.0

@@ -27,8 +27,8 @@ def serving_rows(**changed):
 def test_the_headline_has_both_waiting_times_at_the_highest_rate_and_the_throughput():
     (plot,) = [plot for plot in plots(None, RunRecords.of(run("bench", serving_rows()))) if "arrivals" in plot.name]
     assert plot.headline == (
-        "At 480 requests a minute, for the first token half of the users wait 310 ms with continuous, 2.20 s with "
-        "static; 99% at most 1.60 s with continuous, 5.90 s with static; 1.68x the tokens a second"
+        "At 480 requests a minute, for the first token half of the users wait 310 ms with continuous, 2.2 s with "
+        "static; 99% at most 1.6 s with continuous, 5.9 s with static; 1.68x the tokens a second"
     )
     assert_no_word_overlaps(plot)
     assert {"continuous p50", "static p99", "78% of slots used"} <= set(texts(plot))
