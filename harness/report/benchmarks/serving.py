@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from harness.report import formatting
-from harness.report.axes import darker, decades, label_points, log_axis, panel_title, seconds
+from harness.report.axes import decades, label_points, log_axis, panel_title, seconds
 from harness.report.benchmarks.arm_rows import by_comparison, slug
 from harness.report.benchmarks.curves import Curve, colours_of, curves_of, is_serving, metrics_over_axis
 from harness.report.json_values import as_float
@@ -45,7 +45,8 @@ def plots(bench: RunRecords) -> list[Plot]:
 DESCRIPTION = (
     "The same requests, served by the same engine: solid, the time to the first token that half of the requests do not "
     "exceed; dashed, that 99% do not exceed. Time is a virtual clock that moves by the measured time of each step. "
-    "Throughput counts the tokens of all requests, from the first arrival to the last token."
+    "Throughput counts the tokens of all requests, from the first arrival to the last token. Full is the share of "
+    "slots that got a token in a step, at the highest rate."
 )
 
 
@@ -65,19 +66,18 @@ def headline(curves: Sequence[Curve]) -> str:
     for figure, words in ((P50, "half of the users wait"), (P99, "99% at most")):
         own, other = (dict(points_of(curve, figure)).get(rate) for curve in (best, control))
         if own and other:
-            parts.append(
-                f"{words} {formatting.timing(own)} with {best.arm}, {formatting.timing(other)} with {control.arm}"
-            )
+            what = " for the first token" if figure == P50 else ""
+            parts.append(f"{words} {formatting.timing(own)}{what} instead of {formatting.timing(other)}")
     own, other = (dict(points_of(curve, THROUGHPUT)).get(rate) for curve in (best, control))
     if own and other:
         parts.append(f"{own / other:.2f}x the tokens a second")
-    return f"At {rate:,.0f} requests a minute, for the first token {'; '.join(parts)}"
+    return f"{best.arm} against {control.arm} at {rate:,.0f} requests a minute: {', '.join(parts)}".capitalize()
 
 
 def draw(curves: list[Curve], canvas: Canvas) -> None:
     """Draw the waiting times, p50 solid and p99 dashed, and the throughput."""
     longest = max(len(curve.arm) for curve in curves)
-    waiting, throughput = canvas.panels([0.75 + 0.07 * longest, 0.4 + 0.07 * longest], left=0.8)
+    waiting, throughput = canvas.panels([0.6 + 0.07 * longest, 0.8 + 0.07 * longest], left=0.75)
     colours = colours_of(curves)
     lines = {(curve.arm, figure): points_of(curve, figure) for curve in curves for figure in (P50, P99)}
     values = [y for points in lines.values() for _, y in points]
@@ -98,13 +98,8 @@ def draw(curves: list[Curve], canvas: Canvas) -> None:
     for curve in curves:
         points = points_of(curve, THROUGHPUT)
         throughput.plot(*zip(*points, strict=True), color=colours[curve.arm], marker="o")
-        labels.append((*points[-1], curve.arm, colours[curve.arm]))
-        occupied = points_of(curve, OCCUPANCY)
-        if occupied and occupied[-1][0] == points[-1][0]:
-            throughput.annotate(
-                f"{occupied[-1][1]:.0%} of slots used", points[-1], xytext=(-6, 8), textcoords="offset points",
-                ha="right", size=8, color=darker(colours[curve.arm]),
-            )  # fmt: skip
+        used = dict(points_of(curve, OCCUPANCY)).get(points[-1][0])
+        labels.append((*points[-1], curve.arm + (f", {used:.0%} full" if used else ""), colours[curve.arm]))
     throughput.set_ylim(0, max(y for _, y, *_ in labels) * 1.25)
     panel_title(throughput, "Tokens a second, of all requests together")
     label_points(throughput, labels)

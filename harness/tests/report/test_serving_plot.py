@@ -27,11 +27,11 @@ def serving_rows(**changed):
 def test_the_headline_has_both_waiting_times_at_the_highest_rate_and_the_throughput():
     (plot,) = [plot for plot in plots(None, RunRecords.of(run("bench", serving_rows()))) if "arrivals" in plot.name]
     assert plot.headline == (
-        "At 480 requests a minute, for the first token half of the users wait 310 ms with continuous, 2.2 s with "
-        "static; 99% at most 1.6 s with continuous, 5.9 s with static; 1.68x the tokens a second"
+        "Continuous against static at 480 requests a minute: half of the users wait 310 ms for the first token instead "
+        "of 2.2 s, 99% at most 1.6 s instead of 5.9 s, 1.68x the tokens a second"
     )
     assert_no_word_overlaps(plot)
-    assert {"continuous p50", "static p99", "78% of slots used"} <= set(texts(plot))
+    assert {"continuous p50", "static p99", "continuous, 78% full"} <= set(texts(plot))
 
 
 def test_an_arm_that_is_not_verified_is_not_drawn():
