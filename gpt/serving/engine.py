@@ -103,6 +103,7 @@ class Engine:
         self.scheduler.admit()
         parts = self.scheduler.parts()
         if not parts:
+            assert self.idle, "with all pages free there is room for any request that was accepted"
             return []
         packed = torch.tensor([[token for _, ids in parts for token in ids]], device=self.cache.keys.device)  # (1, N)
         spans = [Span(request.pages, request.cached, len(ids)) for request, ids in parts]

@@ -20,7 +20,7 @@ from harness.core.errors import MissingAbility
 from harness.core.sizes import Size
 from harness.subjects.protocols import Serves, Subject
 
-LONGEST_PROMPT, MOST_TOKENS = 16, 24
+LONGEST_PROMPT, MOST_TOKENS = 16, 16
 WITNESSED = 2  # requests of a plan that a witness sees; the operations of further ones are the same
 
 
