@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DataUnavailable,
         GenerationError,
         GPTError,
+        ServingError,
         TextError,
         TokenError,
         WeightsError,
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
     from gpt.feed_forward import FeedForward
     from gpt.model import GPT
     from gpt.network import Block
+    from gpt.serving import Engine, Request
 else:
 
     def __getattr__(name: str) -> object:
         # At the first use: torch takes seconds to import, and `python -m gpt.train --help` does not need it.
         if name in __all__:
-            for module in ("errors", "config", "attention", "cache", "feed_forward", "experts", "network", "model"):
+            for module in (
+                *("errors", "config", "attention", "cache", "feed_forward", "experts", "network", "model", "serving"),
+            ):
                 found = getattr(import_module(f"gpt.{module}"), name, None)
                 if found is not None:
                     return found
@@ -48,6 +52,7 @@ __all__ = [
     "DataCorrupt",
     "DataError",
     "DataUnavailable",
+    "Engine",
     "FeedForward",
     "GPTConfig",
     "GPTError",
@@ -56,6 +61,8 @@ __all__ = [
     "KVCache",
     "LoopedSelfAttention",
     "MixtureOfExperts",
+    "Request",
+    "ServingError",
     "TextError",
     "TokenError",
     "WeightsError",

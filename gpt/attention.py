@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt.cache import LayerCache
+from gpt.cache import CacheLayer
 from gpt.config import GPTConfig
 from gpt.linear import Linear
 
@@ -44,11 +44,14 @@ class Head(nn.Module):
         mask = causal_mask(config.block_size) if mask is None else mask
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: CacheLayer | None = None) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
         q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, C) -> 3 × (B, T, D)
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, T, D) -> (B, S, D), the past included
+        # A cache adds the new keys and values, and attends over the past as well.
+        return self.attend(q, k, v) if cache is None else cache.attend(q, k, v, self.attend)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, T, D), 2 × (B, S, D) -> (B, T, D), by the formula."""
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, T, D) @ (B, D, S) -> (B, T, S)
         scores = scores.masked_fill(~visible(self.mask, q.size(-2), k.size(-2)), -math.inf)
         weights = self.dropout(scores.softmax(dim=-1))
@@ -66,7 +69,7 @@ class LoopedSelfAttention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: CacheLayer | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         parts = [head(x, cache and cache.head(number)) for number, head in enumerate(self.heads)]
         y = torch.cat(parts, dim=-1)  # H × (B, T, D) -> (B, T, C)
@@ -89,16 +92,16 @@ class CausalSelfAttention(nn.Module):
         self.flash = config.attention == "flash"
         self.register_buffer("mask", causal_mask(config.block_size), persistent=False)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: CacheLayer | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
         q, k, v = self.c_attn(x).chunk(3, dim=2)  # (B, T, C) -> (B, T, 3C) -> 3 × (B, T, C)
         q = q.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, T, H, D) -> (B, H, T, D)
         k = k.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, T, H, D) -> (B, H, T, D)
         v = v.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, T, H, D) -> (B, H, T, D)
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, H, T, D) -> (B, H, S, D), the past included
-        y = self.attend_flash(q, k, v) if self.flash else self.attend_naive(q, k, v)
+        attend = self.attend_flash if self.flash else self.attend_naive
+        # A cache adds the new keys and values, and attends over the past as well.
+        y = attend(q, k, v) if cache is None else cache.attend(q, k, v, attend)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)
         out: Tensor = self.resid_dropout(self.c_proj(y))
         return out

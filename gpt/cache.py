@@ -1,10 +1,51 @@
 """The key-value cache: the keys and values that attention has already computed, so that decoding reuses them."""
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from gpt.config import GPTConfig
 from gpt.errors import CacheError, ContextError
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (..., T, D), 2 x (..., S, D) -> (..., T, D)
+
+
+class CacheLayer(Protocol):
+    """One layer's part of a cache, as attention uses it."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        """Add the new keys and values, 2 x (..., T, D), and return `attend` of q (..., T, D) over all of them."""
+        ...
+
+    def head(self, number: int) -> "CacheLayer":
+        """Return one head's part: (B, H, T, D) -> (B, T, D)."""
+        ...
+
+
+class Cache(Protocol):
+    """What the network needs of a cache: where the new tokens stand, and a part for each layer."""
+
+    def check_room(self, config: GPTConfig, batch_size: int, positions: int) -> None:
+        """Raise `CacheError` or `ContextError` unless `positions` more fit for `batch_size` sequences."""
+        ...
+
+    def next_positions(self, count: int, device: torch.device) -> Tensor:
+        """Return the positions of the `count` new tokens, (T)."""
+        ...
+
+    def layer(self, number: int) -> CacheLayer:
+        """Return one layer's part, for attention to add to."""
+        ...
+
+    def last(self, x: Tensor) -> Tensor:
+        """Return the latest position of each sequence: (B, T, C) -> (B, 1, C)."""
+        ...
+
+    def advance(self, count: int) -> None:
+        """Count the `count` new tokens as cached, after all layers have added theirs."""
+        ...
 
 
 class KVCache:
@@ -78,6 +119,18 @@ class KVCache:
                 f"{self.capacity}; positions are absolute, so start a new cache with the latest tokens"
             )
 
+    def next_positions(self, count: int, device: torch.device) -> Tensor:
+        """Return the positions of the `count` new tokens, (T)."""
+        return torch.arange(self.length, self.length + count, device=device)
+
+    def last(self, x: Tensor) -> Tensor:
+        """Return the latest position of each sequence: (B, T, C) -> (B, 1, C)."""
+        return x[:, -1:]
+
+    def advance(self, count: int) -> None:
+        """Count the `count` new tokens as cached, after all layers have added theirs."""
+        self.length += count
+
 
 class LayerCache:
     """One layer's part of a `KVCache`, or one head's part of a layer's: views, without memory of their own."""
@@ -86,6 +139,10 @@ class LayerCache:
         self.cache = cache
         self.keys = keys
         self.values = values
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        """Append the new keys and values, 2 x (..., T, D), and return `attend` of q (..., T, D) over all of them."""
+        return attend(q, *self.append(k, v))
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (..., T, D) after the cached positions and return all of them, (..., length + T, D).

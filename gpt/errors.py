@@ -40,6 +40,10 @@ class ParallelError(GPTError, ValueError):
     """Ranks that cannot share a model or a batch, or a process that is no rank."""
 
 
+class ServingError(GPTError, ValueError):
+    """An engine that cannot be made, or a request that it cannot serve."""
+
+
 class WeightsError(GPTError):
     """Weights that do not fit the model, or a damaged checkpoint."""
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.attention import CausalSelfAttention, Head, LoopedSelfAttention, causal_mask
-from gpt.cache import GrowingCache, KVCache, LayerCache
+from gpt.cache import Cache, CacheLayer, GrowingCache, KVCache
 from gpt.config import LAYER_NORM_EPS, GPTConfig
 from gpt.errors import ConfigError, ContextError, TokenError, WeightsError
 from gpt.experts import MixtureOfExperts, Routing
@@ -28,7 +28,7 @@ class Block(nn.Module):
         self.ln_2 = _layer_norm(config)
         self.mlp = MixtureOfExperts(config) if config.n_experts else FeedForward(config)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None, routings: list[Routing] | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: CacheLayer | None = None, routings: list[Routing] | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C). Where the experts' tokens were sent is appended to `routings`."""
         x = x + self.attn(self.ln_1(x), cache)
         if isinstance(self.mlp, FeedForward):
@@ -92,7 +92,7 @@ class Network(nn.Module):
         idx: Tensor,
         targets: Tensor | None = None,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         last_only: bool = False,
         routings: list[Routing] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -111,17 +111,19 @@ class Network(nn.Module):
                 return self.forward(idx, targets, cache=cache, last_only=last_only, routings=routings)
         self._check_input(idx, targets, cache, last_only)
 
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + idx.size(1), device=idx.device)  # (T)
+        T, device = idx.size(1), idx.device
+        positions = torch.arange(T, device=device) if cache is None else cache.next_positions(T, device)  # (T)
         x = self.transformer["wte"](idx) + self.transformer["wpe"](positions)  # (B, T) -> (B, T, C)
         x = self.transformer["drop"](x)
         for layer, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache.layer(layer), routings)
         x = self.transformer["ln_f"](x)
         if cache is not None:
-            cache.length += idx.size(1)
+            cache.advance(T)
+        if last_only:
+            x = x[:, -1:] if cache is None else cache.last(x)  # (B, T, C) -> (B, 1, C)
 
-        logits = self.lm_head(x[:, -1:] if last_only else x)  # (B, T, C) -> (B, T, V)
+        logits = self.lm_head(x)  # (B, T, C) -> (B, T, V)
         if targets is None:
             return logits, None
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a loss in 16 bits has 3 digits
@@ -172,7 +174,7 @@ class Network(nn.Module):
             self.tie()
         return self
 
-    def _check_input(self, idx: Tensor, targets: Tensor | None, cache: KVCache | None, last_only: bool) -> None:
+    def _check_input(self, idx: Tensor, targets: Tensor | None, cache: Cache | None, last_only: bool) -> None:
         check_ids(idx, self.config.vocab_size)
         batch, time = idx.shape
         context = self.config.block_size

@@ -20,11 +20,13 @@ LEFT_OUT = {
     "pos-sinusoidal": "embedding",
     "rotary-positions": "embedding",
 }
+# Suites whose checks run the whole of one program: a mistake anywhere in it fails several of them.
+WHOLE_PROGRAMS = ("batching",)
 
 
 def without_consequences(found: Sequence[Finding], subject: Subject) -> list[Finding]:
     """Return the findings without those that repeat another one, or follow from it."""
-    findings = _without_biases_of_rms_norms(list(found), subject)
+    findings = _first_of_whole_programs(_without_biases_of_rms_norms(list(found), subject))
     findings = [finding for finding in findings if not any(_explains(other, finding) for other in findings)]
     kept: list[Finding] = []
     for finding in findings:
@@ -35,6 +37,16 @@ def without_consequences(found: Sequence[Finding], subject: Subject) -> list[Fin
             cause = f"{kept[same].cause}; the same in {finding.where}"
             kept[same] = dataclasses.replace(kept[same], cause=cause)
     return kept
+
+
+def _first_of_whole_programs(found: list[Finding]) -> list[Finding]:
+    """Return the findings with the first one alone of each suite in WHOLE_PROGRAMS."""
+    suites = [finding.where.split(".")[0] for finding in found]
+    return [
+        finding
+        for number, (finding, suite) in enumerate(zip(found, suites, strict=True))
+        if suite not in WHOLE_PROGRAMS or suites.index(suite) == number
+    ]
 
 
 def _without_biases_of_rms_norms(found: list[Finding], subject: Subject) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.diagnosis.batching_rules import BATCHING_RULES
 from harness.diagnosis.expert_rules import EXPERT_RULES
 from harness.diagnosis.rule import Rule
 
@@ -262,4 +263,5 @@ RULES = (
     Rule("half_precision_error", "dtype=float16", "attn.mask", "crashes-in-float16",
          "in float16 the model fails, or loses more digits than the dtype does", errors=True),
     *EXPERT_RULES,
+    *BATCHING_RULES,
 )  # fmt: skip

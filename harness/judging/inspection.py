@@ -26,6 +26,7 @@ from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.experts import SETTINGS as EXPERT_SETTINGS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
+from harness.subjects.adapters.serving import STEP, SUBMIT
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.forward_style import forward_parameters, style_of
@@ -39,6 +40,7 @@ from harness.subjects.protocols import (
     LoadsTensors,
     MixesExperts,
     Parallelizes,
+    Serves,
     Subject,
     Unties,
 )
@@ -62,6 +64,8 @@ LOOKED_FOR = {
     LoadsTensors: "a method load...(state_dict), or a function load...(model, state_dict) beside the class",
     Parallelizes: f"a function (model) or (model, mesh) beside the class, called {', '.join(WRAPS[:2])} or "
     f"{', '.join(NAMES[kind][1] for kind in KINDS)} ...",
+    Serves: f"a class beside it, made with a model, with a method {'|'.join(SUBMIT[:3])}(prompt, ...) and a method "
+    f"{'|'.join(STEP[:2])}()",
 }
 
 
@@ -225,6 +229,7 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
             f"{role}: {function.text}" for role, function in s.parallel_program.functions.items()
         ),
         MixesExperts: _describe_experts,
+        Serves: lambda s: s.engine_name,
         Generates: lambda s: "" if how is None else f"{how.function.__name__}({', '.join(how.parameters)})",
     }
     for ability, looked_for in LOOKED_FOR.items():

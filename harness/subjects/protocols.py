@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -181,4 +181,56 @@ class Parallelizes(Subject, Protocol):
     @property
     def parallel_program(self) -> ParallelProgram:
         """Its functions for several ranks, by what they do."""
+        ...
+
+
+class ServingEngine(Protocol):
+    """An engine of continuous batching: requests arrive and leave between its steps.
+
+    `lines` has the file and the line of its methods, by "submit", "step" and "cancel".
+    """
+
+    lines: Mapping[str, tuple[str, int]]
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """What it has of temperature, top_k, top_p, seed, stop and cancel."""
+        ...
+
+    def submit(self, ids: Sequence[int], new_tokens: int, **settings: Any) -> int:
+        """Queue a prompt and return its number, from 0 up. It raises what the engine raises.
+
+        `settings` are temperature (0 is greedy), top_k, top_p, seed, and stop, a token id.
+        """
+        ...
+
+    def step(self) -> None:
+        """Do one step of the engine; an idle engine does nothing."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """End a request, wherever it is."""
+        ...
+
+    def tokens(self, number: int) -> list[int]:
+        """Return the new tokens of a request so far."""
+        ...
+
+    def memory(self) -> list[Tensor]:
+        """Return the float tensors that the engine and its model keep, without parameters and buffers."""
+        ...
+
+
+@runtime_checkable
+class Serves(Subject, Protocol):
+    """Serves many requests at once: an engine takes them at any time and continues all of them step by step."""
+
+    engine_name: str
+
+    def new_engine(self, model: Model, *, requests: int, positions: int, stop: int | None = None) -> ServingEngine:
+        """Return an engine for at most `requests` at once, with memory for `positions` positions of all together.
+
+        An engine with a slot for each request has as many slots, each as long as the context. `stop` is a token that
+        ends every request. Raises MissingAbility if the engine has parameters that are not known.
+        """
         ...

@@ -8,10 +8,21 @@ from typing import Any
 from harness.bench.arms.arm_table import ARMS
 from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.registry import WORK_KINDS, ArmSpec, WorkKind
-from harness.bench.arms.workloads import attention, decoding, experts, forward, generation, ranks, startup, training
+from harness.bench.arms.workloads import (
+    attention,
+    decoding,
+    experts,
+    forward,
+    generation,
+    ranks,
+    serving,
+    startup,
+    training,
+)
 from harness.bench.work import Work
 
-assert all((attention, decoding, experts, forward, generation, ranks, startup, training))  # for what they register
+# Imported for what they register.
+assert all((attention, decoding, experts, forward, generation, ranks, serving, startup, training))
 _ARM_SPECS = {arm.name: arm for arm in ARMS}
 assert len(_ARM_SPECS) == len(ARMS), "two arms have one name"
 

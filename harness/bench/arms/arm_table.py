@@ -67,6 +67,9 @@ ARMS = (
     ArmSpec("experts", "the subject's mixture of experts"),
     ArmSpec("dense-active", "a dense MLP as wide as the experts that compute a token"),
     ArmSpec("dense-total", "a dense MLP as wide as all experts"),
+    # Serving.
+    ArmSpec("static", "a batch of requests enters when the one before it has ended", options={"static": True}),
+    ArmSpec("continuous", "requests enter and leave between two steps", options={"static": False}),
     # Training.
     ArmSpec("for-loop", "AdamW, one tensor after the other", options={"optimizer": {"foreach": False, "fused": False}}),
     ArmSpec("foreach", "AdamW, an operation over all tensors", options={"optimizer": {"foreach": True}}),

@@ -91,6 +91,13 @@ def is_decode_latency(comparison: Row) -> bool:
     return "decode" in str(comparison.get("metric")) and "context" in str(comparison.get("axis"))
 
 
+def is_serving(comparison: Row) -> bool:
+    """Return True for a comparison of serving over the rate of requests, which `serving` draws."""
+    return "rate" in str(comparison.get("axis")) and any(
+        "first_token_p50_seconds" in row["extras"] for row in arms(comparison)
+    )
+
+
 def colours_of(curves: Sequence[Curve]) -> dict[str, str]:
     """Return the colour of each arm: the control grey, the others in the order of the colours."""
     others = [curve.arm for curve in curves if not curve.control]

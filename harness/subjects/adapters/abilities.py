@@ -13,11 +13,12 @@ from torch import Tensor
 
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import SIZES, Size
-from harness.subjects.adapters import experts, generation, key_value_cache
+from harness.subjects.adapters import experts, generation, key_value_cache, serving
 from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.constructor import Constructor
 from harness.subjects.adapters.experts import build_layer
 from harness.subjects.adapters.parallel import parallel_program_of
+from harness.subjects.adapters.serving_engine import AdaptedEngine, new_engine
 from harness.subjects.adapters.tensor_loader import TensorLoader, tensor_loader_of
 from harness.subjects.expert_layer import ExpertLayer
 from harness.subjects.model import Model
@@ -237,6 +238,26 @@ class _Parallelizes(_Ability):
         return parallel_program_of(self.kind, self.module)
 
 
+class _Serves(_Ability):
+    @classmethod
+    def found_in(cls, kind: type, constructor: Constructor, module: ModuleType | None) -> bool:
+        return serving.engine_class_of(module) is not None
+
+    @property
+    def engine_name(self) -> str:
+        """The name of the class, and the methods by which it is used."""
+        return self._engine_class().description
+
+    def new_engine(self, model: Model, *, requests: int, positions: int, stop: int | None = None) -> AdaptedEngine:
+        """Return an engine; see `Serves.new_engine`."""
+        return new_engine(self._engine_class(), model, requests=requests, positions=positions, stop=stop)
+
+    def _engine_class(self) -> serving.EngineClass:
+        found = serving.engine_class_of(self.module)
+        assert found is not None  # found_in
+        return found
+
+
 # In the order of the bases of the adapted subject: _ChoosesCache extends the `new_cache` of _Caches.
 ABILITIES: tuple[type[_Ability], ...] = (
     _ChoosesAttention,
@@ -249,4 +270,5 @@ ABILITIES: tuple[type[_Ability], ...] = (
     _MixesExperts,
     _LoadsTensors,
     _Parallelizes,
+    _Serves,
 )
