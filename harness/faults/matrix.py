@@ -54,7 +54,8 @@ def judge_faults(faults: Sequence[Fault], *, suites: Path, processes: int = 2) -
     # Spawned, not forked: PyTorch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(suites,)) as pool:
-        reached = pool.submit(_lines_reached).result()
+        of_gpts = any(not fault.suite for fault in faults)  # a technique's faults are judged by their suite alone
+        reached = pool.submit(_lines_reached).result() if of_gpts else {}
         for done in as_completed([pool.submit(_judge_fault, fault, reached) for fault in faults]):
             yield done.result()
 
