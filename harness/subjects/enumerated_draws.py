@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from harness.subjects.uniform_numbers import FLIPPED, Comparison, UniformNumber, UniformTensor, Unseen
 
@@ -166,7 +166,7 @@ class _FollowedDraws(TorchFunctionMode):
             raced = self._of_race(name, function, args, kwargs)
             if raced is not None:
                 return raced
-        if (self._uniform or self.intervals) and any(self._is_uniform(leaf) for leaf in tree_leaves((args, kwargs))):
+        if (self._uniform or self.intervals) and self._has_uniform(args, kwargs):
             return self._of_uniform(name, function, args, kwargs)
         return function(*args, **kwargs)
 
@@ -219,6 +219,14 @@ class _FollowedDraws(TorchFunctionMode):
         self._uniform[id(answer)] = (answer, uniform)
         return answer
 
+    def _has_uniform(self, args: Any, kwargs: Any) -> bool:
+        """Return True if an argument is a uniform number, or a list that has one: as tree_leaves, in a tenth of it."""
+        for argument in (*args, *kwargs.values()):
+            members = argument if isinstance(argument, list | tuple) else (argument,)
+            if any(id(each) in self._uniform or isinstance(each, UniformNumber) for each in members):
+                return True
+        return False
+
     def _is_uniform(self, leaf: Any) -> bool:
         return isinstance(leaf, UniformNumber) or id(leaf) in self._uniform
 
@@ -248,7 +256,7 @@ class _FollowedDraws(TorchFunctionMode):
         return self._refuse(f"it uses a uniform number in {name}")
 
     def _moved(self, function: Any, args: Any, kwargs: Any, answer: Any) -> Any:
-        if self._is_uniform(args[0]) and not any(self._is_uniform(leaf) for leaf in tree_leaves((args[1:], kwargs))):
+        if self._is_uniform(args[0]) and not self._has_uniform(args[1:], kwargs):
             parts = self._as_uniform(args[0]).moved(lambda part: function(part, *args[1:], **kwargs))
             if isinstance(answer, Tensor):
                 return self._tag(answer, parts[0])
