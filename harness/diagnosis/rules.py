@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from harness.measures.speculation.laws import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -10,7 +13,7 @@ class Rule:
     """One rule: a measure, a pattern, and the place, the fault's id and the cause of the finding.
 
     The pattern is searched in the check's parameters ("case=plain"), its failed places with their values
-    ("ids: True"), and its message. `errors`: whether the rule also reads checks that could not be run to their end;
+    ("ids: True"), its message, and the reading's hint. `errors`: whether the rule also reads checks that could not be run to their end;
     the cause says no more than that it fails then.
     """
 
@@ -218,4 +221,25 @@ RULES = (
          "with a context of 519 the values differ, and with 32 they do not, as with positions in 16 bits"),
     Rule("half_precision_error", "dtype=float16", "attn.mask", "crashes-in-float16",
          "in float16 the model fails, or loses more digits than the dtype does", errors=True),
+    Rule("speculative_lengths", "too many", "speculation.length", "spec-too-many-tokens",
+         "speculative decoding returns more tokens than were asked for: its last round is not cut"),
+    Rule("speculative_changes", "another seed gives the same tokens: True", "speculation.seed", "spec-seed-fixed",
+         "another seed gives the same speculated tokens"),
+    Rule("speculative_changes", "the training flag: True", "speculation.mode", "spec-mode-not-restored",
+         "after speculative decoding a model stays in eval mode: dropout is off from then on"),
+    # The variant whose distribution is the one that was found; the reading's hint ends with its id.
+    *(Rule("speculative_distribution", re.escape(f"[{v.id}]"), v.where, v.id, v.says) for v in VARIANTS),
+    Rule("speculative_draws_p_value", "tokens . and", "speculation.seed", "spec-reseeded-each-round",
+         "rounds of speculative decoding share their random numbers, as with a generator that is seeded in each"),
+    Rule("speculative_target_calls", "without the token behind accepted drafts", "speculation.bonus",
+         "spec-bonus-dropped", "the target's own token behind accepted drafts is thrown away: each round gives one less"),
+    Rule("speculative_target_calls", "one a token", "speculation.calls", "spec-verified-one-by-one",
+         "the target is called for each token: speculation gains nothing"),
+    Rule("speculative_target_calls", "draft=same", "speculation.draft", "spec-draft-misses-last-token",
+         "a draft with the target's weights is rejected: it does not continue the accepted text, as with a cache that "
+         "misses the last draft of a round"),
+    Rule("speculative_logits", ".", "speculation.cache", "",
+         "the target does not see the accepted text: its cache keeps a rejected draft or loses a token"),
+    Rule("speculative_greedy", ".", "speculation.greedy", "spec-greedy-draws",
+         "speculation changes a greedy text, as if it drew at temperature 0"),
 )  # fmt: skip

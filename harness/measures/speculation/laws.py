@@ -32,6 +32,7 @@ class Variant:
     """
 
     id: str
+    where: str
     says: str
     accept: Callable[[Rows, Rows, int, int], float] = _accept
     after_rejection: Callable[[Rows, Rows, int], Tensor] = _residual
@@ -54,42 +55,60 @@ def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum() if weights.sum() > 0 else torch.full_like(weights, 1 / len(weights))
 
 
-RIGHT = Variant("", "right")
+RIGHT = Variant("", "", "right")
 VARIANTS = (
-    Variant("spec-residual-missing", "after a rejection the token is drawn from the target's own distribution, not "
-            "from the residual max(0, p - q)", after_rejection=lambda p, q, i: p[i]),
-    Variant("spec-residual-not-normalised", "the residual max(0, p - q) is not normalised, and what is missing to 1 "
-            "falls to the last token", after_rejection=_unnormalised),
-    Variant("spec-residual-absolute", "the residual is |p - q|, not max(0, p - q)",
+    Variant("spec-residual-missing", "speculation.residual",
+            "after a rejection the token is drawn from the target's own distribution, not from the residual "
+            "max(0, p - q)", after_rejection=lambda p, q, i: p[i]),
+    Variant("spec-residual-not-normalised", "speculation.residual",
+            "the residual max(0, p - q) is not normalised, and what is missing to 1 falls to the last token", after_rejection=_unnormalised),
+    Variant("spec-residual-absolute", "speculation.residual",
+            "the residual is |p - q|, not max(0, p - q)",
             after_rejection=lambda p, q, i: _normalised((p[i] - q[i]).abs())),
-    Variant("spec-residual-reversed", "the residual is max(0, q - p), not max(0, p - q)",
+    Variant("spec-residual-reversed", "speculation.residual",
+            "the residual is max(0, q - p), not max(0, p - q)",
             after_rejection=lambda p, q, i: _normalised((q[i] - p[i]).clamp(min=0.0))),
-    Variant("spec-residual-wrong-row", "the residual is that of the position behind the rejected draft",
+    Variant("spec-residual-wrong-row", "speculation.residual",
+            "the residual is that of the position behind the rejected draft",
             after_rejection=lambda p, q, i: _residual((*p[i + 1 :],), (_row(q, i + 1),), 0)),
-    Variant("spec-accept-next-position", "a draft is judged by the target's probabilities of the position behind it",
+    Variant("spec-accept-next-position", "speculation.acceptance",
+            "a draft is judged by the target's probabilities of the position behind it",
             accept=lambda p, q, i, x: min(1.0, float(p[i + 1][x] / q[i][x]))),
-    Variant("spec-accept-position-before", "a draft is judged by the target's probabilities of the position before it",
+    Variant("spec-accept-position-before", "speculation.acceptance",
+            "a draft is judged by the target's probabilities of the position before it",
             accept=lambda p, q, i, x: min(1.0, float(_row(p, i - 1)[x] / q[i][x]))),
-    Variant("spec-accept-all", "every draft is accepted", accept=lambda p, q, i, x: 1.0),
-    Variant("spec-accept-inverted", "a draft is accepted where it must be rejected",
+    Variant("spec-accept-all", "speculation.acceptance",
+            "every draft is accepted", accept=lambda p, q, i, x: 1.0),
+    Variant("spec-accept-inverted", "speculation.acceptance",
+            "a draft is accepted where it must be rejected",
             accept=lambda p, q, i, x: 1.0 - _accept(p, q, i, x)),
-    Variant("spec-accept-by-p-alone", "a draft is accepted with the target's probability of it, not with min(1, p/q)",
+    Variant("spec-accept-by-p-alone", "speculation.acceptance",
+            "a draft is accepted with the target's probability of it, not with min(1, p/q)",
             accept=lambda p, q, i, x: float(p[i][x])),
-    Variant("spec-accept-ratio-upside-down", "a draft is accepted with min(1, q/p), not with min(1, p/q)",
+    Variant("spec-accept-ratio-upside-down", "speculation.acceptance",
+            "a draft is accepted with min(1, q/p), not with min(1, p/q)",
             accept=lambda p, q, i, x: min(1.0, float(q[i][x] / p[i][x])) if p[i][x] > 0 else 1.0),
-    Variant("spec-accept-likelier-only", "a draft is accepted if p >= q, without a random number",
+    Variant("spec-accept-likelier-only", "speculation.acceptance",
+            "a draft is accepted if p >= q, without a random number",
             accept=lambda p, q, i, x: float(p[i][x] >= q[i][x])),
-    Variant("spec-bonus-from-draft", "the token behind accepted drafts is not drawn from the target's row there",
+    Variant("spec-bonus-from-draft", "speculation.bonus",
+            "the token behind accepted drafts is not drawn from the target's row there",
             bonus=lambda p, q: q[-1]),
-    Variant("spec-bonus-wrong-row", "the token behind accepted drafts is drawn from the target's row of the last draft",
+    Variant("spec-bonus-wrong-row", "speculation.bonus",
+            "the token behind accepted drafts is drawn from the target's row of the last draft",
             bonus=lambda p, q: _row(p, len(p) - 2)),
-    Variant("spec-goes-on-after-rejection", "drafts behind a rejected one are still judged", goes_on=True),
-    Variant("spec-cache-not-rolled-back", "after a rejection the target sees the rejected drafts: its cache keeps "
+    Variant("spec-goes-on-after-rejection", "speculation.acceptance",
+            "drafts behind a rejected one are still judged", goes_on=True),
+    Variant("spec-cache-not-rolled-back", "speculation.cache",
+            "after a rejection the target sees the rejected drafts: its cache keeps "
             "them", keeps_rejected=True),
-    Variant("spec-one-number-a-round", "one random number judges all drafts of a round", one_number=True),
-    Variant("spec-target-not-filtered", "the target's probabilities are without temperature, top-k and top-p",
+    Variant("spec-one-number-a-round", "speculation.acceptance",
+            "one random number judges all drafts of a round", one_number=True),
+    Variant("spec-target-not-filtered", "speculation.filter",
+            "the target's probabilities are without temperature, top-k and top-p",
             filtered=(False, True)),
-    Variant("spec-draft-not-filtered", "drafts are judged by the draft's probabilities without temperature, top-k and "
+    Variant("spec-draft-not-filtered", "speculation.filter",
+            "drafts are judged by the draft's probabilities without temperature, top-k and "
             "top-p, which they were not drawn with", filtered=(True, False)),
 )  # fmt: skip
 
