@@ -37,7 +37,7 @@ def _applies(rule: Rule, record: Record) -> bool:
 
 
 def _text(record: Record) -> str:
-    """Return the text that the rules' patterns are searched in: parameters, failed places with values, message, hint."""
+    """Return the text that rules' patterns are searched in: parameters, failed places with values, message, hint."""
     parameters = ",".join(f"{key}={value}" for key, value in record.check.parameters.items())
     return " | ".join((parameters, *_places(record), record.message, str(record.details.get("hint") or "")))
 

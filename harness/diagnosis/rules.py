@@ -13,8 +13,8 @@ class Rule:
     """One rule: a measure, a pattern, and the place, the fault's id and the cause of the finding.
 
     The pattern is searched in the check's parameters ("case=plain"), its failed places with their values
-    ("ids: True"), its message, and the reading's hint. `errors`: whether the rule also reads checks that could not be run to their end;
-    the cause says no more than that it fails then.
+    ("ids: True"), its message, and the reading's hint. `errors`: whether the rule also reads checks that could not be
+    run to their end; the cause says no more than that it fails then.
     """
 
     measure: str
@@ -229,17 +229,19 @@ RULES = (
          "after speculative decoding a model stays in eval mode: dropout is off from then on"),
     # The variant whose distribution is the one that was found; the reading's hint ends with its id.
     *(Rule("speculative_distribution", re.escape(f"[{v.id}]"), v.where, v.id, v.says) for v in VARIANTS),
-    Rule("speculative_draws_p_value", "tokens . and", "speculation.seed", "spec-reseeded-each-round",
+    Rule("speculative_draws_p_value", "^(?!.*all tokens: ).*tokens . and", "speculation.seed",
+         "spec-reseeded-each-round",
          "rounds of speculative decoding share their random numbers, as with a generator that is seeded in each"),
-    Rule("speculative_target_calls", "without the token behind accepted drafts", "speculation.bonus",
-         "spec-bonus-dropped", "the target's own token behind accepted drafts is thrown away: each round gives one less"),
+    Rule("speculative_target_calls", "token behind accepted drafts is lost", "speculation.bonus",
+         "spec-bonus-dropped", "the target's own token behind accepted drafts is thrown away: a round gives one less"),
     Rule("speculative_target_calls", "one a token", "speculation.calls", "spec-verified-one-by-one",
          "the target is called for each token: speculation gains nothing"),
-    Rule("speculative_target_calls", "draft=same", "speculation.draft", "spec-draft-misses-last-token",
+    Rule("speculative_target_calls", "computes other logits than on the accepted text", "speculation.draft",
+         "spec-draft-misses-last-token",
          "a draft with the target's weights is rejected: it does not continue the accepted text, as with a cache that "
          "misses the last draft of a round"),
     Rule("speculative_logits", ".", "speculation.cache", "",
          "the target does not see the accepted text: its cache keeps a rejected draft or loses a token"),
-    Rule("speculative_greedy", ".", "speculation.greedy", "spec-greedy-draws",
+    Rule("speculative_greedy", "draft=same", "speculation.greedy", "spec-greedy-draws",
          "speculation changes a greedy text, as if it drew at temperature 0"),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from harness.core.error_text import describe_error
 from harness.core.errors import Missing, SubjectError
 from harness.core.process_exit import subject_at_work
 from harness.core.sizes import SIZES, Size
+from harness.core.source_lines import SourceLine
 from harness.judging.unreadable import import_notes, lines_to_paste, settings_notes
 from harness.oracle import noise_verdict
 from harness.oracle.hugging_face import oracle
@@ -36,6 +37,7 @@ from harness.subjects.protocols import (
     ChoosesInit,
     Generates,
     LoadsTensors,
+    Speculates,
     Subject,
     Unties,
 )
@@ -49,6 +51,8 @@ LOOKED_FOR = {
     Unties: f"a setting ({', '.join(SYNONYMS['tied'][:4])})",
     Generates: f"a method generate(ids, n, ...) with a second name that has one of {', '.join(NEW_TOKENS[:4])} in it, "
     "or a function generate...(model, ids, n, ...) beside the class",
+    Speculates: "a method, a function or a class beside the class whose name has 'speculative' or 'assisted' in it, and "
+    "parameters target, draft, prompt, number of tokens",
     Caches: f"new_cache(batch) and forward(ids, cache=...), or forward(ids, {PASTS[0]}|{PASTS[1]}|..., use_cache), or "
     "use_cache and reset_kv_cache()",
     Checkpoints: "from_pretrained(directory) and save_pretrained(directory)",
@@ -212,6 +216,7 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
     details = {
         ChoosesAttention: lambda s: ", ".join(s.attentions),
         ChoosesInit: lambda s: ", ".join(s.recipes),
+        Speculates: lambda s: _describe_speculation(s, model),
         Generates: lambda s: "" if how is None else f"{how.function.__name__}({', '.join(how.parameters)})",
     }
     for ability, looked_for in LOOKED_FOR.items():
@@ -219,6 +224,11 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
             result.abilities[ability.__name__] = details.get(ability, lambda s: "")(subject)
         else:
             result.lacking[ability.__name__] = looked_for
+
+
+def _describe_speculation(subject: Speculates, model: Model) -> str:
+    lines = {draft: SourceLine(*subject.speculation_line(model, draft)) for draft in subject.drafts(model)}
+    return "; ".join(f"drafts by {draft}, {line}" for draft, line in lines.items())
 
 
 def _add_weights(result: Inspection, subject: Subject, model: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,17 @@ from harness.core.seeds import seeded
 from harness.measures.chi_squared import chi_squared_tail
 from harness.measures.generation.sampling import next_token_distribution
 from harness.measures.speculation.drafts import Draft, enumerated_pair
-from harness.measures.speculation.laws import VARIANTS, Conditional, Law, Speculated, Tokens, of_first, total_variation
-from harness.subjects.enumerated_draws import enumerate_outcomes
+from harness.measures.speculation.laws import (
+    VARIANTS,
+    Conditional,
+    Law,
+    Speculated,
+    Tokens,
+    Variant,
+    of_first,
+    total_variation,
+)
+from harness.subjects.enumerated_draws import Enumeration, enumerate_outcomes
 from harness.subjects.model import Model
 from harness.subjects.protocols import Speculates
 from harness.suites.measure_registry import Reading, measure
@@ -45,36 +55,73 @@ def speculative_distribution(
     draws is followed, with its exact probability. Where they cannot be followed, or where what was followed is not
     what real draws give, DRAWN answers are judged by Pearson's chi-squared test: 1 if it rejects, and else 0.
     """
-    target, drafting = enumerated_pair(subject, size, draft)
-    prompt = torch.tensor([PROMPT])
-    settings: dict[str, Any] = {
-        "lookahead": lookahead,
-        "temperature": temperature,
-        "top_k": top_k or None,
-        "top_p": top_p if top_p < 1.0 else None,
-    }
-
-    def answer(seed: int | None = None) -> Tokens:
-        ids = subject.speculate(target, drafting, prompt, new_tokens, seed=seed, **settings)
-        return new_part(ids, len(PROMPT), new_tokens)
-
-    raw = [_conditional(model) for model in (target, drafting)]
-    filtered = [_filtered(each, temperature=temperature, top_k=top_k, top_p=top_p) for each in raw]
-    asked = Speculated(filtered[0], filtered[1], raw[0], raw[1], PROMPT, new_tokens, lookahead)
-    expected = asked.target_law()
-    with torch.no_grad():
-        found = enumerate_outcomes(lambda: answer(0), most_runs=MOST_RUNS)
-    seen = f"{found.runs} outcomes"
+    case = _Case(subject, size, draft, lookahead, new_tokens, temperature, top_k, top_p)
+    expected = case.asked.target_law()
+    found = case.enumerated()
     if not found.unseen:
         law = found.probabilities
-        if total_variation(law, expected) <= DIFFERS or _drawn_p_value(law, answer) >= LEAST_LIKELY:
+        if total_variation(law, expected) <= DIFFERS or _drawn_p_value(law, case.answer) >= LEAST_LIKELY:
             values = {
                 _name(n): total_variation(of_first(law, n), of_first(expected, n)) for n in range(1, new_tokens + 1)
             }
-            return Reading(values, "of probability", {"seen": seen, **_explained(subject, target, asked, law, values)})
-    likely = _drawn_p_value(expected, answer)
+            wrong = max(values.values()) > DIFFERS
+            explained = _explained(case, law) if wrong else {}
+            return Reading(values, "of probability", {"seen": f"{found.runs} outcomes", **explained})
+    likely = _drawn_p_value(expected, case.answer)
     values = {_name(new_tokens): 0.0 if likely >= LEAST_LIKELY else 1.0}
     return Reading(values, "of probability", {"seen": f"{DRAWN} answers ({found.unseen or 'drawn unseen'})"})
+
+
+@dataclass
+class _Case:
+    """One pair of models, and what is asked of the subject."""
+
+    subject: Speculates
+    size: str
+    draft: Draft
+    lookahead: int
+    new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.target, self.drafting = enumerated_pair(self.subject, self.size, self.draft)
+        target, draft = (_conditional(model) for model in (self.target, self.drafting))
+        self.asked = Speculated(
+            self._filtered(target), self._filtered(draft), target, draft, PROMPT, self.new_tokens, self.lookahead
+        )
+
+    def _filtered(self, row: Conditional) -> Conditional:
+        return _filtered(row, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def answer(self, seed: int | None = None) -> Tokens:
+        """Return the new tokens of one call of the subject."""
+        ids = self.subject.speculate(
+            self.target,
+            self.drafting,
+            torch.tensor([PROMPT]),
+            self.new_tokens,
+            lookahead=self.lookahead,
+            temperature=self.temperature,
+            top_k=self.top_k or None,
+            top_p=self.top_p if self.top_p < 1.0 else None,
+            seed=seed,
+        )
+        return new_part(ids, len(PROMPT), self.new_tokens)
+
+    def enumerated(self) -> Enumeration:
+        """Return the exact distribution of the subject's answers, if its draws can be followed."""
+        with torch.no_grad():
+            return enumerate_outcomes(lambda: self.answer(0), most_runs=MOST_RUNS)
+
+    def fitting(self, law: Law) -> list[Variant]:
+        """Return the known mistakes that have this distribution."""
+        return [
+            variant
+            for variant in VARIANTS
+            if any(total_variation(law, self.asked.law(variant, limited=limited)) <= FITS for limited in (True, False))
+        ]
 
 
 def new_part(ids: Tensor, prompt_length: int, new_tokens: int) -> Tokens:
@@ -116,18 +163,22 @@ def _filtered(row: Conditional, *, temperature: float, top_k: int, top_p: float)
     return filtered
 
 
-def _explained(
-    subject: Speculates, target: Model, asked: Speculated, law: Law, values: dict[str, float]
-) -> dict[str, Any]:
-    """Return the known mistake that explains a wrong law, in the form of a reading's details; {} for a right one."""
-    if max(values.values()) <= DIFFERS:
-        return {}
-    line = subject.speculation_line(target, "model")
-    for variant in VARIANTS:
-        for limited in (True, False):
-            if total_variation(law, asked.law(variant, limited=limited)) <= FITS:
-                return {"hint": f"{variant.says} [{variant.id}]", "line": line}
-    return {"hint": "no known mistake has this distribution", "line": line}
+def _explained(case: _Case, law: Law) -> dict[str, Any]:
+    """Return the known mistake that explains a wrong law, and the function's line, as a reading's details.
+
+    Where a simple pair of models cannot tell mistakes apart, the subject is enumerated with another pair.
+    """
+    line = case.subject.speculation_line(case.target, "model")
+    fitting = case.fitting(law)
+    if len(fitting) > 1:
+        telling = _Case(case.subject, case.size, "near", 2, 4, 1.5, 2)  # longer than a round, so that its end shows
+        found = telling.enumerated()
+        fitting = [each for each in telling.fitting(found.probabilities) if each in fitting] or fitting
+    if not fitting:
+        return {"hint": "no known mistake has this distribution", "line": line}
+    if len(fitting) > 1:
+        return {"hint": " or ".join(each.says for each in fitting), "line": line}
+    return {"hint": f"{fitting[0].says} [{fitting[0].id}]", "line": line}
 
 
 def _drawn_p_value(law: Law, answer: Callable[[int | None], Tokens]) -> float:

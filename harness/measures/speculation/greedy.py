@@ -21,6 +21,8 @@ from harness.subjects.model import Model
 from harness.subjects.protocols import Speculates
 from harness.suites.measure_registry import Reading, measure
 
+SAME = 1e-9  # relative, in float64: rounding is some 1e-15
+
 
 @measure
 def speculative_greedy(
@@ -77,7 +79,7 @@ def speculative_target_calls(
     if isinstance(drafting, str):
         raise MissingAbility("the calls of a draft that is no model have no closed form here")
     prompt = prompt_of(size, draft, prompt_length)
-    with observed_logits(target) as calls:
+    with observed_logits(target) as calls, observed_logits(drafting) as drafted:
         answer = subject.speculate(target, drafting, prompt, new_tokens, lookahead=lookahead, temperature=0.0)
     if not calls:
         raise MissingAbility(f"the speculative decoding of {subject.name} does not call the target as a module")
@@ -92,20 +94,24 @@ def speculative_target_calls(
         "tokens": int(answer.shape[1]) - prompt_length,
     }
     if extra > 1:
-        without_bonus = _calls_without_bonus(new_tokens, lookahead)
         cause = (
             f"{len(calls)} calls of the target, where {rounds.target_calls} rounds give the same {new_tokens} tokens"
         )
-        if draft == "same" and len(calls) in (without_bonus, without_bonus + 1):
-            cause += ": as many as without the token behind accepted drafts"
         if len(calls) >= new_tokens:
             cause += ": one a token, as without speculation"
+        elif draft == "same":
+            with torch.no_grad():
+                expected = drafting.logits(torch.tensor([text]))[0]  # (T, V)
+            own = torch.cat([call.reshape(-1, call.shape[-1])[-1:, : expected.shape[1]] for call in drafted])
+            apart = (own[:, None] - expected).abs().amax(-1).amin(-1)  # (calls, T, V) -> (calls)
+            same = bool(len(own)) and bool((apart <= SAME * expected.abs().max()).all())
+            cause += (
+                ": no draft is rejected, and the target's own token behind accepted drafts is lost"
+                if same
+                else ": the draft, which has the target's weights, computes other logits than on the accepted text"
+            )
         details |= {"hint": cause, "line": subject.speculation_line(target, "model")}
     return Reading(extra, "calls", details)
-
-
-def _calls_without_bonus(new_tokens: int, lookahead: int) -> int:
-    return -(-new_tokens // lookahead)
 
 
 @measure

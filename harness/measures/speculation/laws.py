@@ -38,7 +38,8 @@ class Variant:
     after_rejection: Callable[[Rows, Rows, int], Tensor] = _residual
     bonus: Callable[[Rows, Rows], Tensor] = lambda p, q: p[-1]
     goes_on: bool = False  # a draft behind a rejected one is still judged
-    keeps_rejected: bool = False  # the target's cache
+    # How many of its positions the target's cache keeps, by the length of the text and if a draft was rejected.
+    keeps: Callable[[int, bool], int] = lambda length, rejected: length - 1
     one_number: bool = False  # one uniform number for all drafts of a round
     filtered: tuple[bool, bool] = (True, True)  # the target's, the draft's probabilities
 
@@ -55,13 +56,15 @@ def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum() if weights.sum() > 0 else torch.full_like(weights, 1 / len(weights))
 
 
+EVERYTHING = 1_000_000  # positions
 RIGHT = Variant("", "", "right")
 VARIANTS = (
     Variant("spec-residual-missing", "speculation.residual",
             "after a rejection the token is drawn from the target's own distribution, not from the residual "
             "max(0, p - q)", after_rejection=lambda p, q, i: p[i]),
     Variant("spec-residual-not-normalised", "speculation.residual",
-            "the residual max(0, p - q) is not normalised, and what is missing to 1 falls to the last token", after_rejection=_unnormalised),
+            "the residual max(0, p - q) is not normalised, and what is missing to 1 falls to the last token",
+            after_rejection=_unnormalised),
     Variant("spec-residual-absolute", "speculation.residual",
             "the residual is |p - q|, not max(0, p - q)",
             after_rejection=lambda p, q, i: _normalised((p[i] - q[i]).abs())),
@@ -100,8 +103,14 @@ VARIANTS = (
     Variant("spec-goes-on-after-rejection", "speculation.acceptance",
             "drafts behind a rejected one are still judged", goes_on=True),
     Variant("spec-cache-not-rolled-back", "speculation.cache",
-            "after a rejection the target sees the rejected drafts: its cache keeps "
-            "them", keeps_rejected=True),
+            "after a rejection the target sees the rejected drafts: its cache keeps them",
+            keeps=lambda length, rejected: EVERYTHING),
+    Variant("spec-cache-one-too-long", "speculation.cache",
+            "after a rejection the target sees the first rejected draft: its cache is cut one position too late",
+            keeps=lambda length, rejected: length),
+    Variant("spec-cache-emptied", "speculation.cache",
+            "after a rejection the target sees the new tokens alone: its cache is emptied",
+            keeps=lambda length, rejected: 0 if rejected else length - 1),
     Variant("spec-one-number-a-round", "speculation.acceptance",
             "one random number judges all drafts of a round", one_number=True),
     Variant("spec-target-not-filtered", "speculation.filter",
@@ -180,7 +189,8 @@ class Speculated:
                 for x, share in enumerate(weights.tolist()):
                     if share > 0:
                         part = (*kept, x)
-                        seen = (*cached, *drafts, x) if variant.keeps_rejected else (*cached, *part)
+                        keeps = variant.keeps(len(own) + len(part), rejected_at is not None)
+                        seen = (*(*cached, *drafts)[:keeps], x)
                         outcomes.append((part, seen, mass * probability * share))
         return outcomes
 
