@@ -51,8 +51,8 @@ LOOKED_FOR = {
     Unties: f"a setting ({', '.join(SYNONYMS['tied'][:4])})",
     Generates: f"a method generate(ids, n, ...) with a second name that has one of {', '.join(NEW_TOKENS[:4])} in it, "
     "or a function generate...(model, ids, n, ...) beside the class",
-    Speculates: "a method, a function or a class beside the class whose name has 'speculative' or 'assisted' in it, and "
-    "parameters target, draft, prompt, number of tokens",
+    Speculates: "a method, or a function or a class beside the class, whose name has 'speculative' or 'assisted' in "
+    "it, and parameters target, draft, prompt and number of tokens",
     Caches: f"new_cache(batch) and forward(ids, cache=...), or forward(ids, {PASTS[0]}|{PASTS[1]}|..., use_cache), or "
     "use_cache and reset_kv_cache()",
     Checkpoints: "from_pretrained(directory) and save_pretrained(directory)",

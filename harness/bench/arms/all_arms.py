@@ -8,10 +8,12 @@ from typing import Any
 from harness.bench.arms.arm_table import ARMS
 from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.registry import WORK_KINDS, ArmSpec, WorkKind
-from harness.bench.arms.workloads import attention, decoding, forward, generation, startup, training
+from harness.bench.arms.workloads import attention, decoding, forward, generation, speculation, startup, training
 from harness.bench.work import Work
 
-assert all((attention, decoding, forward, generation, startup, training))  # imported for what they register
+assert all(
+    (attention, decoding, forward, generation, speculation, startup, training)
+)  # imported for what they register
 _ARM_SPECS = {arm.name: arm for arm in ARMS}
 assert len(_ARM_SPECS) == len(ARMS), "two arms have one name"
 

@@ -63,6 +63,19 @@ ARMS = (
     ArmSpec("uncached", "every token computes all positions before it", options={"use_cache": False}),
     ArmSpec("cached", "the subject's own cache", options={"use_cache": True}),
     ArmSpec("growing", "keys and values concatenated at each step", options={"use_cache": True, "cache": "growing"}),
+    # Speculative decoding.
+    ArmSpec("alone", "the target alone, with its cache"),
+    ArmSpec("draft-model", "a model of one layer drafts", options={"draft": "model"}),
+    ArmSpec("early-exit", "the target's first layer drafts", options={"draft": "early-exit"}),
+    ArmSpec(
+        "prompt-lookup", "the text itself drafts: what followed its last tokens", options={"draft": "prompt-lookup"}
+    ),
+    ArmSpec(
+        "hf-assisted",
+        "transformers' assisted generation, the same draft model",
+        peer="hf-sdpa",
+        options={"draft": "model"},
+    ),
     # Training.
     ArmSpec("for-loop", "AdamW, one tensor after the other", options={"optimizer": {"foreach": False, "fused": False}}),
     ArmSpec("foreach", "AdamW, an operation over all tensors", options={"optimizer": {"foreach": True}}),

@@ -14,7 +14,7 @@ from harness.core.sizes import SIZES
 from harness.measures.generation.decoding import TIE
 from harness.measures.speculation.distribution import new_part
 from harness.measures.speculation.drafts import Draft, pair
-from harness.measures.speculation.rounds import greedy_rounds, greedy_text
+from harness.oracle.speculation import agreement, greedy_rounds
 from harness.oracle.tokens import batch
 from harness.subjects.forward_answer import unpack
 from harness.subjects.model import Model
@@ -83,14 +83,14 @@ def speculative_target_calls(
         answer = subject.speculate(target, drafting, prompt, new_tokens, lookahead=lookahead, temperature=0.0)
     if not calls:
         raise MissingAbility(f"the speculative decoding of {subject.name} does not call the target as a module")
-    text = greedy_text(target, prompt[0].tolist(), new_tokens)
-    rounds = greedy_rounds(target, drafting, text, prompt_length, lookahead)
+    text = _greedy_text(target, prompt, new_tokens)
+    rounds = greedy_rounds(agreement(drafting, text, prompt_length), lookahead)
     extra = len(calls) - rounds.target_calls
     details: dict[str, Any] = {
         "calls": len(calls),
         "rounds": rounds.target_calls,
-        "accepted": rounds.accepted,
-        "judged": rounds.judged,
+        "accepted": list(rounds.accepted),
+        "judged": list(rounds.judged),
         "tokens": int(answer.shape[1]) - prompt_length,
     }
     if extra > 1:
@@ -101,7 +101,7 @@ def speculative_target_calls(
             cause += ": one a token, as without speculation"
         elif draft == "same":
             with torch.no_grad():
-                expected = drafting.logits(torch.tensor([text]))[0]  # (T, V)
+                expected = drafting.logits(text)[0]  # (T, V)
             own = torch.cat([call.reshape(-1, call.shape[-1])[-1:, : expected.shape[1]] for call in drafted])
             apart = (own[:, None] - expected).abs().amax(-1).amin(-1)  # (calls, T, V) -> (calls)
             same = bool(len(own)) and bool((apart <= SAME * expected.abs().max()).all())
@@ -112,6 +112,14 @@ def speculative_target_calls(
             )
         details |= {"hint": cause, "line": subject.speculation_line(target, "model")}
     return Reading(extra, "calls", details)
+
+
+def _greedy_text(model: Model, text: Tensor, new_tokens: int) -> Tensor:
+    """Return the prompt (1, T) and the model's greedy tokens, each by a full pass."""
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            text = torch.cat((text, model.logits(text)[:, -1:].argmax(-1)), dim=1)
+    return text
 
 
 @measure
