@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from harness.core.record_files import Row
 from harness.report import formatting
-from harness.report.benchmarks import comparisons, false_alarms, latency, ratios, roofline, scaling
+from harness.report.benchmarks import comparisons, false_alarms, latency, ratios, roofline, scaling, speculation
 from harness.report.benchmarks.arm_rows import by_comparison
 from harness.report.formatting import number, plural
 from harness.report.json_values import as_float, as_mapping
@@ -42,7 +42,7 @@ def plots(verify: RunRecords | None, bench: RunRecords | None) -> list[Plot]:
     verified = [plot for plot in possible if plot]
     if not bench:
         return verified
-    timed = scaling.plots(bench) + latency.plots(bench) + ratios.plots(bench)
+    timed = scaling.plots(bench) + latency.plots(bench) + speculation.plots(bench) + ratios.plots(bench)
     order = list(by_comparison(bench))
     drawn = [*roofline.plots(bench), *sorted(timed, key=lambda plot: order.index(plot.section))]
     if not false_alarms.FalseAlarms.of(bench).evidence:  # a plot may be shown without its page

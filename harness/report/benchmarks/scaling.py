@@ -19,6 +19,7 @@ from harness.report.benchmarks.curves import (
     curves_of,
     first_results,
     is_decode_latency,
+    is_speculation,
     laws_of,
     metrics_over_axis,
 )
@@ -47,7 +48,7 @@ def plots(bench: RunRecords) -> list[Plot]:
             drawn = [c for c in comparisons if str(c.get("metric")) == metric]
             curves = curves_of(drawn)
             shown = [q for q in QUANTITIES if any(len(curve.of(q)) >= 2 for curve in curves)]
-            if not shown or is_decode_latency(drawn[0]):
+            if not shown or is_decode_latency(drawn[0]) or is_speculation(drawn[0]):
                 continue
             axis = plain(drawn[0].get("axis") or "size", longest=40)
             laws = laws_of(bench, drawn[0])

@@ -107,7 +107,7 @@ def speculate(
             return {}
         with observe_calls(model) as calls:
             text = continue_by(new_tokens)
-        found = {"tokens_per_call": new_tokens / len(calls.logits)} if calls.logits else {}
+        found = {"tokens_per_target_call": new_tokens / len(calls.logits)} if calls.logits else {}
         if draft_model is None:
             return found
         rounds = greedy_rounds(agreement(draft_model, text, prompt), lookahead)
@@ -116,7 +116,7 @@ def speculate(
         return {
             **found,
             "acceptance_share": alpha,
-            "tokens_per_call_closed_form": tokens_a_call(alpha, lookahead),
+            "tokens_per_target_call_closed_form": tokens_a_call(alpha, lookahead),
             **{f"acceptance_at_{n + 1}_share": a / j for n, (a, j) in
                enumerate(zip(rounds.accepted, rounds.judged, strict=True)) if j},
             "cost_ratio": ratios[0],
