@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -217,13 +218,24 @@ def _greedy(found: Speculator, name: str, run: Callable[[dict[str, Any]], Tensor
 
 
 def _is_greedy(found: Speculator, run: Callable[[dict[str, Any]], Tensor], settings: dict[str, Any]) -> bool:
-    """Return True if a function without a setting for it draws nothing: it leaves the random numbers where they are."""
-    before = torch.get_rng_state()
-    with contextlib.suppress(Exception):
-        run(settings)
-    unchanged = torch.equal(before, torch.get_rng_state())
+    """Return True if a function without a setting for it is greedy: eight seeds give the same tokens.
+
+    Only that it samples is remembered: equal tokens may follow from the weights.
+    """
+    if found.function in _seen_sampling:
+        return False
+    before, answers = torch.get_rng_state(), []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        answers.append(run({**settings, "seed": seed} if found.has("seed") else settings))
     torch.set_rng_state(before)
-    return unchanged
+    same = all(torch.equal(answers[0], answer) for answer in answers)
+    if not same:
+        _seen_sampling.add(found.function)
+    return same
+
+
+_seen_sampling: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()  # functions that gave two answers
 
 
 def _neutral(found: Speculator) -> dict[str, Any]:
@@ -252,8 +264,9 @@ def _run(
     """Return the prompt and all new tokens, (1, T + n). Raises SubjectError for an answer without ids."""
     length = ids.shape[1]
     answer = _ids_in(found.call(target, draft, ids, new_tokens, settings))
-    if "len" in found.roles["count"] and new_tokens and torch.equal(answer, ids.to(answer)):
-        answer = _ids_in(found.call(target, draft, ids, new_tokens + length, settings))  # it counts the prompt
+    counts = "len" in found.roles["count"] and answer.shape[1] == max(new_tokens, length)
+    if counts and new_tokens and torch.equal(answer[:, :length], ids.to(answer)):  # its number includes the prompt
+        answer = _ids_in(found.call(target, draft, ids, new_tokens + length, settings))
     # A prompt that comes back begins the answer; the new tokens alone are about as many as were asked for.
     returned = answer.shape[1] >= length and torch.equal(answer[:, :length], ids.to(answer))
     if not returned and abs(answer.shape[1] - new_tokens) < length:
