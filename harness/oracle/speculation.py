@@ -13,11 +13,20 @@ from harness.subjects.model import Model
 
 @dataclass(frozen=True)
 class GreedyRounds:
-    """What greedy speculation does: the calls of the target, and the drafts judged and accepted, by position."""
+    """What greedy speculation does: the calls of the target, and the drafts judged and accepted, by position.
+
+    `tokens_before_last`: the new tokens of all rounds but the last, which is cut at the end of the text.
+    """
 
     target_calls: int
     judged: tuple[int, ...]
     accepted: tuple[int, ...]
+    tokens_before_last: int = 0
+
+    @property
+    def tokens_a_call(self) -> float:
+        """The tokens for each call of the target, without the last round; 0 if there is no other."""
+        return self.tokens_before_last / (self.target_calls - 1) if self.target_calls > 1 else 0.0
 
     @property
     def acceptance(self) -> float:
@@ -30,7 +39,7 @@ def greedy_rounds(agrees: Sequence[bool], lookahead: int) -> GreedyRounds:
 
     Only drafts that continue the accepted text are judged, so that this is all that a draft does.
     """
-    at, calls, judged, accepted = 0, 0, [0] * lookahead, [0] * lookahead
+    at, calls, start, judged, accepted = 0, 0, 0, [0] * lookahead, [0] * lookahead
     while at < len(agrees):
         calls += 1
         start = at
@@ -41,7 +50,7 @@ def greedy_rounds(agrees: Sequence[bool], lookahead: int) -> GreedyRounds:
             accepted[position] += 1
             at += 1
         at += 1  # the target's own token: behind the accepted drafts, or in the place of the rejected one
-    return GreedyRounds(calls, tuple(judged), tuple(accepted))
+    return GreedyRounds(calls, tuple(judged), tuple(accepted), start)
 
 
 def agreement(draft: Model, text: Tensor, prompt_length: int) -> list[bool]:

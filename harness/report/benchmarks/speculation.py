@@ -118,7 +118,7 @@ def headline(series: Sequence[Series]) -> str:
 
 def draw(series: Sequence[Series], canvas: Canvas) -> None:
     """Draw the two panels."""
-    left, right = canvas.panels([0.85, 0.85], left=0.55)
+    left, right = canvas.panels([1.05, 0.85], left=0.55)
     colours = dict(zip([each.metric for each in series], COLOURS, strict=False))
     labels: dict[str, list[tuple[float, float, str, str]]] = {"left": [], "right": []}
     points = sorted({x for each in series for x in each.rows})
@@ -137,9 +137,7 @@ def draw(series: Sequence[Series], canvas: Canvas) -> None:
             right.plot(*zip(*form, strict=True), color=colour, linewidth=1.3, linestyle=DASHED, zorder=2)
             labels["right"].append((*form[-1], each.label, colour))
     left.axhline(1.0, color=WRONG, linewidth=1.2, zorder=1)
-    left.annotate(
-        "1: the target alone", (points[0], 1.0), xytext=(2, 4), textcoords="offset points", color=WRONG, size=8.5
-    )
+    labels["left"].append((points[-1], 1.0, "target alone", WRONG))
     _scale(left, points, "Speed-up over the target alone", lambda value: f"{value:g}x")
     _scale(right, points, "New tokens for each call of the target", lambda value: f"{value:g}")
     label_points(left, labels["left"])

@@ -40,6 +40,8 @@ def test_rounds_by_hand():
     assert rounds.target_calls == 3
     assert rounds.judged == (3, 2)
     assert rounds.accepted == (3, 1)
+    assert rounds.tokens_before_last == 5
+    assert rounds.tokens_a_call == 2.5
 
 
 def test_the_last_token_is_never_drafted_in_vain():

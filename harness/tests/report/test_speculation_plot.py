@@ -37,7 +37,7 @@ def test_the_headline_has_the_best_speed_up_and_where_it_does_not_pay():
     assert "at α = 0.95 with 4 drafts; 0.40x [" in plot.headline
     assert plot.headline.endswith("at α = 0.10 with 8: it does not pay there")
     drawn = texts(plot)
-    for text in ("1: the target alone", "α = 0.95", "α = 0.10", "closed form", "drafts a round, γ"):
+    for text in ("target alone", "α = 0.95", "α = 0.10", "closed form", "drafts a round, γ"):
         assert text in drawn
 
 
