@@ -229,7 +229,7 @@ RULES = (
          "after speculative decoding a model stays in eval mode: dropout is off from then on"),
     # The variant whose distribution is the one that was found; the reading's hint ends with its id.
     *(Rule("speculative_distribution", re.escape(f"[{v.id}]"), v.where, v.id, v.says) for v in VARIANTS),
-    Rule("speculative_draws_p_value", "^(?!.*all tokens: ).*tokens . and", "speculation.seed",
+    Rule("speculative_draws_p_value", "^(?!.*all tokens: ).*rounds: ", "speculation.seed",
          "spec-reseeded-each-round",
          "rounds of speculative decoding share their random numbers, as with a generator that is seeded in each"),
     Rule("speculative_target_calls", "token behind accepted drafts is lost", "speculation.bonus",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from harness.core.seeds import seeded
 from harness.core.sizes import SIZES
-from harness.measures.generation.sampled_answer import p_value_of_uniform, steps_of
+from harness.measures.generation.sampled_answer import OWN_SEED, p_value_of_uniform, steps_of
 from harness.measures.generation.sampling import next_token_distribution
 from harness.measures.speculation.distribution import new_part
-from harness.measures.speculation.drafts import Draft, pair
+from harness.measures.speculation.drafts import Draft, enumerated_size, pair, shifted
+from harness.oracle.probe_weights import state_of
 from harness.oracle.tokens import batch
+from harness.subjects.build import build_with_weights
 from harness.subjects.forward_answer import unpack
 from harness.subjects.protocols import Speculates
 from harness.suites.measure_registry import Reading, measure
@@ -37,6 +41,9 @@ def speculative_draws_p_value(
     A token becomes a number that is uniform on [0, 1] if it is drawn by the target's probabilities, given its own
     context, and independent of all others (the probability integral transform). Pearson's chi-squared test judges the
     numbers; the p-value of a right sampler is uniform between 0 and 1.
+
+    "rounds": the tokens of a round and of the next, at a debug size, by models whose probabilities are the same at
+    every position. There, rounds that share random numbers have the same tokens, whatever the weights are.
     """
     target, drafting = pair(subject, size, draft)
     prompt, _ = batch(SIZES[size], "random", rows=1, length=prompt_length)
@@ -62,7 +69,27 @@ def speculative_draws_p_value(
         pairs = uniform[:, first : first + (new_tokens - first) // 2 * 2].unflatten(1, (-1, 2))
         places = [pairs[..., 0].flatten(), pairs[..., 1].flatten()]
         found[f"tokens {first + 1} and {first + 2}, and so on"] = p_value_of_uniform(places, bins=4)
+    if size.startswith("debug"):
+        found["rounds"] = _p_value_of_rounds(subject, size)
     return Reading(found, "", {"draws": uniform.numel()})
+
+
+def _p_value_of_rounds(subject: Speculates, size: str, *, answers: int = 30, lookahead: int = 2) -> float:
+    """Return the p-value of pairs of tokens, one round apart, as independent; every draft is accepted."""
+    small = replace(enumerated_size(SIZES[size]), context=32)
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    weights = shifted(state_of(small, "probe"), p.log(), alone=True)
+    target, draft = (build_with_weights(subject, small, weights) for _ in range(2))
+    rng, length = torch.Generator().manual_seed(seeded(OWN_SEED)), 6 * (lookahead + 1)
+    texts = []
+    for n in range(answers):
+        ids = subject.speculate(target, draft, torch.tensor([[0, 1, 2]]), length, lookahead=lookahead, seed=seeded(n))
+        texts.append(new_part(ids, 3, length))
+    tokens = torch.tensor(texts)
+    within = torch.rand(tokens.shape, generator=rng, dtype=torch.float64)
+    uniform = (p.cumsum(0) - p)[tokens] + within * p[tokens]
+    pairs = uniform.unflatten(1, (3, 2, lookahead + 1))  # (answers, pairs of rounds, 2, tokens of a round)
+    return p_value_of_uniform([pairs[:, :, 0].flatten(), pairs[:, :, 1].flatten()], bins=4)
 
 
 @measure
