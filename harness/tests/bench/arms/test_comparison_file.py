@@ -16,7 +16,7 @@ DEBUG = SIZES["debug"]
 def test_every_comparison_of_the_project_is_read_and_has_arms_that_exist():
     declared = read_comparisons(ROOT / "benchmarks")
     assert {d.suite for d in declared} == {
-        *("attention", "compile", "generation", "peers", "precision", "startup", "training"),
+        *("attention", "compile", "generation", "peers", "precision", "speculation", "startup", "training"),
     }
     for one in declared:
         assert one.arms[0] == one.control
