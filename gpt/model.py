@@ -9,16 +9,19 @@ from torch import Tensor
 from gpt.generate import generate
 from gpt.network import Network
 from gpt.pretrained import from_pretrained, save_pretrained
+from gpt.speculation import speculate
 from gpt.weights import load_huggingface
 
 
 class GPT(Network):
     """A GPT-2. `gpt.network.Network` is the formula and documents the arguments; each method here is a function.
 
-    `generate` is `gpt.generate.generate`; the others are in `gpt.pretrained` and `gpt.weights`.
+    `generate` is `gpt.generate.generate`, `speculate` is `gpt.speculation.speculate`; the others are in
+    `gpt.pretrained` and `gpt.weights`.
     """
 
     generate = generate
+    speculate = speculate
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> Self:

@@ -19,9 +19,9 @@ def findings_from(records: Sequence[Record]) -> list[Finding]:
     found: dict[tuple[str, str], Finding] = {}
     for rule in RULES:
         for record in records:
-            if _applies(rule, record) and re.search(rule.pattern, _text(record)):
+            if _applies(rule, record) and re.search(rule.pattern, _text(record, rule)):
                 line = record.details.get("line")
-                said = record.details["hint"] if line else record.message
+                said = (line and record.details.get("hint")) or record.message
                 evidence = f"{record.check.suite}/{record.check.id}: {said}"[:LONGEST_EVIDENCE]
                 # One fault has one finding: that of the first rule that reads it.
                 key = (rule.fault, "" if rule.fault else rule.cause)
@@ -37,10 +37,11 @@ def _applies(rule: Rule, record: Record) -> bool:
     return record.verdict == "fail" or (record.verdict == "error" and rule.errors)
 
 
-def _text(record: Record) -> str:
-    """Return the text that the rules' patterns are searched in: parameters, failed places with values, message."""
+def _text(record: Record, rule: Rule) -> str:
+    """Return the text that a rule's pattern is searched in; see `Rule`."""
     parameters = ",".join(f"{key}={value}" for key, value in record.check.parameters.items())
-    return " | ".join((parameters, *_places(record), record.message))
+    hint = str(record.details.get("hint") or "") if rule.hint else ""
+    return " | ".join((parameters, *_places(record), record.message, hint))
 
 
 def _places(record: Record) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness.diagnosis.batching_rules import BATCHING_RULES
 from harness.diagnosis.expert_rules import EXPERT_RULES
 from harness.diagnosis.rule import Rule
+from harness.diagnosis.speculation_rules import SPECULATION_RULES
 
 # In the order in which findings are reported.
 RULES = (
@@ -264,4 +265,5 @@ RULES = (
          "in float16 the model fails, or loses more digits than the dtype does", errors=True),
     *EXPERT_RULES,
     *BATCHING_RULES,
+    *SPECULATION_RULES,
 )  # fmt: skip

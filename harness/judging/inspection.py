@@ -15,6 +15,7 @@ from harness.core.error_text import describe_error
 from harness.core.errors import Missing, SubjectError
 from harness.core.process_exit import subject_at_work
 from harness.core.sizes import SIZES, Size
+from harness.core.source_lines import SourceLine
 from harness.judging.unreadable import import_notes, lines_to_paste, settings_notes
 from harness.oracle import noise_verdict
 from harness.oracle.hugging_face import oracle
@@ -41,6 +42,7 @@ from harness.subjects.protocols import (
     MixesExperts,
     Parallelizes,
     Serves,
+    Speculates,
     Subject,
     Unties,
 )
@@ -55,6 +57,8 @@ LOOKED_FOR = {
     Unties: f"a setting ({', '.join(SYNONYMS['tied'][:4])})",
     Generates: f"a method generate(ids, n, ...) with a second name that has one of {', '.join(NEW_TOKENS[:4])} in it, "
     "or a function generate...(model, ids, n, ...) beside the class",
+    Speculates: "a method, or a function or a class beside the class, whose name has 'speculative' or 'assisted' in "
+    "it, and parameters target, draft, prompt and number of tokens",
     Caches: f"new_cache(batch) and forward(ids, cache=...), or forward(ids, {PASTS[0]}|{PASTS[1]}|..., use_cache), or "
     "use_cache and reset_kv_cache()",
     Checkpoints: "from_pretrained(directory) and save_pretrained(directory)",
@@ -230,6 +234,7 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
         ),
         MixesExperts: _describe_experts,
         Serves: lambda s: s.engine_name,
+        Speculates: lambda s: _describe_speculation(s, model),
         Generates: lambda s: "" if how is None else f"{how.function.__name__}({', '.join(how.parameters)})",
     }
     for ability, looked_for in LOOKED_FOR.items():
@@ -245,6 +250,11 @@ def _describe_experts(subject: MixesExperts) -> str:
         return subject.build_experts(SIZES["debug"], experts=6, per_token=2).description
     except Missing as error:
         return str(error)
+
+
+def _describe_speculation(subject: Speculates, model: Model) -> str:
+    lines = {draft: SourceLine(*subject.speculation_line(model, draft)) for draft in subject.drafts(model)}
+    return "; ".join(f"drafts by {draft}, {line}" for draft, line in lines.items())
 
 
 def _add_weights(result: Inspection, subject: Subject, model: Model) -> None:

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 from harness.core.record_files import Row
 from harness.report import formatting
-from harness.report.benchmarks import comparisons, false_alarms, latency, ratios, roofline, scaling, serving
+from harness.report.benchmarks import (
+    comparisons,
+    false_alarms,
+    latency,
+    ratios,
+    roofline,
+    scaling,
+    serving,
+    speculation,
+)
 from harness.report.benchmarks.arm_rows import by_comparison
 from harness.report.formatting import number, plural
 from harness.report.json_values import as_float, as_mapping
@@ -44,7 +53,8 @@ def plots(verify: RunRecords | None, bench: RunRecords | None) -> list[Plot]:
     verified = [plot for plot in possible if plot]
     if not bench:
         return verified
-    timed = scaling.plots(bench) + latency.plots(bench) + serving.plots(bench) + ratios.plots(bench)
+    own = (scaling, latency, serving, speculation, ratios)
+    timed = [plot for kind in own for plot in kind.plots(bench)]
     order = list(by_comparison(bench))
     drawn = [*roofline.plots(bench), *sorted(timed, key=lambda plot: order.index(plot.section))]
     if not false_alarms.FalseAlarms.of(bench).evidence:  # a plot may be shown without its page

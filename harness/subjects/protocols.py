@@ -105,6 +105,39 @@ class TakesOptions(Generates, Protocol):
 
 
 @runtime_checkable
+class Speculates(Subject, Protocol):
+    """Continues a prompt by speculative decoding: a draft proposes tokens, which the model accepts or rejects."""
+
+    def drafts(self, model: Model) -> tuple[str, ...]:
+        """Return the drafts that it takes: "model" for a second model, "prompt-lookup", "early-exit"."""
+        ...
+
+    def speculation_line(self, model: Model, draft: str) -> tuple[str, int]:
+        """Return the file and the line of the function that decodes with such a draft."""
+        ...
+
+    def speculate(
+        self,
+        model: Model,
+        draft: Model | str,
+        ids: Tensor,
+        new_tokens: int,
+        *,
+        lookahead: int = 4,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Return `ids` (1, T) int64 with the new tokens appended: all that the subject returns, (1, T + n).
+
+        The draft is a model of the same vocabulary, or a kind of draft. Temperature 0 is greedy. Raises MissingAbility
+        for a draft or a setting that the subject does not have.
+        """
+        ...
+
+
+@runtime_checkable
 class Caches(Subject, Protocol):
     """Decodes step by step with a key/value cache."""
 

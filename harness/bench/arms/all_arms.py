@@ -16,13 +16,14 @@ from harness.bench.arms.workloads import (
     generation,
     ranks,
     serving,
+    speculation,
     startup,
     training,
 )
 from harness.bench.work import Work
 
 # Imported for what they register.
-assert all((attention, decoding, experts, forward, generation, ranks, serving, startup, training))
+assert all((attention, decoding, experts, forward, generation, ranks, serving, speculation, startup, training))
 _ARM_SPECS = {arm.name: arm for arm in ARMS}
 assert len(_ARM_SPECS) == len(ARMS), "two arms have one name"
 

@@ -70,6 +70,19 @@ ARMS = (
     # Serving.
     ArmSpec("static", "a batch of requests enters when the one before it has ended", options={"static": True}),
     ArmSpec("continuous", "requests enter and leave between two steps", options={"static": False}),
+    # Speculative decoding.
+    ArmSpec("alone", "the target alone, with its cache"),
+    ArmSpec("draft-model", "a model of one layer drafts", options={"draft": "model"}),
+    ArmSpec("early-exit", "the target's first layer drafts", options={"draft": "early-exit"}),
+    ArmSpec(
+        "prompt-lookup", "the text itself drafts: what followed its last tokens", options={"draft": "prompt-lookup"}
+    ),
+    ArmSpec(
+        "hf-assisted",
+        "transformers' assisted generation, the same draft model",
+        peer="hf-sdpa",
+        options={"draft": "model"},
+    ),
     # Training.
     ArmSpec("for-loop", "AdamW, one tensor after the other", options={"optimizer": {"foreach": False, "fused": False}}),
     ArmSpec("foreach", "AdamW, an operation over all tensors", options={"optimizer": {"foreach": True}}),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES, Size
 from harness.oracle.hugging_face import as_model, huggingface_config, oracle
-from harness.oracle.probe_weights import state
+from harness.oracle.probe_weights import state_of
 from harness.subjects.adapters import generation
 from harness.subjects.model import Model
 
@@ -32,7 +34,7 @@ class HuggingFace:
         if options:
             raise MissingAbility(f"{self.name} is built without options, got {sorted(options)}")
         # A copy, because the oracle shares the memory of a float32 state dict, and a training step writes into it.
-        model = oracle(size, {name: tensor.clone() for name, tensor in state(size.name, "probe").items()}, dtype)
+        model = oracle(size, {name: tensor.clone() for name, tensor in state_of(size, "probe").items()}, dtype)
         module: Any = model.module
         module.set_attn_implementation(self.attention)
         module.generation_config.cache_implementation = "static" if self.cache == "static" else None
@@ -67,6 +69,47 @@ class HuggingFace:
         how = generation.generate_function_of(type(model.module), None)
         assert how is not None
         return generation.generate(how, self.name, model.module, model.size, ids, new_tokens, **settings)
+
+    def drafts(self, model: Model) -> tuple[str, ...]:
+        """Return the drafts of its assisted generation that are compared."""
+        return ("model",)
+
+    def speculation_line(self, model: Model, draft: str) -> tuple[str, int]:
+        """Return the file of its method; its line is not looked up."""
+        return str(inspect.getsourcefile(type(model.module))), 1
+
+    def speculate(
+        self,
+        model: Model,
+        draft: Model | str,
+        ids: Tensor,
+        new_tokens: int,
+        *,
+        lookahead: int = 4,
+        temperature: float = 1.0,
+        **settings: Any,
+    ) -> Tensor:
+        """Continue greedily by assisted generation, always with `lookahead` drafts; see `Speculates.speculate`.
+
+        Raises MissingAbility for sampling and for a draft that is no model.
+        """
+        if isinstance(draft, str) or temperature != 0:
+            raise MissingAbility(f"{self.name} is compared in greedy assisted generation by a model")
+        assistant: Any = draft.module
+        assistant.generation_config.num_assistant_tokens = lookahead
+        assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        assistant.generation_config.assistant_confidence_threshold = 0.0  # drafts are not ended early
+        module: Any = model.module
+        module.generation_config.eos_token_id = assistant.generation_config.eos_token_id = None
+        answer: Tensor = module.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            assistant_model=assistant,
+        )
+        return answer
 
     def new_cache(self, model: Model, batch_size: int) -> Any:
         """Return an empty cache of transformers."""

@@ -98,6 +98,11 @@ def is_serving(comparison: Row) -> bool:
     )
 
 
+def is_speculation(comparison: Row) -> bool:
+    """Return True for a comparison of speculative decoding over the drafts a round, which `speculation` draws."""
+    return str(comparison.get("axis")) == "lookahead"
+
+
 def colours_of(curves: Sequence[Curve]) -> dict[str, str]:
     """Return the colour of each arm: the control grey, the others in the order of the colours."""
     others = [curve.arm for curve in curves if not curve.control]

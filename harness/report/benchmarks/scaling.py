@@ -20,6 +20,7 @@ from harness.report.benchmarks.curves import (
     first_results,
     is_decode_latency,
     is_serving,
+    is_speculation,
     laws_of,
     metrics_over_axis,
 )
@@ -48,7 +49,8 @@ def plots(bench: RunRecords) -> list[Plot]:
             drawn = [c for c in comparisons if str(c.get("metric")) == metric]
             curves = curves_of(drawn)
             shown = [q for q in QUANTITIES if any(len(curve.of(q)) >= 2 for curve in curves)]
-            if not shown or is_decode_latency(drawn[0]) or is_serving(drawn[0]):
+            drawn_apart = is_decode_latency(drawn[0]) or is_serving(drawn[0]) or is_speculation(drawn[0])
+            if not shown or drawn_apart:
                 continue
             axis = plain(drawn[0].get("axis") or "size", longest=40)
             laws = laws_of(bench, drawn[0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.sizes import SIZES, Size
-from harness.subjects.adapters import experts, generation, key_value_cache, serving
+from harness.subjects.adapters import experts, generation, key_value_cache, serving, speculation
 from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.constructor import Constructor
 from harness.subjects.adapters.experts import build_layer
@@ -119,6 +119,49 @@ class _Generates(_Ability):
         if function is None:
             raise MissingAbility(f"{self.name} has no generate(ids, new tokens, ...)")
         return function
+
+
+class _Speculates(_Ability):
+    @classmethod
+    def found_in(cls, kind: type, constructor: Constructor, module: ModuleType | None) -> bool:
+        return next(speculation.speculators_of(kind, module), None) is not None
+
+    def drafts(self, model: Model) -> tuple[str, ...]:
+        """Return the kinds of drafts; see `Speculates.drafts`."""
+        found = speculation.speculators_of(type(model.module), self.module)
+        return tuple(dict.fromkeys(draft for each in found for draft in each.drafts))
+
+    def speculation_line(self, model: Model, draft: str) -> tuple[str, int]:
+        """Return the file and the line of the function; see `Speculates.speculation_line`."""
+        return self._speculator(model, draft).line
+
+    def speculate(
+        self,
+        model: Model,
+        draft: Model | str,
+        ids: Tensor,
+        new_tokens: int,
+        *,
+        lookahead: int = 4,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Return the prompt and the new tokens; see `Speculates.speculate`."""
+        found = self._speculator(model, draft if isinstance(draft, str) else speculation.MODEL)
+        given = draft if isinstance(draft, str) else draft.module
+        settings: dict[str, Any] = {"lookahead": lookahead, "top_k": top_k, "top_p": top_p, "seed": seed}
+        with model.precision():
+            return speculation.speculate(
+                found, self.name, model.module, given, ids, new_tokens, temperature=temperature, **settings
+            )
+
+    def _speculator(self, model: Model, draft: str) -> speculation.Speculator:
+        for found in speculation.speculators_of(type(model.module), self.module):
+            if draft in found.drafts:
+                return found
+        raise MissingAbility(f"{self.name} has no speculative decoding with the draft '{draft}'")
 
 
 class _Caches(_Ability):
@@ -264,6 +307,7 @@ ABILITIES: tuple[type[_Ability], ...] = (
     _ChoosesInit,
     _Unties,
     _Generates,
+    _Speculates,
     _ChoosesCache,
     _Caches,
     _Checkpoints,
