@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DataUnavailable,
         GenerationError,
         GPTError,
+        ScalingError,
         TextError,
         TokenError,
         WeightsError,
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     )
     from gpt.model import GPT
     from gpt.network import Block, FeedForward
+    from gpt.scaling_law import ScalingLaw, fit_iso_flops, fit_scaling_law, optimal_sizes, read_runs, training_flops
 else:
 
     def __getattr__(name: str) -> object:
         # At the first use: torch takes seconds to import, and `python -m gpt.train --help` does not need it.
         if name in __all__:
-            for module in ("errors", "config", "attention", "cache", "network", "model"):
+            for module in ("errors", "config", "attention", "cache", "network", "model", "scaling_law"):
                 found = getattr(import_module(f"gpt.{module}"), name, None)
                 if found is not None:
                     return found
@@ -53,8 +55,15 @@ __all__ = [
     "Head",
     "KVCache",
     "LoopedSelfAttention",
+    "ScalingError",
+    "ScalingLaw",
     "TextError",
     "TokenError",
     "WeightsError",
     "WeightsUnavailable",
+    "fit_iso_flops",
+    "fit_scaling_law",
+    "optimal_sizes",
+    "read_runs",
+    "training_flops",
 ]
