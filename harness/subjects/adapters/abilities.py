@@ -16,6 +16,7 @@ from harness.core.sizes import SIZES
 from harness.subjects.adapters import generation, key_value_cache
 from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.constructor import Constructor
+from harness.subjects.adapters.scaling_abilities import SCALING_ABILITIES
 from harness.subjects.adapters.tensor_loader import TensorLoader, tensor_loader_of
 from harness.subjects.model import Model
 
@@ -192,7 +193,7 @@ class _LoadsTensors(_Ability):
 
 
 # In the order of the bases of the adapted subject: _ChoosesCache extends the `new_cache` of _Caches.
-ABILITIES: tuple[type[_Ability], ...] = (
+ABILITIES: tuple[type[Any], ...] = (
     _ChoosesAttention,
     _ChoosesInit,
     _Unties,
@@ -201,4 +202,5 @@ ABILITIES: tuple[type[_Ability], ...] = (
     _Caches,
     _Checkpoints,
     _LoadsTensors,
+    *SCALING_ABILITIES,
 )
