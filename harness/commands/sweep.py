@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "sweep",
         help="train a grid of sizes and budgets, and fit scaling laws to it",
         description="Train models of several sizes under several budgets of FLOPs, fit both of Chinchilla's laws with "
-        "bootstrap intervals, and write reports/sweep.md. A finished run is not repeated, an interrupted one is resumed.",
+        "bootstrap intervals, and write reports/sweep.md. A finished run is not repeated; an interrupted one resumes.",
         epilog="exit status: 0 all runs are finished; 1 a run failed; 3 the budget is used up and runs remain; "
         "130 and 143 stopped by Ctrl-C or SIGTERM, and what was done is saved",
     )
@@ -95,9 +95,7 @@ def _train(options: argparse.Namespace) -> int:
         outcome = execute_here(runs, jobs=options.jobs, **common)
     not_finished = why_not_finished(outcome)
     seconds = time.perf_counter() - started
-    path = write_records(
-        options.output, plan, texts, runs, not_finished=not_finished, machine=machine, seconds=seconds
-    )
+    path = write_records(options.output, plan, texts, runs, not_finished=not_finished, machine=machine, seconds=seconds)
     if path is not None:
         _report(options.output, path)
     for name, why in not_finished.items():

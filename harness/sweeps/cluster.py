@@ -76,7 +76,9 @@ def _connect(ray: Any, address: str, jobs: int) -> None:
     try:
         ray.init(address=address, runtime_env=environment, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise HarnessError(f"--ray {address}: no cluster answers there ({error}); expected HOST:PORT, or local") from error
+        raise HarnessError(
+            f"--ray {address}: no cluster answers there ({error}); expected HOST:PORT, or local"
+        ) from error
 
 
 def _collect(
@@ -152,4 +154,10 @@ def _threads(sent: Mapping[str, Any]) -> int | None:
 def _sent(run: SweepRun) -> dict[str, Any]:
     """Return a run as plain data, so that a worker needs no class of this process."""
     one = run.folder.run
-    return {"lesson": one.lesson, "arm": one.arm, "seed": one.seed, "settings": dict(one.settings), "seconds": one.seconds}
+    return {
+        "lesson": one.lesson,
+        "arm": one.arm,
+        "seed": one.seed,
+        "settings": dict(one.settings),
+        "seconds": one.seconds,
+    }

@@ -20,7 +20,9 @@ SAME_BUDGET = 1.05  # budgets of a table that has none are those whose 6·N·D d
 Rows = Sequence[Mapping[str, Any]]
 
 
-def fit_rows(runs: Rows, *, entropies: Mapping[str, Mapping[str, float | None]] | None = None) -> Iterator[dict[str, Any]]:
+def fit_rows(
+    runs: Rows, *, entropies: Mapping[str, Mapping[str, float | None]] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the fits of every source: for each count of N a parametric one, and one of the iso-FLOP curves.
 
     `runs` are rows with source, budget, parameters, tokens and loss; those without a loss are left out. A count that

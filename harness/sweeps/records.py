@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.core.record_files import RecordWriter, Row
 from harness.lessons.trainer_process import TRAINER
-from harness.sweeps.fits import fit_rows
+from harness.sweeps.fits import budgets_of, fit_rows
 from harness.sweeps.plan_file import SweepPlan
 from harness.sweeps.sources import SourceText
 from harness.sweeps.sweep_runs import SweepRun, sweep_rows
@@ -39,11 +39,11 @@ def write_records(
 def write_table_records(reports: Path, table: Path, rows: Sequence[Mapping[str, Any]], *, seconds: float) -> Path:
     """Write a record file of anybody's table of runs and the fits, and return its path."""
     runs = [
-        {"kind": "run", "why": "", "name": f"row {number}", **row, "budget": row.get("budget")}
-        for number, row in enumerate(rows, start=1)
+        {"kind": "run", "why": "", "name": f"row {number}", **row, "budget": budget}
+        for number, (row, budget) in enumerate(zip(rows, budgets_of(rows).tolist(), strict=True), start=1)
     ]
     header = {"plan": "", "table": table.name, "planned": len(runs), "subject": {"name": table.name}, "sources": []}
-    return write_rows(reports, header, [*runs, *fit_rows(rows)], {"complete": True}, seconds=seconds)
+    return write_rows(reports, header, [*runs, *fit_rows(runs)], {"complete": True}, seconds=seconds)
 
 
 def write_rows(
@@ -54,9 +54,7 @@ def write_rows(
     now = time.time()
     stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}Z-{int(now * 1000) % 1000:03d}"
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - seconds))
-    recorder = RecordWriter(
-        reports / "records" / f"{KIND}-{stamp}.jsonl", {"run": KIND, "started": started, **header}
-    )
+    recorder = RecordWriter(reports / "records" / f"{KIND}-{stamp}.jsonl", {"run": KIND, "started": started, **header})
     for row in rows:
         recorder.write(row)
     recorder.close({"wall_seconds": seconds, **footer})

@@ -12,7 +12,7 @@ from harness.core.errors import HarnessError
 
 # The words of a column, lower case, without spaces, hyphens and underscores; each column's own name comes first.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "parameters": ("parameters", "n", "params", "nparams", "nparameters", "numparams", "modelsize", "size", "totalparams"),
+    "parameters": ("parameters", "n", "params", "nparams", "nparameters", "numparams", "modelsize", "totalparams"),
     "tokens": ("tokens", "d", "ntokens", "numtokens", "trainingtokens", "traintokens", "data", "datasetsize"),
     "loss": ("loss", "l", "finalloss", "valloss", "validationloss", "testloss", "evalloss"),
     "flops": ("flops", "c", "compute", "trainingflops", "trainflops", "totalflops", "flop"),
@@ -55,7 +55,9 @@ def _columns(path: Path, found: Sequence[str]) -> dict[str, str]:
         for column, words in SYNONYMS.items():
             if word in words:
                 if column in columns:
-                    raise HarnessError(f"{path}:1: both '{columns[column]}' and '{name}' are the {column}; leave one out")
+                    raise HarnessError(
+                        f"{path}:1: both '{columns[column]}' and '{name}' are the {column}; leave one out"
+                    )
                 columns[column] = name
     for column in REQUIRED:
         if column not in columns:

@@ -88,7 +88,7 @@ def _run(
     size = model_size(plan, source, width, text.vocabulary_size)
     if width % plan.heads or plan.tokens_per_step % source.context:
         raise HarnessError(
-            f"width {width} of the sweep '{plan.name}' has {plan.heads} heads, and a step {plan.tokens_per_step} tokens "
+            f"width {width} of the sweep '{plan.name}' has {plan.heads} heads, a step {plan.tokens_per_step} tokens "
             f"in windows of {source.context}; expected whole numbers of channels a head and of windows a step"
         )
     parameters = parameter_count(size)
@@ -136,7 +136,7 @@ def _row(run: SweepRun) -> dict[str, Any]:
     return {
         "kind": "run", "name": run.name, "source": run.source, "budget": run.budget, "width": run.width,
         "seed": run.seed, "parameters": run.parameters, "non_embedding": run.non_embedding, "tokens": run.tokens,
-        "flops": run.flops, "model_flops": run.model_flops, "lr": row["settings"]["lr"], "steps": row["settings"]["steps"],
-        "loss": last, "why": why,
+        "flops": run.flops, "model_flops": run.model_flops, "lr": row["settings"]["lr"],
+        "steps": row["settings"]["steps"], "loss": last, "why": why,
         **{key: row[key] for key in kept},
     }  # fmt: skip

@@ -15,10 +15,12 @@ DELTA = 1e-3
 
 
 def huber(r):
+    """Return Huber's loss of each residual."""
     return torch.where(r.abs() <= DELTA, 0.5 * r**2, DELTA * (r.abs() - 0.5 * DELTA))
 
 
 def predict(theta, log_n, log_d):
+    """Return the log of the predicted loss."""
     a, b, e, alpha, beta = theta
     n_term = a - alpha * log_n
     d_term = b - beta * log_d
@@ -26,8 +28,9 @@ def predict(theta, log_n, log_d):
 
 
 def minimize(objective, x0):
+    """Return where the objective is lowest, and its value there."""
     x = torch.tensor(x0, dtype=torch.float64, requires_grad=True)
-    tolerances = dict(tolerance_grad=1e-14, tolerance_change=1e-18)
+    tolerances = {"tolerance_grad": 1e-14, "tolerance_change": 1e-18}
     opt = torch.optim.LBFGS([x], max_iter=800, history_size=30, line_search_fn="strong_wolfe", **tolerances)
 
     def closure():
@@ -64,7 +67,7 @@ def fit_chinchilla(params, tokens, losses):
     a, b, e, alpha, beta = best.numpy()
     A = np.exp(a + alpha * n0.item())
     B = np.exp(b + beta * d0.item())
-    return dict(E=np.exp(e), A=A, B=B, alpha=alpha, beta=beta)
+    return {"E": np.exp(e), "A": A, "B": B, "alpha": alpha, "beta": beta}
 
 
 def isoflop_exponent(flops, params, losses):
@@ -74,13 +77,14 @@ def isoflop_exponent(flops, params, losses):
     for budget in budgets:
         mask = flops == budget
         x = np.log10(params[mask])
-        c2, c1, c0 = np.polyfit(x, losses[mask], deg=2)
+        c2, c1, _ = np.polyfit(x, losses[mask], deg=2)
         best_sizes.append(-c1 / (2 * c2))
-    slope, offset = np.polyfit(np.log10(budgets), best_sizes, deg=1)
+    slope, _ = np.polyfit(np.log10(budgets), best_sizes, deg=1)
     return slope
 
 
 def train_flops(n, d):
+    """FLOPs of the whole training."""
     return 6 * n * d
 
 

@@ -112,5 +112,3 @@ def _mistakes_of_sizes(budget: float, law: LawName) -> dict[str, float]:
 def _named(found: float, mistakes: Mapping[str, float]) -> str:
     """Return the words of the mistake that gives `found`; "" if none does."""
     return next((words for words, value in mistakes.items() if abs(found / value - 1) < LIKE), "")
-
-

@@ -85,7 +85,9 @@ def known_table(size: str, law: str, losses: str = "exact") -> KnownTable:
     """Return a table of LAWS and SHAPES, with losses that are changed as `losses` says, a key of LOSSES."""
     truth = LAWS[law]
     budgets, sizes = SHAPES[size]
-    flops = torch.tensor([10.0 ** (18 + number) for number in range(budgets)], dtype=torch.float64).repeat_interleave(sizes)
+    flops = torch.tensor([10.0 ** (18 + number) for number in range(budgets)], dtype=torch.float64).repeat_interleave(
+        sizes
+    )
     best = torch.tensor([truth.optimal_parameters(budget) for budget in flops.tolist()], dtype=torch.float64)
     # More sizes below the best one than above it: a mistake that is symmetric does not hide.
     parameters = best * 2.0 ** (torch.arange(sizes).repeat(budgets) - sizes // 2 - 1)

@@ -38,7 +38,9 @@ def law_found(subject: FitsScalingLaw, *, size: str, law: LawName, losses: Losse
     said = ", ".join(f"{name} {found[name]:.4g}" for name in NAMES)
     details = {"found": said, "law": str(table.law), "line": subject.fit_line}
     # A rule reads the answers of failed places, so each place has what explains it.
-    return Reading(away, "standard errors", {**details, "hint": hint or said, "answers": dict.fromkeys(away, hint or said)})
+    return Reading(
+        away, "standard errors", {**details, "hint": hint or said, "answers": dict.fromkeys(away, hint or said)}
+    )
 
 
 def _mistake(table: KnownTable, found: Mapping[str, float]) -> str:
@@ -78,10 +80,10 @@ def _least_squares(of: Callable[[Tensor], Tensor]) -> Predicted:
             optimizer.zero_grad()
             predicted = centre.residual(theta[None], table.points.log_loss[None])[0][0] + table.points.log_loss
             value = ((of(predicted) - of(table.points.log_loss)) ** 2).sum()
-            value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            value.backward()
             return value.detach()
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch's optimizers are annotated in part
+        optimizer.step(closure)
         return centre.law(theta.detach())
 
     return fit

@@ -42,7 +42,9 @@ def runs_read(subject: ReadsRuns, *, size: str) -> Reading:
     away = {name: _away(found, right, name) for name in "NDL"}
     hint = next((words for words, other in _mistakes(rows).items() if _same(found, _sorted(other))), "")
     said = hint or f"{len(found['N'])} runs, expected {len(right['N'])}"
-    return Reading(away, "of the value", {"line": subject.runs_line, "hint": said, "answers": dict.fromkeys(away, said)})
+    return Reading(
+        away, "of the value", {"line": subject.runs_line, "hint": said, "answers": dict.fromkeys(away, said)}
+    )
 
 
 def _rows() -> Iterator[dict[str, float | str]]:
@@ -83,7 +85,9 @@ def _mistakes(rows: list[dict[str, float | str]]) -> dict[str, Mapping[str, np.n
         "runs in progress are read as if they had ended": _columns(rows),
         "the last row of each run is read, of a run that was stopped too": _columns([own[-1] for own in runs.values()]),
         "the lowest loss of a run is read, not that at its end": _columns([lowest(own) for own in ended]),
-        "the lowest loss of a run is read, of a run that was stopped too": _columns([lowest(own) for own in runs.values()]),
+        "the lowest loss of a run is read, of a run that was stopped too": _columns(
+            [lowest(own) for own in runs.values()]
+        ),
         "the lowest loss of a run is read at its end": _columns(
             [{**own[-1], "loss": lowest(own)["loss"]} for own in ended]
         ),

@@ -94,5 +94,3 @@ def _interval(value: float, found: Sequence[float]) -> Interval:
         return Interval(value, math.nan, math.nan)
     low, high = torch.quantile(finite, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2]).double()).tolist()
     return Interval(value, low, high)
-
-

@@ -127,9 +127,7 @@ def _fit(centre: Centre, losses: Tensor, weights: Tensor, near: Law | None) -> T
     return theta.view(K, S, 5)[torch.arange(K), chosen]
 
 
-def _minimise(
-    centre: Centre, theta: Tensor, losses: Tensor, weights: Tensor, iterations: int
-) -> tuple[Tensor, Tensor]:
+def _minimise(centre: Centre, theta: Tensor, losses: Tensor, weights: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Return θ (K, 5) at the minima near `theta`, and the objective there (K,)."""
     damping = torch.full((len(theta), 1, 1), 1e-3, dtype=torch.float64)
     residual, slopes = centre.residual(theta, losses)

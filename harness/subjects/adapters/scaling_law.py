@@ -67,7 +67,11 @@ class ScalingFunction:
     def parameters(self) -> list[str]:
         """The names of its parameters without a default."""
         found = inspect.signature(self.function).parameters.values()
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        kinds = (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
         return [each.name for each in found if each.default is inspect.Parameter.empty and each.kind in kinds]
 
     def call(self, columns: Mapping[str, np.ndarray | float], law: Any = None) -> Any:
@@ -178,7 +182,10 @@ def as_columns(answer: Any) -> dict[str, np.ndarray]:
         raise SubjectError(f"the runs were returned as {type(answer).__name__}; expected N, D and L")
     if missing := [name for name, values in columns.items() if values is None]:
         raise SubjectError(f"the runs have no column of {missing[0]}; found {', '.join(found)}")
-    return {name: np.asarray([_number(value) for value in values], dtype=np.float64) for name, values in columns.items()}
+    return {
+        name: np.asarray([_number(value) for value in values or ()], dtype=np.float64)
+        for name, values in columns.items()
+    }
 
 
 def read_table(function: ScalingFunction, path: Path) -> dict[str, np.ndarray]:
@@ -204,7 +211,11 @@ def _named(answer: Any) -> dict[str, Any]:
         return dict(answer._asdict())
     if type(answer).__module__ in ("builtins", "numpy", "torch"):
         return {}
-    return {key: value for key, value in vars(answer).items() if not key.startswith("_")} if hasattr(answer, "__dict__") else {}
+    return (
+        {key: value for key, value in vars(answer).items() if not key.startswith("_")}
+        if hasattr(answer, "__dict__")
+        else {}
+    )
 
 
 def _word(name: str) -> str:
