@@ -93,7 +93,9 @@ def read_plan(name_or_file: str) -> SweepPlan:
     if is_file:
         raise HarnessError(f"{path}:1: expected one [[plan]], found {len(plans)}")
     if name_or_file not in plans:
-        raise HarnessError(f"no sweep is called '{name_or_file}'; {did_you_mean(name_or_file, plans)}, or a .toml file")
+        raise HarnessError(
+            f"no sweep is called '{name_or_file}', nor is it a .toml file; {did_you_mean(name_or_file, plans)}"
+        )
     return plans[name_or_file]
 
 

@@ -25,6 +25,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 REQUIRED = ("parameters", "loss")
 WORDS = ("run", "source")
+DIVERGED = ("nan", "inf", "+inf", "infinity")  # a loss that was written so
 FLOPS_PER_WEIGHT = 6
 
 
@@ -51,10 +52,12 @@ def _columns(path: Path, found: Sequence[str]) -> dict[str, str]:
     """Return the file's own name of each column that is known."""
     columns: dict[str, str] = {}
     for name in found:
-        word = "".join(character for character in name.lower() if character.isalnum())
+        word = _word(name)
         for column, words in SYNONYMS.items():
             if word in words:
-                if column in columns:
+                if column in columns and _word(columns[column]) == words[0]:
+                    continue  # the column's own name comes before the others
+                if column in columns and word != words[0]:
                     raise HarnessError(
                         f"{path}:1: both '{columns[column]}' and '{name}' are the {column}; leave one out"
                     )
@@ -70,6 +73,10 @@ def _columns(path: Path, found: Sequence[str]) -> dict[str, str]:
     return columns
 
 
+def _word(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
 def _run(path: Path, number: int, row: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, Any]:
     run: dict[str, Any] = {"source": path.stem}
     for column, name in columns.items():
@@ -77,7 +84,7 @@ def _run(path: Path, number: int, row: Mapping[str, str], columns: Mapping[str, 
         if column in WORDS:
             run[column] = text or run.get(column, "")
         elif text:
-            run[column] = _number(path, number, name, text, zero=column == "seed")
+            run[column] = _number(path, number, name, text, column)
     if any(column not in run for column in REQUIRED):
         raise HarnessError(f"{path}:{number}: a value is missing; expected one for N and for the loss")
     flops = run.get("flops", run.get("budget"))
@@ -89,11 +96,14 @@ def _run(path: Path, number: int, row: Mapping[str, str], columns: Mapping[str, 
     return run
 
 
-def _number(path: Path, line: int, name: str, text: str, *, zero: bool) -> float:
+def _number(path: Path, line: int, name: str, text: str, column: str) -> float:
+    """Return a positive number; a seed may be 0, and the loss of a run that diverged NaN or infinite."""
     try:
         value = float(text.replace("_", ""))
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if column == "loss" and text.strip().lower() in DIVERGED:
+        return math.nan
+    if not math.isfinite(value) or value < 0 or (value == 0 and column != "seed"):
         raise HarnessError(f"{path}:{line}: '{name}' is {text!r}; expected a positive number")
     return value

@@ -79,7 +79,11 @@ def scatter(residuals: Tensor, fitted: int) -> float:
 def student_ratio(free: int) -> float:
     """Return t(97.5%) with that many degrees of freedom over the normal's, by Cornish and Fisher's expansion."""
     z = 1.959964
-    terms = ((z**3 + z) / 4 / free, (5 * z**5 + 16 * z**3 + 3 * z) / 96 / free**2)
+    terms = (
+        (z**3 + z) / 4 / free,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96 / free**2,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 / free**3,
+    )
     return (z + sum(terms)) / z
 
 

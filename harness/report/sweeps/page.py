@@ -106,9 +106,10 @@ def scatter(found: Sequence[Fit]) -> Iterator[str]:
     for fit in found:
         about, seeds = fit.number("scatter"), fit.number("seed_scatter")
         if about is not None and seeds is not None and fit.count == "all":
+            says = "the law misses them by more than chance" if about > 2 * seeds else "chance explains it"
             yield (
                 f"- {escape(fit.source)}: runs scatter about the law by {about:.2%} of the loss, seeds about each "
-                f"other by {seeds:.2%}: {'the law misses more than chance' if about > 2 * seeds else 'chance explains it'}"
+                f"other by {seeds:.2%}: {says}."
             )
     yield ""
 
