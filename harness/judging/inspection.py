@@ -25,17 +25,23 @@ from harness.subjects.adapters.adapted_subject import AdaptedSubject
 from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
+from harness.subjects.adapters.scaling_law import FUNCTIONS
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.forward_style import forward_parameters, style_of
 from harness.subjects.model import Model
 from harness.subjects.protocols import (
+    AllocatesCompute,
     Caches,
     Checkpoints,
     ChoosesAttention,
     ChoosesInit,
+    CountsTrainingFlops,
+    FitsIsoFlops,
+    FitsScalingLaw,
     Generates,
     LoadsTensors,
+    ReadsRuns,
     Subject,
     Unties,
 )
@@ -53,6 +59,11 @@ LOOKED_FOR = {
     "use_cache and reset_kv_cache()",
     Checkpoints: "from_pretrained(directory) and save_pretrained(directory)",
     LoadsTensors: "a method load...(state_dict), or a function load...(model, state_dict) beside the class",
+    FitsScalingLaw: f"a function {FUNCTIONS['fit'][0]}|{FUNCTIONS['fit'][1]}|...(N, D, L) beside the class",
+    FitsIsoFlops: f"a function {FUNCTIONS['iso_flops'][0]}|{FUNCTIONS['iso_flops'][4]}|...(C, N, L) beside the class",
+    AllocatesCompute: f"a function {FUNCTIONS['optimum'][0]}|{FUNCTIONS['optimum'][2]}|...(C, law) beside the class",
+    CountsTrainingFlops: f"a function {FUNCTIONS['flops'][0]}|{FUNCTIONS['flops'][1]}|...(N, D) beside the class",
+    ReadsRuns: f"a function {FUNCTIONS['runs'][0]}|{FUNCTIONS['runs'][1]}|...(path of a CSV file) beside the class",
 }
 
 

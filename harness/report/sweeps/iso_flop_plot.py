@@ -150,6 +150,6 @@ def size_text(value: float) -> str:
 
 def flops_text(value: float) -> str:
     """Return FLOPs as `4·10¹⁰`."""
-    exponent = math.floor(math.log10(value) + 1e-9)
+    exponent = math.floor(math.log10(value * 1.04))  # 9.99·10²⁰ is 10²¹ at the digits that are shown
     factor = value / 10**exponent
     return power_of_ten(10.0**exponent) if abs(factor - 1) < 0.05 else f"{factor:.2g}·{power_of_ten(10.0**exponent)}"
