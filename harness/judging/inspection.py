@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from harness.subjects.adapters.adapted_subject import AdaptedSubject
 from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
-from harness.subjects.adapters.scaling_law import FUNCTIONS
+from harness.subjects.adapters.scaling_law import FUNCTIONS, scaling_function_of
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.forward_style import forward_parameters, style_of
@@ -64,6 +65,15 @@ LOOKED_FOR = {
     AllocatesCompute: f"a function {FUNCTIONS['optimum'][0]}|{FUNCTIONS['optimum'][2]}|...(C, law) beside the class",
     CountsTrainingFlops: f"a function {FUNCTIONS['flops'][0]}|{FUNCTIONS['flops'][1]}|...(N, D) beside the class",
     ReadsRuns: f"a function {FUNCTIONS['runs'][0]}|{FUNCTIONS['runs'][1]}|...(path of a CSV file) beside the class",
+}
+
+# The abilities that a function for scaling laws gives, by its purpose in the table of names.
+SCALING = {
+    "fit": FitsScalingLaw,
+    "iso_flops": FitsIsoFlops,
+    "optimum": AllocatesCompute,
+    "flops": CountsTrainingFlops,
+    "runs": ReadsRuns,
 }
 
 
@@ -220,16 +230,23 @@ def _describe_logits(logits: Tensor, ids: Tensor) -> str:
 
 def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
     how = generate_function_of(type(model.module), getattr(subject, "module", None))
-    details = {
+    details: dict[Any, Callable[[Any], str]] = {
         ChoosesAttention: lambda s: ", ".join(s.attentions),
         ChoosesInit: lambda s: ", ".join(s.recipes),
         Generates: lambda s: "" if how is None else f"{how.function.__name__}({', '.join(how.parameters)})",
+        **{ability: functools.partial(_scaling_function, purpose) for purpose, ability in SCALING.items()},
     }
     for ability, looked_for in LOOKED_FOR.items():
         if isinstance(subject, ability):
             result.abilities[ability.__name__] = details.get(ability, lambda s: "")(subject)
         else:
             result.lacking[ability.__name__] = looked_for
+
+
+def _scaling_function(purpose: str, subject: Any) -> str:
+    """Return `fit_scaling_law(N, D, L)`; "" for an adapter that has the ability without such a function."""
+    found = scaling_function_of(purpose, subject.kind, subject.module) if isinstance(subject, AdaptedSubject) else None
+    return "" if found is None else f"{found.function.__name__}({', '.join(found.parameters)})"
 
 
 def _add_weights(result: Inspection, subject: Subject, model: Model) -> None:
