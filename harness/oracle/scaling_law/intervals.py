@@ -50,7 +50,10 @@ def frontier_intervals(
     flops: Tensor, parameters: Tensor, loss: Tensor, frontier: Frontier, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
     """Return the intervals of the exponents, and of N at each budget's minimum as `minimum 1e+12`."""
-    fitted, parabolas = loss.double().clone(), frontier.parabolas
+    parabolas = frontier.parabolas
+    kept = torch.isin(flops, torch.tensor([parabola.flops for parabola in parabolas], dtype=flops.dtype))
+    flops, parameters, loss = flops[kept], parameters[kept], loss[kept].double()
+    fitted = torch.empty_like(loss)
     for parabola in parabolas:
         own = flops == parabola.flops
         fitted[own] = parabola.loss(parameters[own])
