@@ -21,6 +21,7 @@ from harness.oracle.scaling_law.parametric_fit import Points, fit_laws
 
 LEVEL = 0.95
 RESAMPLES = 400
+FEWEST_FREE = 3  # degrees of freedom, with which a budget's own scatter is known to a factor of two
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ def frontier_intervals(
     for parabola in parabolas:
         own = flops == parabola.flops
         fitted[own] = parabola.loss(parameters[own])
-    sd = scatter((loss - fitted) / fitted, COEFFICIENTS * len(parabolas))
+    off = (loss - fitted) / fitted
+    sd = torch.full_like(off, scatter(off, COEFFICIENTS * len(parabolas)))
+    for parabola in parabolas:  # a small budget scatters more: each has its own, if it has the runs for it
+        own = flops == parabola.flops
+        if int(own.sum()) >= COEFFICIENTS + FEWEST_FREE:
+            sd[own] = scatter(off[own], COEFFICIENTS)
     made = fitted * (1 + sd * _noise(resamples, len(fitted), seed))
     frontiers = fit_frontiers(flops, parameters, made)
     found = {
