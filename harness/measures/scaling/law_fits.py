@@ -62,6 +62,9 @@ def _mistake(table: KnownTable, found: Mapping[str, float]) -> str:
 
 def _alike(table: KnownTable, predicted: Law, found: Mapping[str, float]) -> bool:
     """Return True if the subject's constants are those of a mistake, and not as well those of the law."""
+    constants = {name: getattr(predicted, name) for name in NAMES}
+    if max(table.in_standard_errors(constants).values()) <= LIKE:
+        return False
     made = KnownTable(predicted, table.flops, table.parameters, table.tokens, table.loss)
     return max(made.in_standard_errors(found).values()) <= LIKE
 
