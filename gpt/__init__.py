@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DataUnavailable,
         GenerationError,
         GPTError,
+        ScalingError,
         ServingError,
         TextError,
         TokenError,
@@ -26,15 +27,25 @@ if TYPE_CHECKING:
     from gpt.feed_forward import FeedForward
     from gpt.model import GPT
     from gpt.network import Block
+    from gpt.scaling_law import ScalingLaw, fit_iso_flops, fit_scaling_law, optimal_sizes, read_runs, training_flops
     from gpt.serving import Engine, Request
 else:
 
     def __getattr__(name: str) -> object:
         # At the first use: torch takes seconds to import, and `python -m gpt.train --help` does not need it.
         if name in __all__:
-            for module in (
-                *("errors", "config", "attention", "cache", "feed_forward", "experts", "network", "model", "serving"),
-            ):
+            modules = (
+                "errors",
+                "config",
+                "attention",
+                "cache",
+                "feed_forward",
+                "experts",
+                "network",
+                "model",
+                "serving",
+            )
+            for module in (*modules, "scaling_law"):
                 found = getattr(import_module(f"gpt.{module}"), name, None)
                 if found is not None:
                     return found
@@ -62,9 +73,16 @@ __all__ = [
     "LoopedSelfAttention",
     "MixtureOfExperts",
     "Request",
+    "ScalingError",
+    "ScalingLaw",
     "ServingError",
     "TextError",
     "TokenError",
     "WeightsError",
     "WeightsUnavailable",
+    "fit_iso_flops",
+    "fit_scaling_law",
+    "optimal_sizes",
+    "read_runs",
+    "training_flops",
 ]

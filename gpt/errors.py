@@ -138,3 +138,7 @@ class CheckpointNotRemoved(CheckpointError, OSError):  # noqa: N818 - the name s
 
 class NonFinite(GPTError, ArithmeticError):  # noqa: N818 - the name says what is wrong
     """A loss or a gradient of a training step that is NaN or infinite."""
+
+
+class ScalingError(GPTError, ValueError):
+    """Training runs to which no scaling law can be fitted."""

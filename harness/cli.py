@@ -17,6 +17,7 @@ from harness.commands import (
     proof,
     report,
     survey,
+    sweep,
     triage,
 )
 from harness.core.errors import HarnessError
@@ -24,7 +25,7 @@ from harness.core.process_exit import ExitGuard
 
 # In the order of `gpt-harness --help`. A command imports torch inside its `run`: `--help` and mistakes on the command
 # line are answered at once, without the seconds that torch takes to import.
-COMMANDS = (report, inspect, triage, survey, faults, alarms, lessons, compare, loss_compare, bisect_perf, proof)
+COMMANDS = (report, inspect, triage, survey, faults, alarms, lessons, sweep, compare, loss_compare, bisect_perf, proof)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

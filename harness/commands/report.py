@@ -24,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     command.add_argument(
         "--records", type=Path, default=Path("reports/records"), metavar="DIR",
-        help="where to find the newest verify-*.jsonl, bench-*.jsonl and lessons-*.jsonl (default: %(default)s)",
+        help="where to find the newest verify-, bench-, lessons- and sweep-*.jsonl (default: %(default)s)",
     )  # fmt: skip
     command.add_argument(
         "--output",
@@ -42,17 +42,20 @@ def run(options: argparse.Namespace) -> int:
     from harness.report import write_from, write_latest
     from harness.report.lessons import report_files as lessons
     from harness.report.report_files import KINDS
+    from harness.report.sweeps import report_files as sweeps
 
-    files = [path for path in options.files if not path.name.startswith(f"{lessons.KIND}-")]
-    newest = lessons.newest_records(options.records)
-    runs = [path for path in options.files if path not in files] if options.files else [newest] if newest else []
-    if len(runs) > 1:
-        raise HarnessError(f"{runs[0]} and {runs[1]} are both of kind '{lessons.KIND}'; a report shows one run of each")
-    # The lessons' page first: the other page links to it.
-    reports = [lessons.write_from(options.output, path) for path in runs]
+    reports = []
+    files = list(options.files)
+    for kind in (lessons, sweeps):  # their pages first: the other page links to them
+        own = [path for path in files if path.name.startswith(f"{kind.KIND}-")]
+        if len(own) > 1:
+            raise HarnessError(f"{own[0]} and {own[1]} are both of kind '{kind.KIND}'; a report shows one run of each")
+        files = [path for path in files if path not in own]
+        newest = None if options.files else kind.newest_records(options.records)
+        reports += [kind.write_from(options.output, path) for path in own or ([newest] if newest else [])]
     if files:
         reports.append(write_from(options.output, files))
-    elif not options.files and (not runs or any(any(options.records.glob(f"{kind}-*.jsonl")) for kind in KINDS)):
+    elif not options.files and (not reports or any(any(options.records.glob(f"{kind}-*.jsonl")) for kind in KINDS)):
         reports.append(write_latest(options.output, options.records))
     for written in reports:
         print(f"{written[0]} ({len(written) - 1} tables and plots beside it)")

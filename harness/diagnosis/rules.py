@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness.diagnosis.batching_rules import BATCHING_RULES
 from harness.diagnosis.expert_rules import EXPERT_RULES
 from harness.diagnosis.rule import Rule
+from harness.diagnosis.scaling_rules import SCALING_RULES
 from harness.diagnosis.speculation_rules import SPECULATION_RULES
 
 # In the order in which findings are reported.
@@ -266,4 +267,5 @@ RULES = (
     *EXPERT_RULES,
     *BATCHING_RULES,
     *SPECULATION_RULES,
+    *SCALING_RULES,
 )  # fmt: skip

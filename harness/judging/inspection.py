@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -27,20 +28,26 @@ from harness.subjects.adapters.construction.setting_names import SYNONYMS
 from harness.subjects.adapters.experts import SETTINGS as EXPERT_SETTINGS
 from harness.subjects.adapters.generation import NEW_TOKENS, generate_function_of
 from harness.subjects.adapters.key_value_cache import PASTS
+from harness.subjects.adapters.scaling_law import FUNCTIONS, scaling_function_of
 from harness.subjects.adapters.serving import STEP, SUBMIT
 from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.forward_style import forward_parameters, style_of
 from harness.subjects.model import Model
 from harness.subjects.protocols import (
+    AllocatesCompute,
     Caches,
     Checkpoints,
     ChoosesAttention,
     ChoosesInit,
+    CountsTrainingFlops,
+    FitsIsoFlops,
+    FitsScalingLaw,
     Generates,
     LoadsTensors,
     MixesExperts,
     Parallelizes,
+    ReadsRuns,
     Serves,
     Speculates,
     Subject,
@@ -70,6 +77,20 @@ LOOKED_FOR = {
     f"{', '.join(NAMES[kind][1] for kind in KINDS)} ...",
     Serves: f"a class beside it, made with a model, with a method {'|'.join(SUBMIT[:3])}(prompt, ...) and a method "
     f"{'|'.join(STEP[:2])}()",
+    FitsScalingLaw: f"a function {FUNCTIONS['fit'][0]}|{FUNCTIONS['fit'][1]}|...(N, D, L) beside the class",
+    FitsIsoFlops: f"a function {FUNCTIONS['iso_flops'][0]}|{FUNCTIONS['iso_flops'][4]}|...(C, N, L) beside the class",
+    AllocatesCompute: f"a function {FUNCTIONS['optimum'][0]}|{FUNCTIONS['optimum'][2]}|...(C, law) beside the class",
+    CountsTrainingFlops: f"a function {FUNCTIONS['flops'][0]}|{FUNCTIONS['flops'][1]}|...(N, D) beside the class",
+    ReadsRuns: f"a function {FUNCTIONS['runs'][0]}|{FUNCTIONS['runs'][1]}|...(path of a CSV file) beside the class",
+}
+
+# The abilities that a function for scaling laws gives, by its purpose in the table of names.
+SCALING = {
+    "fit": FitsScalingLaw,
+    "iso_flops": FitsIsoFlops,
+    "optimum": AllocatesCompute,
+    "flops": CountsTrainingFlops,
+    "runs": ReadsRuns,
 }
 
 
@@ -226,7 +247,7 @@ def _describe_logits(logits: Tensor, ids: Tensor) -> str:
 
 def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
     how = generate_function_of(type(model.module), getattr(subject, "module", None))
-    details = {
+    details: dict[Any, Callable[[Any], str]] = {
         ChoosesAttention: lambda s: ", ".join(s.attentions),
         ChoosesInit: lambda s: ", ".join(s.recipes),
         Parallelizes: lambda s: "; ".join(
@@ -236,6 +257,7 @@ def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
         Serves: lambda s: s.engine_name,
         Speculates: lambda s: _describe_speculation(s, model),
         Generates: lambda s: "" if how is None else f"{how.function.__name__}({', '.join(how.parameters)})",
+        **{ability: functools.partial(_scaling_function, purpose) for purpose, ability in SCALING.items()},
     }
     for ability, looked_for in LOOKED_FOR.items():
         if isinstance(subject, ability):
@@ -255,6 +277,12 @@ def _describe_experts(subject: MixesExperts) -> str:
 def _describe_speculation(subject: Speculates, model: Model) -> str:
     lines = {draft: SourceLine(*subject.speculation_line(model, draft)) for draft in subject.drafts(model)}
     return "; ".join(f"drafts by {draft}, {line}" for draft, line in lines.items())
+
+
+def _scaling_function(purpose: str, subject: Any) -> str:
+    """Return `fit_scaling_law(N, D, L)`; "" for an adapter that has the ability without such a function."""
+    found = scaling_function_of(purpose, subject.kind, subject.module) if isinstance(subject, AdaptedSubject) else None
+    return "" if found is None else f"{found.function.__name__}({', '.join(found.parameters)})"
 
 
 def _add_weights(result: Inspection, subject: Subject, model: Model) -> None:

@@ -75,5 +75,5 @@ def state_of(process: TrainerProcess) -> tuple[float, str]:
     steps = int(process.folder.run.settings.get("steps", 0))
     if not log.steps:
         return 0.0, "starts"
-    share = (len(log.steps) - process.first_step) / steps if steps else 0.0
-    return min(1.0, max(0.0, share)), f"{len(log.steps):,}/{steps:,} loss {log.losses[-1]:.2f}"
+    share = (log.steps_done - process.first_step) / steps if steps else 0.0
+    return min(1.0, max(0.0, share)), f"{log.steps_done:,}/{steps:,} loss {log.losses[-1]:.2f}"

@@ -32,7 +32,7 @@ class TrainerProcess:
                  threads: int | None = 1) -> None:  # fmt: skip
         self.folder = folder
         self.started = time.monotonic()
-        self.first_step = len(folder.log.steps)
+        self.first_step = folder.log.steps_done
         resuming = folder.prepare(commit)
         arguments = command(folder, resuming=resuming, minutes=minutes, text=text)
         with (folder.path / OUTPUT).open("ab") as output:

@@ -37,6 +37,11 @@ class TrainingLog:
         return NOT_FINITE if failed else reason
 
     @property
+    def steps_done(self) -> int:
+        """The number of steps up to the last one that was logged, which need not be every one."""
+        return int(self.steps[-1]["step"]) + 1 if self.steps else 0
+
+    @property
     def losses(self) -> list[float]:
         """The loss of each step; NaN where it was not finite."""
         return [as_loss(event.get("loss")) for event in self.steps]

@@ -21,6 +21,7 @@ PAGE = "index.md"
 KINDS = ("verify", "bench")
 OTHER_PAGES = {
     "lessons.md": "the lessons' training runs",
+    "sweep.md": "scaling laws of a sweep",
     "claims.md": "the lessons' claims, derived and measured",
     "faults.md": "known faults, and the checks that kill them",
     "survey.md": "a survey of other people's GPTs",

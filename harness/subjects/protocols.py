@@ -267,3 +267,58 @@ class Serves(Subject, Protocol):
         ends every request. Raises MissingAbility if the engine has parameters that are not known.
         """
         ...
+
+
+@runtime_checkable
+class FitsScalingLaw(Subject, Protocol):
+    """Fits a scaling law E + A/N^α + B/D^β to training runs."""
+
+    fit_line: tuple[str, int]
+
+    def fit_law(self, N: Any, D: Any, L: Any) -> Mapping[str, float]:
+        """Return E, A, B, alpha and beta, from float64 arrays (runs,) of parameters, tokens and losses in nats."""
+        ...
+
+
+@runtime_checkable
+class FitsIsoFlops(Subject, Protocol):
+    """Fits the exponent of the best size to runs of several budgets."""
+
+    iso_flops_line: tuple[str, int]
+
+    def fit_iso_flops(self, C: Any, N: Any, D: Any, L: Any) -> float:
+        """Return a of N_opt ~ C^a, from arrays (runs,) of FLOPs, parameters, tokens and losses."""
+        ...
+
+
+@runtime_checkable
+class AllocatesCompute(Subject, Protocol):
+    """Says how many parameters and tokens are best for a budget, by a scaling law."""
+
+    allocation_line: tuple[str, int]
+
+    def allocate(self, C: float, law: Mapping[str, float]) -> tuple[float, float | None]:
+        """Return N_opt and D_opt (None if only N is given) for C FLOPs under a law E, A, B, alpha, beta."""
+        ...
+
+
+@runtime_checkable
+class CountsTrainingFlops(Subject, Protocol):
+    """Says what training costs, from parameters and tokens."""
+
+    flops_line: tuple[str, int]
+
+    def training_flops(self, N: float, D: float) -> float:
+        """Return the FLOPs of training N parameters on D tokens."""
+        ...
+
+
+@runtime_checkable
+class ReadsRuns(Subject, Protocol):
+    """Reads a sweep's table of runs for the fit."""
+
+    runs_line: tuple[str, int]
+
+    def read_runs(self, path: Path) -> Mapping[str, Any]:
+        """Return N, D and L, an array (runs,) each, of a CSV file."""
+        ...

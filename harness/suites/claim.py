@@ -22,7 +22,7 @@ AS_THE_RUN_FINDS = "as the run finds"
 
 LESSONS = ("building", "pretraining", "scaling", "weights")
 # Where the measurement is made: by the check itself, or by a run whose records the check reads.
-SOURCES = ("here", "lessons", "bench", "pretrained")
+SOURCES = ("here", "lessons", "sweep", "bench", "pretrained")
 # The levels of the lessons' verification chain.
 LEVELS = ("shapes and counts", "outputs against a reference", "training behaviour")
 

@@ -17,6 +17,7 @@ COARSE_TO_FINE = (
         "speculation",
         "batching",
         "experts",
+        "scaling",
     ),
     *("parallel", "data", "training", "arms", "claims"),
 )

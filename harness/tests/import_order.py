@@ -14,6 +14,7 @@ FLOORS = (
     {"diagnosis"},
     {"judging"},
     {"faults", "history", "lessons", "report"},
+    {"sweeps"},
     {"pytest_plugin"},
     {"commands"},
     {"cli"},

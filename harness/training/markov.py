@@ -6,6 +6,7 @@ probabilities with a probability of at most e^-t, whatever it has learned (a mar
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,9 +72,9 @@ class MarkovSource:
         first = self.stationary.cumsum(0).tolist()
         rows = self.matrix.cumsum(1).tolist()
         drawn: list[int] = []
-        cumulative = first
+        cumulative, last = first, len(self.symbols) - 1  # the sum of a row may be rounded to less than 1
         for value in uniform:
-            drawn.append(next((i for i, bound in enumerate(cumulative) if value < bound), len(self.symbols) - 1))
+            drawn.append(min(bisect_right(cumulative, value), last))
             cumulative = rows[drawn[-1]]
         return torch.tensor(drawn, dtype=torch.int64)
 

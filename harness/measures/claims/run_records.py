@@ -11,7 +11,8 @@ from harness.core.errors import MissingResource
 from harness.core.record_files import Row, age, read
 from harness.core.resources import Resources
 
-COMMANDS = {"lessons": "make lessons", "bench": "make bench"}
+COMMANDS = {"lessons": "make lessons", "bench": "make bench", "sweep": "gpt-harness sweep"}
+OF_THE_TRAINER = ("lessons", "sweep")  # runs whose subject is the program that trains the GPT
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RecordedRun:
 
 
 def newest_run(kind: str, subject: str) -> RecordedRun:
-    """Return the newest run of a kind, "lessons" or "bench", of this subject or of the program that trains it.
+    """Return the newest run of a kind, a key of COMMANDS, of this subject or of the program that trains it.
 
     Raises MissingResource, with the command that makes one, if there is none.
     """
@@ -59,7 +60,7 @@ def newest_run(kind: str, subject: str) -> RecordedRun:
     for path in paths:
         run = _recorded_run(path, path.stat().st_mtime_ns)
         name = str((run.header.get("subject") or {}).get("name", ""))
-        if name == subject or (kind == "lessons" and _package(name) == _package(subject) is not None):
+        if name == subject or (kind in OF_THE_TRAINER and _package(name) == _package(subject) is not None):
             return run
     if paths:
         raise MissingResource(f"`{command}` has not run for {subject}; the runs in {folder} are of other subjects")

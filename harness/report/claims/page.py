@@ -30,6 +30,7 @@ TITLES = {
 }
 SOURCES = {
     "lessons": "by `make lessons`",
+    "sweep": "by `gpt-harness sweep`",
     "bench": "by `make bench`",
     "pretrained": "with GPT-2's released weights",
 }

@@ -18,6 +18,7 @@ from harness.subjects.adapters.construction.choices import ATTENTIONS
 from harness.subjects.adapters.construction.constructor import Constructor
 from harness.subjects.adapters.experts import build_layer
 from harness.subjects.adapters.parallel import parallel_program_of
+from harness.subjects.adapters.scaling_abilities import SCALING_ABILITIES
 from harness.subjects.adapters.serving_engine import AdaptedEngine, new_engine
 from harness.subjects.adapters.tensor_loader import TensorLoader, tensor_loader_of
 from harness.subjects.expert_layer import ExpertLayer
@@ -302,7 +303,7 @@ class _Serves(_Ability):
 
 
 # In the order of the bases of the adapted subject: _ChoosesCache extends the `new_cache` of _Caches.
-ABILITIES: tuple[type[_Ability], ...] = (
+ABILITIES: tuple[type[Any], ...] = (
     _ChoosesAttention,
     _ChoosesInit,
     _Unties,
@@ -315,4 +316,5 @@ ABILITIES: tuple[type[_Ability], ...] = (
     _LoadsTensors,
     _Parallelizes,
     _Serves,
+    *SCALING_ABILITIES,
 )

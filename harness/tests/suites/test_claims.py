@@ -218,7 +218,7 @@ MISTAKES = {
     "a setting's parameters as a number": (LEDGER, "parameters = { tied = false }", "parameters = 3", "ledger.toml:15: elsewhere: expected a table for parameters, and a string for at"),
     "a setting's place as a number": (LEDGER, "parameters = { tied = false }", "at = 3", "ledger.toml:15: elsewhere: expected a table for parameters, and a string for at"),
     "a setting without words": (LEDGER, 'setting = "an untied head", ', "", "ledger.toml:15: elsewhere: expected { setting = WORDS"),
-    "a measured claim that leaves its finding to the run": (LEDGER, 'finding = "holds"', 'finding = "as the run finds"', "ledger.toml:16: 'as the run finds' is for claims by lessons, bench, pretrained"),
+    "a measured claim that leaves its finding to the run": (LEDGER, 'finding = "holds"', 'finding = "as the run finds"', "ledger.toml:16: 'as the run finds' is for claims by lessons, sweep, bench, pretrained"),
     "a measure of what cannot be measured": (UNMEASURED, "missing =", 'measure = "parameter_count"\nmissing =', "ledger.toml:12: a claim that is not measurable here has no 'measure'"),
     "nothing that is missing": (UNMEASURED, 'missing = "a grid of runs"', "", "ledger.toml:11: 'not measurable here' and the key 'missing'"),
     "single brackets": (LEDGER, "[[claim]]", "[claim]", "ledger.toml:5: expected [[claim]], in double brackets, once for each claim"),
