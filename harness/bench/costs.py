@@ -251,16 +251,23 @@ def prefill(
     return pass_cost + Cost(0, written)
 
 
-def decode_step(size: Size, *, batch: int, context: int, element_bytes: int = FLOAT32_BYTES) -> Cost:
+def decode_step(
+    size: Size,
+    *,
+    batch: int,
+    context: int,
+    element_bytes: int = FLOAT32_BYTES,
+    weight_bytes: int | None = None,
+) -> Cost:
     """Return the cost of one new token a sequence, the `context`-th: it sees `context` positions, itself included.
 
     FLOPs: B·(2·multiplied_weights + 4·L·C·t): 247.1M + 36,864·t for GPT-2 124M. Bytes: the weights once for the whole
     batch, and 2·L·C·t elements of keys and values a sequence, of which t - 1 positions are read and one is written. The
-    row of logits is left out (V elements a sequence).
+    row of logits is left out (V elements a sequence). `weight_bytes`: of a weight, if it has others than an activation.
     """
     flops = batch * (2 * multiplied_weights(size) + 4 * size.layers * size.width * context)
-    moved = streamed_weights(size) + cached_elements(size, tokens=context, batch=batch)
-    return Cost(flops, element_bytes * moved)
+    weights = streamed_weights(size) * (element_bytes if weight_bytes is None else weight_bytes)
+    return Cost(flops, weights + element_bytes * cached_elements(size, tokens=context, batch=batch))
 
 
 def generate(

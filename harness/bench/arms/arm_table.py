@@ -17,6 +17,15 @@ ARMS = (
     ArmSpec(
         "fp16", "parameters and products in float16", dtype="float16", devices=("cuda",), claims={"dtype": "float16"}
     ),
+    # On a CPU torch multiplies int8 weights in vectors only if the activations are in 16 bits.
+    ArmSpec(
+        "int8",
+        "weights of linear layers in int8, the rest in bfloat16",
+        dtype="bfloat16",
+        weights="int8",
+        devices=("cpu",),
+        claims={"dtype": "int8"},
+    ),
     # Attention. `flash` is the fused kernel that torch chooses.
     ArmSpec("looped", "one head after the other", attention="looped", claims={"attention": "formula"}),
     ArmSpec(

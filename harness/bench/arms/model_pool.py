@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.bench.arms.quantised import quantise_linears, rounded_to_int8
 from harness.bench.arms.registry import ArmSpec
 from harness.bench.peers import peer
 from harness.core.errors import Missing, MissingResource
@@ -49,6 +50,7 @@ class ModelPool:
         self._peers: dict[str, Subject] = {}
         self._models: dict[tuple[Any, ...], Model] = {}
         self._own_weights: dict[int, dict[str, Tensor]] = {}
+        self._quantised: set[int] = set()  # their weights stay: nothing trains them
 
     def subject_for(self, arm: ArmSpec) -> Subject:
         """Return the subject, or the peer that the arm names.
@@ -72,7 +74,7 @@ class ModelPool:
     def model(self, arm: ArmSpec, copy: int = 0, *, size: Size | None = None) -> Model:
         """Return a model for the arm, with the weights of the run; `copy` distinguishes twins."""
         subject, size = self.subject_for(arm), size or self.size
-        key = (subject.name, size, arm.dtype, arm.attention, arm.compiled, copy)
+        key = (subject.name, size, arm.dtype, arm.attention, arm.compiled, arm.weights, copy)
         if key not in self._models:
             options = {} if arm.attention is None else {"attention": arm.attention}
             model = subject.build(size, seed=0, dtype=arm.dtype, device=self.device, **options)
@@ -85,6 +87,9 @@ class ModelPool:
                     self._own_weights[id(model)] = _clone(model)
                 else:
                     self._own_weights[id(model)] = self._own_weights[id(self.model(arm, size=size))]
+            if arm.weights is not None:
+                quantise_linears(self.restore(model).module, subject.name)
+                self._quantised.add(id(model))
         return self.restore(self._models[key])
 
     def oracle(self, *, stored_in: torch.dtype | None = None) -> Model:
@@ -134,6 +139,8 @@ class ModelPool:
         These are the probe weights, because GPT-2's initialisation hides a wrong bias or gain: they change no output.
         A model whose weights cannot be mapped gets those that it was built with.
         """
+        if id(model) in self._quantised:
+            return model
         if id(model) in self._own_weights:
             model.module.load_state_dict(self._own_weights[id(model)])
         elif model.size.name == self.size.name:
@@ -166,7 +173,14 @@ def round_parameters(model: Model, dtype: torch.dtype | None) -> None:
     if dtype is not None:
         with torch.no_grad():
             for parameter in model.module.parameters():
-                parameter.copy_(parameter.to(dtype))
+                # Hugging Face's GPT-2 has its matrices as (in, out); the table of the tied head is (out, in).
+                channels = parameter.ndim == 2 and dtype == torch.int8
+                table = channels and parameter.size(0) == model.size.vocab_size
+                if channels:
+                    rounded = rounded_to_int8(parameter if table else parameter.t())
+                    parameter.copy_(rounded if table else rounded.t())
+                elif dtype != torch.int8:
+                    parameter.copy_(parameter.to(dtype))
 
 
 def autocast(device: str, dtype: str | None) -> AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ class ArmSpec:
     description: one line, for messages and reports.
     peer: a name in `harness.bench.peers`; None if the subject computes.
     devices: the devices that the arm exists on.
+    weights: "int8" if the weights of linear layers are stored so; None if they are in `dtype`.
     options: for the kinds of work that read them.
     claims: what a witness must see of the arm (`harness.bench.witness.violated_claim`).
     """
@@ -30,6 +31,7 @@ class ArmSpec:
     autocast: str | None = None
     attention: str | None = None
     compiled: bool = False
+    weights: str | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
     options: Mapping[str, Any] = field(default_factory=dict)
     claims: Mapping[str, Any] = field(default_factory=dict)

@@ -29,8 +29,9 @@ FULL = ("float32", "float64")  # the types that float32's bound applies to
 
 
 def coarse_dtypes(arm_specs: Mapping[str, ArmSpec]) -> dict[str, torch.dtype]:
-    """Return the dtype of each arm that computes in 16 bits or less."""
-    return {name: getattr(torch, arm.computes) for name, arm in arm_specs.items() if arm.computes not in FULL}
+    """Return the dtype of each arm that computes in 16 bits or less, or stores its weights in 8."""
+    found = {name: arm.weights or arm.computes for name, arm in arm_specs.items()}
+    return {name: getattr(torch, dtype) for name, dtype in found.items() if dtype not in FULL}
 
 
 def oracle_verifier(

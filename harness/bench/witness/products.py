@@ -36,7 +36,10 @@ _PRODUCTS = {
 }
 # (..., k) by a weight of (n, k), as oneDNN and MKL multiply it: only the last matrix among the next two arguments
 # is the weight (packed weights and a summand come before it, a bias after it).
-_LINEAR = ("aten::linear", "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear")
+_LINEAR = (
+    *("aten::linear", "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear"),
+    _INT8 := "aten::_weight_int8pack_mm",
+)
 
 SDPA = "aten::_scaled_dot_product_"
 # The fused algorithms of scaled_dot_product_attention, by a part of their operator's name.
@@ -93,7 +96,7 @@ def _product(operation: Operation) -> Product | None:
     columns = 1 if len(right) == 1 else right[-2] if linear else right[-1]
     return Product(
         operation,
-        dtype=_dtype(operation.types[first]),
+        dtype=_dtype(operation.types[second if operation.name == _INT8 else first]),
         flops=2 * math.prod(left) * columns,
         operands=(left, right),
         result=(*left[:-1], columns),

@@ -12,8 +12,13 @@ from harness.core.sizes import Size
 
 
 def element_bytes(arm: ArmSpec) -> int:
-    """Return the bytes of one weight in memory."""
+    """Return the bytes of one activation in memory."""
     return int(getattr(torch, arm.dtype).itemsize)
+
+
+def weight_bytes(arm: ArmSpec) -> int:
+    """Return the bytes of one weight of a linear layer in memory."""
+    return int(getattr(torch, arm.weights or arm.dtype).itemsize)
 
 
 def attention_cost_kind(attention: str | None) -> Any:

@@ -13,7 +13,7 @@ from harness.bench.arms.error_bounds import float32_bound
 from harness.bench.arms.model_pool import ModelPool, autocast
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.verifiers import oracle_verifier
-from harness.bench.arms.workloads.cost_terms import element_bytes
+from harness.bench.arms.workloads.cost_terms import element_bytes, weight_bytes
 from harness.bench.work import Work
 from harness.core.errors import MissingAbility
 from harness.subjects.model import Model
@@ -110,7 +110,9 @@ def decode(pool: ModelPool, arm: ArmSpec, copy: int, *, context: int, batch: int
         return {"cache_bytes": filled, "held_cache_bytes": expected}
 
     middle = (context + end) // 2
-    cost = costs.decode_step(pool.size, batch=batch, context=middle, element_bytes=element_bytes(arm))
+    cost = costs.decode_step(
+        pool.size, batch=batch, context=middle, element_bytes=element_bytes(arm), weight_bytes=weight_bytes(arm)
+    )
     return Work(
         call=call,
         answer=answer,
