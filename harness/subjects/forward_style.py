@@ -17,7 +17,7 @@ from harness.subjects.forward_arguments import Argument
 TARGETS = ("targets", "target", "y", "tgt", "target_ids", "next_tokens", "target_tokens", "labels_shifted", "ys")
 # Hugging Face's `labels` are passed only if they are found not to be shifted once more.
 POSITIONS = ("pos", "position_ids", "positions", "pos_ids", "position", "pos_idx")
-OPTIONAL = ("cache", "past_key_values", "attention_mask")  # parameters that nobody needs to give
+OPTIONAL = ("cache", "past_key_values", "attention_mask", "routings")  # parameters that nobody needs to give
 # In the name of a parameter that takes no ids.
 NO_IDS = re.compile(r"mask|cache|past|memor|state|device|^pos(_|$|ition)|start_|offset|_len|^use_|^return_|^is_")
 

@@ -71,8 +71,10 @@ def write_source(folder: Path, source: Source, *, validation_tokens: int) -> Sou
     text = path.read_text(encoding="utf-8") if path.exists() else made.text(source.characters, seed=TEXT_SEED)
     _write(path, text)
     known = SourceText(
-        path, len(text), len(set(text)), _digest(text), made.entropy, made.unigram_entropy,
-        validation_floor(made, text, validation_tokens),
+        path, len(text), len(set(text)), _digest(text), *(
+            round(nats, 12)  # the last bits depend on where the tensors are in memory
+            for nats in (made.entropy, made.unigram_entropy, validation_floor(made, text, validation_tokens))
+        ),
     )  # fmt: skip
     return _checked(known, source, validation_tokens)
 

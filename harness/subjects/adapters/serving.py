@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,8 +93,11 @@ def engine_class_of(module: ModuleType | None) -> EngineClass | None:
     """
     if module is None:
         return None
-    exported = getattr(module, "__all__", ())  # a package may import at the first use
-    kinds = {name: getattr(module, name, None) for name in (*exported, *vars(module))}
+    # A package may import at the first use; of one with hundreds of names only those of engines are looked at.
+    exported = [name for name in getattr(module, "__all__", ()) if name in ENGINES]
+    kinds = dict(vars(module))
+    with contextlib.suppress(ImportError):
+        kinds |= {name: getattr(module, name, None) for name in exported}
     found = [engine for kind in kinds.values() if (engine := _engine(kind, module)) is not None]
     return min(found, key=lambda engine: _rank(engine.kind.__name__), default=None)
 
