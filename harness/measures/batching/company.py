@@ -32,15 +32,16 @@ from harness.suites.measure_registry import Reading, measure
 
 Arrivals = Literal["in the middle", "together", "in reverse"]
 
-# Settings of the sampled plan, one for each request: two neighbours have the same seed, one is greedy, and one is
-# greedy by its top-k whatever its temperature.
+# Settings of the sampled plan, one for each request: two have the same seed, two are greedy beside hot neighbours, and
+# one is greedy by its top-k whatever its temperature. With probe weights one token has nearly all probability at 1.
+LASTS = (4, 9, 12, 7, 12, 4)  # new tokens of the sampled plan
 SAMPLED: tuple[Mapping[str, Any], ...] = (
-    {"temperature": 1.0, "seed": 5},
-    {"temperature": 0.8, "top_k": 20, "seed": 6},
-    {"temperature": 1.5, "top_k": 1, "seed": 7},
-    {"temperature": 1.0, "top_p": 0.9, "seed": 8},
+    {"temperature": 6.0, "seed": 5},
     {"temperature": 0.0},
-    {"temperature": 1.3, "seed": 5},
+    {"temperature": 9.0, "top_k": 1, "seed": 7},
+    {"temperature": 20.0, "top_k": 20, "seed": 6},
+    {"temperature": 0.0},
+    {"temperature": 40.0, "top_p": 0.9, "seed": 5},
 )
 
 
@@ -67,24 +68,31 @@ def tokens_in_company(
 def sampled_in_company(subject: Serves, *, size: str, weights: Weights = "probe") -> Reading:
     """Count the sampled tokens of each request that are not those that it gets alone, from an engine of its own.
 
-    Each request has a seed and settings of its own. Raises MissingAbility if a request cannot have a seed.
+    Each request has a seed and settings of its own. Where it cannot have a seed, those are judged that are greedy by
+    their settings. Raises MissingAbility if a request cannot have a temperature.
     """
     model = cached_model(subject, size, weights, "float64")
     engine = subject.new_engine(model, requests=REQUESTS, positions=POSITIONS)
-    if not {"seed", "temperature"} <= engine.settings:
-        raise MissingAbility("a request has no seed and temperature of its own: its samples cannot be repeated")
+    if "temperature" not in engine.settings:
+        raise MissingAbility("a request has no temperature of its own: all are served alike")
     settings = [{key: value for key, value in each.items() if key in engine.settings} for each in SAMPLED]
-    plan = usual_plan(size, settings=settings)
+    # The first request ends while those behind it go on: an engine moves them up, and their settings with them.
+    plan = [
+        dataclasses.replace(e, new_tokens=n) for e, n in zip(usual_plan(size, settings=settings), LASTS, strict=True)
+    ]
     served = serve(engine, model, plan)
     wrong, why = {}, {}
     for number, each in enumerate(plan):
-        own = subject.new_engine(model, requests=REQUESTS, positions=POSITIONS)
-        (alone,) = serve(own, model, [dataclasses.replace(each, arrives=0)]).tokens
-        if settings[number].get("top_k") == 1 or settings[number]["temperature"] == 0.0:
+        greedy = settings[number]["temperature"] == 0.0 or settings[number].get("top_k") == 1
+        if greedy:
             alone = greedy_alone(model, each.prompt, each.new_tokens)
+        elif "seed" in engine.settings:
+            own = subject.new_engine(model, requests=REQUESTS, positions=POSITIONS)
+            (alone,) = serve(own, model, [dataclasses.replace(each, arrives=0)]).tokens
+        else:
+            continue
         name = place(plan, number)
         wrong[name] = _differing(served.tokens[number], alone)
-        greedy = settings[number]["temperature"] == 0.0 or settings[number].get("top_k") == 1
         said = "it is greedy by its settings, and gets other tokens" if greedy else "with its seed it gets other tokens"
         why[name] = f"{said} in company than alone" if wrong[name] else ""
     return reading(wrong, why, engine)
