@@ -16,7 +16,7 @@ from harness.suites.measure_registry import Reading, measure
 
 @measure
 def speculative_logits(
-    subject: Speculates, *, size: str, draft: Draft, lookahead: int = 4, prompt_length: int = 6, new_tokens: int = 24
+    subject: Speculates, *, size: str, draft: Draft, lookahead: int = 4, prompt_length: int = 6, new_tokens: int = 20
 ) -> Reading:
     """Return the noise verdict on the logits that each new token was accepted or drawn by.
 

@@ -107,6 +107,7 @@ class Speculator:
 
 def speculators_of(kind: type, module: ModuleType | None) -> Iterator[Speculator]:
     """Yield every function of a class and its module that decodes speculatively and whose parameters are understood."""
+    yield from _of_module(module, own=True)  # before a method of a class that the file imports
     for base in kind.__mro__:
         if base.__module__.startswith(("torch.", "transformers.", "builtins")):
             break
@@ -115,7 +116,16 @@ def speculators_of(kind: type, module: ModuleType | None) -> Iterator[Speculator
                 roles = _roles(function, skipped=1)
                 if roles is not None and "target" not in roles:
                     yield Speculator(function, roles, is_method=True)
-    for name, found in list(vars(module).items()) if module is not None else ():
+    yield from _of_module(module, own=False)
+
+
+def _of_module(module: ModuleType | None, *, own: bool) -> Iterator[Speculator]:
+    """Yield the functions of a module that it defines (`own`), or those that it imports."""
+    if module is None:
+        return
+    for name, found in list(vars(module).items()):
+        if (getattr(found, "__module__", "") == module.__name__) is not own:
+            continue
         if inspect.isfunction(found) and is_speculative(name):
             roles = _roles(found, skipped=0)
             if roles is not None and "target" in roles:
