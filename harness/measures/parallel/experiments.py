@@ -77,6 +77,11 @@ def is_trained(program: ParallelProgram, case: str) -> bool:
     return case == ACCUMULATED or "gradients" not in program.functions
 
 
+def clips(program: ParallelProgram, case: str) -> bool:
+    """Return True if the program's function for clipping is used in a case: where the weights are changed."""
+    return "clip" in program.functions and is_trained(program, case)
+
+
 def _step(rank: RankModel, optimizer: LocalAdamW, batch: GlobalBatch, case: str, *, first: bool) -> dict[str, Any]:
     """Do one step and return its numbers: what is sent in a later one, because the first sets up what it sends."""
     counting: AbstractContextManager[dict[str, Any]] = counted(rank.place.ranks)
@@ -86,7 +91,7 @@ def _step(rank: RankModel, optimizer: LocalAdamW, batch: GlobalBatch, case: str,
         step = _gradient(rank, batch, case)
     if first:
         step["gradients"] = gradient_parts(rank.module)
-    if case == ACCUMULATED and "clip" in rank.program.functions:
+    if clips(rank.program, case):
         norm = rank.call("clip", limit=CLIP, parameters=list(rank.module.parameters()))
         step["norm"] = float(norm) if isinstance(norm, float | int | Tensor) else -1.0
         if first:
@@ -214,7 +219,7 @@ class LocalAdamW:
         return sum(_size(value) for value in states if isinstance(value, Tensor) and value.ndim)
 
 
-def in_one_process(model: Model, size: str, case: str) -> dict[str, Any]:
+def in_one_process(model: Model, size: str, case: str, *, clipped: bool) -> dict[str, Any]:
     """Return what one process computes on the global batches: the gradient is that of the mean over all targets."""
     module = model.module
     optimizer = adamw(module)
@@ -227,7 +232,7 @@ def in_one_process(model: Model, size: str, case: str) -> dict[str, Any]:
         if not found["losses"]:
             found |= {"logits": logits.detach(), "gradients": gradient_parts(module)}
         found["losses"].append(float(loss.detach()))
-        if case == ACCUMULATED:
+        if clipped:
             found["norms"].append(float(nn.utils.clip_grad_norm_(module.parameters(), CLIP)))
             if "clipped" not in found:
                 found["clipped"] = gradient_parts(module)

@@ -37,17 +37,17 @@ def ranks_against_one_process(
     """Return a noise verdict for what the ranks compute together, against one process on the global batch.
 
     plain: one micro-batch, its loss and backward pass, so that the wrapper alone is judged. accumulated: the program's
-    own function for gradients, over two micro-batches with different numbers of targets, and its own clipping. weights:
-    those after the steps of AdamW, with the program's function for gradients if it has one. Each rank's values are
-    compared, and the worst counts.
+    own function for gradients, over two micro-batches with different numbers of targets. Clipping, and the weights
+    after it and the steps of AdamW, are of the latter; of a plain backward pass if the program has no such function.
+    Each rank's values are compared, and the worst counts.
     """
     ranks = session(subject, kind, size)
-    step: str = ranks.trained if compare == "weights" else case
+    step: str = ranks.trained if compare in ("weights", "norm", "clipped") else case
     read = READERS[compare]
     found = {dtype: read(ranks, step, dtype) for dtype in DTYPES}
-    expected = {dtype: EXPECTED[compare](ranks, step, dtype) for dtype in DTYPES}
     if not found["float64"]:
         raise MissingAbility(f"{subject.name} returns no {compare} that could be compared")
+    expected = {dtype: EXPECTED[compare](ranks, step, dtype) for dtype in DTYPES}
     differences = [
         Difference(
             name,

@@ -115,7 +115,8 @@ class Session:
         """Return what one process computes on the global batch."""
         if (case, dtype) not in self._one:
             model = build(self.subject, self.size, dtype)
-            self._one[case, dtype] = experiments.in_one_process(model, self.size, case)
+            clipped = experiments.clips(self.subject.parallel_program, case)
+            self._one[case, dtype] = experiments.in_one_process(model, self.size, case, clipped=clipped)
         return self._one[case, dtype]
 
     @functools.cached_property
