@@ -17,6 +17,8 @@ SCALING_RULES = (
          "the residuals of the fit are those of the loss, not of its logarithm"),
     Rule("law_found", "without Huber's loss", "scaling.outliers", "scaling-not-robust",
          "the residuals of the fit are squared, so that one run that broke moves the law"),
+    Rule("law_found", "the other constants are those of the law", "scaling.law", "",
+         "some constants are those of the law and others are not: they are converted, rounded or returned wrongly"),
     Rule("law_found", "optimizer stopped early", "scaling.law", "scaling-optimizer-stops-early",
          "the optimizer of the fit stops far from the minimum of its objective"),
     Rule("iso_flop_exponent", "one in N, not in log N", "scaling.iso_flops", "scaling-parabola-in-n",
