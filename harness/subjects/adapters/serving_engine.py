@@ -135,7 +135,8 @@ class AdaptedEngine:
         """Return the new tokens of a request so far: its own, those that steps returned, or the engine's results."""
         handle = self.handles[number]
         for name in TOKENS:
-            if (own := _ints(getattr(handle, name, None))) is not None:
+            said = handle.get(name) if isinstance(handle, dict) else getattr(handle, name, None)
+            if (own := _ints(said)) is not None:
                 return self._new(number, own)
         if number in self.streamed:
             return list(self.streamed[number])
