@@ -5,7 +5,6 @@
 
 BEGINNING = """
 import torch
-from harness.core.sizes import SIZES
 from harness.faults.techniques import speculation as right
 from harness.faults.specimen import GPT
 """
@@ -68,16 +67,3 @@ def assisted_generate(large_model, assistant_model, tokens, steps, temperature=1
     return right.speculative_generate(large_model, assistant_model, tokens, steps, 3, temperature, top_k)[0]
 """,
 }
-
-
-def test_a_function_of_the_file_comes_before_a_method_of_the_gpt_that_it_imports(tmp_path):
-    """`from gpt import GPT` brings a `speculate` of its own, and every check judged that one."""
-    file = tmp_path / "my_speculation.py"
-    file.write_text(
-        "from gpt import GPT\n\n\n"
-        "def speculative_generate(target_model, draft_model, prompt_ids, max_new_tokens, gamma=4, temperature=1.0):\n"
-        "    return prompt_ids\n"
-    )
-    subject = adapt(f"{file}:GPT")
-    line = subject.speculation_line(subject.build(SIZES["debug"]), "model")
-    assert line[0] == str(file)

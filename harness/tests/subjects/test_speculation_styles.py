@@ -113,3 +113,16 @@ def test_the_role_of_a_parameter_is_read_off_its_name(word, role):
 )
 def test_names_of_the_whole_and_of_its_parts(name, is_it):
     assert is_speculative(name) is is_it
+
+
+def test_a_function_of_the_file_comes_before_a_method_of_the_gpt_that_it_imports(tmp_path):
+    """`from gpt import GPT` brings a `speculate` of its own, and every check judged that one."""
+    file = tmp_path / "my_speculation.py"
+    file.write_text(
+        "from gpt import GPT\n\n\n"
+        "def speculative_generate(target_model, draft_model, prompt_ids, max_new_tokens, gamma=4, temperature=1.0):\n"
+        "    return prompt_ids\n"
+    )
+    subject = adapt(f"{file}:GPT")
+    line = subject.speculation_line(subject.build(SIZES["debug"]), "model")
+    assert line[0] == str(file)
