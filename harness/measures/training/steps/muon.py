@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ LEAST_FLOOR = 1e-3  # bfloat16 rounds by 2^-9; of a few numbers the mean error m
 class MuonUpdate:
     """One matrix's update: gradient and momentum before it, the momentum after it, and what it changed, in float64.
 
-    `change` has the sign of a descent and no decay: (p (1 - lr wd) - p_after) / lr.
+    `change` is that of a descent, without decay: (p (1 - lr wd) - p_after) / lr.
     """
 
     name: str
@@ -33,24 +34,43 @@ class MuonUpdate:
     before: Tensor
     after: Tensor
     change: Tensor
+    eps: float
+    """Of the type of the momentum: 2^-23 for float32."""
 
     @property
     def beta(self) -> float:
-        """The factor of the momentum."""
+        """The factor of the momentum: the group's option, or what fits the momentum before and after the step."""
         given = (self.group.options.get(word) for word in ("momentum", "mu", "beta"))
-        return next((float(value) for value in given if value is not None), 0.95)
+        return next((float(value) for value in given if value is not None), self._fitted_beta())
+
+    def _fitted_beta(self) -> float:
+        columns = torch.stack((self.before.flatten(), self.gradient.flatten()), dim=1)
+        return float(torch.linalg.lstsq(columns, self.after.flatten()[:, None]).solution[0])
+
+    @property
+    def kind(self) -> str:
+        """The convention of the momentum: a "mean", b m + (1 - b) g, or a "sum", b m + g, whichever is nearer."""
+        return min(("mean", "sum"), key=lambda kind: float((self.momentum(kind) - self.after).norm()))
+
+    def momentum(self, kind: str) -> Tensor:
+        """Return the momentum after the step as a "mean" or a "sum"."""
+        return self.beta * self.before + (1.0 if kind == "sum" else 1 - self.beta) * self.gradient
+
+    def momentum_error(self) -> float:
+        """Return the distance of the program's momentum from that of its convention, in roundings of its type."""
+        right = self.momentum(self.kind)
+        terms = (self.beta * self.before, right - self.beta * self.before, self.after)
+        return _or_infinite((self.after - right).norm() / (self.eps * sum(term.norm() for term in terms)))
 
     def directions(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what may be made orthogonal, by name: the two conventions of the momentum, with Nesterov's or without.
+        """Yield what may be made orthogonal, by what is wrong with it: "" for the momentum, with Nesterov's or without.
 
-        The momentum is a mean, b m + (1 - b) g, or a sum, b m + g; Nesterov's looks one step ahead.
+        Nesterov's looks one step ahead. Without an option that says which, both are right.
         """
         mean, sum_ = torch.lerp(self.gradient, self.after, self.beta), self.gradient + self.beta * self.after
-        ahead = {"mean": mean, "sum": sum_}
         nesterov = self.group.options.get("nesterov")
-        kind = min(("mean", "sum"), key=lambda kind: float((self.momentum(kind) - self.after).norm()))
         if nesterov is not False:
-            yield "", ahead[kind]
+            yield "", mean if self.kind == "mean" else sum_
         if nesterov is not True:
             yield "", self.after
         yield "the gradient, without momentum", self.gradient
@@ -58,13 +78,8 @@ class MuonUpdate:
         if self.before.any():
             yield "the momentum before this step", self.before
 
-    def momentum(self, kind: str) -> Tensor:
-        """Return the momentum after the step as a "mean" or a "sum"."""
-        own = self.gradient if kind == "sum" else (1 - self.beta) * self.gradient
-        return self.beta * self.before + own
-
     def error(self, direction: Tensor, orthogonal: Callable[[Tensor], Tensor]) -> float:
-        """Return the distance of the change from the direction made orthogonal, of any length.
+        """Return the distance of the change from the direction made orthogonal, of any length above 0.
 
         The unit is the distance of the same iteration in bfloat16, in which Muon computes it. An iteration with other
         coefficients is right if it has the singular vectors of the direction and brings its values together.
@@ -72,8 +87,10 @@ class MuonUpdate:
         exact, half = orthogonal(direction), orthogonal(direction.bfloat16()).double()
         floor = max(float((half - exact).norm() / exact.norm()), LEAST_FLOOR)
         scale = (self.change * exact).sum() / exact.square().sum()
-        as_told = float((self.change - scale * exact).norm() / self.change.norm()) / floor
-        return min(as_told, self._error_of_vectors(direction, half))
+        if not scale > 0:  # the step goes uphill, or nowhere
+            return math.inf
+        of_iteration = _or_infinite((self.change - scale * exact).norm() / self.change.norm()) / floor
+        return min(of_iteration, self._error_of_vectors(direction, half))
 
     def _error_of_vectors(self, direction: Tensor, half: Tensor) -> float:
         """Return how far the change is from the direction's singular vectors, in the unit of the bfloat16 iteration."""
@@ -81,10 +98,14 @@ class MuonUpdate:
         found, own = u.T @ self.change @ v.T, u.T @ half @ v.T
         strong = values > 0.05 * values[0]  # the iteration leaves the smallest ones behind
         sizes = found.diagonal()[strong]
-        if float(sizes.min()) < 0.5 * float(sizes.max()):
-            return float("inf")
-        apart = [float((each - each.diagonal().diag()).norm() / each.norm()) for each in (found, own)]
+        if not float(sizes.min()) >= 0.5 * float(sizes.max()):
+            return math.inf
+        apart = [_or_infinite((each - each.diagonal().diag()).norm() / each.norm()) for each in (found, own)]
         return apart[0] / max(apart[1], LEAST_FLOOR)
+
+
+def _or_infinite(error: Tensor) -> float:
+    return math.inf if error.isnan() else float(error)
 
 
 def newton_schulz(matrix: Tensor, *, iterations: int = ITERATIONS) -> Tensor:
@@ -142,15 +163,21 @@ def muon_updates(step: Step) -> Iterator[MuonUpdate]:
             if p.dim() == 2 and gradient is not None and gradient.any() and after is not None:
                 before = torch.zeros_like(p) if before is None else before.double()
                 change = (p * (1 - group.lr * group.weight_decay) - step.after[name].double()) / group.lr
-                yield MuonUpdate(name, group, gradient.double(), before, after.double(), change)
+                eps = torch.finfo(after.dtype).eps
+                yield MuonUpdate(name, group, gradient.double(), before, after.double(), change, eps)
 
 
 def _least_error(update: MuonUpdate) -> float:
-    return min(update.error(each, newton_schulz) for wrong, each in update.directions() if not wrong)
+    of_step = min(update.error(each, newton_schulz) for wrong, each in update.directions() if not wrong)
+    return max(of_step, update.momentum_error())
 
 
 def _cause(update: MuonUpdate, error: float) -> str:
     """Return the known mistake that explains an update, or that it is not the rule's."""
+    if not update.momentum_error() <= ROUNDING:
+        return "the momentum is not that of the step before and this gradient: it is lost, or another factor is used"
+    if all(not (update.change * each).sum() > 0 for wrong, each in update.directions() if not wrong):
+        return "the update goes uphill, or is zero"
     tried = itertools.product(ITERATION.items(), update.directions())
     candidates = [
         (update.error(direction, orthogonal) if orthogonal is newton_schulz else _plain(update, orthogonal(direction)),
