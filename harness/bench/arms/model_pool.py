@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.bench.arms.quantised import quantise_linears, rounded_to_int8
+from harness.bench.arms.quantised import quantise_linears, round_linears_to_int8
 from harness.bench.arms.registry import ArmSpec
 from harness.bench.peers import peer
 from harness.core.errors import Missing, MissingResource
@@ -159,6 +159,7 @@ class ModelPool:
         """Free all models."""
         self._models.clear()
         self._own_weights.clear()
+        self._quantised.clear()
         self._peers.clear()
         if torch.device(self.device).type == "cuda":
             torch.cuda.empty_cache()
@@ -169,18 +170,13 @@ def _clone(model: Model) -> dict[str, Tensor]:
 
 
 def round_parameters(model: Model, dtype: torch.dtype | None) -> None:
-    """Round every parameter to a value that `dtype` can represent; leave them for None."""
-    if dtype is not None:
+    """Round every parameter to a value that `dtype` can represent, of linear layers only for int8; none for None."""
+    if dtype == torch.int8:
+        round_linears_to_int8(model.module)
+    elif dtype is not None:
         with torch.no_grad():
             for parameter in model.module.parameters():
-                # Hugging Face's GPT-2 has its matrices as (in, out); the table of the tied head is (out, in).
-                channels = parameter.ndim == 2 and dtype == torch.int8
-                table = channels and parameter.size(0) == model.size.vocab_size
-                if channels:
-                    rounded = rounded_to_int8(parameter if table else parameter.t())
-                    parameter.copy_(rounded if table else rounded.t())
-                elif dtype != torch.int8:
-                    parameter.copy_(parameter.to(dtype))
+                parameter.copy_(parameter.to(dtype))
 
 
 def autocast(device: str, dtype: str | None) -> AbstractContextManager[Any]:

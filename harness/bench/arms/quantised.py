@@ -43,6 +43,21 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def round_linears_to_int8(module: nn.Module) -> None:
+    """Round the weights of a model's linear layers to what int8 stands for, and keep their type.
+
+    Hugging Face's Conv1D has its weight as (in, out): its output channels are columns.
+    """
+    from transformers.pytorch_utils import Conv1D  # takes seconds to import
+
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                part.weight.copy_(rounded_to_int8(part.weight))
+            elif isinstance(part, Conv1D):
+                part.weight.copy_(rounded_to_int8(part.weight.t()).t())
+
+
 def quantise_linears(module: nn.Module, name: str) -> None:
     """Replace each `nn.Linear` of a model by one with int8 weights. The embedding of a tied head stays as it is.
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.data import dataloader
 
 from harness.training.child.recorder import Recorder
 from harness.training.child.seams.patches import Patches
-
-_LOADERS = "torch.utils.data.dataloader"
 
 
 class Seeds:
@@ -46,8 +44,7 @@ class LoaderSeeds:
 
     def install(self, patches: Patches) -> None:
         """Install the seam."""
-        __import__(_LOADERS)
-        patches.replace(sys.modules[_LOADERS]._BaseDataLoaderIter, "__init__", _without_advancing)
+        patches.replace(dataloader._BaseDataLoaderIter, "__init__", _without_advancing)
 
 
 def _without_advancing(original: Callable[..., None]) -> Callable[..., None]:
