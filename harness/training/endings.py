@@ -37,30 +37,36 @@ def _last_lines(printed: Path) -> str:
     """Return the last lines that a program printed, for a message."""
     lines = printed.read_text(encoding="utf-8", errors="replace").splitlines() if printed.exists() else []
     last = [line.strip() for line in lines if line.strip()][-LAST_LINES:]
-    return f"; its last lines: {' | '.join(last)}" if last else ""
+    return LAST_LINES_BEGIN + " | ".join(last) if last else ""
 
 
-# What a failed program printed or raised -> what to give it. The first that matches counts.
+# What ended a failed program -> what to give it. The first that matches counts. What it printed is no reason, but for a
+# parser's message, which is printed only.
 ADVICE = (
-    (r"following arguments are required: (?P<what>[^|]+)", "give them: --trainer \"{name} {what} ...\""),
-    (r"Missing (option|argument) '(?P<what>[^']+)'", "give it: --trainer \"{name} {what} ...\""),
+    (r"following arguments are required: (?P<what>[^|;]+)", 'give them: --trainer "{name} {what} ..."'),
+    (r"Missing (option|argument) '(?P<what>[^']+)'", 'give it: --trainer "{name} {what} ..."'),
+)
+ADVICE_BY_ERROR = (
     (r"EOFError: EOF when reading", "it asks a question, and nobody answers here: give the answer as an argument"),
     (r"No module named '(?P<what>[^']+)'", "install {what} where pytest runs"),
-    (r"wandb|api_key|HF_TOKEN|gated repo|[Ll]og ?in", "it wants an account: WANDB_MODE=disabled, or a local file"),
+    (r"\bapi_key\b|HF_TOKEN|gated repo|\blog ?in\b", "it wants an account: WANDB_MODE=disabled, or a local file"),
     (r"URLError|Name or service not known|ConnectionError|MaxRetryError|Temporary failure in name",
      "it wants a network: put the file where it looks first, or name one by its arguments"),
     (r"\$DISPLAY|could not connect to display|no display", "it opens a window: MPLBACKEND=Agg, or leave that out"),
-    (r"(?i)\bcuda\b|nvidia|no GPU", "it wants a GPU: --set device=cpu if it has such a setting, or an argument"),
-    (r"FileNotFoundError", "make that file first, as the program's own instructions say, or name another one"),
-    (r"did not end within", "it is too slow, or waits: make it smaller by its arguments or --set NAME=VALUE"),
-    (r"GiB (of memory|to files)", "make it smaller by its arguments or --set NAME=VALUE"),
+    (r"not compiled with CUDA|NVIDIA driver|No CUDA GPUs|CUDA is not|no GPU",
+     "it wants a GPU: --set device=cpu if it has such a setting, or an argument"),
+    (r"^FileNotFoundError", "make that file first, as the program's own instructions say, or name another one"),
+    (r"^did not end within", "it is too slow, or waits: make it smaller by its arguments or --set NAME=VALUE"),
+    (r"GiB (of memory|to files)$", "make it smaller by its arguments or --set NAME=VALUE"),
 )  # fmt: skip
+LAST_LINES_BEGIN = "; its last lines: "
 
 
 def what_to_give(name: str, message: str) -> str:
     """Return what a program that failed needs of its user, as "; ..."; "" if its message does not say."""
-    for pattern, advice in ADVICE:
-        if match := re.search(pattern, message):
+    error = message.partition(LAST_LINES_BEGIN)[0]
+    for pattern, advice in (*ADVICE, *ADVICE_BY_ERROR):
+        if match := re.search(pattern, message if (pattern, advice) in ADVICE else error):
             given = {key: value.strip() for key, value in match.groupdict().items() if value}
             return f"; {advice.format(name=name, **given)}"
     return ""
