@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import SubjectError
-from harness.subjects.float32_as_float64 import Float32AsFloat64
+from harness.subjects.float32_as_float64 import in_float64_throughout
 
 # The name of a value that a forward pass returns, or leaves in the module, which is the loss that balances the loads.
 BALANCE = re.compile(r"aux|balanc|load_loss|lb_loss|router_loss|l_aux", re.IGNORECASE)
@@ -133,19 +133,9 @@ class ExpertLayer:
             return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else None
         return None
 
-    @contextlib.contextmanager
-    def _precision(self) -> Iterator[None]:
+    def _precision(self) -> AbstractContextManager[None]:
         """Make a float64 layer's intermediate tensors float64 too; see `Model.precision`."""
-        before = torch.get_default_dtype()
-        if next(self.module.parameters()).dtype != torch.float64:
-            yield
-            return
-        torch.set_default_dtype(torch.float64)
-        try:
-            with Float32AsFloat64():
-                yield
-        finally:
-            torch.set_default_dtype(before)
+        return in_float64_throughout(self.module)
 
 
 def _values(returned: Any, *, by_name: bool = False) -> dict[str, Any]:

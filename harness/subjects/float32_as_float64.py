@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 MAY_NAME_FLOAT32 = frozenset((torch.dtype, str))
@@ -37,3 +40,21 @@ def _wider(value: Any) -> Any:
     if not _is_float32(value):
         return value
     return torch.float64 if isinstance(value, torch.dtype) else "torch.DoubleTensor"
+
+
+@contextlib.contextmanager
+def in_float64_throughout(module: nn.Module) -> Iterator[None]:
+    """Make a float64 module's intermediate tensors float64 too, such as `torch.tensor(0.79...)` or `x.float()`.
+
+    Nothing changes for a module in another type.
+    """
+    before = torch.get_default_dtype()
+    if next(module.parameters()).dtype != torch.float64:
+        yield
+        return
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Float32AsFloat64():
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from harness.core.devices import moved
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.originals import originals
 from harness.core.sizes import Size
-from harness.subjects.float32_as_float64 import Float32AsFloat64
+from harness.subjects.float32_as_float64 import in_float64_throughout
 from harness.subjects.forward_call import call, without_targets
 from harness.subjects.forward_hooks import hooked
 from harness.subjects.residual_stream import ResidualStream
@@ -212,19 +213,9 @@ class Model:
         """Return (B, T, C) of the pass that runs."""
         return (*self._ids_shape, self.size.width)
 
-    @contextlib.contextmanager
-    def precision(self) -> Iterator[None]:
+    def precision(self) -> AbstractContextManager[None]:
         """Make a float64 model's intermediate tensors float64 too, such as `torch.tensor(0.79...)` or `x.float()`."""
-        before = torch.get_default_dtype()
-        if next(self.module.parameters()).dtype != torch.float64:
-            yield
-            return
-        torch.set_default_dtype(torch.float64)
-        try:
-            with Float32AsFloat64():
-                yield
-        finally:
-            torch.set_default_dtype(before)
+        return in_float64_throughout(self.module)
 
     @contextlib.contextmanager
     def _running(self, ids: Tensor) -> Iterator[Tensor]:

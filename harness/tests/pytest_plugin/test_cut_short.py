@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from harness.core.record_files import RecordWriter, read
-from harness.tests.pytest_plugin.test_plugin import project, records  # noqa: F401  # a fixture
+from harness.tests.pytest_plugin.small_suite import records
 
 MINE = """
 from gpt import *
@@ -21,7 +21,7 @@ class Mine(GPT):
 """
 
 
-def test_a_run_that_stops_at_the_first_failure_is_not_complete(project):  # noqa: F811
+def test_a_run_that_stops_at_the_first_failure_is_not_complete(project):
     result = project.runpytest("-x")
     result.assert_outcomes(passed=1, failed=1)
     assert not records(project)[-1]["complete"]
@@ -31,7 +31,7 @@ def test_a_run_that_stops_at_the_first_failure_is_not_complete(project):  # noqa
     )
 
 
-def test_a_second_ctrl_c_before_pytest_has_noted_the_first_does_not_make_a_run_complete(project):  # noqa: F811
+def test_a_second_ctrl_c_before_pytest_has_noted_the_first_does_not_make_a_run_complete(project):
     """pytest sets its exit status after its hooks for Ctrl-C; a second one in a hook left it at 0."""
     project.makepyfile(mine=MINE.format(second="raise KeyboardInterrupt"))
     project.makeconftest("def pytest_keyboard_interrupt(excinfo): raise KeyboardInterrupt")
@@ -40,7 +40,7 @@ def test_a_second_ctrl_c_before_pytest_has_noted_the_first_does_not_make_a_run_c
     assert not records(project)[-1]["complete"]
 
 
-def test_records_that_a_subject_deletes_are_written_again(project):  # noqa: F811
+def test_records_that_a_subject_deletes_are_written_again(project):
     project.makepyfile(mine="import shutil\n" + MINE.format(second="shutil.rmtree('reports')"))
     result = project.runpytest("--subject", "mine.py:Mine", "-k", "right or wrong")
     _, *rows, footer = records(project)
@@ -49,7 +49,7 @@ def test_records_that_a_subject_deletes_are_written_again(project):  # noqa: F81
     result.stdout.fnmatch_lines(["*was deleted during the run; it is written again"])
 
 
-def test_a_disk_that_is_full_when_the_diagnosis_is_written_costs_no_summary(project, monkeypatch):  # noqa: F811
+def test_a_disk_that_is_full_when_the_diagnosis_is_written_costs_no_summary(project, monkeypatch):
     project.makeini("[pytest]")  # with a diagnosis
     write = RecordWriter.write
 
@@ -65,7 +65,7 @@ def test_a_disk_that_is_full_when_the_diagnosis_is_written_costs_no_summary(proj
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_a_run_in_which_every_check_is_skipped_is_no_success(project):  # noqa: F811
+def test_a_run_in_which_every_check_is_skipped_is_no_success(project):
     result = project.runpytest("-k", "lacking")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result.stdout.fnmatch_lines(["nothing was judged: every check was skipped (exit status 5)"])
@@ -84,7 +84,7 @@ def test_a_record_file_that_is_gone_is_the_same_once_it_is_written_again(tmp_pat
 
 
 @pytest.mark.parametrize("option", ["--time-limit=-1", "--time-limit=nan", "--time-limit=1e300", "--memory-limit=nan"])
-def test_a_limit_that_is_none_is_a_usage_error(project, option):  # noqa: F811
+def test_a_limit_that_is_none_is_a_usage_error(project, option):
     result = project.runpytest(option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(

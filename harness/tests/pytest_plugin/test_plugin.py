@@ -5,50 +5,7 @@ import textwrap
 
 import pytest
 
-from harness.core.record_files import read
-
-SUITE = """\
-[suite]
-title = "Small"
-about = "Three checks: one passes, one fails, one is skipped."
-
-[[check]]
-name = "right"
-measure = "parameter_count"
-parameters = { size = "debug" }
-expect = { equals = 96_576 }
-why = "it is"
-source = "closed form"
-
-[[check]]
-name = "wrong"
-measure = "parameter_count"
-parameters = { size = "debug" }
-expect = { equals = 96_577 }
-why = "one too many, on purpose"
-source = "this test"
-
-[[check]]
-name = "lacking"
-measure = "attention_arms"
-parameters = { size = "debug", attention = "spiral", against = "naive", compare = "outputs" }
-expect = { noise = "rounding" }
-why = "nobody has a spiral attention"
-source = "this test"
-"""
-
-
-@pytest.fixture
-def project(pytester):
-    """A folder with one suite in it."""
-    (pytester.mkdir("verifications") / "small.toml").write_text(SUITE)
-    pytester.makeini("[pytest]\naddopts = --no-diagnosis")
-    return pytester
-
-
-def records(project):
-    (path,) = sorted((project.path / "reports" / "records").glob("verify-*.jsonl"))
-    return read(path)
+from harness.tests.pytest_plugin.small_suite import SUITE, records
 
 
 def test_a_run_passes_fails_and_skips_and_leaves_records_and_a_report(project):
