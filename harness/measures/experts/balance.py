@@ -53,11 +53,12 @@ def balance_definition(subject: MixesExperts, *, size: str, experts: int = 6, pe
 def _batches(layer: ExpertLayer) -> tuple[list[float], list[Tensor | None], list[Tensor]]:
     """Return the losses of batches with different loads, the gradients of the router's matrix, and the logits (N, E).
 
-    Raises MissingAbility if there is no loss, in eval mode or in training mode.
+    A number without a gradient may be a count; of a function that is called a balance loss it is the loss. Raises
+    MissingAbility if there is no loss, in eval mode or in training mode.
     """
     weight = layer.router_parameters[0]
     start = weight.detach().clone()
-    for training in (False, True):
+    for training, with_gradient in ((False, True), (True, True), (True, False)):
         losses: list[float] = []
         gradients: list[Tensor | None] = []
         logits: list[Tensor] = []
@@ -68,10 +69,10 @@ def _batches(layer: ExpertLayer) -> tuple[list[float], list[Tensor | None], list
             x = tokens(layer, seed=batch)
             layer(x)
             loss = layer.balance_loss()
-            if loss is None or not loss.requires_grad:
+            if loss is None or not (loss.requires_grad or (layer.balance is not None and not with_gradient)):
                 break
             losses.append(float(loss.detach()))
-            gradients.append(torch.autograd.grad(loss, weight, allow_unused=True)[0])
+            gradients.append(torch.autograd.grad(loss, weight, allow_unused=True)[0] if loss.requires_grad else None)
             logits.append(layer.router_logits(x).detach())
         else:
             layer.module.eval()

@@ -6,7 +6,7 @@ import torch
 from harness.core.sizes import SIZES
 from harness.diagnosis.rules import RULES
 from harness.faults.catalogue import read_catalogue
-from harness.measures.experts import capacity, gradients, parameters, routing
+from harness.measures.experts import balance, capacity, gradients, parameters, routing
 from harness.measures.experts.mixture import mixture, tokens
 from harness.oracle.expert_gates import BALANCE_MISTAKES, CONVENTIONS, MISTAKES, balance_terms
 from harness.subjects.adapters import adapt
@@ -194,3 +194,26 @@ def test_the_type_that_the_router_chooses_in_is_read_off_its_operations(tmp_path
     assert parameters.router_types(adapt("gpt:GPT"), size="debug").value == "logits in float32, choice in float32"
     found = parameters.router_types(subject(tmp_path, RIGHT), size="debug").value
     assert found == "logits in bfloat16, choice in bfloat16"
+
+
+WITH_LOSS = """        return (gates[..., None] * outputs).sum(-2), logits
+
+
+def load_balancing_loss(router_logits, num_experts, top_k):
+    probabilities = router_logits.reshape(-1, num_experts).softmax(-1)
+    chosen = probabilities.topk(top_k, dim=-1).indices
+    f = torch.nn.functional.one_hot(chosen, num_experts).to(probabilities.dtype).mean((0, 1))
+    return num_experts * (f * {other}).sum()
+"""
+
+
+@pytest.mark.parametrize(
+    ("other", "value"),
+    [("probabilities.mean(0)", "E Σ f P"), ("f", "none: f times f")],
+    ids=["f P", "f f"],
+)
+def test_a_balance_loss_without_a_gradient_is_judged_if_a_function_is_called_so(tmp_path, other, value):
+    """It was skipped as if there were none, and is the loss that pushes nothing."""
+    made = subject(tmp_path, WITH_LOSS.format(other=other))
+    found = balance.balance_definition(made, size="debug").value
+    assert found["its value"].startswith(value)
