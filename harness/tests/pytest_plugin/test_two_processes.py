@@ -21,6 +21,7 @@ import os, signal, time
 from gpt import GPT as Reference
 
 FIRST = os.getpid()
+built = []
 
 class GPT(Reference):
     def __init__(self, config):
@@ -80,3 +81,12 @@ def test_what_a_subject_prints_is_shown_with_s_and_one_process_judges(judge):
     result.stdout.fnmatch_lines(["*built*"])
     assert verdicts == EXPECTED
     assert len(set(processes)) == 1
+
+
+def test_the_first_error_is_told_in_full_though_the_second_process_found_it_first(judge):
+    # The first build to be judged takes so long that the second process has found by then that no other succeeds.
+    fine = "fine = built == [FIRST] or len(open(file.name).readlines()) == 1"
+    line = f"built.append(os.getpid()); {fine}; time.sleep(2 * (built == [FIRST])); 1 / fine"
+    result, verdicts, _ = judge(line, "--no-diagnosis")
+    assert verdicts == [("check-0", "pass"), *((f"check-{number}", "error") for number in range(1, 6))]
+    result.stdout.fnmatch_lines(["*check-1*", "*ZeroDivisionError: division by zero at mine.py:*", "*4 more not run:*"])
