@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.budget import FULL_SECONDS, QUICK_SECONDS, total_seconds
+from benchmarks.budget import FULL_SECONDS, QUICK_SECONDS, RESOLVE_SECONDS, effect_to_resolve, total_seconds
 from benchmarks.replay import CLOCK, UnverifiedError, refuse, replay
 from benchmarks.run import ComparisonRunner, load_average
 from benchmarks.show import label, ratio_of
@@ -41,6 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=number_between(1, LONGEST_LIMIT, "seconds"),
         help=f"timing of all comparisons together (default: {FULL_SECONDS:.0f}, with --quick {QUICK_SECONDS:.0f}); "
         "each comparison gets at least four rounds (eight short ones); building and verifying take additional time",
+    )
+    group.addoption(
+        "--resolve",
+        metavar="PERCENT",
+        type=effect_to_resolve,
+        help="go on until every ratio is known well enough to decide about a difference of PERCENT, such as 5%%, or "
+        f"--budget is spent, or one comparison has taken {RESOLVE_SECONDS / 60:.0f} minutes",
     )
     group.addoption("--threads", metavar="N", type=_threads, help="threads of torch (default: torch's choice)")
     group.addoption("--nanogpt", metavar="PATH", help="a copy of nanoGPT (the folder, or its model.py) as a peer")

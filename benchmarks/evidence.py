@@ -107,7 +107,7 @@ class Evidence:
                 **{key: row[key] for key in _KEYS},
                 "arm": subject["arm"],
                 "peer": peer["arm"],
-                **dataclasses.asdict(paired_ratio(subject["seconds"], peer["seconds"])),
+                **dataclasses.asdict(paired_ratio(subject["seconds"], peer["seconds"], effect=row["effect"])),
                 "p": p,
                 "adjusted": value,
             }

@@ -15,6 +15,7 @@ import torch
 from benchmarks.budget import Budget, total_seconds
 from benchmarks.evidence import Evidence
 from benchmarks.show import show
+from benchmarks.undecided import undecided_lines
 from harness.bench.arms import (
     ArmCeilings,
     DeclaredComparison,
@@ -25,6 +26,7 @@ from harness.bench.arms import (
 from harness.bench.comparison import TWIN_SUFFIX
 from harness.bench.measurement import measure
 from harness.bench.timing import timer_by_cuda_events
+from harness.bench.usage import usage_now
 from harness.bench.witness import violated_claim, witness
 from harness.bench.work import WitnessedCall, Work
 from harness.core.environment import environment
@@ -102,6 +104,9 @@ class ComparisonRunner:
         """Yield the run's last lines, each with True if it is bad news. Lines that begin with '# ' are headings."""
         yield "# identical arms (A/A)", False
         yield from self.evidence.summary()
+        if undecided := list(undecided_lines(list(self.rows.values()))):
+            yield "# undecided", False
+            yield from ((line, False) for line in undecided)
         if self.expectations:
             yield "# compared with closed forms", False
         for row in self.expectations:
@@ -126,7 +131,7 @@ class ComparisonRunner:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        options = ("--size", "--device", "--quick", "--nanogpt")
+        options = ("--size", "--device", "--quick", "--nanogpt", "--resolve")
         settings = {option: self.config.getoption(option) for option in options}
         settings["threads"] = torch.get_num_threads()
         return fingerprint(
@@ -135,14 +140,17 @@ class ComparisonRunner:
 
     def _measure(self, declared: DeclaredComparison, point: int | None) -> Row:
         device, (pool, ceilings) = self.config.getoption("--device"), self._resources_of(declared.suite)
+        allotted, effect = self._budget.allot(declared.weight), self.config.getoption("--resolve")
         arms, settings = self.selected[declared.label, point], _global_settings()
         comparison = declared.at(pool, point, twin=any(arm.endswith(TWIN_SUFFIX) for arm in arms))
         result = measure(
             comparison,
             only=set(arms),
-            seconds=self._budget.allot(declared.weight),
+            seconds=allotted.seconds,
+            most_seconds=allotted.most,
+            effect=effect,
             clock=_clock(device),
-            cpu_clock=time.process_time if device == "cpu" else None,
+            count=usage_now if device == "cpu" else None,
             timer=timer_by_cuda_events(device) if torch.device(device).type == "cuda" else None,
             witness=lambda work: _witness(work, device),
             ceilings=ceilings,
@@ -179,7 +187,12 @@ class ComparisonRunner:
 
     @functools.cached_property
     def _budget(self) -> Budget:
-        return Budget(total_seconds(self.config), [self.declared[key[0]].weight for key in self.selected])
+        return Budget(
+            total_seconds(self.config),
+            [self.declared[key[0]].weight for key in self.selected],
+            resolve=self.config.getoption("--resolve") is not None,
+            given=self.config.getoption("--budget") is not None,
+        )
 
     def _conditions(self) -> Row:
         return {

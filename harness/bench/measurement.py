@@ -13,6 +13,7 @@ from harness.bench.result import ComparisonResult
 from harness.bench.rounds import time_in_rounds
 from harness.bench.statistics import median, paired_ratio
 from harness.bench.timing import LONG_CALL_SECONDS, Clock, Timer, timer_by_clock
+from harness.bench.usage import Usage
 from harness.bench.work import ARM_ERRORS, Verification, WitnessedCall, Work
 from harness.core.errors import Missing
 from harness.core.record_files import Row
@@ -41,9 +42,11 @@ def measure(
     *,
     only: Collection[str] | None = None,
     seconds: float = 20.0,
+    most_seconds: float | None = None,
+    effect: float | None = None,
     seed: int = 0,
     clock: Clock = time.perf_counter,
-    cpu_clock: Clock | None = None,
+    count: Callable[[], Usage] | None = None,
     timer: Timer | None = None,
     witness: WitnessFunction | None = None,
     ceilings: Ceilings | None = None,
@@ -53,8 +56,10 @@ def measure(
     An exception that an arm raises becomes its verification and never leaves this function.
 
     only: the arms to measure; the control and the original of a twin are always added.
+    most_seconds: the time until which the rounds go on if the intervals are likely to be narrow by then.
+    effect: the difference to decide about, as a fraction; by default 5%, and 10% of long calls.
     seed: decides the order in which arms are built and timed.
-    cpu_clock: the seconds that this process computed on all cores.
+    count: what this process has used of the machine so far.
     timer: times one call; reads `clock` if not given.
     witness: profiles one call of each arm, apart from its time.
     ceilings: measured in turns with the arms.
@@ -76,9 +81,11 @@ def measure(
         ceilings.build(list(verified.values())) if ceilings else {},
         rng=rng,
         seconds=seconds,
+        most_seconds=max(seconds, most_seconds or 0.0),
+        effect=effect,
         clock=clock,
         timer=timer or timer_by_clock(clock),
-        cpu_clock=cpu_clock,
+        count=count,
     )
     _verify_again(result, verified)
     if witness is not None:
@@ -201,7 +208,7 @@ def _add_figures(result: ComparisonResult, name: str, work: Work) -> None:
     result.tokens[name] = work.tokens
     baseline = result.comparison.baseline(name)
     if baseline != name and baseline in result.seconds:
-        result.ratios[name] = paired_ratio(result.seconds[name], result.seconds[baseline])
+        result.ratios[name] = paired_ratio(result.seconds[name], result.seconds[baseline], effect=result.effect)
     figures = result.figures.setdefault(name, {})
     figures |= {"flops": work.flops, "moved_bytes": work.moved_bytes, "operations": work.operations}
     figures["computes"] = work.computes

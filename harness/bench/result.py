@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from harness.bench.comparison import Comparison
-from harness.bench.statistics import Ratio, median, spread
+from harness.bench.statistics import EQUIVALENCE, Ratio, median, spread
 from harness.bench.work import Verification
 from harness.core.record_files import Row
 
@@ -20,6 +20,7 @@ class ComparisonResult:
     ledgers: the peak memory in bytes by ledger, the exact ledger first.
     figures: further entries of the arm's row in the record, under the names that they have there.
     ceilings: the ceilings that were measured in the same rounds, by name.
+    effect: the difference that the comparison was to decide about, as a fraction.
     stopped: why the rounds ended: "interval", "budget", "rounds" or "nothing to measure".
     witnessed_seconds: the duration of a call under the profiler.
     """
@@ -35,6 +36,7 @@ class ComparisonResult:
     notes: list[str] = field(default_factory=list)
     calls_per_block: int = 0
     timing_seconds: float = 0.0
+    effect: float = EQUIVALENCE
     stopped: str = "nothing to measure"
     witnessed_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -65,6 +67,7 @@ class ComparisonResult:
             "metric": comparison.metric,
             "control": comparison.control,
             "calls_per_block": self.calls_per_block,
+            "effect": self.effect,
             "stopped": self.stopped,
             "timing_seconds": self.timing_seconds,
             "notes": self.notes,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from harness.bench.result import ComparisonResult
-from harness.bench.statistics import FEWEST_ROUNDS, FEWEST_WARM, busy_rounds, median, paired_ratio, warmed_up
+from harness.bench.statistics import (
+    FEWEST_ROUNDS,
+    FEWEST_WARM,
+    Ratio,
+    busy_rounds,
+    deciding_half_width,
+    median,
+    paired_ratio,
+    warmed_up,
+)
 from harness.bench.timing import (
     LONG_CALL_SECONDS,
     Block,
@@ -18,12 +28,19 @@ from harness.bench.timing import (
     ceiling_rate,
     warm_up,
 )
+from harness.bench.usage import Usage
 from harness.bench.work import ARM_ERRORS, Verification, Work
 
-# The rounds after which the intervals are checked. Few checks, and of the interval's width alone, keep the rate of
-# false alarms down; stopping on significance does not.
-INTERVAL_CHECKS = (12, 24, 48, 96)
-TARGET_HALF_WIDTH = 0.01
+# The rounds after which the intervals are checked, for their width alone: stopping on significance would stop at each
+# chance difference. A long call's rounds are few, so that they are checked from four on.
+INTERVAL_CHECKS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+MANY_ROUNDS = 48
+# A ratio so many half-widths from 1 is known well enough. No pair of identical arms comes near it by chance, so that
+# this is no stop at a difference that looks significant.
+LARGE = 10
+# The difference that a comparison is to decide about: below it, nobody changes a program. Of calls so long that few
+# rounds can be made, a larger one.
+EFFECT, EFFECT_OF_LONG_CALLS = 0.05, 0.10
 # At least eight short rounds are made: the trimmed mean leaves out one at either end. Of four it leaves out none.
 SHORT_ROUND_SECONDS, FEWEST_SHORT_ROUNDS = 2.0, 8
 # A long round in which the machine was plainly busy is repeated: of four, none can be left out.
@@ -39,43 +56,53 @@ def time_in_rounds(
     *,
     rng: random.Random,
     seconds: float,
+    most_seconds: float,
+    effect: float | None,
     clock: Clock,
     timer: Timer,
-    cpu_clock: Clock | None,
+    count: Callable[[], Usage] | None,
 ) -> None:
     """Fill in the block minima of each arm in `works` and each ceiling, in about `seconds`.
 
-    At least FEWEST_ROUNDS are made even if they take longer, and FEWEST_SHORT_ROUNDS of short ones. An arm that raises
-    is rejected in `result`, and removed from `works` if it did so while it was warmed up.
+    The rounds end when every interval is narrow enough to decide about `effect`, or when the time is spent. At least
+    FEWEST_ROUNDS are made even if they take longer, and FEWEST_SHORT_ROUNDS of short ones. They go on for up to
+    `most_seconds` if the intervals are likely to be narrow by then. An arm that raises is rejected in `result`, and
+    removed from `works` if it did so while it was warmed up.
     """
     started = clock()
     warm = _warm_up_arms(result, works, clock, timer)
     if not warm:
         return
     calls = result.calls_per_block = calls_per_block([min(series, default=math.inf) for series in warm.values()])
-    blocks = {name: Block(work, calls, clock, timer, cpu_clock) for name, work in works.items()}
+    blocks = {name: Block(work, calls, clock, timer, count) for name, work in works.items()}
     ceiling_blocks = {name: ceiling_block(work, calls, clock, timer) for name, work in ceilings.items()}
     result.seconds = {name: block.best for name, block in blocks.items()}
+    result.effect = effect or (EFFECT_OF_LONG_CALLS if calls == 1 else EFFECT)
     round_seconds: list[float] = []
     for rounds in range(1, INTERVAL_CHECKS[-1] + 1):
         round_started = clock()
         _run_round(result, blocks, ceiling_blocks, rng)
         round_seconds.append(clock() - round_started)
+        short = median(round_seconds) <= SHORT_ROUND_SECONDS
+        fewest = FEWEST_SHORT_ROUNDS if short else FEWEST_ROUNDS + _repeated_rounds(result)
+        if rounds < fewest:
+            continue
         if rounds in INTERVAL_CHECKS and _all_narrow(result):
             result.stopped = "interval"
             break
-        short = median(round_seconds) <= SHORT_ROUND_SECONDS
-        fewest = FEWEST_SHORT_ROUNDS if short else FEWEST_ROUNDS + _repeated_rounds(result)
-        if rounds >= fewest and clock() + max(round_seconds) > started + seconds:
-            result.stopped = "budget"
-            break
+        spent, soon = clock() - started, max(round_seconds)
+        if spent + soon > seconds:
+            more = max(soon, (rounds_to_decide(_ratios(result), result.effect) - rounds) * median(round_seconds))
+            if spent + more > most_seconds:
+                result.stopped = "budget"
+                break
     else:
         result.stopped = "rounds"
     result.timing_seconds = clock() - started
     for name, block in ceiling_blocks.items():
         result.ceilings[name] = {"seconds": block.best, **ceiling_rate(ceilings[name], block.best)}
     for name, block in blocks.items():
-        _record_warm_up(result, name, warm[name], block)
+        _record_conditions(result, name, warm[name], block)
 
 
 def _warm_up_arms(
@@ -114,8 +141,8 @@ def _run_round(
             result.reject(name, Verification.from_error(error, "while it was timed"))
 
 
-def _record_warm_up(result: ComparisonResult, name: str, warming: Sequence[float], block: Block) -> None:
-    """Record whether the times had settled before they counted, and how many cores were busy.
+def _record_conditions(result: ComparisonResult, name: str, warming: Sequence[float], block: Block) -> None:
+    """Record whether the times had settled before they counted, and what the blocks used of the machine.
 
     None if there were only a few long calls, which show nothing. Block minima show nothing either: they move with the
     machine.
@@ -125,8 +152,16 @@ def _record_warm_up(result: ComparisonResult, name: str, warming: Sequence[float
     figures["warm"] = {"reached": reached, "calls": len(warming)}
     if reached is False:
         result.notes.append(f"{name} was not warm: its times still fell after {len(warming)} calls of warming up")
-    if block.cores is not None:
-        figures.setdefault("witness", {})["busy_threads"] = round(block.cores, 2)
+    if block.used and (wall := math.fsum(block.wall_seconds)):
+        calls = block.calls * len(block.used)
+        used = functools.reduce(Usage.and_also, block.used)
+        figures.setdefault("witness", {})["busy_threads"] = round(used.processor_seconds / wall, 2)
+        figures["usage"] = {
+            "processor_seconds": used.processor_seconds / calls,  # these two of one call
+            "fresh_pages": round(used.fresh_pages / calls),
+            "preemptions": round(used.preemptions / wall, 1),  # a second
+            "stolen": used.stolen_seconds / wall,  # cores
+        }
 
 
 def _repeated_rounds(result: ComparisonResult) -> int:
@@ -134,11 +169,24 @@ def _repeated_rounds(result: ComparisonResult) -> int:
     return min(MOST_REPEATED_ROUNDS, max((busy_rounds(pairs) for pairs in result.paired_rounds()), default=0))
 
 
+def rounds_to_decide(ratios: Iterable[Ratio], effect: float) -> int:
+    """Return about how many rounds it takes until every interval is narrow enough, by their widths so far."""
+    most = max((ratio.rounds * _times_too_wide(ratio, effect) ** 2 for ratio in ratios), default=0.0)
+    return math.ceil(max(most, math.sqrt(MANY_ROUNDS * min(most, MANY_ROUNDS))))
+
+
 def _all_narrow(result: ComparisonResult) -> bool:
     """Return True if the interval of every ratio is narrow enough to stop."""
-    ratios = [paired_ratio(*zip(*rounds, strict=True)) for rounds in result.paired_rounds()]
     # Among many runs the ones whose interval is narrow by chance would stop first, and their intervals would cover the
     # true ratio less often. So an early stop takes a narrower interval.
-    return all(
-        ratio.half_width <= TARGET_HALF_WIDTH * min(1, math.sqrt(ratio.rounds / INTERVAL_CHECKS[2])) for ratio in ratios
-    )
+    found = _ratios(result)
+    return all(_times_too_wide(each, result.effect) <= min(1, math.sqrt(each.rounds / MANY_ROUNDS)) for each in found)
+
+
+def _times_too_wide(ratio: Ratio, effect: float) -> float:
+    """Return the interval's half-width over the one that decides; or that knows a large ratio to a tenth of itself."""
+    return ratio.half_width / max(deciding_half_width(effect), abs(math.log(ratio.ratio)) / LARGE)
+
+
+def _ratios(result: ComparisonResult) -> list[Ratio]:
+    return [paired_ratio(*zip(*rounds, strict=True)) for rounds in result.paired_rounds()]

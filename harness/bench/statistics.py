@@ -16,7 +16,9 @@ POWER = 0.8
 TRIM = 0.2
 # The effect at 95% of where in memory an arm was built: the ratios of 33 pairs of arms with known ratios were off by
 # 0.9% (one sigma) beyond the noise of their rounds. One process sees one such placement.
-EQUIVALENCE = 0.02
+PLACED = 0.02
+# A difference that people act on: arms that certainly differ by less are the same.
+EQUIVALENCE = 0.05
 # Below five rounds nothing is trimmed, and below four the interval is too wide to be of use.
 FEWEST_ROUNDS = 4
 # A round is busy if the product of both arms' times exceeds the lower quartile by this factor. Leaving out such rounds
@@ -72,13 +74,13 @@ def log_ratio(arm: Sequence[float], baseline: Sequence[float]) -> Estimate:
     return Estimate(*trimmed_mean([math.log(a / b) for a, b in pairs]))
 
 
-def paired_ratio(arm: Sequence[float], baseline: Sequence[float]) -> Ratio:
+def paired_ratio(arm: Sequence[float], baseline: Sequence[float], *, effect: float = EQUIVALENCE) -> Ratio:
     """Compare two arms round by round: `arm[i]` and `baseline[i]` are the seconds of one interleaved round.
 
     The estimate is the 20%-trimmed mean of the log-ratios with Yuen's standard error, which one slow burst of a shared
     machine cannot move (Yuen 1974; Tukey and McLaughlin 1963 for one sample). Rounds in which the machine was plainly
-    busy are left out, but `rounds` counts them. Raises ValueError for lists of different lengths and for fewer than
-    FEWEST_ROUNDS rounds.
+    busy are left out, but `rounds` counts them. `effect` is the difference that the verdict is about. Raises ValueError
+    for lists of different lengths and for fewer than FEWEST_ROUNDS rounds.
     """
     if len(arm) != len(baseline):
         raise ValueError(f"{len(arm)} rounds against {len(baseline)}: ratios are taken round by round")
@@ -92,7 +94,7 @@ def paired_ratio(arm: Sequence[float], baseline: Sequence[float]) -> Ratio:
         low=low,
         high=high,
         rounds=len(arm),
-        verdict=interval_verdict(low, high),
+        verdict=interval_verdict(low, high, effect),
         smallest_resolvable=math.expm1(_with_placement(reach * error) + student_quantile(POWER, freedom) * error),
         p=p_value(estimate),
     )
@@ -119,26 +121,37 @@ def _busy_threshold(products: Sequence[float]) -> float:
     return BUSY * products[len(products) // 4]
 
 
-def interval_verdict(low: float, high: float) -> Verdict:
+def interval_verdict(low: float, high: float, effect: float = EQUIVALENCE) -> Verdict:
     """Return the verdict for an interval of the ratio.
 
-    SAME means that the whole interval is within 2% of 1. FASTER and SLOWER are further from 1 than the interval and the
-    placement in memory, in quadrature, account for. UNRESOLVED means that the comparison is inconclusive.
+    FASTER and SLOWER are further from 1 than the interval and the placement in memory, in quadrature, account for. SAME
+    means that the whole interval is within `effect` of 1. UNRESOLVED means that the comparison is inconclusive.
     """
-    if high <= 1 + EQUIVALENCE and low >= 1 / (1 + EQUIVALENCE):
-        return "SAME"
     centre, reach = math.log(low * high) / 2, math.log(high / low) / 2
-    if abs(centre) <= _with_placement(reach):
-        return "UNRESOLVED"
-    return "FASTER" if centre < 0 else "SLOWER"
+    if abs(centre) > _with_placement(reach):
+        return "FASTER" if centre < 0 else "SLOWER"
+    return "SAME" if high <= 1 + effect and low >= 1 / (1 + effect) else "UNRESOLVED"
+
+
+def deciding_half_width(effect: float) -> float:
+    """Return the half-width of an interval, in log units, that always decides about `effect`, a fraction.
+
+    An interval so narrow is further from 1 than itself and the placement in memory account for, or it is within
+    `effect` of 1. Raises ValueError for an effect that is no larger than the placement's.
+    """
+    if not effect > PLACED:
+        raise ValueError(f"effect {effect}: one process shows no difference below {PLACED:.0%}")
+    # The largest reach r for which hypot(r, placement) + r is at most the effect.
+    wanted, placement = math.log1p(effect), math.log1p(PLACED)
+    return (wanted**2 - placement**2) / (2 * wanted)
 
 
 def _with_placement(reach: float) -> float:
-    return math.hypot(reach, math.log1p(EQUIVALENCE))
+    return math.hypot(reach, math.log1p(PLACED))
 
 
 # One sigma of the effect of the placement in memory on the logarithm of a ratio.
-PLACEMENT = math.log1p(EQUIVALENCE) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+PLACEMENT = math.log1p(PLACED) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 class Scatter(NamedTuple):

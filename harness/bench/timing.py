@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from harness.bench.statistics import median, warmed_up
+from harness.bench.usage import Usage
 from harness.bench.work import Work
 from harness.core.record_files import Row
 
@@ -88,27 +89,26 @@ def calls_per_block(estimates: Sequence[float]) -> int:
 class Block:
     """Calls in a row, of which the best is one observation. `best` has the seconds of one call for each round.
 
-    `cpu_clock` gives the seconds that the process computed on all cores.
+    `count` gives the process's usage so far. `used` has what was used in each round, and `wall_seconds` its time.
     """
 
-    def __init__(self, work: Work, calls: int, clock: Clock, timer: Timer, cpu_clock: Clock | None = None) -> None:
-        self.work, self.calls, self.clock, self.timer, self.cpu_clock = work, calls, clock, timer, cpu_clock
+    def __init__(
+        self, work: Work, calls: int, clock: Clock, timer: Timer, count: Callable[[], Usage] | None = None
+    ) -> None:
+        self.work, self.calls, self.clock, self.timer, self.count = work, calls, clock, timer, count
         self.best: list[float] = []
-        self._wall_seconds = self._cpu_seconds = 0.0
+        self.used: list[Usage] = []
+        self.wall_seconds: list[float] = []
 
     def run(self) -> None:
         """Run one block and append its best call to `best`."""
         self.work.prepare()
-        cpu_started, started = self.cpu_clock() if self.cpu_clock else 0.0, self.clock()
+        before, started = self.count() if self.count else None, self.clock()
         best = min(self.timer(self.work.call) for _ in range(self.calls))
-        self._wall_seconds += self.clock() - started
-        self._cpu_seconds += self.cpu_clock() - cpu_started if self.cpu_clock else 0.0
+        self.wall_seconds.append(self.clock() - started)
+        if self.count and before:
+            self.used.append(self.count().since(before))
         self.best.append(best)
-
-    @property
-    def cores(self) -> float | None:
-        """The average number of busy cores; None without a `cpu_clock`."""
-        return self._cpu_seconds / self._wall_seconds if self.cpu_clock and self._wall_seconds else None
 
 
 def ceiling_block(work: Work, calls: int, clock: Clock, timer: Timer) -> Block:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line reads t
     from torch import Tensor
 
 OLD, NEW = "old", "new"
+EFFECT = 0.03  # changes of a few percent are what revisions are compared for
 
 
 @dataclass
@@ -96,4 +97,4 @@ def measure_revisions(
         name=f"{job.comparison} ({job.arm})", title=f"Two revisions: {job.label}", metric=job.metric, control=OLD,
         arms=arms, verify=SameAnswerVerifier(size), axis=job.axis, point=job.point,
     )  # fmt: skip
-    return measure(comparison, seconds=seconds, clock=clock)
+    return measure(comparison, seconds=seconds, effect=EFFECT, clock=clock)

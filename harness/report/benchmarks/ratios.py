@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from harness.bench.statistics import EQUIVALENCE
 from harness.core.record_files import Row
 from harness.report import formatting
 from harness.report.axes import darker, log_axis
@@ -20,7 +21,7 @@ from harness.report.run_records import RunRecords, provenance
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EQUIVALENCE = 1.02  # the verdict SAME: the whole interval is within this factor of 1
+SAME = 1 + EQUIVALENCE  # the verdict SAME: the whole interval is within this factor of 1
 LETTER = 5.5  # points that a letter of the columns takes
 FURTHEST = 100.0  # a ratio beyond this is drawn at the edge; its number is beside it
 STEPS = (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
@@ -145,7 +146,7 @@ def draw(groups: dict[str, list[RatioLine]], canvas: Canvas) -> None:
         axes.text(-0.02, y, title, size=9.5, weight="bold", va="center", zorder=5, transform=axes.get_yaxis_transform(),
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
         axes.plot([1, 1], [y + 0.5, y + len(shown) + 0.5], color=INK, linewidth=1.0, zorder=2)
-        axes.fill_betweenx([y + 0.5, y + len(shown) + 0.5], 1 / EQUIVALENCE, EQUIVALENCE, color="#e4e4e4", zorder=1)
+        axes.fill_betweenx([y + 0.5, y + len(shown) + 0.5], 1 / SAME, SAME, color="#e4e4e4", zorder=1)
         for line in shown:
             y += 1
             places.append(y)

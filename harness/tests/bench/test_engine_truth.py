@@ -32,25 +32,35 @@ def fewest_by_chance(rate):
     return RUNS - most_by_chance(1 - rate)
 
 
-def simulate(stream, *, effect=1.0, seed=0, seconds=20.0):
-    """Measure two arms with the real engine; calls take the seconds of the stream, the second arm's `effect` times."""
+def simulate(stream, *, effect=1.0, seed=0, seconds=20.0, most_seconds=None, slower=1):
+    """Measure two arms with the real engine; calls take the seconds of the stream, the second arm's `effect` times.
+
+    `slower` times as long is every call of both.
+    """
     noise, now = stream(random.Random(seed)), 0.0
 
     def arm(name, factor):
         def call():
             nonlocal now
-            now += factor * next(noise)
+            now += slower * factor * next(noise)
 
         return Arm(name, lambda: Work(call=call, answer=lambda: 42, tokens=1))
 
     arms = arm("control", 1.0), arm("arm", effect)
     comparison = Comparison("toy", "A toy", "forward", "control", arms, lambda name, work: Verification("pass", ""))
-    return measure(comparison, seconds=seconds, seed=seed, clock=lambda: now)
+    return measure(comparison, seconds=seconds, most_seconds=most_seconds, seed=seed, clock=lambda: now)
 
 
 @functools.cache
 def ratios(name, effect=1.0):
     return [simulate(STREAMS[name], effect=effect, seed=seed).ratios["arm"] for seed in range(RUNS)]
+
+
+@functools.cache
+def ratios_of_long_calls(name, effect=1.0):
+    """Calls of 0.4 s: one is a block, the difference to decide about is 10%, and they go on if nearly decided."""
+    options = {"effect": effect, "slower": 100, "seconds": 10.0, "most_seconds": 40.0}
+    return [simulate(STREAMS[name], seed=seed, **options).ratios["arm"] for seed in range(RUNS)]
 
 
 def flagged(runs):
@@ -73,6 +83,25 @@ def test_identical_arms_are_called_different_in_no_more_than_one_run_of_twenty(n
 def test_identical_arms_are_significant_in_no_more_than_one_run_of_twenty(name):
     found = sum(run.p < 0.05 for run in ratios(name))
     assert found / RUNS <= 0.05, f"{found} of {RUNS}"
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_of_long_calls_identical_arms_are_called_different_in_no_more_than_one_run_of_twenty(name):
+    found = flagged(ratios_of_long_calls(name))
+    assert found / RUNS <= 0.05, f"{found} of {RUNS}"
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_of_long_calls_a_slowdown_of_10_percent_is_found_in_nine_runs_of_ten(name):
+    found = sum(run.verdict == "SLOWER" for run in ratios_of_long_calls(name, 1.10))
+    assert found / RUNS >= 0.90, f"{found} of {RUNS}"
+
+
+@pytest.mark.parametrize("name", ["quiet", "drifting", "autocorrelated"])
+def test_of_long_calls_identical_arms_are_the_same_within_10_percent_in_nine_runs_of_ten(name):
+    found = ratios_of_long_calls(name)
+    assert sum(run.verdict == "SAME" for run in found) / RUNS >= 0.90
+    assert all(run.high <= 1.10 and run.low >= 1 / 1.10 for run in found if run.verdict == "SAME")
 
 
 def test_the_sampling_error_of_the_simulated_runs_is_three_to_four_percent():

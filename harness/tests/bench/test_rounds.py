@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from harness.bench.comparison import Arm
-from harness.bench.rounds import INTERVAL_CHECKS
+from harness.bench.rounds import FEWEST_SHORT_ROUNDS, INTERVAL_CHECKS, rounds_to_decide
+from harness.bench.usage import Usage
 from harness.bench.work import Verification, WitnessedCall, Work
 from harness.tests.bench.simulated_machine import Machine, comparison
 
@@ -53,7 +54,7 @@ def test_an_observation_is_the_best_call_of_its_block():
 
     control = Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
     result = machine.measure(comparison(control))
-    assert result.seconds["control"] == pytest.approx([0.125] * INTERVAL_CHECKS[0])
+    assert result.seconds["control"] == pytest.approx([0.125] * FEWEST_SHORT_ROUNDS)
 
 
 def warming(machine, *, calls, slow):
@@ -70,7 +71,7 @@ def test_an_arm_is_called_until_its_times_have_settled():
     machine = Machine()
     result = machine.measure(comparison(warming(machine, calls=5, slow=3.0)))
     assert result.figures["control"]["warm"]["calls"] > 5
-    assert result.seconds["control"] == pytest.approx([0.02] * INTERVAL_CHECKS[0])
+    assert result.seconds["control"] == pytest.approx([0.02] * FEWEST_SHORT_ROUNDS)
     assert not result.notes
 
 
@@ -108,7 +109,7 @@ def test_preparing_is_not_timed():
 def test_quiet_arms_stop_at_the_first_check_of_the_intervals():
     machine = Machine()
     result = machine.measure(comparison(machine.arm("control", 0.01), machine.arm("b", 0.02)))
-    assert (len(result.seconds["b"]), result.stopped) == (INTERVAL_CHECKS[0], "interval")
+    assert (len(result.seconds["b"]), result.stopped) == (FEWEST_SHORT_ROUNDS, "interval")
 
 
 def test_noisy_arms_continue_until_the_last_check_of_the_intervals():
@@ -125,15 +126,54 @@ def test_the_budget_ends_the_rounds_even_if_a_difference_is_plain():
 
 
 def test_four_rounds_are_measured_with_any_budget():
-    machine = Machine()
+    machine = Machine(noise=0.5)
     result = machine.measure(comparison(machine.arm("control", 5.0), machine.arm("b", 5.0)), seconds=1.0)
     assert (len(result.seconds["b"]), result.stopped) == (4, "budget")
 
 
 def test_eight_short_rounds_are_measured_with_any_budget():
-    machine = Machine()
+    machine = Machine(noise=0.5)
     result = machine.measure(comparison(machine.arm("control", 0.05), machine.arm("b", 0.05)), seconds=0.01)
     assert (len(result.seconds["b"]), result.stopped) == (8, "budget")
+
+
+def rounds_and_stop(*, noise, most_seconds=None, effect=None, ratio=1.0):
+    machine = Machine(noise=noise)
+    arms = comparison(machine.arm("control", 0.3), machine.arm("b", 0.3 * ratio))
+    result = machine.measure(arms, seconds=6.0, most_seconds=most_seconds, effect=effect)
+    return len(result.seconds["b"]), result.stopped
+
+
+def test_a_comparison_that_is_nearly_decided_goes_on_beyond_its_share():
+    """Ten rounds are its share; with the time of sixty it goes on, unless even that would not decide it."""
+    share, stopped = rounds_and_stop(noise=0.15)
+    assert stopped == "budget"
+    longer, stopped = rounds_and_stop(noise=0.15, most_seconds=36.0)
+    assert longer > share
+    assert stopped == "interval"
+    assert rounds_and_stop(noise=3.0, most_seconds=36.0)[1] == "budget"
+    assert rounds_and_stop(noise=3.0, most_seconds=36.0)[0] <= share
+
+
+def test_a_smaller_difference_takes_more_rounds():
+    coarse, fine = (rounds_and_stop(noise=0.06, most_seconds=1e3, effect=effect) for effect in (0.2, 0.04))
+    assert coarse[1] == fine[1] == "interval"
+    assert fine[0] > 2 * coarse[0]
+
+
+def test_a_large_ratio_is_known_well_enough_at_a_tenth_of_itself():
+    level, _ = rounds_and_stop(noise=0.4, most_seconds=1e3)
+    large, stopped = rounds_and_stop(noise=0.4, most_seconds=1e3, ratio=9.0)
+    assert (large < level / 2, stopped) == (True, "interval")
+
+
+def test_the_rounds_that_decide_are_foretold_from_the_first_ones():
+    machine = Machine(noise=0.4)
+    arms = comparison(machine.arm("control", 0.3), machine.arm("b", 0.3))
+    few = machine.measure(arms, seconds=10.0)
+    foretold = rounds_to_decide(few.ratios.values(), few.effect)
+    needed, _ = rounds_and_stop(noise=0.4, most_seconds=1e3)
+    assert needed / 2 <= foretold <= 2 * needed
 
 
 def test_one_stalled_round_does_not_make_the_others_long():
@@ -191,9 +231,11 @@ def test_a_long_round_in_which_the_machine_was_busy_is_repeated_at_most_twice(bu
     assert result.ratios["b"].ratio == pytest.approx(1)
 
 
-def test_the_number_of_busy_cores_is_recorded():
+def test_what_the_blocks_used_of_the_machine_is_recorded():
     machine = Machine()
-    row = machine.measure(comparison(machine.arm("control", 0.04)), cpu_clock=lambda: 1.5 * machine.now).row()
+    row = machine.measure(
+        comparison(machine.arm("control", 0.04)), count=lambda: Usage(1.5 * machine.now, 0, 0, 0.0)
+    ).row()
     assert row["arms"][0]["witness"]["busy_threads"] == pytest.approx(1.5)
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from harness.bench.statistics import (
     EQUIVALENCE,
+    PLACED,
     QUIET,
     Ratio,
+    deciding_half_width,
     describe_ratio,
     describe_seconds,
     holm,
@@ -208,7 +210,7 @@ def test_calls_that_get_2_percent_faster_each_time_seldom_settle():
 def test_without_noise_the_effect_of_placement_in_memory_remains():
     two_percent, ten_percent = paired_ratio([1.02] * 6, [1.0] * 6), paired_ratio([1.1] * 6, [1.0] * 6)
     assert two_percent.p == pytest.approx(0.05, abs=1e-3)
-    assert two_percent.smallest_resolvable == pytest.approx(EQUIVALENCE)
+    assert two_percent.smallest_resolvable == pytest.approx(PLACED)
     assert (two_percent.verdict, ten_percent.verdict) == ("SAME", "SLOWER")
     assert ten_percent.p < 1e-6
 
@@ -226,13 +228,31 @@ def test_noise_free_rounds_have_an_interval_of_no_width():
         (0.995, 1.005, "SAME"),
         (1.001, 1.010, "SAME"),  # excludes 1, but too small to matter: one process cannot establish it
         (0.90, 1.10, "UNRESOLVED"),
-        (0.99, 1.05, "UNRESOLVED"),
+        (0.99, 1.06, "UNRESOLVED"),
         (1.01, 1.05, "SLOWER"),
-        (1.005, 1.03, "UNRESOLVED"),  # excludes 1, by no more than another placement in memory would
+        (1.025, 1.035, "SLOWER"),  # within 5%, and certainly slower
+        (0.96, 1.04, "SAME"),
+        (1.005, 1.03, "SAME"),  # excludes 1, by no more than another placement in memory would
+        (1.005, 1.06, "UNRESOLVED"),
     ],
 )
 def test_the_verdict_follows_from_the_interval(low, high, verdict):
     assert interval_verdict(low, high) == verdict
+
+
+@pytest.mark.parametrize("effect", [0.03, 0.05, 0.10, 0.5])
+def test_an_interval_as_narrow_as_it_has_to_be_always_decides(effect):
+    reach = deciding_half_width(effect)
+    centres = [n / 1000 * effect for n in range(-3000, 3001, 7)]
+    found = {interval_verdict(math.exp(c - reach), math.exp(c + reach), effect) for c in centres}
+    assert found == {"FASTER", "SAME", "SLOWER"}
+    wider = {interval_verdict(math.exp(c - 1.1 * reach), math.exp(c + 1.1 * reach), effect) for c in centres}
+    assert "UNRESOLVED" in wider
+
+
+def test_no_effect_below_that_of_the_placement_can_be_decided():
+    with pytest.raises(ValueError, match="no difference below 2%"):
+        deciding_half_width(PLACED)
 
 
 def test_equivalence_is_the_same_both_ways():
