@@ -11,6 +11,8 @@ from harness.bench.statistics import Ratio, describe_ratio, describe_seconds
 from harness.core.record_files import Row, comparison_label
 from harness.report.formatting import memory
 
+ROUNDING_IN_FLOAT32 = 1e-4  # a relative error beyond it is the price of fewer bits, and stands beside the time
+
 
 def show(config: pytest.Config, row: Row) -> None:
     """Print the comparison's lines, also while pytest captures output."""
@@ -63,6 +65,8 @@ def arm_line(row: Row, arm: Row) -> str:
         parts.append("the control")
     if (ceiling := arm.get("ceiling")) is not None:
         parts.append(f"{ceiling['fraction']:.0%} of {ceiling['regime']}")
+    if (error := arm.get("error") or 0.0) > ROUNDING_IN_FLOAT32:
+        parts.append(f"error {error:.1e}")
     if arm["positions"] is not None:
         parts.append(f"{arm['positions']:,} positions")
     if arm["ledgers"]:

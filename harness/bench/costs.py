@@ -257,7 +257,7 @@ def decode_step(
     batch: int,
     context: int,
     element_bytes: int = FLOAT32_BYTES,
-    weight_bytes: int | None = None,
+    weight_bytes: float | None = None,
 ) -> Cost:
     """Return the cost of one new token a sequence, the `context`-th: it sees `context` positions, itself included.
 

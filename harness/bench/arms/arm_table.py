@@ -17,6 +17,22 @@ ARMS = (
     ArmSpec(
         "fp16", "parameters and products in float16", dtype="float16", devices=("cuda",), claims={"dtype": "float16"}
     ),
+    # Weights of linear layers in another form. On a CPU torch multiplies a row by a plain weight on one thread.
+    ArmSpec(
+        "fp32-packed",
+        "float32, weights of linear layers packed by oneDNN, beside the plain ones",
+        weights="packed",
+        devices=("cpu",),
+        claims={"dtype": "float32"},
+    ),
+    ArmSpec(
+        "bf16-packed",
+        "bfloat16, weights of linear layers packed by oneDNN, beside the plain ones",
+        dtype="bfloat16",
+        weights="packed",
+        devices=("cpu",),
+        claims=BF16,
+    ),
     # On a CPU torch multiplies int8 weights in vectors only if the activations are in 16 bits.
     ArmSpec(
         "int8",
@@ -25,6 +41,14 @@ ARMS = (
         weights="int8",
         devices=("cpu",),
         claims={"dtype": "int8"},
+    ),
+    ArmSpec(
+        "int4",
+        "weights of linear layers in int4, 32 with a scale and a zero point in common, the rest in bfloat16",
+        dtype="bfloat16",
+        weights="int4",
+        devices=("cpu",),
+        claims={"dtype": "int4"},
     ),
     # Attention. `flash` is the fused kernel that torch chooses.
     ArmSpec("looped", "one head after the other", attention="looped", claims={"attention": "formula"}),

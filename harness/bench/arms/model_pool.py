@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.bench.arms.quantised import quantise_linears, round_linears_to_int8
 from harness.bench.arms.registry import ArmSpec
+from harness.bench.arms.stored_linears import round_linears, store_linears
 from harness.bench.peers import peer
 from harness.core.errors import Missing, MissingResource
 from harness.core.sizes import SIZES, Size
@@ -50,7 +51,7 @@ class ModelPool:
         self._peers: dict[str, Subject] = {}
         self._models: dict[tuple[Any, ...], Model] = {}
         self._own_weights: dict[int, dict[str, Tensor]] = {}
-        self._quantised: set[int] = set()  # their weights stay: nothing trains them
+        self._stored_otherwise: set[int] = set()  # their weights stay: nothing trains them
 
     def subject_for(self, arm: ArmSpec) -> Subject:
         """Return the subject, or the peer that the arm names.
@@ -88,8 +89,8 @@ class ModelPool:
                 else:
                     self._own_weights[id(model)] = self._own_weights[id(self.model(arm, size=size))]
             if arm.weights is not None:
-                quantise_linears(self.restore(model).module, subject.name)
-                self._quantised.add(id(model))
+                store_linears(self.restore(model).module, arm.weights, subject.name)
+                self._stored_otherwise.add(id(model))
         return self.restore(self._models[key])
 
     def oracle(self, *, stored_in: torch.dtype | None = None) -> Model:
@@ -109,6 +110,12 @@ class ModelPool:
                 model.module.to(self.device)
             self._models[key] = model
         return self.restore(self._models[key], stored_in)
+
+    def oracle_storing(self, form: str, dtype: torch.dtype) -> Model:
+        """Return an oracle of its own whose parameters are rounded to `dtype`, and linear layers then to the form."""
+        model = copy.deepcopy(self.oracle(stored_in=dtype))
+        round_linears(model.module, form)
+        return model
 
     @functools.cached_property
     def oracle_is_subject(self) -> bool:
@@ -139,7 +146,7 @@ class ModelPool:
         These are the probe weights, because GPT-2's initialisation hides a wrong bias or gain: they change no output.
         A model whose weights cannot be mapped gets those that it was built with.
         """
-        if id(model) in self._quantised:
+        if id(model) in self._stored_otherwise:
             return model
         if id(model) in self._own_weights:
             model.module.load_state_dict(self._own_weights[id(model)])
@@ -159,7 +166,7 @@ class ModelPool:
         """Free all models."""
         self._models.clear()
         self._own_weights.clear()
-        self._quantised.clear()
+        self._stored_otherwise.clear()
         self._peers.clear()
         if torch.device(self.device).type == "cuda":
             torch.cuda.empty_cache()
@@ -170,10 +177,8 @@ def _clone(model: Model) -> dict[str, Tensor]:
 
 
 def round_parameters(model: Model, dtype: torch.dtype | None) -> None:
-    """Round every parameter to a value that `dtype` can represent, of linear layers only for int8; none for None."""
-    if dtype == torch.int8:
-        round_linears_to_int8(model.module)
-    elif dtype is not None:
+    """Round every parameter to a value that `dtype` can represent; none for None."""
+    if dtype is not None:
         with torch.no_grad():
             for parameter in model.module.parameters():
                 parameter.copy_(parameter.to(dtype))

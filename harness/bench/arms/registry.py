@@ -19,7 +19,7 @@ class ArmSpec:
     description: one line, for messages and reports.
     peer: a name in `harness.bench.peers`; None if the subject computes.
     devices: the devices that the arm exists on.
-    weights: "int8" if the weights of linear layers are stored so; None if they are in `dtype`.
+    weights: how the weights of linear layers are stored ("packed", "int8", "int4"); None for plain ones in `dtype`.
     options: for the kinds of work that read them.
     claims: what a witness must see of the arm (`harness.bench.witness.violated_claim`).
     """

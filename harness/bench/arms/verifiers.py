@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.bench.arms.error_bounds import relative_error
 from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.registry import ArmSpec, Verifier
+from harness.bench.arms.stored_linears import ROUNDED
 from harness.bench.work import Verification, Work
 from harness.subjects.model import Model
 
@@ -29,9 +30,8 @@ FULL = ("float32", "float64")  # the types that float32's bound applies to
 
 
 def coarse_dtypes(arm_specs: Mapping[str, ArmSpec]) -> dict[str, torch.dtype]:
-    """Return the dtype of each arm that computes in 16 bits or less, or stores its weights in 8."""
-    found = {name: arm.weights or arm.computes for name, arm in arm_specs.items()}
-    return {name: getattr(torch, dtype) for name, dtype in found.items() if dtype not in FULL}
+    """Return the dtype of each arm that computes in 16 bits."""
+    return {name: getattr(torch, arm.computes) for name, arm in arm_specs.items() if arm.computes not in FULL}
 
 
 def oracle_verifier(
@@ -53,12 +53,16 @@ def oracle_verifier(
         model = pool.oracle(stored_in=dtype)
         return answer(model) if rounded_answer is None else rounded_answer(model, dtype)
 
+    def stored(arm: ArmSpec) -> Tensor:
+        return answer(pool.oracle_storing(str(arm.weights), getattr(torch, arm.computes)))
+
     return TensorVerifier(
         expected=lambda: answer(pool.oracle()),
         control=control,
         bound=bound,
         coarse=coarse,
         dtypes=coarse_dtypes(arm_specs),
+        stored={name: functools.partial(stored, arm) for name, arm in arm_specs.items() if arm.weights in ROUNDED},
         oracle_name=pool.oracle_name,
     )
 
@@ -70,6 +74,8 @@ class TensorVerifier:
     The control must be as near as the derivation for float32 says (`bound`), and every float32 arm within
     FLOAT32_FACTOR of the control's error. Arms in `dtypes` compute in that dtype: their error must be within
     COARSE_FACTOR of that of `coarse(dtype)`, the float64 answer with nothing but its parameters rounded to the dtype.
+    Arms in `stored` have weights in fewer bits, which alone makes a large error: their answer is compared with what
+    their function returns, the float64 answer with weights so rounded, by the bound of the dtype that they compute in.
     """
 
     expected: Callable[[], Tensor]
@@ -77,6 +83,7 @@ class TensorVerifier:
     bound: float
     coarse: Callable[[torch.dtype], Tensor] | None = None
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    stored: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     oracle_name: str = "float64"
     _expected: Tensor | None = None
     _control_error: float = math.nan
@@ -91,10 +98,23 @@ class TensorVerifier:
             self._control_error = error
         allowed, reason = self._allowed(name)
         message = f"relative error {error:.1e} against {self.oracle_name}; {reason}"
+        if name in self.stored:
+            return self._beyond_rounding(answer, self.stored[name](), error, allowed, message)
         if not error <= allowed:  # also if it is NaN
             message = f"{message}, so rounding allows {allowed:.1e}; `pytest verifications/` finds what differs"
             return Verification("fail", message, error=error, allowed=allowed)
         return Verification("pass", message, error=error, allowed=allowed)
+
+    def _beyond_rounding(
+        self, answer: Tensor, rounded: Tensor, error: float, allowed: float, message: str
+    ) -> Verification:
+        """Return the verdict on an answer of stored weights, beside float64's with weights so `rounded`."""
+        beyond, alone = relative_error(answer, rounded), relative_error(rounded, self._compute_expected())
+        message = f"{message}; storing them in fewer bits makes {alone:.1e}, and beyond that it is off by {beyond:.1e}"
+        if not beyond <= allowed:
+            message = f"{message}; rounding allows {allowed:.1e}"
+            return Verification("fail", message, error=error, allowed=alone + allowed)
+        return Verification("pass", message, error=error, allowed=alone + allowed)
 
     def _compute_expected(self) -> Tensor:
         """Return the float64 answer, computed once, and with it the errors of the coarse dtypes."""

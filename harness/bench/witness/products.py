@@ -40,6 +40,8 @@ _LINEAR = (
     *("aten::linear", "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear"),
     _INT8 := "aten::_weight_int8pack_mm",
 )
+# (..., k) by a weight of (n, k / 2) bytes, two numbers in each.
+_INT4 = "aten::_weight_int4pack_mm_for_cpu"
 
 SDPA = "aten::_scaled_dot_product_"
 # The fused algorithms of scaled_dot_product_attention, by a part of their operator's name.
@@ -83,7 +85,7 @@ def _product(operation: Operation) -> Product | None:
     """Return the product that this operation is, or None if it is none or the trace lacks its shapes."""
     if is_fused_attention(operation):
         return _fused_product(operation)
-    linear = operation.name in _LINEAR
+    linear = operation.name in _LINEAR or operation.name == _INT4
     if operation.name in _PRODUCTS:
         first, second = _PRODUCTS[operation.name]
     elif linear:
@@ -94,9 +96,10 @@ def _product(operation: Operation) -> Product | None:
     if not left or not right:
         return None
     columns = 1 if len(right) == 1 else right[-2] if linear else right[-1]
+    dtype = "int4" if operation.name == _INT4 else _dtype(operation.types[second if operation.name == _INT8 else first])
     return Product(
         operation,
-        dtype=_dtype(operation.types[second if operation.name == _INT8 else first]),
+        dtype=dtype,
         flops=2 * math.prod(left) * columns,
         operands=(left, right),
         result=(*left[:-1], columns),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from harness.bench.arms.registry import ArmSpec
+from harness.bench.arms.stored_linears import BYTES
 from harness.bench.costs import FLOAT32_BYTES, Cost
 from harness.core.sizes import Size
 
@@ -16,9 +17,9 @@ def element_bytes(arm: ArmSpec) -> int:
     return int(getattr(torch, arm.dtype).itemsize)
 
 
-def weight_bytes(arm: ArmSpec) -> int:
+def weight_bytes(arm: ArmSpec) -> float:
     """Return the bytes of one weight of a linear layer in memory."""
-    return int(getattr(torch, arm.weights or arm.dtype).itemsize)
+    return BYTES.get(arm.weights or "", element_bytes(arm))
 
 
 def attention_cost_kind(attention: str | None) -> Any:
