@@ -280,19 +280,22 @@ def generate(
     attention: Attention = "flash",
     last_only: bool = True,
     element_bytes: int = FLOAT32_BYTES,
+    weight_bytes: float | None = None,
 ) -> Cost:
     """Return the cost of `new_tokens` tokens after `prompt` positions; the last token is never fed back.
 
     Cached: the prompt, then a step for each token. Uncached: a whole pass for each token, over prompt ... prompt +
-    new_tokens - 1 positions. None may be beyond the context.
+    new_tokens - 1 positions. None may be beyond the context. `weight_bytes` is as in `decode_step`, with a cache.
     """
     end = prompt + new_tokens
     if use_cache:
         first = prefill(
             size, batch=batch, tokens=prompt, attention=attention, last_only=last_only, element_bytes=element_bytes
         )
+        if weight_bytes is not None:
+            first += Cost(0, streamed_weights(size) * (weight_bytes - element_bytes))
         steps = (
-            decode_step(size, batch=batch, context=length, element_bytes=element_bytes)
+            decode_step(size, batch=batch, context=length, element_bytes=element_bytes, weight_bytes=weight_bytes)
             for length in range(prompt + 1, end)
         )
         return sum(steps, first)

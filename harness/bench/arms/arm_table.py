@@ -135,6 +135,12 @@ ARMS = (
     ArmSpec("hf-sdpa", "transformers' GPT-2, SDPA", peer="hf-sdpa"),
     ArmSpec("hf-eager", "transformers' GPT-2, eager attention", peer="hf-eager", claims={"attention": "formula"}),
     ArmSpec("ctranslate2", "CTranslate2 in float32", peer="ctranslate2"),
+    ArmSpec(
+        "ctranslate2-int8",
+        "CTranslate2, weights and activations in int8",
+        peer="ctranslate2-int8",
+        options={"stored_as": "int8", "activations": "int8"},
+    ),
     ArmSpec("nanogpt", "nanoGPT from --nanogpt PATH", peer="nanogpt"),
     # Text.
     ArmSpec("one-piece", "tiktoken, the text as one string"),

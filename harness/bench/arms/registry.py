@@ -19,7 +19,8 @@ class ArmSpec:
     description: one line, for messages and reports.
     peer: a name in `harness.bench.peers`; None if the subject computes.
     devices: the devices that the arm exists on.
-    weights: how the weights of linear layers are stored ("packed", "int8", "int4"); None for plain ones in `dtype`.
+    weights: how the harness stores the weights of linear layers ("packed", "int8", "int4"); None for plain ones in
+        `dtype`, and for a peer that stores them otherwise (the option `stored_as`).
     options: for the kinds of work that read them.
     claims: what a witness must see of the arm (`harness.bench.witness.violated_claim`).
     """
@@ -40,6 +41,11 @@ class ArmSpec:
     def computes(self) -> str:
         """The dtype of its matrix products."""
         return self.autocast or self.dtype
+
+    @property
+    def stored_as(self) -> str | None:
+        """The form of its linear layers' weights: one that the harness stores, or that the peer does by itself."""
+        return self.weights or self.options.get("stored_as")
 
 
 @dataclass(frozen=True)

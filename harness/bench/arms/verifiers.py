@@ -151,7 +151,9 @@ class GenerationVerifier:
     """Verifies greedy generation: the best tokens, the logits of each step near float64, the right number of positions.
 
     `oracle_logits` returns the float64 logits (B, T, V) of ids (B, T). `positions` is how many positions an arm of that
-    name processes by closed form: an arm with another count does not do what its name says.
+    name processes by closed form: an arm with another count does not do what its name says. `stored` has the arms whose
+    weights are in fewer bits: of ids, the float64 logits with weights so rounded, and what rounding its activations
+    makes. Such an arm must choose the best token of its own logits, which must be near those.
     """
 
     oracle_logits: Callable[[Tensor], Tensor]
@@ -159,24 +161,51 @@ class GenerationVerifier:
     bound: float
     positions: Mapping[str, int]
     new_tokens: int
+    stored: Mapping[str, Callable[[Tensor], tuple[Tensor, float]]] = field(default_factory=dict)
     _generated: Generated | None = None
     _control_error: float = math.nan
 
     def __call__(self, name: str, work: Work) -> Verification:
         """Return the verdict on one arm; the control must be verified first."""
         answer: Generated = work.answer()
-        if self._generated is None:
-            self._generated = answer
         expected = self.positions[name]
         if answer.positions not in (None, expected):
             counted = f"processed {answer.positions:,} positions, but {name} generation takes {expected:,}"
             return Verification("fail", f"{counted}: it does not do what its name says")
+        if name in self.stored:
+            return self._verify_stored(name, answer)
+        if self._generated is None:
+            self._generated = answer
         if not torch.equal(answer.ids, self._generated.ids):
             step = int((answer.ids != self._generated.ids).any(0).nonzero()[0])
             return Verification("fail", f"token {step} differs from the control's greedy choice")
         if (regret := self._regret()) > REGRET_FACTOR * self.bound:
             return Verification("fail", f"a token is not the best one: float64 prefers another, {regret:.1e} above it")
         return self._verify_logits(name, answer, expected)
+
+    def _verify_stored(self, name: str, answer: Generated) -> Verification:
+        """Return the verdict on tokens that need not be float64's, because the weights are in fewer bits."""
+        chosen = answer.ids[:, -self.new_tokens :]
+        if answer.logits is None:
+            return Verification("error", "the logits that its tokens were chosen from could not be seen")
+        if not torch.equal(answer.logits.argmax(-1), chosen):
+            return Verification("fail", "a token is not the best one by the arm's own logits")
+        rounded, rounding = self.stored[name](answer.ids[:, :-1])
+        exact = self.oracle_logits(answer.ids[:, :-1])
+        error, beyond, alone = (
+            relative_error(one[:, -self.new_tokens :], other[:, -self.new_tokens :])
+            for one, other in ((answer.logits, exact), (answer.logits, rounded), (rounded, exact))
+        )
+        allowed = COARSE_FACTOR * rounding
+        same = "float64's" if torch.equal(exact[:, -self.new_tokens :].argmax(-1), chosen) else "not float64's"
+        message = (
+            f"the best tokens by its own logits ({same}), of relative error {error:.1e} against float64; storing the "
+            f"weights in fewer bits makes {alone:.1e}, and beyond that it is off by {beyond:.1e}"
+        )
+        if not beyond <= allowed:
+            message = f"{message}; rounding allows {allowed:.1e}"
+            return Verification("fail", message, error=error, allowed=alone + allowed)
+        return Verification("pass", message, error=error, allowed=alone + allowed)
 
     def _verify_logits(self, name: str, answer: Generated, expected: int) -> Verification:
         """Return the verdict on the logits that the tokens were chosen from, if they could be observed."""

@@ -88,7 +88,8 @@ def test_rows_are_the_recorded_block_minima_and_can_be_saved_and_compared(run_be
     assert status == 0, output
     assert records(pytester.path)[0]["environment"]["huge_pages"] == "1"
     recorded = {arm["arm"]: arm for arm in comparisons(pytester.path)["precision", "decode"]["arms"]}
-    assert set(recorded) == {"fp32", "bf16", "bf16-autocast", "int8", "fp32-again"}
+    packed = {"fp32-packed", "bf16-packed"}
+    assert set(recorded) == {"fp32", "bf16", "bf16-autocast", "int8", "int4", "fp32-again", *packed}
     saved = json.loads((pytester.path / "out.json").read_text())["benchmarks"]
     assert {row["params"]["arm"] for row in saved} == set(recorded)
     for row in saved:
@@ -135,7 +136,10 @@ def test_wrong_arms_turn_red_and_have_no_time_anywhere(run_benchmarks, pytester)
     subject = pytester.makepyfile(mine=WRONG)
     status, output = run_benchmarks(
         *("benchmarks/", "--subject", f"{subject}:Wrong", "--benchmark-json=out.json"),
-        *("-k", "attention-layer or generation-generate or (precision-decode and not autocast and not int8)"),
+        *(
+            "-k",
+            "attention-layer or generation-generate or (precision-decode and not autocast and not int8 and not int4 and not packed)",
+        ),
     )
     assert status == 1, output
     found = comparisons(pytester.path)

@@ -19,7 +19,7 @@ def element_bytes(arm: ArmSpec) -> int:
 
 def weight_bytes(arm: ArmSpec) -> float:
     """Return the bytes of one weight of a linear layer in memory."""
-    return BYTES.get(arm.weights or "", element_bytes(arm))
+    return BYTES.get(arm.stored_as or "", element_bytes(arm))
 
 
 def attention_cost_kind(attention: str | None) -> Any:

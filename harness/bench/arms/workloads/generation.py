@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.bench import costs
-from harness.bench.arms.error_bounds import float32_bound
+from harness.bench.arms.error_bounds import float32_bound, relative_error
 from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
+from harness.bench.arms.stored_linears import ROUNDED
 from harness.bench.arms.verifiers import Generated, GenerationVerifier
-from harness.bench.arms.workloads.cost_terms import element_bytes
+from harness.bench.arms.workloads.cost_terms import element_bytes, weight_bytes
 from harness.bench.work import Work
 from harness.core.errors import MissingAbility
 from harness.subjects.forward_answer import unpack
@@ -32,6 +34,18 @@ def _make_verifier(
     def oracle_logits(ids: Tensor) -> Tensor:
         return pool.oracle().logits(ids)
 
+    @torch.no_grad()
+    def stored_logits(arm: ArmSpec, ids: Tensor) -> tuple[Tensor, float]:
+        expected, form = oracle_logits(ids), str(arm.stored_as)
+        computes = arm.options.get("activations", arm.computes)
+        rounded = pool.oracle_storing(form, getattr(torch, arm.dtype)).logits(ids)
+        if computes == form:  # activations are rounded to as many steps as the weights
+            return rounded, relative_error(rounded, expected)
+        return rounded, relative_error(pool.oracle(stored_in=getattr(torch, computes)).logits(ids), expected)
+
+    stored = {
+        name: functools.partial(stored_logits, arm) for name, arm in arm_specs.items() if arm.stored_as in ROUNDED
+    }
     counts = {True: cached_positions(prompt, new_tokens), False: uncached_positions(prompt, new_tokens)}
     return GenerationVerifier(
         oracle_logits,
@@ -39,6 +53,7 @@ def _make_verifier(
         bound=float32_bound(pool.size),
         positions={name: counts[arm.options.get("use_cache", True)] for name, arm in arm_specs.items()},
         new_tokens=new_tokens,
+        stored=stored,
     )
 
 
@@ -69,6 +84,7 @@ def generate(pool: ModelPool, arm: ArmSpec, copy: int, *, prompt: int, new_token
         new_tokens=new_tokens,
         use_cache=use_cache,
         element_bytes=element_bytes(arm),
+        weight_bytes=weight_bytes(arm),
     )
     return Work(
         call=lambda: generate_tokens(new_tokens),

@@ -1,5 +1,7 @@
 """Weights of linear layers in another form: packed, in eight bits, in four; what is timed is what the name says."""
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -113,3 +115,49 @@ def test_a_step_reads_the_bytes_of_its_weights(pool):
     share = {arm: decode(pool, arm).moved_bytes / decode(pool, "fp32").moved_bytes for arm in ("int8", "int4")}
     assert 0.15 < share["int4"] < share["int8"] < 0.3
     assert decode(pool, "fp32-packed").moved_bytes == decode(pool, "fp32").moved_bytes
+
+
+# Generation, where the tokens need not be float64's.
+
+GENERATION = {"prompt": 10, "new_tokens": 12}
+
+
+def verdicts_on_generation(pool, arm, *, control="cached"):
+    chosen = {name: arm_specs()[name] for name in (control, arm)}
+    verify = work_kinds()["generate"].make_verifier(pool, control, chosen, **GENERATION)
+    works = {name: work_kinds()["generate"].build(pool, spec, 0, **GENERATION) for name, spec in chosen.items()}
+    return {name: verify(name, work) for name, work in works.items()}
+
+
+@pytest.mark.parametrize("arm", ["int8", "int4"])
+def test_generation_in_fewer_bits_is_compared_with_float64_in_as_few(pool, arm):
+    found = verdicts_on_generation(pool, arm)
+    assert {name: each.verdict for name, each in found.items()} == {"cached": "pass", arm: "pass"}
+    assert found[arm].error > 100 * found["cached"].error
+    assert found["cached"].message.startswith("float64's greedy tokens")
+
+
+@pytest.mark.parametrize("arm", ["int8", "int4"])
+def test_generation_with_a_scale_that_is_off_is_wrong(pool, arm, monkeypatch):
+    forward = FORMS[arm].forward
+    monkeypatch.setattr(FORMS[arm], "forward", lambda self, x: forward(self, x) * 1.1)
+    assert "rounding allows" in verdicts_on_generation(pool, arm)[arm].message
+
+
+def test_tokens_that_are_not_the_best_by_the_arms_own_logits_are_wrong(pool, monkeypatch):
+    def second_best(model, ids, new_tokens, **options):
+        for _ in range(new_tokens):
+            ids = torch.cat([ids, model.module(ids)[0][:, -1].topk(2).indices[:, 1:]], dim=1)
+        return ids
+
+    monkeypatch.setattr(pool.subject, "generate", second_best, raising=False)
+    spec = arm_specs()["int8"]
+    verify = work_kinds()["generate"].make_verifier(pool, "int8", {"int8": spec}, **GENERATION)
+    verify.positions = {"int8": sum(range(10, 22))}
+    found = verify("int8", work_kinds()["generate"].build(pool, spec, 0, **GENERATION))
+    assert (found.verdict, found.message) == ("fail", "a token is not the best one by the arm's own logits")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ctranslate2") is None, reason="CTranslate2 is not installed")
+def test_ctranslate2_in_int8_generates_what_int8_weights_and_activations_do(pool):
+    assert verdicts_on_generation(pool, "ctranslate2-int8")["ctranslate2-int8"].verdict == "pass"
