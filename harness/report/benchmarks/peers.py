@@ -29,11 +29,12 @@ def section(run: RunRecords) -> Iterator[str]:
     pairs = list(pairs_of(run))
     if not pairs:
         return
-    faster, slower = (conclusive(pairs, verdict) for verdict in ("FASTER", "SLOWER"))
+    faster, slower, same = (conclusive(pairs, verdict) for verdict in ("FASTER", "SLOWER", "SAME"))
     yield from ("### Compared with peers", "")
     yield (
         f"The subject and a peer did the same work in turns {plural(len(pairs), 'time')}: the subject is faster in "
-        f"{len(faster)} and slower in {len(slower)}; {len(pairs) - len(faster) - len(slower)} inconclusive."
+        f"{len(faster)}, slower in {len(slower)}, and as fast in {len(same)}; "
+        f"{len(pairs) - len(faster) - len(slower) - len(same)} inconclusive."
     )
     yield ""
     if not slower:
@@ -64,7 +65,7 @@ def pairs_of(run: RunRecords) -> Iterator[Pair]:
 
 
 def conclusive(pairs: list[Pair], verdict: str) -> list[Pair]:
-    """Return the pairs of a verdict that are still significant after the adjustment over all of them."""
+    """Return the pairs of a verdict that still hold after the adjustment over all of them."""
     return [
         pair for pair in pairs if pair.ratio.get("verdict") == verdict and not formatting.fails_adjustment(pair.ratio)
     ]

@@ -45,7 +45,7 @@ def comparison(
             })  # fmt: skip
     return {
         "kind": "comparison", "comparison": name, "title": None, "subject": "gpt:GPT", "axis": None, "point": None,
-        "metric": metric, "control": control, "arms": rows, "ratios": ratios, **fields,
+        "metric": metric, "effect": 0.05, "control": control, "arms": rows, "ratios": ratios, **fields,
     }  # fmt: skip
 
 

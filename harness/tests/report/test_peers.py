@@ -30,7 +30,7 @@ def with_peer(subject, peer, *, control):
 @pytest.mark.parametrize("control", ["cached", "hf-sdpa"])
 def test_a_peer_that_is_faster_has_a_row_with_what_both_did(control):
     text = page(None, with_peer(0.030, 0.024, control=control))
-    assert "the subject is faster in 0 and slower in 1; 0 inconclusive." in text
+    assert "the subject is faster in 0, slower in 1, and as fast in 0; 0 inconclusive." in text
     (row,) = [line for line in text.splitlines() if line.startswith("| generation decode")]
     assert "| hf-sdpa | 1.25x [" in row
     assert "68% of bandwidth, 80% of the time in products, 640 operations" in row
@@ -39,7 +39,7 @@ def test_a_peer_that_is_faster_has_a_row_with_what_both_did(control):
 
 def test_a_peer_that_is_slower_has_no_row():
     text = page(None, with_peer(0.020, 0.024, control="cached"))
-    assert "the subject is faster in 1 and slower in 0; 0 inconclusive." in text
+    assert "the subject is faster in 1, slower in 0, and as fast in 0; 0 inconclusive." in text
     assert "peer is faster by" not in text
 
 
