@@ -53,10 +53,7 @@ def questions(subject: Parallelizes, kind: str, size: str) -> dict[str, Question
 def layout(subject: Parallelizes, kind: str, size: str, place: Place) -> Answer:
     """Return which elements of one process's parameters this rank has, in each of its parameters."""
     rank = wrapped(subject, kind, place, numbered(build(subject, size, "float64")))
-    return {
-        "numbers": [part.round().long() for part in parts(rank.module)],
-        "names": [name for name, _ in rank.module.named_parameters()],
-    }
+    return {"numbers": [part.round().long() for part in parts(rank.module)]}
 
 
 def training(subject: Parallelizes, kind: str, size: str, place: Place, *, case: str) -> Answer:
@@ -93,7 +90,7 @@ def _step(rank: RankModel, optimizer: LocalAdamW, batch: GlobalBatch, case: str,
         step["gradients"] = gradient_parts(rank.module)
     if clips(rank.program, case):
         norm = rank.call("clip", limit=CLIP, parameters=list(rank.module.parameters()))
-        step["norm"] = float(norm) if isinstance(norm, float | int | Tensor) else -1.0
+        step["norm"] = _number(norm)
         if first:
             step["clipped"] = gradient_parts(rank.module)
     own = list(rank.module.parameters())
@@ -110,13 +107,21 @@ def _gradient(rank: RankModel, batch: GlobalBatch, case: str) -> dict[str, Any]:
     """Compute the gradient of one step; return the loss, of the rank or of all as the program says, and the logits."""
     if case == ACCUMULATED:
         own = [(rank.rows(ids), rank.rows(targets)) for ids, targets in batch]
-        loss = rank.call("gradients", batches=own)
-        return {"loss": float(loss) if isinstance(loss, float | int | Tensor) else -1.0}
+        return {"loss": _number(rank.call("gradients", batches=own))}
     ((ids, targets),) = batch
     logits, loss = rank.model.logits_and_loss(rank.rows(ids), rank.rows(targets))
     with rank.model.precision():
         loss.backward()
     return {"loss": float(loss.detach()), "logits": logits.detach().clone()}
+
+
+def _number(answer: Any) -> float | None:
+    """Return a loss or a norm that a program returns as a number; None if it returns something else."""
+    from torch.distributed.tensor import DTensor  # here to save start-up time
+
+    if isinstance(answer, DTensor):  # torch's clip_grad_norm_ returns one, whose value is on all ranks together
+        answer = answer.full_tensor()
+    return float(answer) if isinstance(answer, float | int | Tensor) else None
 
 
 def start(subject: Parallelizes, kind: str, size: str, place: Place) -> Answer:
@@ -135,7 +140,7 @@ def masks(subject: Parallelizes, kind: str, size: str, place: Place) -> Answer:
     rank.module.train()
     ((ids, _),) = global_batches(size, PLAIN)[0]
     with torch.no_grad():
-        return {"logits": rank.model.logits(ids), "draws": torch.rand(64)}
+        return {"logits": rank.model.logits(ids)}
 
 
 def state_of_ranks(subject: Parallelizes, kind: str, size: str, place: Place) -> Answer:
@@ -143,7 +148,7 @@ def state_of_ranks(subject: Parallelizes, kind: str, size: str, place: Place) ->
     rank = wrapped(subject, kind, place, build(subject, size, "float64"))
     state = rank.call("state")
     if not isinstance(state, Mapping):
-        return {"state": {}, "is a mapping": False}
+        return {"state": {}}
     return {"state": {name: local(each) for name, each in state.items() if isinstance(each, Tensor)}}
 
 

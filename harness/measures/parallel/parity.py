@@ -97,23 +97,21 @@ def _losses(ranks: Session, case: str, dtype: str) -> Found:
     steps = _steps(ranks, case, dtype)
     found: Found = {}
     for number, each in enumerate(zip(*steps, strict=True)):
-        own = torch.tensor([step["loss"] for step in each], dtype=torch.float64)
-        if case == PLAIN and ranks.kind != TENSOR:
-            found[f"step {number}"] = [own.mean()]
-        elif bool((own >= 0).all()):  # -1: the function returns none
-            found[f"step {number}"] = list(own)
+        own = [torch.tensor(step["loss"], dtype=torch.float64) for step in each if step["loss"] is not None]
+        if own and case == PLAIN and ranks.kind != TENSOR:
+            own = [torch.stack(own).mean()]
+        if own:
+            found[f"step {number}"] = own
     return found
 
 
 def _norms(ranks: Session, case: str, dtype: str) -> Found:
-    steps = _steps(ranks, case, dtype)
-    if not all("norm" in step for own in steps for step in own):
-        return {}
-    norms = [[step["norm"] for step in own] for own in steps]
+    """Return the norm of each step that the program returns on each rank; none if it does not clip."""
+    norms = [[step.get("norm") for step in own] for own in _steps(ranks, case, dtype)]
     return {
         f"step {number}": [torch.tensor(norm, dtype=torch.float64) for norm in each]
         for number, each in enumerate(zip(*norms, strict=True))
-        if min(each) >= 0
+        if None not in each
     }
 
 

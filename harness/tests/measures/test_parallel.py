@@ -1,5 +1,6 @@
 """What ranks have and send, on answers that are made up and on two ranks that do one collective."""
 
+import math
 import sys
 
 import pytest
@@ -9,7 +10,9 @@ import torch.distributed as dist
 from harness.core.errors import MissingAbility, MissingResource
 from harness.core.rank_processes import Answers, Failure, answers_of_ranks
 from harness.measures.parallel.agreement import ranks_apart, ties_after_wrapping
+from harness.measures.parallel.experiments import DTYPES
 from harness.measures.parallel.global_batch import ACCUMULATED, IGNORED, PLAIN, global_batches
+from harness.measures.parallel.parity import ranks_against_one_process
 from harness.measures.parallel.session import Session, session
 from harness.subjects.adapters import adapt
 from harness.subjects.ranks.traffic import counted
@@ -79,6 +82,47 @@ def test_a_program_that_needs_a_gpu_is_skipped(ranks: Session):
     ranks.__dict__["_answers"] = Answers(failed={"accumulated": failure})
     with pytest.raises(MissingResource, match="the program needs a GPU"):
         ranks_apart(ranks.subject, size="debug", kind="data")
+
+
+def returned(compare, first, second):
+    """Return answers of two ranks that returned these losses or norms at the one step of their training."""
+    gradients = [torch.ones(2), torch.ones(1)]
+    steps = [[{compare: value, "gradients": gradients}] for value in (first, second)]
+    return [{dtype: {"steps": each} for dtype in DTYPES} for each in steps]
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((2.0, 2.0), "equal"),
+        ((math.nan, math.nan), "different"),
+        ((2.0, math.nan), "different"),
+        ((-2.0, -2.0), "different"),
+    ],
+)
+@pytest.mark.parametrize("compare", ["loss", "norm"])
+def test_a_loss_or_a_norm_that_is_not_a_number_or_negative_is_wrong(ranks: Session, compare, values, verdict):
+    """Regression: -1 meant "returned nothing", and a NaN is not 0 or more: both were skipped, and passed."""
+    ranks.__dict__["_answers"] = Answers({ACCUMULATED: returned(compare, *values)})
+    one = {"losses": [2.0], "norms": [2.0], "gradients": [torch.ones(2, 2), torch.ones(1)]}
+    ranks._one.update({(ACCUMULATED, dtype): one for dtype in DTYPES})
+    reading = ranks_against_one_process(ranks.subject, size="debug", kind="data", compare=compare, case=ACCUMULATED)
+    assert reading.value == {"step 0": verdict}
+
+
+@pytest.mark.parametrize("compare", ["loss", "norm"])
+def test_a_function_that_returns_no_loss_or_norm_is_skipped(ranks: Session, compare):
+    ranks.__dict__["_answers"] = Answers({ACCUMULATED: returned(compare, None, None)})
+    ranks._one.update({(ACCUMULATED, dtype): {"losses": [2.0], "norms": [2.0]} for dtype in DTYPES})
+    with pytest.raises(MissingAbility, match=f"returns no {compare}"):
+        ranks_against_one_process(ranks.subject, size="debug", kind="data", compare=compare, case=ACCUMULATED)
+
+
+def test_a_loss_that_rank_0_alone_returns_is_compared(ranks: Session):
+    ranks.__dict__["_answers"] = Answers({ACCUMULATED: returned("loss", 3.0, None)})
+    ranks._one.update({(ACCUMULATED, dtype): {"losses": [2.0]} for dtype in DTYPES})
+    reading = ranks_against_one_process(ranks.subject, size="debug", kind="data", compare="loss", case=ACCUMULATED)
+    assert reading.value == {"step 0": "different"}
 
 
 def test_a_question_that_was_not_asked_names_the_function_that_is_missing(tmp_path):
