@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
+from gpt.errors import ParallelError
 from gpt.parallel.data import require_ranks
 from gpt.token_ids import IGNORED
 from gpt.training.clipping import EPSILON
@@ -23,7 +24,7 @@ def accumulate_gradients(model: nn.Module, batches: Sequence[tuple[Tensor, Tenso
     of targets: each target counts once, so a micro-batch counts by its targets. Gradients are sent once, with the last
     micro-batch. Under tensor parallelism all ranks have the same batches, and nothing is averaged.
 
-    Raises `ParallelError` without a process group.
+    Raises `ParallelError` without a process group, or if no micro-batch of any rank has a target.
     """
     require_ranks()
     averaged = isinstance(model, (DistributedDataParallel, FSDPModule))
@@ -33,6 +34,11 @@ def accumulate_gradients(model: nn.Module, batches: Sequence[tuple[Tensor, Tenso
     total = torch.tensor(sum(counts), device=device)
     if averaged:
         dist.all_reduce(total)
+    if not total:
+        raise ParallelError(
+            f"the {len(batches)} micro-batches of each rank have no target: all are {IGNORED}, which is none; the mean "
+            "over no targets does not exist, so skip this step on all ranks"
+        )
     mean = torch.zeros((), dtype=torch.float64, device=device)
     for number, ((ids, targets), count) in enumerate(zip(batches, counts, strict=True)):
         with _sent_with_the_last(model, is_last=number == len(batches) - 1):
@@ -67,12 +73,12 @@ def clip_gradients(model: nn.Module, limit: float) -> float:
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     parts = [gradient for gradient in gradients if _is_part(gradient)]
-    squares = torch.stack([_square(parts), _square([each for each in gradients if not _is_part(each)])])
+    device = next(model.parameters()).device
+    square = _square(parts, device)
     if parts:
-        own = squares[0].clone()
-        dist.all_reduce(own, group=parts[0].device_mesh.get_group())  # type: ignore[attr-defined]  # a DTensor
-        squares[0] = own
-    norm = math.sqrt(float(squares.sum()))
+        dist.all_reduce(square, group=parts[0].device_mesh.get_group())  # type: ignore[attr-defined]  # a DTensor
+    square += _square([each for each in gradients if not _is_part(each)], device)
+    norm = math.sqrt(float(square))
     if 0 < limit < norm + EPSILON and math.isfinite(norm):
         for gradient in gradients:
             gradient.mul_(limit / (norm + EPSILON))
@@ -83,7 +89,7 @@ def _is_part(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor) and not all(isinstance(each, Replicate) for each in tensor.placements)
 
 
-def _square(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the sum of the squares of what this rank has of the gradients, in float64."""
+def _square(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of the squares of what this rank has of the gradients, in float64 on their device."""
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    return sum((each.double().square().sum() for each in local), torch.zeros((), dtype=torch.float64))
+    return sum((each.double().square().sum() for each in local), torch.zeros((), dtype=torch.float64, device=device))

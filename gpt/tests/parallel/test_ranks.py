@@ -19,6 +19,7 @@ from gpt.parallel import (
     share_of_rank,
     tensor_parallel,
 )
+from gpt.parallel.gradients import _square
 from gpt.tests.parallel.forked_ranks import on_ranks
 from gpt.token_ids import IGNORED
 
@@ -166,6 +167,29 @@ def test_a_rank_without_targets_adds_nothing():
     model(ids, ids)[1].backward()
     for found in on_ranks(2, without_a_target):
         torch.testing.assert_close(found["gradient"], model.lm_head.weight.grad, rtol=0, atol=1e-15)
+
+
+def without_any_target(rank, mesh, kind):
+    ids = torch.arange(8).view(2, 4)
+    try:
+        accumulate_gradients(wrap(kind, small(seed=0), mesh), [(ids, torch.full_like(ids, IGNORED))])
+    except ParallelError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_without_any_target_is_an_error_on_every_rank(kind):
+    """Regression: it was a division by zero."""
+    for found in on_ranks(2, without_any_target, kind):
+        assert "skip this step on all ranks" in found["error"]
+
+
+@pytest.mark.parametrize("gradients", [0, 2])
+def test_the_norm_is_computed_where_the_parameters_are(gradients):
+    """Regression: zeros on the CPU, which no GPU adds up. The meta device shows it without one."""
+    given = [torch.ones(3, device="meta")] * gradients
+    assert _square(given, torch.device("meta")).device.type == "meta"
 
 
 def refusals(rank, mesh):
