@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,18 +45,30 @@ class Part:
 def save_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str | os.PathLike[str]) -> None:
     """Write the weights and the optimizer's state into `folder`, one file a rank; a collective.
 
-    What every rank has is written by rank 0 alone. The folder is complete when all ranks have returned.
+    What every rank has is written by rank 0 alone. The folder is complete when all ranks have returned. If a rank ends
+    before all have written, the folder still has what was saved before; if one ends while the files are renamed, the
+    folder has files of two saves, and `load_checkpoint` refuses them. Files of other numbers of ranks are removed.
     """
     require_ranks()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     Path(folder).mkdir(parents=True, exist_ok=True)
+    number = _number_of_save(next(model.parameters()).device)
     tensors, parts = {}, {}
     for name, tensor in _tensors(model, optimizer):
         part = Part.of(tensor)
         if part.axis >= 0 or rank == 0:
             tensors[name] = _local(tensor).contiguous()
             parts[name] = [part.axis, part.start, part.length, part.shape]
-    save_file(tensors, _file(folder, rank, ranks), metadata={"parts": json.dumps(parts)})
+    path = _file(folder, rank, ranks)
+    written = path.with_name(f"{path.name}.part")
+    save_file(tensors, written, metadata={"parts": json.dumps(parts), "save": number})
+    dist.barrier()  # no file is replaced before all are written
+    written.replace(path)
+    dist.barrier()
+    if rank == 0:
+        own = {_file(folder, each, ranks) for each in range(ranks)}
+        for other in set(Path(folder).glob("rank-*-of-*.safetensors*")) - own:
+            other.unlink()
     dist.barrier()
 
 
@@ -65,43 +78,79 @@ def load_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
 
     Each rank reads what overlaps its own parts. The optimizer gets the state of the step at which it was saved.
 
-    Raises `WeightsError` if a file or a tensor is missing, or is of another shape.
+    Raises `WeightsError` if a file or a tensor is missing or of another shape, or if the files are of different saves.
     """
     require_ranks()
-    files = sorted(Path(folder).glob("rank-*-of-*.safetensors"))
-    expected = int(files[0].stem.rpartition("-")[2]) if files else 1
-    if len(files) != expected:
-        raise WeightsError(f"{folder} has {len(files)} files of ranks; expected {expected}, each from one rank")
-    _allocate_state(optimizer)
+    files = _files_of_one_save(folder)
+    saved = {name for parts in files.values() for name in parts}
+    _allocate_state(model, optimizer, saved)
     wanted = dict(_tensors(model, optimizer))
     filled = dict.fromkeys(wanted, 0)
-    for path in files:
+    for path, parts in files.items():
         with safe_open(path, "pt") as file:
-            for name, (axis, start, length, shape) in json.loads(file.metadata()["parts"]).items():
-                if name in wanted:
-                    source = file.get_slice(name)
-                    filled[name] += _copy_overlap(name, wanted[name], source, axis, start, length, tuple(shape))
+            for name in parts.keys() & wanted.keys():
+                axis, start, length, shape = parts[name]
+                source = file.get_slice(name)
+                filled[name] += _copy_overlap(name, wanted[name], source, axis, start, length, tuple(shape))
     missing = [name for name, count in filled.items() if count < _local(wanted[name]).numel()]
     if missing:
         raise WeightsError(f"{folder} lacks {missing[0]}, or a part of it; expected the checkpoint of the same model")
 
 
+def _number_of_save(device: torch.device) -> str:
+    """Return a random number that all ranks have: torch's generators, which a run must find unchanged, are not used."""
+    number = torch.tensor(secrets.randbits(63), device=device)
+    dist.broadcast(number, src=0)
+    return str(int(number))
+
+
+def _files_of_one_save(folder: str | os.PathLike[str]) -> dict[Path, dict[str, Any]]:
+    """Return the parts that each rank's file has. Raises `WeightsError` if one is missing, or is of another save."""
+    files = sorted(Path(folder).glob("rank-*-of-*.safetensors"))
+    expected = int(files[0].stem.rpartition("-")[2]) if files else 1
+    if len(files) < expected:
+        raise WeightsError(f"{folder} has {len(files)} files of ranks; expected {expected}, each from one rank")
+    parts, saves = {}, {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        parts[path], saves[path.name] = json.loads(metadata["parts"]), metadata.get("save")
+    first, *others = saves
+    if other := next((name for name in others if saves[name] != saves[first]), None):
+        raise WeightsError(
+            f"{folder} has files of two saves, as when a run ends while it saves: {first} and {other} are not of the "
+            "same one; load an earlier checkpoint"
+        )
+    return parts
+
+
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor that a checkpoint has, by a name that does not depend on the number of ranks."""
-    for name, parameter in model.named_parameters():
-        name = name.removeprefix("module.")
+    for name, parameter in _parameters(model):
         yield f"model.{name}", parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
             yield f"optimizer.{key}.{name}", value
 
 
-def _allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Have the optimizer allocate its moments, by a step at rate 0 with gradients of 0."""
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in model.named_parameters():
+        yield name.removeprefix("module."), parameter  # DistributedDataParallel contains the model as `module`
+
+
+def _allocate_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: set[str]) -> None:
+    """Have the optimizer allocate its moments, by a step at rate 0 with gradients of 0.
+
+    A parameter has none before its first gradient: the optimizer then has none after loading either.
+    """
+    with_state = {name.split(".", 2)[2] for name in saved if name.startswith("optimizer.")}
+    optimizer.zero_grad(set_to_none=True)
+    for name, parameter in _parameters(model):
+        optimizer.state.pop(parameter, None)
+        if name in with_state:
+            parameter.grad = torch.zeros_like(parameter)
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

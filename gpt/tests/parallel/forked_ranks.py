@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # here, and not in each rank, where sharding imports it
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 

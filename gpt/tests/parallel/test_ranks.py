@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpt import GPT, PRESETS
-from gpt.errors import ParallelError, WeightsError
+from gpt.errors import ParallelError
 from gpt.parallel import (
     accumulate_gradients,
     clip_gradients,
@@ -219,20 +219,3 @@ def test_rows_that_the_ranks_cannot_share_evenly_are_an_error():
         share_of_rank(torch.arange(5), rank=0, world_size=2)
     with pytest.raises(ParallelError, match="expected 0 to 1"):
         share_of_rank(torch.arange(4), rank=2, world_size=2)
-
-
-def unreadable(rank, mesh, folder):
-    wrapped = fully_sharded(small(seed=0), mesh)
-    optimizer = torch.optim.AdamW(wrapped.parameters(), foreach=False)
-    try:
-        load_checkpoint(wrapped, optimizer, folder)
-    except WeightsError as error:
-        return {"error": str(error)}
-    return {"error": ""}
-
-
-def test_a_checkpoint_that_lacks_a_rank_is_an_error(tmp_path):
-    on_ranks(2, in_ranks, "sharded", str(tmp_path))
-    (tmp_path / "rank-1-of-2.safetensors").unlink()
-    (found,) = on_ranks(1, unreadable, str(tmp_path))
-    assert "has 1 files of ranks; expected 2" in found["error"]
