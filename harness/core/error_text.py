@@ -70,4 +70,5 @@ def describe_exit(status: int) -> str:
     if status >= 0:
         return f"the process exited with status {status}"
     killed = " (out of memory, or killed from outside)" if status == -signal.SIGKILL else ""
-    return f"the process ended with {signal.Signals(-status).name}{killed}"
+    name = next((each.name for each in signal.Signals if each == -status), f"signal {-status}")  # real-time: no name
+    return f"the process ended with {name}{killed}"

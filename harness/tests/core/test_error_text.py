@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.core.error_text import describe_error
+from harness.core.error_text import describe_error, describe_exit
 
 
 class ExitsError(Exception):
@@ -26,3 +26,17 @@ def test_characters_that_steer_a_terminal_are_shown_as_escapes(message, shown):
 
 def test_a_message_that_exits_ends_nothing():
     assert describe_error(ExitsError()) == "ExitsError: (its message cannot be shown: SystemExit)"
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (3, "exited with status 3"),
+        (-15, "ended with SIGTERM"),
+        (-9, "SIGKILL (out of memory"),
+        (-35, "ended with signal 35"),
+    ],
+)
+def test_how_a_process_ended_is_said_for_every_signal(status, text):
+    """Regression: a real-time signal without a name of its own, as 35, was a ValueError."""
+    assert text in describe_exit(status)
