@@ -10,7 +10,6 @@ from harness.core.environment import environment
 from harness.core.errors import HarnessError
 
 FAILED, UNFINISHED = 1, 3  # exit statuses, as those of `gpt-harness lessons`
-LOCAL = "local"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     where = command.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once on this machine (%(default)s)")
     where.add_argument(
-        "--ray", nargs="?", const=LOCAL, metavar="ADDRESS",
+        "--ray", nargs="?", const="local", metavar="ADDRESS",
         help="run on a Ray cluster: HOST:PORT, or two workers on this machine; needs pip install 'gpt-harness[sweep]'",
     )  # fmt: skip
     command.add_argument(

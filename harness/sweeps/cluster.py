@@ -26,7 +26,6 @@ from harness.sweeps.sweep_runs import SweepRun
 
 SENT_BACK = (STATE, LOG, ENVIRONMENT, OUTPUT)  # what the records and the report read; checkpoints stay behind
 STATE_LAST = (LOG, ENVIRONMENT, OUTPUT, STATE)  # a folder with a state has its log
-LOCAL = "local"
 POLL = 1.0  # seconds
 LOST = 2  # times that Ray repeats a task whose worker died
 
@@ -70,8 +69,8 @@ def execute_on_cluster(
 def _connect(ray: Any, address: str, jobs: int) -> None:
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))}}
     options: dict[str, Any] = {"runtime_env": environment, "log_to_driver": False, "include_dashboard": False}
-    if address == LOCAL:
-        ray.init(address=LOCAL, num_cpus=jobs, **options)
+    if address == "local":
+        ray.init(address=address, num_cpus=jobs, **options)
         return
     try:
         ray.init(address=address, runtime_env=environment, log_to_driver=False)

@@ -34,11 +34,6 @@ class RankModel:
         """The wrapped module."""
         return self.model.module
 
-    @property
-    def shares(self) -> int:
-        """The number of parts that a global batch has: tensor parallel ranks compute all of it."""
-        return 1 if self.kind == TENSOR else self.place.ranks
-
     def rows(self, batch: Tensor) -> Tensor:
         """Return what this rank computes of a global batch, (B, ...)."""
         return batch if self.kind == TENSOR else batch.chunk(self.place.ranks)[self.place.rank]
