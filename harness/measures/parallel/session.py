@@ -7,10 +7,7 @@ import functools
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +19,7 @@ from torch import Tensor
 from harness.core.errors import MissingAbility, MissingResource
 from harness.core.rank_processes import Answer, Answers, Failure, Question, answers_of_ranks
 from harness.core.seeds import seeded
+from harness.core.shared_folder import SharedFolder
 from harness.measures.parallel import experiments
 from harness.measures.parallel.global_batch import ACCUMULATED, PLAIN
 from harness.measures.parallel.rank_model import build
@@ -57,10 +55,8 @@ class Session:
     def __post_init__(self) -> None:
         # The same in the second process that the checks may be shared with: what one has asked, the other need not ask.
         key = f"{RUN} {self.subject.name} {id(self.subject)} {self.kind} {self.size} {seeded(0)}"
-        name = f"gpt-harness-ranks-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
-        self.folder = Path(tempfile.gettempdir(), name)
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        weakref.finalize(self, _remove, self.folder, os.getpid())
+        self._shared = SharedFolder(hashlib.sha256(key.encode()).hexdigest()[:24])
+        self.folder = self._shared.path
 
     @functools.cached_property
     def _answers(self) -> Answers:
@@ -179,11 +175,6 @@ class Session:
 def _write(flat: Tensor, numbers: Sequence[Tensor], own: Sequence[Tensor]) -> None:
     for places, values in zip(numbers, own, strict=True):
         flat[places.flatten().clamp(0, len(flat) - 1)] = values.flatten().double()
-
-
-def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not in a process forked from it
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=12)
