@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import inspect
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from harness.core.captured_output import shorten
 from harness.core.error_text import describe_error, describe_exit, display_path, is_user_file
 from harness.core.errors import MissingResource
 from harness.core.forked import end_with_parent
+from harness.core.patience import Patience
 from harness.core.seeds import seed_torch
 
 SECONDS = 20.0  # for one question, which takes up to half a second: a rank that waits longer waits for ever
@@ -79,11 +81,7 @@ def answers_of_ranks(
     Raises:
         MissingResource: torch has no gloo here, or the system cannot fork.
     """
-    import torch.distributed as dist  # here to save start-up time
-
-    if not (dist.is_available() and dist.is_gloo_available() and hasattr(os, "fork")):
-        raise MissingResource("several ranks need torch.distributed with gloo, and a system that can fork")
-
+    _require_ranks()
     found, remaining = Answers(), dict(questions)
     while remaining:
         with tempfile.TemporaryDirectory(dir=folder) as own:
@@ -103,13 +101,17 @@ def prepare() -> None:
 
     Raises MissingResource if torch has no gloo here, or the system cannot fork.
     """
+    _require_ranks()
+    import torch._dynamo
+    import torch.distributed.fsdp
+    import torch.distributed.tensor.parallel  # noqa: F401 - imported for the ranks
+
+
+def _require_ranks() -> None:
     import torch.distributed as dist  # here to save start-up time
 
     if not (dist.is_available() and dist.is_gloo_available() and hasattr(os, "fork")):
         raise MissingResource("several ranks need torch.distributed with gloo, and a system that can fork")
-    import torch._dynamo
-    import torch.distributed.fsdp
-    import torch.distributed.tensor.parallel  # noqa: F401 - imported for the ranks
 
 
 class _Group:
@@ -122,21 +124,25 @@ class _Group:
         sys.stdout.flush()
         sys.stderr.flush()
         port = free_port()
-        for rank in range(ranks):
-            process = os.fork()
-            if process == 0:
-                try:
-                    _work(questions, Place(rank, ranks, shared), folder, port)
-                finally:
-                    os._exit(0)
-            self.processes[rank] = process
+        try:
+            for rank in range(ranks):
+                process = os.fork()
+                if process == 0:
+                    try:
+                        _work(questions, Place(rank, ranks, shared), folder, port)
+                    finally:
+                        os._exit(0)
+                self.processes[rank] = process
+        except BaseException:  # such as "Resource temporarily unavailable", or Ctrl-C
+            self.end()
+            raise
 
     def collect(self, found: Answers, seconds: float) -> None:
         """Wait for the answers, and put them into `found`; return at the first failure."""
         for name in self.questions:
-            until = time.monotonic() + seconds
+            patience = Patience(seconds)
             while not self._is_answered(name):
-                if (failure := self._failure(name, until)) is not None:
+                if (failure := self._failure(name, patience)) is not None:
                     found.failed[name] = failure
                     return
                 time.sleep(POLL)
@@ -158,7 +164,7 @@ class _Group:
     def _file(self, name: str, rank: int) -> Path:
         return self.folder / f"{list(self.questions).index(name)}.{rank}.pt"
 
-    def _failure(self, name: str, until: float) -> Failure | None:
+    def _failure(self, name: str, patience: Patience) -> Failure | None:
         """Return why no answer to `name` will come; None if one may."""
         for rank, process in list(self.processes.items()):
             ended, status = os.waitpid(process, os.WNOHANG)
@@ -172,7 +178,7 @@ class _Group:
         gone = [rank for rank in self.ended if not self._file(name, rank).exists()]
         if gone:
             return Failure(f"rank {gone[0]}: {describe_exit(self.ended[gone[0]])}", output=self._output(gone[0]))
-        return self._hung(name) if time.monotonic() > until else None
+        return self._hung(name) if patience.is_over() else None
 
     def _raised(self) -> Failure:
         """Return the failure of the ranks that raised: of the first one whose error is not that another rank left."""
@@ -259,7 +265,9 @@ def joined(place: Place, folder: Path, port: int) -> Iterator[None]:
     }
     meeting = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=meeting, rank=place.rank, world_size=place.ranks)
-    dist.init_process_group = dist.destroy_process_group = _nothing
+    for function in (dist.init_process_group, dist.destroy_process_group):
+        # Its code, not its name in torch: a program may have imported the function. The process is forked for one rank.
+        inspect.unwrap(function).__code__ = _nothing.__code__
     yield
     dist.barrier()  # no rank leaves before the others are done with it
 
