@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 
 from harness.core.error_text import describe_error
 from harness.core.errors import SubjectError
 from harness.core.forked import end_with_parent
+from harness.core.patience import Patience
 from harness.core.rank_processes import GRACE, Answer, Place, first_cause, free_port, joined, prepare, store_answer
 from harness.core.seeds import seed_torch
+from harness.core.shared_folder import SharedFolder
 
 SECONDS = 300.0  # for one command
+POLL = 0.05  # seconds between two looks at the time
 
 Commands = Mapping[str, Callable[[], Answer | None]]
 
@@ -38,36 +38,59 @@ class RankServer:
     def __init__(self, make: Callable[[Place], Commands], *, ranks: int, seconds: float = SECONDS) -> None:
         prepare()
         self.ranks, self.seconds = ranks, seconds
-        self.folder = Path(tempfile.mkdtemp(prefix="gpt-harness-ranks-"))
+        self._shared = SharedFolder()
+        self.folder = self._shared.path
         self._asks: list[int] = []
         self._answers: list[int] = []
         processes: list[int] = []
+        self.close = weakref.finalize(self, _end, os.getpid(), processes, self._asks, self._answers, self._shared)
         port = free_port()
-        for rank in range(ranks):
-            (command, ask), (answer, done) = os.pipe(), os.pipe()
+        try:
+            for rank in range(ranks):
+                processes.append(self._started(make, Place(rank, ranks, self.folder), port))
+        except BaseException:  # such as "Resource temporarily unavailable", or Ctrl-C
+            self.close()
+            raise
+
+    def _started(self, make: Callable[[Place], Commands], place: Place, port: int) -> int:
+        """Fork a rank, and return its process."""
+        (command, ask), (answer, done) = os.pipe(), os.pipe()
+        self._asks.append(ask)
+        self._answers.append(answer)
+        try:
             process = os.fork()
             if process == 0:
                 try:
-                    _serve(make, Place(rank, ranks, self.folder), command, done, port)
+                    for descriptor in (*self._asks, *self._answers):  # else no rank sees that the asking process ended
+                        os.close(descriptor)
+                    _serve(make, place, command, done, port)
                 finally:
                     os._exit(0)
+        finally:
             os.close(command)
             os.close(done)
-            processes.append(process)
-            self._asks.append(ask)
-            self._answers.append(answer)
-        self.close = weakref.finalize(self, _end, os.getpid(), processes, [*self._asks, *self._answers], self.folder)
+        return process
 
     def ask(self, command: str) -> list[Answer]:
-        """Have every rank do a command; return the answers of those that gave one. Raises SubjectError if one fails."""
+        """Have every rank do a command; return the answers of those that gave one.
+
+        Raises SubjectError if one fails, or gives no answer in time. The ranks are ended then.
+        """
+        if not self.close.alive:
+            raise SubjectError(f"asked to {command}: the ranks were ended, by `close` or after an error before")
         for ask in self._asks:
             with contextlib.suppress(BrokenPipeError):
                 os.write(ask, f"{command}\n".encode())
         for rank, answer in enumerate(self._answers):
-            if not select.select([answer], [], [], self.seconds)[0]:
-                raise SubjectError(f"rank {rank}, asked to {command}: no answer in time")
+            patience = Patience(self.seconds)
+            while not select.select([answer], [], [], POLL)[0]:
+                if patience.is_over():
+                    self.close()
+                    raise SubjectError(f"rank {rank}, asked to {command}: no answer in time")
             if os.read(answer, 1) != b".":
-                raise SubjectError(f"asked to {command}, {self._error(rank)}")
+                error = self._error(rank)
+                self.close()
+                raise SubjectError(f"asked to {command}, {error}")
         files = [self.folder / f"{command}.{rank}.pt" for rank in range(self.ranks)]
         return [torch.load(file, weights_only=True) for file in files if file.exists()]
 
@@ -102,7 +125,7 @@ def _serve(make: Callable[[Place], Commands], place: Place, command: int, done: 
         os.write(done, b"!")
 
 
-def _end(owner: int, processes: list[int], descriptors: list[int], folder: Path) -> None:
+def _end(owner: int, processes: list[int], asks: list[int], answers: list[int], folder: SharedFolder) -> None:
     if os.getpid() != owner:
         return
     for process in processes:
@@ -110,7 +133,7 @@ def _end(owner: int, processes: list[int], descriptors: list[int], folder: Path)
             os.kill(process, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(process, 0)
-    for descriptor in descriptors:
+    for descriptor in (*asks, *answers):
         with contextlib.suppress(OSError):
             os.close(descriptor)
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.remove()
