@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from harness.core.errors import MissingResource
+from harness.core.errors import MissingAbility, MissingResource
 from harness.core.sizes import SIZES
 from harness.measures.parallel.failures import failed_ranks_are_a_reading
 from harness.measures.parallel.global_batch import global_batches
@@ -23,7 +23,8 @@ FLOAT64 = 8  # bytes
 def bytes_sent(subject: Parallelizes, *, size: str, kind: Kind, counted: Literal["ring", "wire"] = "ring") -> Reading:
     """Return the bytes that each rank sends in a step over the closed form.
 
-    ring: the payload of every collective, times what a ring sends of it. wire: what the kernel has sent through the
+    ring: the payload of every collective, times what a ring sends of it; skipped if there is one that no ring does, as
+    of a parameter server. wire: what the kernel has sent through the
     rank's TCP sockets, which counts the algorithms of gloo and its headers. The step has two micro-batches if the
     program has a function for gradients. Closed forms: `harness.oracle.rank_costs`.
     """
@@ -32,6 +33,12 @@ def bytes_sent(subject: Parallelizes, *, size: str, kind: Kind, counted: Literal
     traffic = [answer["float64"]["steps"][-1]["traffic"] for answer in ranks.answers(case)]
     if counted == "wire" and any(each["wire"] < 0 for each in traffic):
         raise MissingResource("the kernel does not say how many bytes a socket has sent (Linux does, since 4.19)")
+    others = sorted({name for each in traffic for name in each["others"]})
+    if counted == "ring" and others:
+        raise MissingAbility(
+            f"{subject.name} sends by {', '.join(others)}, which is no ring: what a rank sends does not follow from "
+            "the tensor; the check of the bytes on the wire counts it"
+        )
     predicted = predicted_bytes(ranks)
     found = {f"rank {number}": each[counted] / predicted for number, each in enumerate(traffic)}
     micro_batches = len(global_batches(ranks.size, case)[-1])
@@ -91,4 +98,5 @@ def _line(ranks: Session) -> tuple[str, int]:
 def _of_collectives(traffic: Mapping[str, Any], predicted: float, counted: str) -> str:
     """Return what is sent, by collective: `allreduce: 2 calls, 1,545,216 bytes`."""
     each = [f"{name}: {traffic['calls'][name]} calls, {size:,} bytes" for name, size in traffic["payload"].items()]
+    each += [f"{name}: {calls} calls" for name, calls in traffic["others"].items()]
     return f"{traffic[counted]:,.0f} bytes a rank, predicted {predicted:,.0f}; {'; '.join(each) or 'no collective'}"

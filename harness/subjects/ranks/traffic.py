@@ -24,15 +24,21 @@ RING: dict[str, Callable[[int], float]] = {
     "broadcast": lambda n: (n - 1) / n,  # on average over the ranks, pipelined
     "alltoall": lambda n: (n - 1) / n,
 }
+# What sends from one rank to another, or between one and all: no ring, and what a rank sends depends on its rank.
+NO_RING = ("reduce", "gather", "scatter", "send", "recv", "p2p")
 
 
 @dataclass
 class Traffic(TorchDispatchMode):
-    """Counts the collectives inside the block: by operation, the bytes of the whole tensors, and what a ring sends."""
+    """Counts the collectives inside the block: by operation, the bytes of the whole tensors, and what a ring sends.
+
+    `others` are operations that no ring does, by name: of them the bytes are not counted.
+    """
 
     ranks: int
     payload: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -42,11 +48,14 @@ class Traffic(TorchDispatchMode):
         answer = function(*args, **(kwargs or {}))
         namespace, _, name = function._schema.name.partition("::")
         if namespace in ("c10d", "_c10d_functional"):
-            operation = next((each for each in RING if each in name.replace("all_", "all").strip("_")), None)
+            plain = name.replace("_", "")  # all_reduce, allreduce_
+            operation = next((each for each in RING if each.replace("_", "") in plain), None)
             if operation is not None:
                 size = _whole(operation, namespace, args, answer)
                 self.payload[operation] = self.payload.get(operation, 0) + size
                 self.calls[operation] = self.calls.get(operation, 0) + 1
+            elif other := next((each for each in NO_RING if each in plain), None):
+                self.others[other] = self.others.get(other, 0) + 1
         return answer
 
     def by_ring(self) -> float:
@@ -84,11 +93,12 @@ def sent_bytes() -> int | None:
 
 @contextlib.contextmanager
 def counted(ranks: int) -> Iterator[dict[str, Any]]:
-    """Fill in, at the end of the block: `payload`, `calls`, `ring` and `wire`, the bytes that were sent inside it."""
+    """Fill in, at the end of the block: `payload`, `calls`, `others`, `ring`, and `wire`, the bytes sent inside it."""
     found: dict[str, Any] = {}
     before = sent_bytes()
     with Traffic(ranks) as traffic:
         yield found
     after = sent_bytes()
-    found |= {"payload": dict(traffic.payload), "calls": dict(traffic.calls), "ring": traffic.by_ring()}
+    found |= {"payload": dict(traffic.payload), "calls": dict(traffic.calls), "others": dict(traffic.others)}
+    found["ring"] = traffic.by_ring()
     found["wire"] = -1 if before is None or after is None else after - before

@@ -6,10 +6,12 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed._functional_collectives import all_to_all_single
 
 from harness.core.errors import MissingAbility, MissingResource
 from harness.core.rank_processes import Answers, Failure, answers_of_ranks
 from harness.measures.parallel.agreement import ranks_apart, ties_after_wrapping
+from harness.measures.parallel.costs import bytes_sent
 from harness.measures.parallel.experiments import DTYPES
 from harness.measures.parallel.global_batch import ACCUMULATED, IGNORED, PLAIN, global_batches
 from harness.measures.parallel.parity import ranks_against_one_process
@@ -32,6 +34,26 @@ def test_collectives_are_counted_by_what_a_ring_sends_and_by_the_kernel(tmp_path
         assert found["ring"] == 800_000 + 400_000
         if sys.platform == "linux":
             assert 1_200_000 <= found["wire"] < 1_300_000  # a twelfth more at most: headers, and how they connect
+
+
+def sends_without_a_ring(place):
+    whole = torch.zeros(1000)
+    with counted(place.ranks) as found:
+        dist.reduce(whole, 0)
+        dist.gather(whole, [torch.zeros(1000) for _ in range(2)] if place.rank == 0 else None, 0)
+        dist.scatter(whole, [torch.zeros(1000) for _ in range(2)] if place.rank == 0 else None, 0)
+        dist.send(whole, 1) if place.rank == 0 else dist.recv(whole, 0)
+        other_way = dist.P2POp(dist.irecv if place.rank == 0 else dist.isend, whole, 1 - place.rank)
+        dist.batch_isend_irecv([other_way])[0].wait()
+        all_to_all_single(whole, None, None, dist.group.WORLD).wait()
+    return found
+
+
+def test_what_no_ring_does_is_named_and_not_counted(tmp_path):
+    first, second = answers_of_ranks({"sends": sends_without_a_ring}, ranks=2, folder=tmp_path).given["sends"]
+    assert first["others"] == {"reduce": 1, "gather": 1, "scatter": 1, "send": 1, "recv": 1}
+    assert second["others"] == first["others"]
+    assert first["payload"] == {"alltoall": 4000}
 
 
 @pytest.fixture
@@ -75,6 +97,18 @@ def test_ranks_that_fail_are_a_reading_with_their_line(ranks: Session):
     reading = ranks_apart(ranks.subject, size="debug", kind="data")
     assert reading.value == {"the ranks": "rank 1: ValueError: no"}
     assert reading.details["line"] == ["/home/me/mine.py", 7]
+
+
+def test_bytes_by_ring_are_skipped_where_no_ring_sends(ranks: Session):
+    """Regression: a parameter server's sends were not counted, so that a right program sent nothing, and failed."""
+    traffic = {"payload": {}, "calls": {}, "others": {"reduce": 3}, "ring": 0.0, "wire": 40}
+    answers = [{"float64": {"steps": [{"traffic": traffic}]}}] * 2
+    ranks.__dict__["_answers"] = Answers({ACCUMULATED: answers})
+    with pytest.raises(MissingAbility, match="sends by reduce, which is no ring"):
+        bytes_sent(ranks.subject, size="debug", kind="data")
+    wire = bytes_sent(ranks.subject, size="debug", kind="data", counted="wire")
+    assert wire.value == {"rank 0": 1.0, "rank 1": 1.0}  # 5 elements of 8 bytes
+    assert "reduce: 3 calls" in wire.details["hint"]
 
 
 def test_a_program_that_needs_a_gpu_is_skipped(ranks: Session):
