@@ -4,6 +4,7 @@ The two matrices of a branch are split so that only their result needs a sum ove
 channels, the second by input channels. A block sends two sums of (B, T, C) forward and two backward.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -15,6 +16,7 @@ from gpt.errors import ParallelError
 from gpt.network import Network
 from gpt.parallel.data import require_ranks
 from gpt.parallel.sharded import broadcast_weights
+from gpt.training.randomness import derived_seed
 
 
 def tensor_parallel(model: Network, mesh: DeviceMesh) -> Network:
@@ -22,7 +24,8 @@ def tensor_parallel(model: Network, mesh: DeviceMesh) -> Network:
 
     All ranks compute the same batch and have the same logits and loss. Embeddings, norms and the head are whole on each
     rank, and so is the tie; their gradients need no sum, because the residual stream is the same everywhere. The biases
-    of both c_proj are added once, after the sum. The weights are those of rank 0.
+    of both c_proj are added once, after the sum. The weights are those of rank 0. The heads of each rank have dropout
+    masks of their own, whatever the ranks' seed is.
 
     Raises `ParallelError` without a process group, for a number of heads that the ranks cannot share, or for the looped
     form of attention, whose heads are modules of their own.
@@ -42,6 +45,7 @@ def tensor_parallel(model: Network, mesh: DeviceMesh) -> Network:
         assert isinstance(block.attn, CausalSelfAttention)
         block.attn.c_attn = FusedByHeads(block.attn.c_attn, mesh)  # type: ignore[assignment]  # of the same call
         block.attn.n_head = config.n_head // ranks  # its own heads
+        _drop_with_own_masks(block.attn, mesh.get_local_rank())
         plan: dict[str, ParallelStyle] = {
             "attn.c_proj": RowwiseParallel(),
             "mlp.c_fc": ColwiseParallel(),
@@ -49,6 +53,28 @@ def tensor_parallel(model: Network, mesh: DeviceMesh) -> Network:
         }
         parallelize_module(block, mesh, plan)
     return model
+
+
+def _drop_with_own_masks(attention: CausalSelfAttention, rank: int) -> None:
+    """Give the heads of a rank their own dropout masks.
+
+    Outside of the split layers all ranks must draw the same numbers, so they are seeded equally. With these the first
+    head of each rank would have one mask, the second another: n heads would share each. Megatron-LM has a second stream
+    of random numbers for each rank (core/tensor_parallel/random.py). Here it is seeded by one number of the common one.
+    """
+    name = "attend_flash" if attention.flash else "attend_naive"
+    attend = getattr(attention, name)
+
+    def attend_with_own_masks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H / n, T, D), 2 × (B, H / n, S, D) -> (B, H / n, T, D)."""
+        if not attention.training or attention.attn_dropout.p == 0:
+            return attend(q, k, v)  # type: ignore[no-any-return]  # a method of the attention
+        seed = int(torch.randint(2**62, ()))
+        with torch.random.fork_rng([q.device] if q.device.type == "cuda" else []):
+            torch.manual_seed(derived_seed(seed, "heads", rank))
+            return attend(q, k, v)  # type: ignore[no-any-return]
+
+    setattr(attention, name, attend_with_own_masks)
 
 
 class FusedByHeads(nn.Module):

@@ -153,6 +153,36 @@ def test_dropout_differs_between_ranks_with_other_rows_alone(kind, same):
     assert torch.equal(first, second) is same
 
 
+def mixed_by_equal_heads(rank, mesh, attention):
+    """Return what two ranks with the same weights give c_proj, without and with dropout, and what they draw next."""
+    model = tensor_parallel(small(seed=0, dropout=0.5, attention=attention), mesh)
+    attn = model.blocks[0].attn
+    generator = torch.Generator().manual_seed(1)
+    for parameter in (attn.c_attn.weight, attn.c_attn.bias):
+        own = parameter.detach().to_local()
+        own.copy_(torch.randn(own.shape, generator=generator))
+    mixed = []
+    attn.c_proj.register_forward_pre_hook(lambda _, inputs: mixed.append(inputs[0].to_local().detach().clone()))
+    x = torch.randn(1, 12, PRESETS["debug"].n_embd, generator=generator).double()
+    drawn = []
+    for training in (False, True):
+        seed_ranks(5, data_rank=0)
+        attn.train(training)(x)
+        drawn.append(torch.rand(()))
+    seed_ranks(5, data_rank=0)
+    return {"mixed": mixed, "drawn": drawn, "untouched": torch.rand(())}
+
+
+@pytest.mark.parametrize("attention", ["naive", "flash"])
+def test_the_heads_of_tensor_parallel_ranks_drop_different_weights(attention):
+    """Regression: all ranks had the same masks, because they are seeded equally for the residual stream."""
+    first, second = on_ranks(2, mixed_by_equal_heads, attention)
+    assert torch.equal(first["mixed"][0], second["mixed"][0])
+    assert not torch.allclose(first["mixed"][1], second["mixed"][1])
+    assert first["drawn"] == second["drawn"]
+    assert first["drawn"][0] == first["untouched"]  # nothing is drawn without dropout
+
+
 def without_a_target(rank, mesh):
     ids = torch.arange(8).view(2, 4)
     targets = ids if rank == 0 else torch.full_like(ids, IGNORED)
