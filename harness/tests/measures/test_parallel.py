@@ -1,7 +1,9 @@
 """What ranks have and send, on answers that are made up and on two ranks that do one collective."""
 
 import math
+import os
 import sys
+import time
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.distributed._functional_collectives import all_to_all_single
 
 from harness.core.errors import MissingAbility, MissingResource
 from harness.core.rank_processes import Answers, Failure, answers_of_ranks
+from harness.measures.parallel import session as parallel_session
 from harness.measures.parallel.agreement import ranks_apart, ties_after_wrapping
 from harness.measures.parallel.costs import bytes_sent
 from harness.measures.parallel.experiments import DTYPES
@@ -165,6 +168,34 @@ def test_a_question_that_was_not_asked_names_the_function_that_is_missing(tmp_pa
     own.__dict__["_answers"] = Answers()
     with pytest.raises(MissingAbility, match="save_checkpoint, save_sharded"):
         own.answers("save")
+
+
+def test_two_processes_ask_the_ranks_once(ranks: Session, tmp_path, monkeypatch):
+    """The second waits while the first asks, and then reads its answers."""
+
+    answers = Answers({"sum": [{"sum": 3}, {"sum": 3}]}, {"hang": Failure("it hangs", ("/home/me/mine.py", 7), "text")})
+
+    def ask_slowly(questions, *, ranks, folder):
+        with open(tmp_path / "asked", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(1.0)
+        return Answers(
+            {"sum": [{"sum": 3}, {"sum": 3}]}, {"hang": Failure("it hangs", ("/home/me/mine.py", 7), "text")}
+        )
+
+    monkeypatch.setattr(parallel_session, "answers_of_ranks", ask_slowly)
+    other = os.fork()
+    if other == 0:
+        try:
+            ranks._asked_once("session", 2, {})
+        finally:
+            os._exit(0)
+    while not (tmp_path / "asked").exists():
+        time.sleep(0.01)
+    found = ranks._asked_once("session", 2, {})
+    os.waitpid(other, 0)
+    assert (tmp_path / "asked").read_text() == f"{other}\n"
+    assert found == answers
 
 
 def test_accumulated_batches_have_other_numbers_of_targets_on_each_rank_and_in_each_step():
