@@ -165,9 +165,18 @@ class TopLevel:
             root = words[0]
             return root in CHEAP_ROOTS or root == "" or self._is_plain_value(root)
         return (
-            last in CHEAP_BUILTINS | CHEAP_NAMES
+            last in CHEAP_BUILTINS | CHEAP_NAMES | self._cheap_imports
             or last.lower().endswith(CONFIG_ENDS)
             or any(isinstance(s, ast.ClassDef) and s.name == last and not self.is_module(s) for s in self.tree.body)
+        )
+
+    @cached_property
+    def _cheap_imports(self) -> frozenset[str]:
+        """The names imported from packages whose functions are cheap: `ColwiseParallel`, as `torch.nn.Linear` is."""
+        imports = [node for node in self.tree.body if isinstance(node, ast.ImportFrom) and not node.level]
+        cheap = [node for node in imports if (node.module or "").split(".")[0] in CHEAP_ROOTS]
+        return frozenset(
+            alias.asname or alias.name for node in cheap for alias in node.names if alias.name not in READS | REMOTE
         )
 
     def _is_plain_value(self, name: str) -> bool:
