@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import inspect
 import json
 import os
@@ -268,12 +269,30 @@ def joined(place: Place, folder: Path, port: int) -> Iterator[None]:
     for function in (dist.init_process_group, dist.destroy_process_group):
         # Its code, not its name in torch: a program may have imported the function. The process is forked for one rank.
         inspect.unwrap(function).__code__ = _nothing.__code__
+    _let_replicas_be_on_cpus()
     yield
     dist.barrier()  # no rank leaves before the others are done with it
 
 
 def _nothing(*_: object, **__: object) -> None:
     """Do nothing, for a program that joins or leaves the ranks itself."""
+
+
+def _let_replicas_be_on_cpus() -> None:
+    """Have DistributedDataParallel ignore the GPU that programs name, `device_ids=[rank]`, if the module is on CPUs."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    make = DistributedDataParallel.__init__
+
+    @functools.wraps(make)
+    def make_there(
+        self: Any, module: torch.nn.Module, device_ids: Any = None, output_device: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            device_ids = output_device = None
+        make(self, module, device_ids, output_device, *args, **kwargs)
+
+    DistributedDataParallel.__init__ = make_there  # type: ignore[method-assign]  # in this process alone
 
 
 def store_answer(answer: Answer, path: Path) -> None:
