@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
+
+import torch
 
 from harness.core.errors import MissingAbility, MissingResource
 from harness.core.sizes import SIZES
 from harness.measures.parallel.failures import failed_ranks_are_a_reading
 from harness.measures.parallel.global_batch import global_batches
 from harness.measures.parallel.parity import Kind
+from harness.measures.parallel.rank_model import build
 from harness.measures.parallel.session import Session, session
 from harness.oracle import rank_costs
 from harness.subjects.protocols import Parallelizes
+from harness.subjects.ranks.program import TENSOR
 from harness.suites.measure_registry import Reading, measure
 
 FLOAT64 = 8  # bytes
+WTE = "wte.weight"
+# Of the first layer, as GPT-2 names them: an own model may have several matrices for one, or a gate besides.
+SPLIT_BY_OUTPUTS = ("h.0.attn.c_attn.weight", "h.0.mlp.c_fc.weight", "h.0.mlp.c_gate.weight")
 
 
 @measure
@@ -23,8 +31,9 @@ FLOAT64 = 8  # bytes
 def bytes_sent(subject: Parallelizes, *, size: str, kind: Kind, counted: Literal["ring", "wire"] = "ring") -> Reading:
     """Return the bytes that each rank sends in a step over the closed form.
 
-    ring: the payload of every collective, times what a ring sends of it; skipped if there is one that no ring does, as
-    of a parameter server. wire: what the kernel has sent through the
+    Skipped if there is an operation that no ring does, as of a parameter server.
+
+    ring: the payload of every collective, times what a ring sends of it. wire: what the kernel has sent through the
     rank's TCP sockets, which counts the algorithms of gloo and its headers. The step has two micro-batches if the
     program has a function for gradients. Closed forms: `harness.oracle.rank_costs`.
     """
@@ -34,10 +43,10 @@ def bytes_sent(subject: Parallelizes, *, size: str, kind: Kind, counted: Literal
     if counted == "wire" and any(each["wire"] < 0 for each in traffic):
         raise MissingResource("the kernel does not say how many bytes a socket has sent (Linux does, since 4.19)")
     others = sorted({name for each in traffic for name in each["others"]})
-    if counted == "ring" and others:
+    if others:
         raise MissingAbility(
-            f"{subject.name} sends by {', '.join(others)}, which is no ring: what a rank sends does not follow from "
-            "the tensor; the check of the bytes on the wire counts it"
+            f"{subject.name} sends by {', '.join(others)}, which is no ring: what a rank sends depends on its rank, "
+            "and no closed form says it"
         )
     predicted = predicted_bytes(ranks)
     found = {f"rank {number}": each[counted] / predicted for number, each in enumerate(traffic)}
@@ -60,10 +69,26 @@ def predicted_bytes(ranks: Session) -> float:
     """Return the bytes that a rank sends in the step that was counted, in float64."""
     batches = global_batches(ranks.size, ranks.trained)[-1]
     positions = sum(ids.numel() for ids, _ in batches)
+    rows = build(ranks.subject, ranks.size, "float64").weights.rows
+    embeddings = {row.own for row in rows if row.published.endswith(WTE)}
     return rank_costs.sent_bytes(
         ranks.kind, SIZES[ranks.size], ranks=ranks.ranks, elements=ranks.elements, positions=positions,
         element_bytes=FLOAT64, micro_batches=len(batches),
+        column_matrices=len({row.own for row in rows if row.published.endswith(SPLIT_BY_OUTPUTS)}),
+        is_vocabulary_split=ranks.kind == TENSOR and _is_split(ranks, embeddings),
     )  # fmt: skip
+
+
+def _is_split(ranks: Session, names: Collection[str]) -> bool:
+    """Return True if the first rank has only a part of the elements of one of these parameters."""
+    own = torch.cat([part.flatten() for part in ranks.layout[0]])
+    first = 1
+    for name, shape in ranks.shapes.items():
+        after = first + math.prod(shape)
+        if name in names and int(((own >= first) & (own < after)).sum()) < after - first:
+            return True
+        first = after
+    return False
 
 
 @measure
@@ -98,5 +123,4 @@ def _line(ranks: Session) -> tuple[str, int]:
 def _of_collectives(traffic: Mapping[str, Any], predicted: float, counted: str) -> str:
     """Return what is sent, by collective: `allreduce: 2 calls, 1,545,216 bytes`."""
     each = [f"{name}: {traffic['calls'][name]} calls, {size:,} bytes" for name, size in traffic["payload"].items()]
-    each += [f"{name}: {calls} calls" for name, calls in traffic["others"].items()]
     return f"{traffic[counted]:,.0f} bytes a rank, predicted {predicted:,.0f}; {'; '.join(each) or 'no collective'}"

@@ -112,6 +112,7 @@ def _gradient(rank: RankModel, batch: GlobalBatch, case: str) -> dict[str, Any]:
     logits, loss = rank.model.logits_and_loss(rank.rows(ids), rank.rows(targets))
     with rank.model.precision():
         loss.backward()
+        rank.average()
     return {"loss": float(loss.detach()), "logits": logits.detach().clone()}
 
 

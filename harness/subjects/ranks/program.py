@@ -30,6 +30,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         *("accumulate_gradients", "forward_backward", "forward_and_backward", "compute_gradients", "accumulate"),
         *("backward_micro_batches", "gradient_step", "forward_backward_step"),
     ),
+    "average": (
+        *("average_gradients", "sync_gradients", "synchronize_gradients", "all_reduce_gradients", "reduce_gradients"),
+        *("allreduce_gradients", "average_grads", "sync_grads", "all_reduce_grads", "allreduce_grads", "reduce_grads"),
+        *("finish_gradient_synchronization", "finish_grad_sync", "wait_for_gradients"),
+    ),
     "clip": ("clip_gradients", "clip_grad_norm", "clip_grad_norm_", "clip_grads", "clip_gradient_norm"),
     "state": (
         *("full_state_dict", "get_full_state_dict", "gather_state_dict", "full_weights", "consolidated_state_dict"),

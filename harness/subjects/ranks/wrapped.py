@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from harness.core.rank_processes import Place
 from harness.subjects.forward_style import remember, style_of
 from harness.subjects.model import Model
 from harness.subjects.protocols import Parallelizes
-from harness.subjects.ranks.program import TENSOR, ParallelProgram
+from harness.subjects.ranks.program import DATA, NAMES, TENSOR, ParallelProgram, RankFunction
 
 COMPUTES = ("gradients", "clip")
 
@@ -42,6 +44,18 @@ class RankModel:
         """Call the program's function for a role; one that computes, in the precision of the model."""
         with self.model.precision() if role in COMPUTES else contextlib.nullcontext():
             return self.program.function(role)({**self.values, **values})
+
+    def average(self) -> None:
+        """Average the gradients after a backward pass, if the program does so by a call of its own.
+
+        It is a method of the wrapped module, or else a function for replicas, which one of torch's has no need of.
+        """
+        methods = (getattr(self.module, name, None) for name in NAMES["average"])
+        function = next((RankFunction.of(method) for method in methods if inspect.ismethod(method)), None)
+        if function is None and self.kind == DATA and not isinstance(self.module, DistributedDataParallel):
+            function = self.program.functions.get("average")
+        if function is not None:
+            function(self.values)
 
 
 def wrapped(subject: Parallelizes, kind: str, place: Place, model: Model) -> RankModel:

@@ -102,16 +102,17 @@ def test_ranks_that_fail_are_a_reading_with_their_line(ranks: Session):
     assert reading.details["line"] == ["/home/me/mine.py", 7]
 
 
-def test_bytes_by_ring_are_skipped_where_no_ring_sends(ranks: Session):
-    """Regression: a parameter server's sends were not counted, so that a right program sent nothing, and failed."""
-    traffic = {"payload": {}, "calls": {}, "others": {"reduce": 3}, "ring": 0.0, "wire": 40}
+@pytest.mark.parametrize("way", ["ring", "wire"])
+def test_bytes_are_skipped_where_no_ring_sends(ranks: Session, way):
+    """Regression: a parameter server's sends were not counted, so that a right program sent nothing, and failed.
+
+    On the wire its rank 0 sends 1.5 times the closed form through gloo.
+    """
+    traffic = {"payload": {}, "calls": {}, "others": {"reduce": 3}, "ring": 0.0, "wire": 60}
     answers = [{"float64": {"steps": [{"traffic": traffic}]}}] * 2
     ranks.__dict__["_answers"] = Answers({ACCUMULATED: answers})
     with pytest.raises(MissingAbility, match="sends by reduce, which is no ring"):
-        bytes_sent(ranks.subject, size="debug", kind="data")
-    wire = bytes_sent(ranks.subject, size="debug", kind="data", counted="wire")
-    assert wire.value == {"rank 0": 1.0, "rank 1": 1.0}  # 5 elements of 8 bytes
-    assert "reduce: 3 calls" in wire.details["hint"]
+        bytes_sent(ranks.subject, size="debug", kind="data", counted=way)
 
 
 def test_a_program_that_needs_a_gpu_is_skipped(ranks: Session):

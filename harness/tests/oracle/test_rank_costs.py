@@ -22,6 +22,14 @@ def test_the_bytes_of_a_step(kind, ranks, expected):
     assert sent_bytes(kind, SIZE, ranks=ranks, elements=100, positions=6, element_bytes=4) == expected
 
 
+def test_tensor_parallel_ranks_sum_the_gradient_of_each_split_matrix_and_gather_a_split_vocabulary():
+    given = {"ranks": 2, "elements": 100, "positions": 6, "element_bytes": 4}
+    one_sum = 6 * 4 * 4  # 2 · 1/2 of 6 positions of 4 channels of 4 bytes
+    assert sent_bytes("tensor", SIZE, column_matrices=4, **given) == 2 * 6 * one_sum  # 2 layers
+    logits = 6 * 5 * 4 / 2
+    assert sent_bytes("tensor", SIZE, is_vocabulary_split=True, **given) == (2 * 4 + 2) * one_sum + logits
+
+
 def test_micro_batches_cost_a_sharded_rank_two_gathers_each():
     given = {"ranks": 2, "elements": 100, "positions": 6, "element_bytes": 4}
     one, two = (sent_bytes("sharded", SIZE, micro_batches=count, **given) for count in (1, 2))

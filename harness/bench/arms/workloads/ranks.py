@@ -168,6 +168,7 @@ class _Step:
     def gradients(self) -> None:
         """Run forward and backward; rows are shared evenly, so that the mean over ranks is the mean over targets."""
         self.rank.model.loss(self.ids, self.targets).backward()
+        self.rank.average()
 
     def restore(self, start: list[Tensor]) -> None:
         """Reset the weights and the moments."""
