@@ -14,6 +14,7 @@ Names in the formulas: B sequences of T tokens, V words, L layers, C channels, H
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -294,11 +295,8 @@ def generate(
         )
         if weight_bytes is not None:
             first += Cost(0, streamed_weights(size) * (weight_bytes - element_bytes))
-        steps = (
-            decode_step(size, batch=batch, context=length, element_bytes=element_bytes, weight_bytes=weight_bytes)
-            for length in range(prompt + 1, end)
-        )
-        return sum(steps, first)
+        step = functools.partial(decode_step, size, batch=batch, element_bytes=element_bytes, weight_bytes=weight_bytes)
+        return sum((step(context=length) for length in range(prompt + 1, end)), first)
     passes = (
         forward(size, batch=batch, tokens=length, attention=attention, last_only=last_only, element_bytes=element_bytes)
         for length in range(prompt, end)

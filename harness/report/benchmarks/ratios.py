@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.bench.statistics import EQUIVALENCE
 from harness.core.record_files import Row
 from harness.report import formatting
 from harness.report.axes import darker, log_axis
@@ -21,7 +20,7 @@ from harness.report.run_records import RunRecords, provenance
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SAME = 1 + EQUIVALENCE  # the verdict SAME: the whole interval is within this factor of 1
+SAME = 1.05  # the verdict SAME of short calls: the whole interval is within this factor of 1
 LETTER = 5.5  # points that a letter of the columns takes
 FURTHEST = 100.0  # a ratio beyond this is drawn at the edge; its number is beside it
 STEPS = (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
