@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import webbrowser
 from pathlib import Path
 
 from harness.core.errors import HarnessError
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `gpt-harness report [FILE.jsonl ...] [--records DIR] [--output DIR]`."""
+    """Add `gpt-harness report [FILE.jsonl ...] [--records DIR] [--output DIR] [--open]`."""
     command = commands.add_parser(
         "report",
         help="write the page, tables and plots again, from records alone",
@@ -33,6 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="where the report is written (default: %(default)s)",
     )
+    command.add_argument("--open", action="store_true", help="open the page in the browser")
     command.set_defaults(run=run)
 
 
@@ -57,6 +59,17 @@ def run(options: argparse.Namespace) -> int:
         reports.append(write_from(options.output, files))
     elif not options.files and (not reports or any(any(options.records.glob(f"{kind}-*.jsonl")) for kind in KINDS)):
         reports.append(write_latest(options.output, options.records))
+    pages: list[Path] = []
     for written in reports:
-        print(f"{written[0]} ({len(written) - 1} tables and plots beside it)")
+        own = [*(path for path in written if path.suffix == ".html"), written[0]]
+        print(f"{', '.join(map(str, own))} ({len(written) - len(own)} tables and plots beside it)")
+        pages += own
+    if options.open:  # the lessons' and the sweeps' reports have a page in Markdown alone
+        open_in_browser(next((path for path in pages if path.suffix == ".html"), pages[-1]))
     return 0
+
+
+def open_in_browser(path: Path) -> None:
+    """Open a page in the browser, or say where it is if there is no browser, as over SSH."""
+    if not webbrowser.open(path.resolve().as_uri()):
+        print(f"no browser could be opened here: open {path.resolve()} in one, or copy the file to where one is")

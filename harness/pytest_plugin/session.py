@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.core import record_files
 from harness.core.errors import HarnessError, SubjectError
 from harness.core.record_files import Row
-from harness.pytest_plugin import terminal_summary
+from harness.pytest_plugin import github_actions, terminal_summary
+from harness.pytest_plugin.excerpts import with_excerpts
 from harness.pytest_plugin.failure_text import FailureText
 from harness.pytest_plugin.items import CheckItem
 from harness.pytest_plugin.options import (
@@ -142,11 +144,20 @@ class Session:
                     self.trouble.append(f"{writer.recorder.path} was deleted during the run; it is written again")
                 writer.recorder.close({**footer, **writer.footer})
             self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
+            if github_actions.is_running_there():
+                github_actions.write_summary(self._step_summary())
         except (OSError, HarnessError) as error:
             self.trouble.append(f"the report was not written: {error}")
         except KeyboardInterrupt:
             self.trouble.append("the report was not written (Ctrl-C): `gpt-harness report` makes it from the records")
             session.exitstatus = pytest.ExitCode.INTERRUPTED
+
+    def _step_summary(self) -> str:
+        from harness.report.run_records import RunRecords
+        from harness.report.step_summary import step_summary
+
+        runs = {kind: RunRecords.of(record_files.read(writer.recorder.path)) for kind, writer in self._writers.items()}
+        return step_summary(runs.get("verify"), runs.get("bench"))
 
     def _excepted(self) -> dict[str, str]:
         """Return the declared deviations of each subject that has some, as the verdict words them."""
@@ -190,7 +201,7 @@ class Session:
             self.diagnoses[subject] = found
             if found.get("reproduction"):
                 self._write_script(subject, found["reproduction"], found.get("data", ""))
-            found = {key: value for key, value in found.items() if key != "data"}  # it is beside the script
+            found = with_excerpts({key: value for key, value in found.items() if key != "data"})  # beside the script
             self._write_row({"kind": "diagnosis", **found, "subject": subject})
 
     def _write_script(self, subject: str, text: str, data: str) -> None:
@@ -240,8 +251,12 @@ class Session:
             self._summary(terminalreporter, checks)
         for trouble in dict.fromkeys(self.trouble):
             terminalreporter.write_line(trouble, red=True)
+        if github_actions.is_running_there():
+            for line in github_actions.error_lines(checks, self.diagnoses):
+                terminalreporter.write_line(line)
         if self.written:
-            pages = [path for path in self.written if path.suffix == ".md"]
+            # The HTML page first: it has everything, and can be passed on.
+            pages = sorted((path for path in self.written if path.suffix in (".html", ".md")), key=lambda p: p.suffix)
             records = ", ".join(_relative(writer.recorder.path, self.config) for writer in self._writers.values())
             terminalreporter.write_line("")
             terminalreporter.write_line(f"records: {records}")

@@ -30,6 +30,11 @@ def short_name(name: object) -> str:
     return plain(name, longest=24)
 
 
+def slug(name: object, longest: int = 60) -> str:
+    """Return a name as a file name or an anchor: lower-case letters, digits and single hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", plain(name).lower()).strip("-")[:longest] or "comparison"
+
+
 def number(value: Any) -> str:
     """Return a value at four significant digits: `124,439,808`, `0.2836`, `2.1e-6`, `true`."""
     if value is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from harness.report.blocks import Beside, Details, Figure, Missing, Table
 from harness.report.formatting import LONGEST, plain
 from harness.report.plot import Plot
 
@@ -47,21 +48,33 @@ def code(value: object) -> str:
     return f"<code>{escape(text, longest=1000)}</code>" if re.search(r"[`|\\]", text) else f"`{text}`"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
-    """Return the lines of a table of escaped cells; the columns named in `right` are aligned to the right."""
-    rule = ["---:" if head in right else "---" for head in heads]
-    return ["| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows]] + [""]
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    most: int | None = None,
+) -> list[str]:
+    """Return a table of escaped cells and the empty line after it; the arguments are those of `blocks.Table`."""
+    return [Table(heads, rows, right=right, ids=ids, most=most), ""]
 
 
 def collapsed(summary: str, lines: Iterable[str]) -> Iterator[str]:
     """Yield lines that open with a click on `summary`, which must be escaped already."""
-    yield from (f"<details><summary>{summary}</summary>", "", *lines, "</details>", "")
+    yield from (Details(summary, lines), "")
 
 
 def embed(plot: Plot) -> Iterator[str]:
     """Yield a plot with its headline as the alternative text, and below it its description."""
-    yield from (f'<a id="{plot_anchor(plot)}"></a>', "", f"![{escape(plot.title)}](plots/{plot.name}.png)", "")
-    yield from (f"{plot.description} ([SVG](plots/{plot.name}.svg))", "")
+    lines = (
+        f'<a id="{plot_anchor(plot)}"></a>',
+        "",
+        f"![{escape(plot.title)}](plots/{plot.name}.png)",
+        "",
+        f"{plot.description} ([SVG](plots/{plot.name}.svg))",
+    )
+    yield from (Figure("\n".join(lines), plot), "")
 
 
 def plot_anchor(plot: Plot) -> str:
@@ -77,9 +90,9 @@ def csv_link(name: str) -> str:
 def link_to_all_rows(rows: int, name: str, what: str = "All rows") -> Iterator[str]:
     """Yield the link to the complete table, and how many of its rows the page leaves out."""
     left_out = f" ({rows - LONGEST_TABLE} of {rows} are only there)" if rows > LONGEST_TABLE else ""
-    yield from (f"{what}{left_out}: {csv_link(name)}.", "")
+    yield from (Beside(f"{what}{left_out}: {csv_link(name)}."), "")
 
 
 def missing(what: str, command: str) -> Iterator[str]:
     """Yield the line of a section without data: what is missing, and the command that fills it."""
-    yield from (f"{what}: run {code(command)}.", "")
+    yield from (Missing(f"{what}: run {code(command)}."), "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from harness.core.record_files import Row
-from harness.report import formatting
+from harness.report import formatting, history
 from harness.report.benchmarks import (
     comparisons,
     false_alarms,
@@ -19,6 +19,7 @@ from harness.report.benchmarks import (
 )
 from harness.report.benchmarks.arm_rows import by_comparison
 from harness.report.formatting import number, plural
+from harness.report.history import NONE_EARLIER, Earlier
 from harness.report.json_values import as_float, as_mapping
 from harness.report.markdown import code, escape, missing, plot_anchor, prose, table
 from harness.report.plot import Plot
@@ -30,19 +31,35 @@ from harness.report.verifications.failures import name_of
 VERIFY = "pytest verifications/"
 
 
-def page(verify: list[Row] | None, bench: list[Row] | None) -> str:
-    """Return the whole page, from the records of a verification run and of a benchmark run; either may be None."""
+def page(verify: list[Row] | None, bench: list[Row] | None, earlier: Earlier = NONE_EARLIER) -> str:
+    """Return the whole page, from the records of a verification run and of a benchmark run; either may be None.
+
+    `earlier` are runs of the same subject that the page compares them with.
+    """
     verify_run, bench_run = (RunRecords.of(records) if records else None for records in (verify, bench))
     drawn = plots(verify_run, bench_run)
-    lines = [*head(verify_run, bench_run, drawn)]
-    if verify_run:
-        lines += [*verdicts.sections(verify_run, drawn)]
+    return as_markdown([*head(verify_run, bench_run, drawn), *body(verify_run, bench_run, drawn, earlier)])
+
+
+def as_markdown(blocks: Iterable[str]) -> str:
+    """Return the Markdown of a page's blocks."""
+    # A block that only the HTML page shows is empty.
+    return "\n".join(each for each in blocks if each or type(each) is str).rstrip() + "\n"
+
+
+def body(
+    verify: RunRecords | None, bench: RunRecords | None, drawn: list[Plot], earlier: Earlier = NONE_EARLIER
+) -> Iterator[str]:
+    """Yield the blocks of the page below its head, see `blocks`."""
+    if verify:
+        yield from verdicts.sections(verify, drawn)
     else:
-        lines += ["## Verdict", "", *missing("No verifications ran yet", VERIFY)]
-    lines += [*comparisons.sections(bench_run, drawn)]
-    if verify_run:
-        lines += [*verdicts.slowest(verify_run)]
-    return "\n".join([*lines, *environment(verify_run, bench_run)]).rstrip() + "\n"
+        yield from ("## Verdict", "", *missing("No verifications ran yet", VERIFY))
+    yield from comparisons.sections(bench, drawn)
+    yield from history.sections(verify, bench, earlier)
+    if verify:
+        yield from verdicts.slowest(verify)
+    yield from environment(verify, bench)
 
 
 def plots(verify: RunRecords | None, bench: RunRecords | None) -> list[Plot]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from harness.report.point_values import name_remaining_points
 
 if TYPE_CHECKING:  # matplotlib is slow to import, so it is imported when a plot is drawn
     from matplotlib.axes import Axes
@@ -69,21 +73,39 @@ class Plot:
 
     def save(self, folder: Path) -> list[Path]:
         """Draw the plot into `folder` as PNG and SVG, and return the two paths."""
-        import matplotlib
-
         paths = [folder / f"{self.name}.png", folder / f"{self.name}.svg"]
-        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in another script
-            figure = self.render()
+        with self.drawn() as figure:
             # No version and no date: the same records give the same file.
             figure.savefig(paths[0], dpi=200, metadata={"Software": None})
             figure.savefig(paths[1], metadata={"Date": None})
         return paths
 
-    def render(self) -> Figure:
-        """Return the finished figure, with title and caption."""
+    def svg(self) -> str:
+        """Return the plot as SVG whose text is text and whose points carry their values, see `point_values`."""
+        import matplotlib
+
+        with self.drawn(titled=False) as figure, matplotlib.rc_context({"svg.fonttype": "none"}), io.StringIO() as file:
+            name_remaining_points(figure)
+            figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+            return file.getvalue()
+
+    @contextmanager
+    def drawn(self, *, titled: bool = True) -> Iterator[Figure]:
+        """Give the finished figure in the style of all plots; the page may show title and caption itself."""
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in another script
+            yield self.render(titled=titled)
+
+    def render(self, *, titled: bool = True) -> Figure:
+        """Return the finished figure, with title and caption unless the page shows them itself."""
         from matplotlib.figure import Figure
 
+        if not titled:
+            figure = Figure(figsize=(WIDTH, self.height - 0.45), facecolor="white")
+            self.draw(Canvas(figure, top=0.1, bottom=0.06))
+            return figure
         title = wrap_evenly(self.title, 90)
         height = self.height + 0.21 * len(title)
         figure = Figure(figsize=(WIDTH, height), facecolor="white")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.core.record_files import Row
-from harness.report.formatting import plain
+from harness.report.formatting import plain, slug
 from harness.report.json_values import as_cell, as_float, as_list, as_mapping, mappings
 from harness.report.run_records import RunRecords
 
@@ -38,11 +37,6 @@ def by_comparison(bench: RunRecords | None) -> dict[str, list[Row]]:
     for comparison in bench.comparisons if bench else ():
         named.setdefault(slug(comparison.get("comparison")), []).append(comparison)
     return named
-
-
-def slug(name: object) -> str:
-    """Return a name as a file name: lower-case letters, digits and single hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", plain(name).lower()).strip("-")[:60] or "comparison"
 
 
 def arms(comparison: Row) -> Iterator[Row]:

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from harness.core.record_files import Row
 from harness.report import formatting
 from harness.report.benchmarks.arm_rows import arms
+from harness.report.blocks import Cell
 from harness.report.csv_tables import file_name
-from harness.report.formatting import number
+from harness.report.formatting import number, slug
 from harness.report.json_values import as_float, as_list, as_mapping
 from harness.report.markdown import LONGEST_TABLE, collapsed, escape, link_to_all_rows, prose, table
 
 NUMERIC = ("time", "tokens/s", "positions", "peak memory", "ceiling", "in products", "error")
 DISAGREEMENT = 1.1  # memory ledgers further apart than this are printed side by side
+IDENTITY = ("metric", "point", "arm")  # of a row of the table, the same in every run
 OPEN = 12  # rows of a table that is not collapsed
 SHARED = 2  # an extra that this many arms have is a column
 
@@ -31,8 +33,9 @@ def lines(name: str, comparisons: list[Row]) -> Iterator[str]:
     heads = [head for head in (cells[0] if cells else {}) if any(row[head] for row in cells)]
     axis = axes.pop() if len(axes) == 1 else "at"
     titles = [axis if head == "point" else head for head in heads]
-    shown = [[row[head] for head in heads] for row in cells[:LONGEST_TABLE]]
-    markdown = table(titles, shown, right=(*NUMERIC, *extras.values(), axis))
+    shown = [[row[head] for head in heads] for row in cells]
+    ids = [f"arm-{slug(name)}-{slug(' '.join(str(row[key] or '') for key in IDENTITY), 100)}" for row in rows]
+    markdown = table(titles, shown, right=(*NUMERIC, *extras.values(), axis), ids=ids, most=LONGEST_TABLE)
     yield from collapsed(f"Every arm at every point: {len(rows)} rows", markdown) if len(rows) > OPEN else markdown
     notes = [note for row in rows for note in arm_notes(row, extras)]
     notes += [
@@ -56,24 +59,31 @@ def shared_extras(rows: list[Row]) -> dict[str, str]:
 
 def arm_cells(row: Row, extras: dict[str, str], *, axis_named: bool) -> dict[str, str]:
     """Return an arm's cells by column; `axis_named` puts the axis beside the point."""
-    point = "" if row["point"] is None else escape(formatting.at(row["point"], row["axis"] if axis_named else ""))
+    at = "" if row["point"] is None else escape(formatting.at(row["point"], row["axis"] if axis_named else ""))
     tokens, positions, error = (as_float(row[key]) for key in ("tokens_per_second", "positions", "error"))
     ratio = "" if as_float(row["ratio"]) is None else formatting.ratio(row)
     twin = f" (= {escape(row['twin_of'], 60)})" if row["twin_of"] else ""
     return {
         "metric": escape(row["metric"], 60),
-        "point": point,
+        "point": Cell(at, as_float(row["point"])),
         "arm": escape(row["arm"], 60) + twin,
-        "time": formatting.timing(row["median_seconds"], row["spread_seconds"]),
-        "against the control": "control" if row["arm"] == row["control"] else ratio,
+        "time": Cell(formatting.timing(row["median_seconds"], row["spread_seconds"]), as_float(row["median_seconds"])),
+        "against the control": Cell(
+            "control" if row["arm"] == row["control"] else ratio,
+            1.0 if row["arm"] == row["control"] else as_float(row["ratio"]),
+        ),
         "tokens/s": "" if tokens is None else formatting.per_second(tokens),
         "positions": "" if positions is None else f"{positions:,.0f}",
-        "peak memory": formatting.memory(row["peak_memory_bytes"]),
-        "ceiling": ceiling_share(row),
+        "peak memory": Cell(formatting.memory(row["peak_memory_bytes"]), as_float(row["peak_memory_bytes"])),
+        "ceiling": Cell(ceiling_share(row), as_float(row["fraction"])),
         "in products": formatting.percent(row["in_products"]),
-        "error": "" if error is None else formatting.decimal(error, 2),
+        "error": "" if error is None else Cell(formatting.decimal(error, 2), error),
         "what ran": escape(what_ran(row["witness"]), 80),
-        **{head: escape(formatting.quantity(name, row["extras"].get(name)), 60) for name, head in extras.items()},
+        **{
+            head: Cell(escape(formatting.quantity(name, value), 60), as_float(value))
+            for name, head in extras.items()
+            for value in (row["extras"].get(name),)
+        },
         "verified": row["verified"] if row["verified"] in ("pass", "skip") else f"**{escape(row['verified'])}**",
     }
 
@@ -144,13 +154,13 @@ def ledgers(rows: list[Row], axis: str) -> Iterator[str]:
             escape(weighed[index][0]["metric"], 60),
             escape(number(weighed[index][0]["point"])) if weighed[index][0]["point"] is not None else "",
             escape(weighed[index][0]["arm"], 60),
-            *(formatting.memory(weighed[index][1].get(name)) for name in names),
+            *(Cell(formatting.memory(size), size) for name in names for size in (weighed[index][1].get(name),)),
             formatting.factor(apart[index]),
         ]
-        for index in worst[:LONGEST_TABLE]
+        for index in worst
     ]
     heads = [escape(name, 40) for name in names]
-    markdown = table(["metric", axis, "arm", *heads, "apart"], cells, right=(axis, *heads, "apart"))
+    markdown = table(["metric", axis, "arm", *heads, "apart"], cells, right=(axis, *heads, "apart"), most=LONGEST_TABLE)
     text = (
         f"The memory ledgers of {len(worst)} of {len(weighed)} rows differ by more than a tenth, "
         f"at most {formatting.factor(apart[worst[0]])}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from harness.core.record_files import Row
 from harness.report import formatting
 from harness.report.benchmarks import arm_rows
+from harness.report.blocks import Beside, Cell
 from harness.report.formatting import plain
 from harness.report.json_values import as_float
 from harness.report.markdown import csv_link, embed, escape, table
@@ -60,7 +61,7 @@ def section(run: RunRecords, drawn: list[Plot]) -> Iterator[str]:
     rows = []
     for ceiling in found:
         spread = "" if ceiling.times < 2 else f"± {formatting.percent(ceiling.spread / ceiling.rate)}"
-        rows.append([escape(ceiling.name), ceiling.kind, ceiling.text, spread, str(ceiling.times)])
+        rows.append([escape(ceiling.name), ceiling.kind, Cell(ceiling.text, ceiling.rate), spread, str(ceiling.times)])
     numeric = ("rate", "spread", "times measured")
     yield from table(["ceiling", "bounds", *numeric], rows, right=numeric)
-    yield from (f"Medians over the run; each was measured in turn with the arms: {csv_link('ceilings')}.", "")
+    yield from (Beside(f"Medians over the run; each was measured in turn with the arms: {csv_link('ceilings')}."), "")

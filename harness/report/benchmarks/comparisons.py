@@ -10,6 +10,7 @@ from harness.report.benchmarks import arm_table, ceilings, expected_metrics, pee
 from harness.report.benchmarks.arm_rows import arms, by_comparison
 from harness.report.benchmarks.curves import first_results
 from harness.report.benchmarks.false_alarms import FalseAlarms
+from harness.report.blocks import Anchor
 from harness.report.formatting import number
 from harness.report.json_values import as_float, mappings
 from harness.report.markdown import embed, escape, missing, plot_anchor, table
@@ -57,7 +58,7 @@ def sections(run: RunRecords | None, drawn: list[Plot]) -> Iterator[str]:
     yield from ceilings.section(run, [plot for plot in drawn if plot.section == "roofline"])
     yield from expected_metrics.section(run)
     for name, comparisons in named.items():
-        yield from (f'<a id="{anchor(name)}"></a>', "", f"### {escape(title(name, comparisons), 120)}", "")
+        yield from (Anchor(anchor(name)), "", f"### {escape(title(name, comparisons), 120)}", "")
         for plot in drawn:
             if plot.section == name:
                 yield from embed(plot)

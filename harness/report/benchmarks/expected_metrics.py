@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.core.record_files import Row
-from harness.report.formatting import number, plain, plural, two_decimals
+from harness.report.blocks import Anchor
+from harness.report.formatting import number, plain, plural, slug, two_decimals
 from harness.report.json_values import as_float
 from harness.report.markdown import LONGEST_TABLE, collapsed, escape, link_to_all_rows, table
 from harness.report.run_records import RunRecords
@@ -27,8 +28,10 @@ def section(run: RunRecords) -> Iterator[str]:
     """Yield a table of the metrics, each with its interval and its expected value."""
     rows = [cells(row) for row in run.expected_metrics]
     if rows:
-        yield from (f'<a id="{ANCHOR}"></a>', "", "### Expected and measured", "")
-        shown = table(["comparison", "arm", "metric", "measured", "expected", "verdict"], rows[:LONGEST_TABLE])
+        yield from (Anchor(ANCHOR), "", "### Expected and measured", "")
+        heads = ["comparison", "arm", "metric", "measured", "expected", "verdict"]
+        ids = [f"metric-{slug(' '.join(row[:3]), 120)}" for row in rows]
+        shown = table(heads, rows, ids=ids, most=LONGEST_TABLE)
         yield from collapsed(plural(len(rows), "metric") or "", shown) if len(rows) > OPEN else shown
         yield from link_to_all_rows(len(rows), "held")
 

@@ -8,7 +8,7 @@ from functools import partial
 from harness.core.record_files import Row
 from harness.report import formatting
 from harness.report.axes import decades, label_points, log_axis, panel_title, seconds
-from harness.report.benchmarks.arm_rows import by_comparison, slug
+from harness.report.benchmarks.arm_rows import by_comparison
 from harness.report.benchmarks.ceilings import Ceiling, ceilings_of
 from harness.report.benchmarks.curves import (
     Curve,
@@ -18,9 +18,10 @@ from harness.report.benchmarks.curves import (
     is_decode_latency,
     metrics_over_axis,
 )
-from harness.report.formatting import plain
+from harness.report.formatting import plain, slug
 from harness.report.json_values import as_float
 from harness.report.plot import INK, Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 
 LINEAR = 12  # the axis of the times is linear up to this ratio between the largest and the smallest
@@ -108,7 +109,9 @@ def draw(curves: list[Curve], lower_bounds: dict[str, Points], rate: str, axis: 
         x, y = zip(*curve.of("median_seconds"), strict=True)
         spread = [as_float(curve.rows[at].get("spread_seconds")) or 0.0 for at in x]
         colour = colours[curve.arm]
-        axes.errorbar(x, y, yerr=spread, color=colour, marker="o", elinewidth=1.2, capsize=2.5, zorder=3)
+        line, *_ = axes.errorbar(x, y, yerr=spread, color=colour, marker="o", elinewidth=1.2, capsize=2.5, zorder=3)
+        times = [formatting.timing(*each) for each in zip(y, spread, strict=True)]
+        name_points(line, [f"{curve.arm} at {at:,.0f} {axis}: {time}" for at, time in zip(x, times, strict=True)])
         labels.append((x[-1], y[-1], curve.arm, colour))
         tallest = max(tallest, *y)
     for points, arms in arms_by_bound(lower_bounds).items():

@@ -42,7 +42,7 @@ def section(run: RunRecords) -> Iterator[str]:
     heads = ["work", "peer", "peer is faster by", "subject", "peer", "subject's time is most in"]
     slower.sort(key=lambda pair: -(as_float(pair.ratio.get("ratio")) or 0.0))
     cells = [[*work(pair), account(pair.subject), account(pair.peer), most_time(pair.subject)] for pair in slower]
-    yield from table(heads, cells[:LONGEST_TABLE], right=heads[2:3])
+    yield from table(heads, cells, right=heads[2:3], most=LONGEST_TABLE)
     yield (
         "Time below the ceiling is lost either inside the matrix products (and fused attention), or outside them: in "
         "small operations, copies and Python, which grow with the number of operations."

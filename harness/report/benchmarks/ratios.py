@@ -15,6 +15,7 @@ from harness.report.benchmarks.curves import first_results, metrics_over_axis
 from harness.report.formatting import entries, plain, short_name
 from harness.report.json_values import as_float
 from harness.report.plot import COLOURS, GREY, INK, WRONG, Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 
 if TYPE_CHECKING:
@@ -171,8 +172,9 @@ def draw_line(axes: Axes, line: RatioLine, y: float) -> None:
     conclusive = WRONG if line.twin else COLOURS[0] if ratio < 1 else COLOURS[1]
     colour = conclusive if line.conclusive else GREY
     axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)
-    axes.plot(ratio, y, "D" if line.twin else "o", color=colour, markersize=5.5 if line.twin else 7,
+    (mark,) = axes.plot(ratio, y, "D" if line.twin else "o", color=colour, markersize=5.5 if line.twin else 7,
               markerfacecolor=colour if line.conclusive else "white", markeredgewidth=1.5, zorder=4)  # fmt: skip
+    name_points(mark, [f"{line.arm}: {line.time}, {line.text}"])
 
 
 def within_axis(ratio: float) -> float:

@@ -7,10 +7,10 @@ from functools import partial
 
 from harness.core.record_files import Row
 from harness.report import formatting
-from harness.report.benchmarks.arm_rows import arms, slug
+from harness.report.benchmarks.arm_rows import arms
 from harness.report.benchmarks.ceilings import ceilings_of
 from harness.report.benchmarks.roofline_drawing import Dot, draw
-from harness.report.formatting import plain, short_name
+from harness.report.formatting import plain, short_name, slug
 from harness.report.json_values import as_float
 from harness.report.plot import Plot
 from harness.report.run_records import RunRecords, provenance

@@ -12,6 +12,7 @@ from harness.report import formatting
 from harness.report.axes import darker, decades, label_points, log_axis
 from harness.report.benchmarks.ceilings import Ceiling
 from harness.report.plot import COLOURS, GREY, INK, Canvas
+from harness.report.point_values import name_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +60,11 @@ def draw(ceilings: list[Ceiling], dots: list[Dot], canvas: Canvas) -> None:
     for dot in dots:
         colour, marker = marks[dot.comparison]
         face = "white" if dot.regime == "launch" else colour
-        axes.plot(
+        (mark,) = axes.plot(
             dot.intensity, dot.rate, marker, color=colour, markerfacecolor=face, markersize=6, alpha=0.9, zorder=4
         )
+        share = f", {formatting.percent(dot.fraction)} of {dot.regime}" if dot.fraction else ""
+        name_points(mark, [f"{dot.comparison}, {dot.label}: {formatting.si_prefixed(dot.rate, 'FLOP/s')}{share}"])
     name_dots(axes, dots, {name: colour for name, (colour, _) in marks.items()})
     handles = [axes.plot([], [], marker, color=colour, label=name)[0] for name, (colour, marker) in marks.items()]
     if any(dot.regime == "launch" for dot in dots):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.core.record_files import Row
 from harness.report import formatting
 from harness.report.axes import darker, decades, doublings, label_points, log_axis, mean, panel_title, seconds
-from harness.report.benchmarks.arm_rows import arms, by_comparison, slug
+from harness.report.benchmarks.arm_rows import arms, by_comparison
 from harness.report.benchmarks.curves import (
     QUANTITY_NAMES,
     Curve,
@@ -24,9 +24,10 @@ from harness.report.benchmarks.curves import (
     laws_of,
     metrics_over_axis,
 )
-from harness.report.formatting import plain
+from harness.report.formatting import plain, slug
 from harness.report.json_values import as_float
 from harness.report.plot import Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 
 if TYPE_CHECKING:
@@ -183,10 +184,22 @@ def draw_panel(axes: Axes, curves: list[Curve], quantity: str, colours: dict[str
     for curve in drawn:
         x, y = zip(*points[curve.arm], strict=True)
         colour = colours[curve.arm]
-        axes.plot(x, y, color=colour, marker="o", zorder=2 if curve.control else 3)
+        (line,) = axes.plot(x, y, color=colour, marker="o", zorder=2 if curve.control else 3)
+        name_points(line, [point_text(curve, quantity, at) for at in x])
         if quantity == "median_seconds":
             spread = [as_float(curve.rows[at].get("spread_seconds")) or 0.0 for at in x]
             axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5)
+
+
+def point_text(curve: Curve, quantity: str, at: float) -> str:
+    """Return an arm's time, memory or positions at a point, as text."""
+    row = curve.rows[at]
+    value = as_float(row[quantity]) or 0.0
+    if quantity == "median_seconds":
+        text = ", ".join(filter(None, (formatting.timing(value, row["spread_seconds"]), formatting.ratio(row))))
+    else:
+        text = formatting.memory(value) if quantity == "peak_memory_bytes" else f"{value:,.0f} positions"
+    return f"{curve.arm} at {formatting.at(round(at), row['axis'])}: {text}"
 
 
 def draw_laws(axes: Axes, curves: list[Curve], laws: Laws, quantity: str, colours: dict[str, str]) -> None:

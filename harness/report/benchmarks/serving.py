@@ -7,10 +7,12 @@ from functools import partial
 
 from harness.report import formatting
 from harness.report.axes import decades, label_points, log_axis, panel_title, seconds
-from harness.report.benchmarks.arm_rows import by_comparison, slug
+from harness.report.benchmarks.arm_rows import by_comparison
 from harness.report.benchmarks.curves import Curve, colours_of, curves_of, is_serving, metrics_over_axis
+from harness.report.formatting import slug
 from harness.report.json_values import as_float
 from harness.report.plot import Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 
 P50, P99, THROUGHPUT = "first_token_p50_seconds", "first_token_p99_seconds", "served_tokens_per_second"
@@ -90,14 +92,17 @@ def draw(curves: list[Curve], canvas: Canvas) -> None:
     labels = []
     for (arm, figure), points in lines.items():
         style = "-" if figure == P50 else (0, (4, 2))
-        waiting.plot(*zip(*points, strict=True), color=colours[arm], marker="o", linestyle=style)
+        (line,) = waiting.plot(*zip(*points, strict=True), color=colours[arm], marker="o", linestyle=style)
+        wait = "p50" if figure == P50 else "p99"
+        name_points(line, [f"{arm} {wait} at {x:,.0f} requests a minute: {formatting.timing(y)}" for x, y in points])
         labels.append((*points[-1], f"{arm} {'p50' if figure == P50 else 'p99'}", colours[arm]))
     panel_title(waiting, "Time to the first token")
     label_points(waiting, labels)
     labels = []
     for curve in curves:
         points = points_of(curve, THROUGHPUT)
-        throughput.plot(*zip(*points, strict=True), color=colours[curve.arm], marker="o")
+        (line,) = throughput.plot(*zip(*points, strict=True), color=colours[curve.arm], marker="o")
+        name_points(line, [f"{curve.arm} at {x:,.0f} requests a minute: {y:,.0f} tokens/s" for x, y in points])
         used = dict(points_of(curve, OCCUPANCY)).get(points[-1][0])
         labels.append((*points[-1], curve.arm + (f", {used:.0%} full" if used else ""), colours[curve.arm]))
     throughput.set_ylim(0, max(y for _, y, *_ in labels) * 1.25)

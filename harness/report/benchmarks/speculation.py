@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from harness.core.record_files import Row
 from harness.report.axes import label_points, log_axis, panel_title
-from harness.report.benchmarks.arm_rows import arms, by_comparison, slug
+from harness.report.benchmarks.arm_rows import arms, by_comparison
 from harness.report.benchmarks.curves import is_speculation
+from harness.report.formatting import slug
 from harness.report.json_values import as_float
 from harness.report.plot import COLOURS, INK, WRONG, Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 
 if TYPE_CHECKING:
@@ -126,7 +128,11 @@ def draw(series: Sequence[Series], canvas: Canvas) -> None:
         colour = colours.get(each.metric, INK)
         x, up, low, high = (list(values) for values in zip(*each.speed_ups(), strict=True))
         errors = [[u - b for u, b in zip(up, low, strict=True)], [t - u for u, t in zip(up, high, strict=True)]]
-        left.errorbar(x, up, yerr=errors, color=colour, marker="o", elinewidth=1.2, capsize=2.5, zorder=3)
+        line, *_ = left.errorbar(x, up, yerr=errors, color=colour, marker="o", elinewidth=1.2, capsize=2.5, zorder=3)
+        name_points(
+            line,
+            [f"{each.label}, {g:.0f} drafts: {u:.2f}x [{b:.2f}, {t:.2f}]" for g, u, b, t in each.speed_ups()],
+        )
         for name, style in ((FORM, DASHED), (WITH_VERIFICATION, DOTTED)):
             if each.of(name):
                 left.plot(*zip(*each.of(name), strict=True), color=colour, linewidth=1.3, linestyle=style, zorder=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.report import formatting
+from harness.report.blocks import Beside
 from harness.report.claims import chain
 from harness.report.claims.agreement import OVERVIEW
 from harness.report.claims.claim_rows import (
@@ -17,7 +18,7 @@ from harness.report.claims.claim_rows import (
     tally,
 )
 from harness.report.claims.measured import contradicts, finding_text, measured_text
-from harness.report.formatting import plural
+from harness.report.formatting import plural, slug
 from harness.report.markdown import code, collapsed, csv_link, embed, escape, prose, table
 from harness.report.plot import Plot
 from harness.report.run_records import RunRecords, provenance
@@ -44,6 +45,12 @@ LONGEST = 1000  # characters of a cell
 
 def page(run: RunRecords, drawn: Sequence[Plot], runs: Iterable[RunRecords] = ()) -> str:
     """Return the page of a run's claims. `runs` are as in `chain.section`; without any, the run itself is one."""
+    made = ["This page was made from the records alone; `gpt-harness report` makes it again.", ""]
+    return "\n".join([*body(run, drawn, runs), *made]).rstrip() + "\n"
+
+
+def body(run: RunRecords, drawn: Sequence[Plot], runs: Iterable[RunRecords] = ()) -> list[str]:
+    """Return the blocks of the page, with the arguments of `page`."""
     claims = claims_of(run)
     lines = [*head(run, claims)]
     for plot in drawn:
@@ -53,9 +60,8 @@ def page(run: RunRecords, drawn: Sequence[Plot], runs: Iterable[RunRecords] = ()
     for lesson in dict.fromkeys(claim.lesson for claim in claims):
         own = [claim for claim in claims if claim.lesson == lesson]
         lines += [*section(lesson, own, [plot for plot in drawn if plot.section == lesson])]
-    lines += [f"Every claim, one row each: {csv_link('claims')}.", ""]
-    lines += ["This page was made from the records alone; `gpt-harness report` makes it again.", ""]
-    return "\n".join(lines).rstrip() + "\n"
+    lines += [Beside(f"Every claim, one row each: {csv_link('claims')}."), ""]
+    return lines
 
 
 def head(run: RunRecords, claims: Sequence[ClaimRow]) -> Iterator[str]:
@@ -102,7 +108,8 @@ def section(lesson: str, claims: Sequence[ClaimRow], drawn: Sequence[Plot]) -> I
         ]
         for claim in claims
     ]
-    yield from table(["claim", "claimed", "derived", "measured", "verdict"], rows)
+    ids = [f"claim-{slug(claim.name, 120)}" for claim in claims]
+    yield from table(["claim", "claimed", "derived", "measured", "verdict"], rows, ids=ids)
     notes = [
         f"- {code(claim.name)}: {prose(claim.row.get('why') or '')} Source: {prose(claim.row.get('source') or '')}. "
         f"{how_measured(claim)}"

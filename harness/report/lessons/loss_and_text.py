@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from harness.report.axes import decades, label_points, log_axis, panel_title
-from harness.report.benchmarks.arm_rows import slug
-from harness.report.formatting import plain
+from harness.report.formatting import plain, slug
 from harness.report.lessons.curves import SECTION, SMOOTHED, caption, linear_axis, loss_axis, step_axis
 from harness.report.lessons.training_runs import LessonRuns, Sample, TrainingRun, smooth
 from harness.report.markdown import embed, escape, escape_line, table

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from harness.core.record_files import Row
 from harness.report.axes import decades, label_points, log_axis, panel_title
+from harness.report.blocks import Beside
 from harness.report.formatting import factor, number, short_name
 from harness.report.json_values import as_float, as_mapping
 from harness.report.markdown import csv_link, embed, escape, missing, table
 from harness.report.plot import COLOURS, GREY, INK, WRONG, Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 from harness.report.verifications.check_rows import places, predictions
 
@@ -61,7 +63,7 @@ def section(run: RunRecords, drawn: list[Plot]) -> Iterator[str]:
         yield from embed(plot)
     numeric = ["std at entry", "std at the end", "predicted", "growth"]
     yield from table(["stream", "recipe", *numeric, "verdict"], rows, right=numeric)
-    yield from (f"Every block: {csv_link('activations')}.", "")
+    yield from (Beside(f"Every block: {csv_link('activations')}."), "")
 
 
 def plot(verify: RunRecords) -> Plot | None:
@@ -197,7 +199,9 @@ def draw_line(axes: Axes, line: StreamCurve, at: dict[str, int], colour: str) ->
             axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     shown = [place for place in line.places if place in at]
     std = dict(zip(line.places, line.std, strict=True))
-    axes.plot([at[place] for place in shown], [std[place] for place in shown], color=colour, marker="o", markersize=3.6)
+    measured = [std[place] for place in shown]
+    (curve,) = axes.plot([at[place] for place in shown], measured, color=colour, marker="o", markersize=3.6)
+    name_points(curve, [f"{line.recipe}, {place}: std {number(std[place])}" for place in shown])
     wrong = [place for place in shown if place in line.wrong]
     axes.plot([at[place] for place in wrong], [std[place] for place in wrong], linestyle="", marker="o", markersize=10,
               markerfacecolor="none", markeredgecolor=WRONG)  # fmt: skip

@@ -7,15 +7,20 @@ from functools import partial
 
 from harness.core.record_files import Row
 from harness.report.axes import log_axis, panel_title, power_of_ten
+from harness.report.blocks import Findings
 from harness.report.formatting import decimal, plain
 from harness.report.json_values import as_float, as_mapping, mappings
 from harness.report.markdown import code, escape, table
 from harness.report.plot import COLOURS, GREY, WRONG, Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 
 FLOOR = 1e-17  # an exactly equal component is drawn here
 DIFFERS = 1e-9  # relative, in float64: rounding is some 1e-15
-OF_A_GPT = "Findings are in execution order: fix the first one first. Each is masked while the next is searched."
+OF_A_GPT = (
+    "The finding that explains most failures comes first; those that explain as many are in execution order. Fix the "
+    "first one first. Each is masked while the next is searched."
+)
 OF_A_PROGRAM = "Findings are in the order of a run's events, each with the failures that follow from it."
 INPUTS = (("own", "as the subject runs", GREY), ("alone", "alone, given GPT-2's input", COLOURS[0]))
 
@@ -23,15 +28,24 @@ INPUTS = (("own", "as the subject runs", GREY), ("alone", "alone, given GPT-2's 
 def sections(run: RunRecords) -> Iterator[str]:
     """Yield a table of findings, in execution order, for each subject that was diagnosed."""
     for row in run.diagnoses:
-        findings = mappings(row.get("findings"))
+        findings = in_order(row)
         if not findings and not row.get("trouble"):
             continue
         yield from (f"## Diagnosis of {escape(row.get('subject', run.subject), 120)}", "")
         if findings:
-            yield from table(["", "where", "cause", "evidence", "source"], [*rows(findings)])
+            shown = table(["", "where", "cause", "evidence", "source"], [*rows(findings)])
+            yield from (Findings(shown[0], findings), "")
             yield from (OF_A_PROGRAM if row.get("in_order") else OF_A_GPT, "")
         if row.get("trouble"):
             yield from (f"Not diagnosed: {escape(row['trouble'], 400)}", "")
+
+
+def in_order(row: Row) -> list[Row]:
+    """Return the findings of a diagnosis in the order in which to fix them, the declared ones of a GPT last."""
+    findings = mappings(row.get("findings"))
+    if row.get("in_order"):
+        return findings
+    return sorted(findings, key=lambda found: (bool(found.get("declared")), -(as_float(found.get("explains")) or 0.0)))
 
 
 def rows(findings: list[Row]) -> Iterator[list[str]]:
@@ -47,7 +61,9 @@ def rows(findings: list[Row]) -> Iterator[list[str]]:
 def plot(run: RunRecords) -> Plot | None:
     """Return the plot of the first diagnosis with more than two components; None if there is none."""
     for row in run.diagnoses:
-        gaps = {str(place): as_mapping(found) for place, found in as_mapping(row.get("divergence")).items()}
+        gaps = {
+            plain(place, longest=60): as_mapping(found) for place, found in as_mapping(row.get("divergence")).items()
+        }
         points = {place: {key: as_float(found.get(key)) for key, *_ in INPUTS} for place, found in gaps.items()}
         if len(points) > 2:
             return Plot(
@@ -92,7 +108,7 @@ def draw(points: dict[str, dict[str, float | None]], canvas: Canvas) -> None:
                 if (gap := points[place][key]) is not None and (gap > DIFFERS and key == "alone") == wrong
             ]
             if chosen:
-                axes.plot(
+                (line,) = axes.plot(
                     *zip(*chosen, strict=True),
                     linestyle="none",
                     marker="o",
@@ -101,6 +117,7 @@ def draw(points: dict[str, dict[str, float | None]], canvas: Canvas) -> None:
                     label=f"{label}: wrong" if wrong else label,
                     zorder=3 if key == "own" else 2,
                 )
+                name_points(line, [f"{places[x]} {label}: differs by {decimal(gap, 2)}" for x, gap in chosen])
     largest = max((gap for gaps in points.values() for gap in gaps.values() if gap is not None), default=1.0)
     log_axis(axes.yaxis, FLOOR / 3, max(largest, 1.0) * 2e3, ticks=[1e-16, 1e-12, 1e-8, 1e-4, 1.0], words=power_of_ten)
     axes.axhspan(FLOOR / 3, 1e-12, color=GREY, alpha=0.08, linewidth=0)

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.record_files import Row
 from harness.report.axes import decades, label_points, log_axis, panel_title, power_of_ten
+from harness.report.blocks import Cell
 from harness.report.formatting import decimal, parameters, plain, short_name
 from harness.report.json_values import as_float, as_mapping
 from harness.report.markdown import LONGEST_TABLE, code, embed, escape, link_to_all_rows, missing, table
 from harness.report.plot import COLOURS, GREY, WRONG, Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 from harness.report.verifications.check_rows import differences
+from harness.report.verifications.failures import anchor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +60,13 @@ def section(run: RunRecords, drawn: list[Plot]) -> Iterator[str]:
         yield from embed(plot)
     numeric = ["float32 / floor", "float64 / floor"]
     heads = ["check", "parameters", "compared", "verdict", "worst at", *numeric]
-    yield from table(heads, [cells(check) for check in judged[:LONGEST_TABLE]], right=["compared", *numeric])
+    yield from table(
+        heads,
+        [cells(check) for check in judged],
+        right=["compared", *numeric],
+        ids=[anchor(check, "parity") for check in judged],
+        most=LONGEST_TABLE,
+    )
     yield from link_to_all_rows(len(judged), "parity", "Every component with its floors")
 
 
@@ -75,7 +84,13 @@ def cells(check: Row) -> list[str]:
         str(len(compared)),
         verdict,
         escape(worst.get("where"), 60),
-        *(f"{two_digits(worst.get(f'float{bits}'))} / {two_digits(worst.get(f'floor{bits}'))}" for bits in (32, 64)),
+        *(
+            Cell(
+                f"{two_digits(worst.get(f'float{bits}'))} / {two_digits(worst.get(f'floor{bits}'))}",
+                as_float(worst.get(f"float{bits}")),
+            )
+            for bits in (32, 64)
+        ),
     ]
 
 
@@ -241,7 +256,14 @@ def draw_differences(
             kind = f"wrong {precision}" if p.verdict == "different" else "fine"
             heights.setdefault(kind, []).append((index, value))
     for kind, drawn in heights.items():
-        axes.plot(*zip(*drawn, strict=True), linestyle="", zorder=3 if kind == "fine" else 4, **styles[kind])
+        (line,) = axes.plot(*zip(*drawn, strict=True), linestyle="", zorder=3 if kind == "fine" else 4, **styles[kind])
+        name_points(line, [point_text(points[index], precision) for index, _ in drawn])
+
+
+def point_text(p: Point, precision: str) -> str:
+    """Return the difference of a component in one precision, and its floor there."""
+    value, floor = getattr(p, precision), getattr(p, precision.replace("float", "floor"))
+    return f"{p.where}, {precision}: {two_digits(value)}, floor {two_digits(floor)} ({p.verdict})"
 
 
 def label_components(axes: Axes, names: list[str]) -> None:

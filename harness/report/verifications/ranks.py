@@ -9,10 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.axes import panel_title
+from harness.report.blocks import Cell
 from harness.report.formatting import memory
 from harness.report.json_values import as_float, as_mapping
 from harness.report.markdown import embed, escape, table
 from harness.report.plot import COLOURS, GREY, INK, WRONG, Canvas, Plot
+from harness.report.point_values import name_points
 from harness.report.run_records import RunRecords, provenance
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def section(run: RunRecords, drawn: list[Plot]) -> Iterator[str]:
 def _cells(each: Costs) -> list[str]:
     stored = sum(each.stored.values()) if each.stored else None
     numbers = (each.ring, each.wire, each.sent, stored, each.predicted)
-    return [escape(KINDS.get(each.kind, each.kind)), *("" if n is None else memory(n) for n in numbers)]
+    return [escape(KINDS.get(each.kind, each.kind)), *("" if n is None else Cell(memory(n), n) for n in numbers)]
 
 
 def plot(run: RunRecords) -> Plot | None:
@@ -127,14 +129,17 @@ def draw(costs: list[Costs], canvas: Canvas) -> None:
     """Draw the bytes sent and the bytes stored side by side."""
     left, right = canvas.panels([0.1, 0.1], left=0.85, above=0.62, below=0.35)
     for number, each in enumerate(costs):
-        for shift, value, colour in ((-0.2, each.ring, COLOURS[0]), (0.2, each.wire, COLOURS[1])):
+        kind, sent = KINDS.get(each.kind, each.kind), memory(each.sent) or "no closed form"
+        for shift, value, by in ((-0.2, each.ring, "rings"), (0.2, each.wire, "kernel")):
             if value is not None:
                 wrong = each.sent is not None and value > WITHIN * max(each.sent, 1.0)
-                left.bar(number + shift, value, 0.36, color=WRONG if wrong else colour)
+                (bar,) = left.bar(number + shift, value, 0.36, color=WRONG if wrong else COLOURS[by == "kernel"])
+                name_points(bar, [f"{kind}, sent by the {by}: {memory(value)}; closed form {sent}"])
         _mark(left, number, each.sent)
         base = 0.0
         for part, size in (each.stored or {}).items():
-            right.bar(number, size, 0.55, bottom=base, color=SHADES[part])
+            (bar,) = right.bar(number, size, 0.55, bottom=base, color=SHADES[part])
+            name_points(bar, [f"{kind}, {PARTS[part]}: {memory(size)}"])
             base += size
         _mark(right, number, each.predicted)
     _legend(left, {"as rings": COLOURS[0], "counted by the kernel": COLOURS[1], "closed form": INK})

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from harness.core.record_files import Row
 from harness.report import formatting
+from harness.report.blocks import Beside, Cell, Details
 from harness.report.formatting import number, plural
 from harness.report.json_values import as_float
 from harness.report.markdown import LONGEST_TABLE, code, csv_link, embed, escape, missing, prose, table
@@ -14,7 +15,7 @@ from harness.report.plot import Plot
 from harness.report.run_records import VERDICTS, RunRecords, count_verdicts
 from harness.report.verifications import activations, diagnosis, failures, parity, ranks
 from harness.report.verifications.check_rows import components
-from harness.report.verifications.failures import name_of
+from harness.report.verifications.failures import anchor, expected, found, name_of
 
 COMMAND = "pytest verifications/"
 SLOWEST = 10
@@ -42,11 +43,12 @@ def skips(run: RunRecords) -> Iterator[str]:
     for check in run.of_verdict("skip"):
         reasons.setdefault(str(check.get("message") or "no reason given"), []).append(check)
     if reasons:
-        yield from ("## Skipped", "")
+        lines = []
         for reason, checks in reasons.items():
             names = [code(each) for each in dict.fromkeys(f"{c.get('suite')}/{c.get('check')}" for c in checks)]
-            yield f"- {plural(len(checks), 'check')} ({formatting.entries(names, 5)}): {prose(reason)}"
-        yield ""
+            lines.append(f"- {plural(len(checks), 'check')} ({formatting.entries(names, 5)}): {prose(reason)}")
+        summary = f"{plural(run.counts['skip'], 'check')}, by what is missing"
+        yield from ("## Skipped", "", Details(summary, lines, markdown="\n".join(lines)), "")
 
 
 def suites(run: RunRecords) -> Iterator[str]:
@@ -58,10 +60,30 @@ def suites(run: RunRecords) -> Iterator[str]:
         counts, total = count_verdicts(own), sum(as_float(check.get("seconds")) or 0.0 for check in own)
         worst = next((v for v in ("fail", "error") if counts[v]), None)
         verdict = f"**{worst}**" if worst else "pass" if counts["pass"] or counts["declared"] else "skipped"
-        rows.append([escape(suite), verdict, *(str(counts[v] or "") for v in used), formatting.duration(total)])
+        time = Cell(formatting.duration(total), total)
+        rows.append([escape(suite), verdict, *(str(counts[v] or "") for v in used), time])
     yield from table(["suite", "verdict", *used, "time"], rows, right=(*used, "time"))
     if rows:
-        yield from (f"Every check, one row each: {csv_link('checks')}.", "")
+        yield from every_check(run)
+        yield from (Beside(f"Every check, one row each: {csv_link('checks')}."), "")
+
+
+def every_check(run: RunRecords) -> Iterator[str]:
+    """Yield every check with its value and how to run it again; Markdown has this table beside the page."""
+    heads = ["check", "verdict", "found", "expected", "time", "run again"]
+    rows = [
+        [
+            code(name_of(check)),
+            escape(check.get("verdict")),
+            prose(check.get("message") if check.get("verdict") == "skip" else found(check), 160),
+            prose(expected(check), 160),
+            Cell(formatting.duration(check.get("seconds")), as_float(check.get("seconds"))),
+            code(check.get("rerun") or ""),
+        ]
+        for check in run.checks
+    ]
+    shown = table(heads, rows, right=["time"], ids=[anchor(check, "check") for check in run.checks], most=0)
+    yield Details(f"Every check: {len(rows)} rows", shown)
 
 
 def side_by_side(run: RunRecords) -> Iterator[str]:
@@ -83,7 +105,7 @@ def side_by_side(run: RunRecords) -> Iterator[str]:
     tallies = [[tally(cells[line].get(subject, [])) for subject in subjects] for line in lines]
     rows = [[title, *counts] for title, counts in zip(titles, tallies, strict=True)]
     yield from ("## Side by side", "")
-    yield from table(["", *map(code, subjects)], rows[:LONGEST_TABLE])
+    yield from table(["", *map(code, subjects)], rows, most=LONGEST_TABLE)
     yield from ("The suites come first, then every check that at least one subject fails.", "")
 
 
@@ -109,7 +131,7 @@ def parameter_counts(run: RunRecords) -> Iterator[str]:
         cells.append([escape(size), "tied" if tied is True else "untied" if tied is False else "", *numbers])
     titles = [escape(column) for column in columns]
     yield from table(["size", "head", *titles], cells, right=titles)
-    yield from (f"Counted on the built model, each parameter once: {csv_link('parameters')}.", "")
+    yield from (Beside(f"Counted on the built model, each parameter once: {csv_link('parameters')}."), "")
 
 
 def slowest(run: RunRecords) -> Iterator[str]:
@@ -123,7 +145,11 @@ def slowest(run: RunRecords) -> Iterator[str]:
     yield from (f"## The {plural(len(ranked), 'slowest check')}", "")
     yield from (f"They took {share:.0%} of the {formatting.duration(total)} that all checks took.", "")
     rows = [
-        [formatting.duration(check["seconds"]), code(check.get("id") or name_of(check)), escape(check.get("verdict"))]
+        [
+            Cell(formatting.duration(check["seconds"]), check["seconds"]),
+            code(check.get("id") or name_of(check)),
+            escape(check.get("verdict")),
+        ]
         for check in ranked
     ]
     yield from table(["time", "check", "verdict"], rows, right=["time"])

@@ -21,7 +21,7 @@ from harness.tests.report.sample_verification import check, initialisation, veri
 
 def test_no_plot_is_drawn_from_no_data(tmp_path):
     files = write(tmp_path, run("verify", [check()]), None)
-    assert files == [tmp_path / "index.md", tmp_path / "tables" / "checks.csv"]
+    assert files == [tmp_path / "index.md", tmp_path / "index.html", tmp_path / "tables" / "checks.csv"]
     assert "![" not in files[0].read_text(encoding="utf-8")
 
 
@@ -30,11 +30,13 @@ def test_a_report_written_twice_is_the_same_to_the_byte(tmp_path):
     first = {path.name: path.read_bytes() for path in write(tmp_path / "a", *runs)}
     second = {path.name: path.read_bytes() for path in write(tmp_path / "b", *runs)}
     assert first == second
-    assert {"index.md", "activations.csv", "activations.png", "activations.svg", "generation.png"} <= set(first)
+    assert {"index.md", "index.html", "activations.csv", "activations.png", "activations.svg", "generation.png"} <= set(
+        first
+    )
 
 
 def test_every_link_on_the_page_leads_to_a_file_and_every_file_is_linked(tmp_path):
-    page_path, *files = write(tmp_path, run("verify", verify_rows()), run("bench", bench_rows()))
+    page_path, _, *files = write(tmp_path, run("verify", verify_rows()), run("bench", bench_rows()))
     links = re.findall(r"\]\(((?:tables|plots)/[^)]+)\)", page_path.read_text(encoding="utf-8"))
     assert {tmp_path / link for link in links} == set(files)
 
