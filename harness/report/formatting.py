@@ -111,7 +111,7 @@ def date(stamp: object) -> str:
 
 def duration(seconds: Any) -> str:
     """Return a number of seconds as `0.31 s`, `1 min 32 s` or `2 h 1 min`."""
-    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
+    if (seconds := as_float(seconds)) is None:
         return "?"
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
@@ -128,11 +128,11 @@ def at(point: Any, axis: Any) -> str:
 
 def timing(median: Any, spread: Any = None) -> str:
     """Return a time in seconds with its spread, to two digits of the spread: `1.427 ± 0.026 s`."""
-    if not isinstance(median, (int, float)) or not math.isfinite(median):
+    if (median := as_float(median)) is None:
         return ""
     scale, unit = next((s for s in ((1, "s"), (1e-3, "ms")) if abs(median) >= s[0]), (1e-6, "µs"))
     value = median / scale
-    if not isinstance(spread, (int, float)) or not math.isfinite(spread):
+    if (spread := as_float(spread)) is None:
         return f"{value:.3g} {unit}"
     width = spread / scale
     decimals = min(3, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
@@ -141,9 +141,9 @@ def timing(median: Any, spread: Any = None) -> str:
 
 def memory(size: Any) -> str:
     """Return a number of bytes in binary units: `384 MiB`, `3.61 MiB`."""
-    if not isinstance(size, (int, float)) or not math.isfinite(size):
+    if (scaled := as_float(size)) is None:
         return ""
-    scaled, unit = float(size), "B"
+    unit = "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(scaled) < 1024 or unit == "TiB":
             break

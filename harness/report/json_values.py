@@ -29,9 +29,13 @@ def mappings(value: Any) -> list[Row]:
 
 def as_float(value: Any) -> float | None:
     """Return a finite number as a float; None for anything else, booleans included."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # JSON has integers of any size
+        return None
+    return found if math.isfinite(found) else None
 
 
 def as_cell(value: Any) -> Any:

@@ -41,7 +41,7 @@ def by_comparison(bench: RunRecords | None) -> dict[str, list[Row]]:
 
 def arms(comparison: Row) -> Iterator[Row]:
     """Yield one row for each arm of a comparison at one point; an arm that was not verified has no figures."""
-    found = {arm.get("arm"): arm for arm in mappings(comparison.get("arms"))}
+    found = {as_cell(arm.get("arm")): arm for arm in mappings(comparison.get("arms"))}
     verified = {name for name, arm in found.items() if as_mapping(arm.get("verified")).get("verdict") == "pass"}
     for name, arm in found.items():
         verdict = as_mapping(arm.get("verified"))
@@ -69,7 +69,7 @@ def arms(comparison: Row) -> Iterator[Row]:
 def ratio_of(comparison: Row, arm: object, verified: set[Any]) -> Row:
     """Return the ratio of an arm to its control if both were verified; otherwise an empty mapping."""
     for found in mappings(comparison.get("ratios")):
-        if found.get("arm") == arm and {arm, found.get("against")} <= verified:
+        if found.get("arm") == arm and {arm, as_cell(found.get("against"))} <= verified:
             return found
     return {}
 

@@ -12,6 +12,7 @@ from harness.report.formatting import plural
 from harness.report.json_values import as_float, as_mapping
 from harness.report.run_records import RunRecords
 
+MOST_PAIRS = 10**6  # a run that counts more is damaged
 TOLERATED = 0.10  # a run that calls a larger share of its identical arms different is no evidence
 
 
@@ -33,7 +34,7 @@ class FalseAlarms:
         """Return the counts of the footer; of the twins' ratios in a run without them (older, or died)."""
         counted = as_mapping((run.footer or {}).get("false_alarms"))
         pairs, flagged = counted.get("pairs"), counted.get("flagged")
-        if not isinstance(pairs, int) or not isinstance(flagged, int):
+        if not isinstance(pairs, int) or not isinstance(flagged, int) or not 0 <= flagged <= pairs <= MOST_PAIRS:
             rows = [row for comparison in run.comparisons for row in arms(comparison)]
             twins = [row for row in rows if row["twin_of"] and as_float(row["ratio"])]
             pairs, flagged = len(twins), sum(formatting.is_conclusive(row) for row in twins)

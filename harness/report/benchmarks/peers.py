@@ -9,7 +9,7 @@ from harness.core.record_files import Row
 from harness.report import formatting
 from harness.report.benchmarks.arm_rows import arms
 from harness.report.formatting import plural
-from harness.report.json_values import as_float, as_list, as_mapping, mappings
+from harness.report.json_values import as_cell, as_float, as_list, as_mapping, mappings
 from harness.report.markdown import LONGEST_TABLE, escape, table
 from harness.report.run_records import RunRecords
 
@@ -53,13 +53,13 @@ def section(run: RunRecords) -> Iterator[str]:
 def pairs_of(run: RunRecords) -> Iterator[Pair]:
     """Yield the pairs that the footer lists, each with the rows of its two arms."""
     rows = {
-        (row["comparison"], row["metric"], row["point"], row["arm"]): row
+        tuple(as_cell(row[key]) for key in ("comparison", "metric", "point", "arm")): row
         for comparison in run.comparisons
         for row in arms(comparison)
     }
     for ratio in mappings((run.footer or {}).get("beside_peers")):
-        where = (ratio.get("comparison"), ratio.get("metric"), ratio.get("point"))
-        subject, peer = (rows.get((*where, ratio.get(key))) for key in ("arm", "peer"))
+        where = tuple(as_cell(ratio.get(key)) for key in ("comparison", "metric", "point"))
+        subject, peer = (rows.get((*where, as_cell(ratio.get(key)))) for key in ("arm", "peer"))
         if subject and peer and as_float(ratio.get("ratio")):
             yield Pair(subject, peer, ratio)
 

@@ -26,7 +26,7 @@ def plots(bench: RunRecords) -> list[Plot]:
     for setting, comparisons in settings.items():
         device, threads = (plain(value, longest=30) for value in setting)
         ceilings, dots = ceilings_of(comparisons), dots_of(comparisons)
-        if not dots or {ceiling.kind for ceiling in ceilings} < {"compute", "bandwidth"}:
+        if not dots or not {"compute", "bandwidth"} <= {ceiling.kind for ceiling in ceilings}:
             continue
         where = [*([device] if device != "None" else []), *([f"{threads} threads"] if threads != "None" else [])]
         only = len(settings) == 1

@@ -23,7 +23,7 @@ def check_row(check: Row, columns: Sequence[str]) -> Row:
 def places(check: Row) -> list[str]:
     """Return where in the model a check found its value."""
     where = check.get("where")
-    return [plain(place) for place in ([where] if isinstance(where, str) else where or [])]
+    return [plain(place) for place in ([where] if isinstance(where, str) else as_list(where))]
 
 
 def activations(verify: RunRecords) -> Iterator[Row]:

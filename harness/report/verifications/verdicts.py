@@ -55,8 +55,8 @@ def suites(run: RunRecords) -> Iterator[str]:
     """Yield the verdict of each suite, in bold if it does not pass."""
     yield from ("## Verdict by suite", "")
     rows, used = [], [v for v in VERDICTS if v != "declared" or run.counts[v]]
-    for suite in dict.fromkeys(check.get("suite") for check in run.checks):
-        own = [check for check in run.checks if check.get("suite") == suite]
+    for suite in dict.fromkeys(str(check.get("suite")) for check in run.checks):
+        own = [check for check in run.checks if str(check.get("suite")) == suite]
         counts, total = count_verdicts(own), sum(as_float(check.get("seconds")) or 0.0 for check in own)
         worst = next((v for v in ("fail", "error") if counts[v]), None)
         verdict = f"**{worst}**" if worst else "pass" if counts["pass"] or counts["declared"] else "skipped"
@@ -92,7 +92,7 @@ def side_by_side(run: RunRecords) -> Iterator[str]:
     A run has no such table if no check judges two subjects: a GPT and a training program are not compared.
     """
     subjects = list(dict.fromkeys(str(check.get("subject")) for check in run.checks))
-    judged = {(check.get("suite"), check.get("check"), check.get("subject")) for check in run.checks}
+    judged = {tuple(str(check.get(key)) for key in ("suite", "check", "subject")) for check in run.checks}
     if len(judged) == len({(suite, name) for suite, name, _ in judged}):
         return
     cells: dict[str, dict[str, list[Row]]] = {}

@@ -7,6 +7,8 @@ import pytest
 
 from harness.report import formatting, page, write
 from harness.report.markdown import code, escape, prose
+from harness.report.page import plots
+from harness.report.run_records import RunRecords
 from harness.tests.report.sample_benchmark import bench_rows
 from harness.tests.report.sample_run import run
 from harness.tests.report.sample_verification import check, verify_rows
@@ -95,6 +97,30 @@ def test_records_of_another_shape_are_no_reason_to_fail(tmp_path):
     bare = {"kind": "record", "measure": "activation_std", "value": {"a": "x", "b": None, "c": 1e-300}}
     odd = {"kind": "comparison", "comparison": None, "arms": [None, {"arm": None}], "ratios": 3}
     write(tmp_path, [{"kind": "header"}, bare, {"kind": "record"}], [{"kind": "header"}, odd])
+
+
+@pytest.mark.parametrize("odd", [None, True, 10**400, "x", [1], {"a": []}], ids=lambda odd: repr(odd)[:9])
+def test_a_value_of_another_type_anywhere_is_no_reason_to_fail(odd):
+    """One of a list as a suite, an integer beyond any float, a place that is True: each has cost a whole page."""
+    checks, comparison = verify_rows(wrong=True)[-5:], bench_rows()[0]
+    for key in {*checks[0], "found", "expected_text", "claim", "declared"} - {"kind"}:
+        page(run("verify", [{**row, key: odd} for row in checks]), None)
+    for key in set(comparison) - {"kind"}:
+        page(None, run("bench", [{**comparison, key: odd}]))
+    for part in ("arms", "ratios"):
+        for key in comparison[part][0]:
+            page(None, run("bench", [{**comparison, part: [{**row, key: odd} for row in comparison[part]]}]))
+    page(
+        run("verify", [], ending={"excepted": odd, "wall_seconds": odd}), run("bench", [], ending={"false_alarms": odd})
+    )
+
+
+def test_ceilings_of_one_kind_alone_make_no_roofline():
+    """Without a bandwidth, or without products, there is no line to draw."""
+    rows = [row for row in bench_rows() if row.get("ceilings")]
+    for kind in ("flops", "moved_bytes"):
+        found = [{**row, "ceilings": [each for each in row["ceilings"] if each[kind] is None]} for row in rows]
+        assert not [plot for plot in plots(None, RunRecords.of(run("bench", found))) if plot.name == "roofline"]
 
 
 OLD = {

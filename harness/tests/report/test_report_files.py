@@ -151,3 +151,74 @@ def test_two_runs_of_one_kind_a_missing_file_and_one_of_another_kind_are_named_e
 def test_a_session_writes_its_report_beside_its_records(tmp_path):
     save(tmp_path / "records", "verify-20261122T153000Z.jsonl", run("verify", [check()]))
     assert write_latest(tmp_path)[0] == tmp_path / "index.md"
+
+
+def test_records_that_cannot_be_read_are_named_on_the_page_and_cost_no_other(tmp_path):
+    """Damaged, of another version, and empty: of the same subject, newer or older than the run on the page."""
+    records = tmp_path / "records"
+    own = save(records, "verify-20261122T100000Z.jsonl", run("verify", [check()]))
+    older = save(records, "bench-20261121T100000Z.jsonl", run("bench", bench_rows()[:1]))
+    damaged = save(records, "bench-20261122T090000Z.jsonl", run("bench", bench_rows()[:1]))
+    damaged.write_text(damaged.read_text().replace('{"kind": "comparison"', "{{", 1))
+    save(records, "verify-20261121T110000Z.jsonl", run("verify", [check()], schema=99))
+    (records / "verify-20261120T100000Z.jsonl").write_text("")
+    write_latest(tmp_path, of=[own])
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "bench-20261122T090000Z.jsonl:2: not a JSON line" in text
+    assert "verify-20261121T110000Z.jsonl:1: schema 99, this version reads 1" in text
+    assert older.exists()
+    assert "Benchmarked 2026-11-22" in text, "of the run before the damaged one"
+
+
+def test_only_records_that_cannot_be_read_are_one_clear_error(tmp_path):
+    save(tmp_path / "records", "verify-20261122T100000Z.jsonl", run("verify", [check()], schema=99))
+    with pytest.raises(HarnessError, match="schema 99, this version reads 1"):
+        write_latest(tmp_path)
+
+
+def test_the_html_page_has_earlier_runs_of_the_same_subject_alone(tmp_path):
+    records = tmp_path / "records"
+    for day, subject, verdict in (
+        (19, "mine.py:GPT", "pass"),
+        (20, "other.py:GPT", "fail"),
+        (21, "mine.py:GPT", "fail"),
+    ):
+        started = f"2026-11-{day}T10:00:00Z"
+        rows = run("verify", [check(verdict=verdict, subject=subject)], subject=subject, started=started)
+        save(records, f"verify-202611{day}T100000Z.jsonl", rows)
+    later = run("verify", [check(subject="mine.py:GPT")], subject="mine.py:GPT", started="2026-11-23T10:00:00Z")
+    save(records, "verify-20261123T100000Z.jsonl", later)
+    own = run("verify", [check(subject="mine.py:GPT")], subject="mine.py:GPT", started="2026-11-22T10:00:00Z")
+    write_latest(tmp_path, of=[save(records, "verify-20261122T100000Z.jsonl", own)])
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    history = text[text.index('id="history"') :]
+    assert "2026-11-21 10:00 UTC" in history
+    assert "2026-11-19 10:00 UTC" in history
+    assert "2026-11-20" not in history, "of another subject"
+    assert "2026-11-23" not in history, "later than the run on the page"
+    assert '<tr id="changed-structure-shapes">' in history
+
+
+def test_a_run_of_claims_alone_keeps_the_verification_on_the_html_page(tmp_path):
+    whole = save(tmp_path / "records", "verify-20261122T100000Z.jsonl", run("verify", [check()]))
+    own = save(tmp_path / "records", "verify-20261122T110000Z.jsonl", run("verify", claim_rows()[:1]))
+    write_latest(tmp_path, of=[own])
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "The one check that was judged passes" in text
+    assert "Of 1 claim 1 holds." in text
+    whole.unlink()
+    write_latest(tmp_path, of=[own])
+    assert "Of 1 claim 1 holds." in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("there_is_one", [True, False])
+def test_open_shows_the_html_page_or_says_where_it_is(tmp_path, monkeypatch, capsys, there_is_one):
+    save(tmp_path / "records", "verify-20261122T100000Z.jsonl", run("verify", [check()]))
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or there_is_one)
+    assert (
+        cli.main(["report", "--records", str(tmp_path / "records"), "--output", str(tmp_path / "out"), "--open"]) == 0
+    )
+    assert opened == [(tmp_path / "out" / "index.html").as_uri()]
+    said = f"no browser could be opened here: open {tmp_path / 'out' / 'index.html'}"
+    assert (said in capsys.readouterr().out) != there_is_one
