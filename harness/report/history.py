@@ -92,7 +92,7 @@ def of_ratios(run: RunRecords, earlier: Sequence[RunRecords]) -> Iterator[str]:
         return
     keys = [key for key in now if any(key in found for _, found in before)]
     dates = [
-        f"{escape(date(each.header.get('started')))} {escape(commit(each.environment) or '')}" for each, _ in before
+        f"{escape(date(each.header.get('started')))}<br>{escape(commit(each.environment) or '')}" for each, _ in before
     ]
     cells = [
         [*map(escape, key), *(_cell(found.get(key)) for found in (now, *(found for _, found in before)))]

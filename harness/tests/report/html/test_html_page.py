@@ -85,6 +85,12 @@ def test_hostile_text_is_shown_as_text(hostile):
     assert "\u202e" not in hostile
 
 
+def test_files_beside_the_page_are_not_named_on_it(wrong):
+    """It is passed on without them: a link to a table as CSV would be shown as Markdown."""
+    assert "](" not in wrong
+    assert ".csv" not in wrong
+
+
 def test_the_page_is_small_enough_for_mail(wrong):
     assert len(wrong.encode()) < LARGEST
 
