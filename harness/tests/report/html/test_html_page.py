@@ -106,6 +106,9 @@ def test_tables_have_captions_and_their_heads_have_scopes(wrong):
     found = ParsedPage(wrong)
     assert len(found.tags("caption")) == len(found.tags("table")) > 10
     assert all(each.get("scope") in {"col", "row"} for each in found.tags("th"))
+    boxes = [each for each in found.tags("div") if each.get("role") == "region"]
+    assert len(boxes) > 20
+    assert all(each.get("aria-label") and each.get("tabindex") == "0" for each in boxes), "scrolled with the keyboard"
 
 
 def test_pictures_have_a_title_and_a_description(wrong):
