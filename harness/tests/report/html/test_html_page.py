@@ -226,3 +226,11 @@ def test_what_was_not_measured_is_one_list_at_the_end():
     text = page(RunRecords.of(run("verify", [check()])), None)
     assert 'id="activations-at-initialisation"' not in text
     assert "No activations were measured" in text[text.index('id="not-in-this-report"') :]
+
+
+def test_what_the_diagnosis_does_not_explain_comes_first():
+    first, second = (check(name, verdict="fail", message=f"found {name}") for name in ("explained", "left"))
+    diagnosis = {**sample_pages.DIAGNOSIS, "explained": [first["id"]]}
+    text = page(RunRecords.of(run("verify", [first, second, diagnosis])), None)
+    assert text.index('<details id="failure-structure-left"') < text.index('<details id="failure-structure-explained"')
+    assert "The diagnosis explains 1 of these 2 failures" in text
