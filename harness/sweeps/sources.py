@@ -63,9 +63,10 @@ def write_source(folder: Path, source: Source, *, validation_tokens: int) -> Sou
     folder = folder.resolve()
     if source.text:
         text = load_text(source.text)
-        path = folder / f"{Path(source.text).stem}.txt"
+        digest = _digest(text)  # in the name: two texts may have one, and a file may change between two runs
+        path = folder / f"{Path(source.text).stem}-{digest}.txt"
         _write(path, text)
-        return _checked(SourceText(path, len(text), len(set(text)), _digest(text)), source, validation_tokens)
+        return _checked(SourceText(path, len(text), len(set(text)), digest), source, validation_tokens)
     made = graded_source(source.symbols, spectrum=source.spectrum, spread=source.spread)
     path = folder / f"markov-{source.symbols}-{source.spectrum:g}-{source.spread:g}-{source.characters}.txt"
     text = path.read_text(encoding="utf-8") if path.exists() else made.text(source.characters, seed=TEXT_SEED)

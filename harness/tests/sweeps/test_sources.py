@@ -19,6 +19,19 @@ def test_the_text_is_written_once_and_has_the_entropy_of_the_source(tmp_path):
     assert known.path.stat().st_mtime_ns == before
 
 
+def test_another_text_of_the_same_name_is_another_file(tmp_path):
+    """A file was named by its stem alone, so what was there was trained on under the digest of the new text."""
+    known = []
+    for number in (1, 2):
+        own = tmp_path / str(number) / "notes.txt"
+        own.parent.mkdir()
+        own.write_text(f"text {number}; " * 100)
+        known.append(write_source(tmp_path / "texts", Source("text", 16, (), text=str(own)), validation_tokens=100))
+        assert known[-1].path.read_text() == own.read_text()
+    assert known[0].path != known[1].path
+    assert known[0].digest != known[1].digest
+
+
 @pytest.mark.parametrize("characters", [1000, 1_115_394, 4_500_000, 30_000_000])
 def test_the_fraction_leaves_exactly_the_validation_part(characters):
     for tokens in (100, 333, 65_536 if characters > 200_000 else 400):
