@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.core.errors import HarnessError
 from harness.core.shipped_packages import HOME
-from harness.lessons.execution import Outcome
+from harness.lessons.execution import Outcome, StopRequest
 from harness.lessons.lesson_file import LessonRun
 from harness.lessons.progress import Progress
 from harness.lessons.run_folder import ENVIRONMENT, OUTPUT, STATE, RunFolder
@@ -49,7 +49,7 @@ def execute_on_cluster(
     """Do the runs that are not finished as Ray tasks of one CPU each, and return what came of them.
 
     `address` is that of a cluster, or "local" for one of `jobs` CPUs on this machine. When `minutes` are over (0: no
-    limit) or after Ctrl-C, the tasks are cancelled: what is finished is kept, the others start again next time.
+    limit) or after Ctrl-C or SIGTERM, the tasks are cancelled: what is finished is kept, the others start again next time.
 
     Raises HarnessError without ray, and for a cluster that cannot be reached.
     """
@@ -91,12 +91,11 @@ def _collect(
             texts[run.text] = ray.put(run.text.read_bytes())
     pending = {task.remote(_sent(run), run.folder.fingerprint, texts[run.text], commit): run for run in waiting}
     deadline = time.monotonic() + 60 * minutes if minutes else None
-    try:
-        while pending and (deadline is None or time.monotonic() < deadline):
+    with StopRequest().entered() as stop:  # Ray's own handler of SIGTERM would end this process
+        while pending and not stop.signals and (deadline is None or time.monotonic() < deadline):
             for reference in ray.wait(list(pending), num_returns=1, timeout=POLL)[0]:
                 _receive(ray, reference, pending.pop(reference), outcome, progress)
-    except KeyboardInterrupt:
-        outcome.signal = 2
+        outcome.signal = stop.signals[0] if stop.signals else None
     why = "stopped" if outcome.signal else "the budget was used up"
     for reference, run in pending.items():
         ray.cancel(reference, force=True)

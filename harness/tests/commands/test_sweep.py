@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from harness import cli
 from harness.core.record_files import read
 from harness.lessons import execution, trainer_process
 from harness.report.plot import Plot
+from harness.sweeps import cluster
 from harness.tests.lessons.signals import signal_when, wait_for
 from harness.tests.sweeps import fake_trainer
 from harness.tests.sweeps.small_plan import SMALL
@@ -49,6 +52,7 @@ def test_a_sweep_has_runs_records_fits_and_a_page_that_reads_them_again(small, c
     rows = newest()
     runs = [row for row in rows if row["kind"] == "run"]
     assert len(runs) == 12
+    assert rows[-1]["complete"] is True
     assert all(run["loss"] > 1.3 for run in runs)
     exponent, low, high = fit(rows, "iso-flop")["values"]["size_exponent"]
     truth = fake_trainer.BETA / (fake_trainer.ALPHA + fake_trainer.BETA)
@@ -64,6 +68,7 @@ def test_a_sweep_has_runs_records_fits_and_a_page_that_reads_them_again(small, c
     # The table that the page links to is one that --fit reads.
     assert cli.main(["sweep", "--fit", "reports/tables/sweep-runs.csv", "--output", "again"]) == 0
     again = read(next(Path("again/records").glob("*.jsonl")))
+    assert again[-1]["complete"] is True
     assert fit(again, "parametric")["values"]["E"] == pytest.approx(fit(rows, "parametric")["values"]["E"])
     assert fit(again, "iso-flop")["values"]["size_exponent"][0] == pytest.approx(exponent)
 
@@ -77,11 +82,13 @@ def test_a_finished_run_is_not_repeated_and_the_fit_is_the_same(small, capsys):
     assert fit(newest(), "parametric")["values"] == before
 
 
-def test_ctrl_c_saves_and_the_next_command_resumes(small, monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_next_command_resumes(small, monkeypatch, capsys, number, status):
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.05")
-    signal_when(lambda: len(starts()) > 3)
-    assert cli.main(["sweep", "--plan", "small.toml"]) == 130
+    signal_when(lambda: len(starts()) > 3, number)
+    assert cli.main(["sweep", "--plan", "small.toml"]) == status
     assert "NOT FINISHED" in capsys.readouterr().out
+    assert newest()[-1]["complete"] is False
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
     assert cli.main(["sweep", "--plan", "small.toml"]) == 0
     assert len(starts()) == 12
@@ -145,21 +152,75 @@ def test_without_ray_the_message_says_how_to_get_it_and_what_to_do_instead(small
     assert not Path("reports").exists()
 
 
+class InlineRay:
+    """As much of ray as a sweep uses: tasks are done in this process, each when it is waited for."""
+
+    def __init__(self):
+        self.cancelled = []
+
+    def init(self, **options):
+        """Do nothing."""
+
+    shutdown = init
+
+    def remote(self, function):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=partial(partial, function)))
+
+    def put(self, value):
+        return value
+
+    def wait(self, references, num_returns, timeout):
+        return references[:1], references[1:]
+
+    def get(self, reference):
+        return reference()
+
+    def cancel(self, reference, force):
+        self.cancelled.append(reference)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_on_a_cluster_too_a_signal_saves_what_is_done(small, monkeypatch, number, status):
+    """Only KeyboardInterrupt was caught, so SIGTERM ended the command without records."""
+    ray = InlineRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster, "train", stopped_after(4, number))
+    assert cli.main(["sweep", "--plan", "small.toml", "--ray"]) == status
+    rows = newest()
+    assert sum(row["kind"] == "run" for row in rows) == 4
+    assert rows[-1]["complete"] is False
+    assert set(rows[-1]["unfinished"].values()) == {"stopped before its end; it starts again"}
+    assert len(ray.cancelled) == 8
+
+
+def stopped_after(runs, number):
+    """Return the task of a sweep that sends this process a signal in its n-th run."""
+    done = []
+
+    def train(*arguments):
+        done.append(arguments)
+        if len(done) == runs:
+            os.kill(os.getpid(), number)
+        return cluster_train(*arguments)
+
+    cluster_train = cluster.train
+    return train
+
+
 def test_a_local_cluster_of_two_workers_does_what_one_machine_does(small, monkeypatch):
     pytest.importorskip("ray", reason="the package ray is not installed")
     from ray.cluster_utils import Cluster
 
-    from harness.sweeps import cluster as on_cluster
     from harness.tests.sweeps.on_ray import with_fake_trainer
 
     assert cli.main(["sweep", "--plan", "small.toml", "--output", "alone"]) == 0
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        cluster.add_node(num_cpus=1)
-        monkeypatch.setattr(on_cluster, "train", with_fake_trainer)  # the workers are other processes
-        assert cli.main(["sweep", "--plan", "small.toml", "--ray", cluster.address]) == 0
+        machines.add_node(num_cpus=1)
+        monkeypatch.setattr(cluster, "train", with_fake_trainer)  # the workers are other processes
+        assert cli.main(["sweep", "--plan", "small.toml", "--ray", machines.address]) == 0
     finally:
-        cluster.shutdown()
+        machines.shutdown()
     alone = read(next(Path("alone/records").glob("*.jsonl")))
     assert {run["name"]: run["loss"] for run in newest() if run["kind"] == "run"} == {
         run["name"]: run["loss"] for run in alone if run["kind"] == "run"
