@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 
 from harness.core.errors import MissingAbility, SubjectError
 
@@ -83,8 +84,6 @@ class ScalingFunction:
         try:
             return self.function(**arguments)
         except (TypeError, AttributeError) as first:
-            import torch
-
             if not any(isinstance(value, np.ndarray) for value in arguments.values()):
                 raise
             tensors = {
@@ -127,6 +126,7 @@ def as_law(answer: Any) -> dict[str, float]:
 
     Raises SubjectError for anything else.
     """
+    answer = _plain(answer)
     found = _named(answer)
     if found:
         words = {key: _word(key) for key in found}
@@ -138,7 +138,7 @@ def as_law(answer: Any) -> dict[str, float]:
                     raise SubjectError(f"the fit returned {', '.join(found)}; expected E, A, B, alpha and beta")
                 exact[name] = found[key]
         return {name: _number(exact[name]) for name in CONSTANTS}
-    values = list(answer) if isinstance(answer, Sequence | np.ndarray) else []
+    values = list(answer) if isinstance(answer, Sequence) else []
     if len(values) != len(CONSTANTS):
         raise SubjectError(f"the fit returned {type(answer).__name__}; expected E, A, B, alpha and beta")
     return dict(zip(CONSTANTS, map(_number, values), strict=True))
@@ -146,24 +146,26 @@ def as_law(answer: Any) -> dict[str, float]:
 
 def as_exponent(answer: Any) -> float:
     """Return the exponent a of N_opt ~ C^a: a number, the first of a tuple, or by name. Raises SubjectError."""
+    answer = _plain(answer)
     found = _named(answer)
     if found:
         key = next((key for key in found if _word(key) in EXPONENTS), None)
         if key is None:
             raise SubjectError(f"the fit returned {', '.join(found)}; expected the exponent of N_opt, as 'a'")
         return _number(found[key])
-    return _number(answer[0] if isinstance(answer, Sequence) else answer)
+    return _number(answer[0] if isinstance(answer, Sequence) and answer else answer)
 
 
 def as_sizes(answer: Any) -> tuple[float, float | None]:
     """Return N and D of an allocation; D is None if it has only N. Raises SubjectError."""
+    answer = _plain(answer)
     found = _named(answer)
     if found:
         N, D = (next((found[key] for key in found if _word(key) in WORDS[name]), None) for name in ("N", "D"))
         if N is None:
             raise SubjectError(f"the allocation returned {', '.join(found)}; expected N and D")
         return _number(N), None if D is None else _number(D)
-    if isinstance(answer, Sequence):
+    if isinstance(answer, Sequence) and answer:
         return _number(answer[0]), _number(answer[1]) if len(answer) > 1 else None
     return _number(answer), None
 
@@ -216,6 +218,11 @@ def _named(answer: Any) -> dict[str, Any]:
         if hasattr(answer, "__dict__")
         else {}
     )
+
+
+def _plain(answer: Any) -> Any:
+    """Return an array or a tensor as the list or the number that it is; anything else as it is."""
+    return answer.tolist() if isinstance(answer, np.ndarray | torch.Tensor) else answer
 
 
 def _word(name: str) -> str:

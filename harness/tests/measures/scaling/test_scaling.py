@@ -4,6 +4,7 @@ import textwrap
 
 import numpy as np
 import pytest
+import torch
 
 from harness.core.errors import SubjectError
 from harness.faults.catalogue import TECHNIQUES
@@ -91,6 +92,7 @@ def test_a_class_has_such_functions_as_static_methods(tmp_path, shipped):
         ({"E": 1, "A": 2, "B": 3, "alpha": 4, "beta": 5}, (1, 2, 3, 4, 5)),
         ((1, 2, 3, 4, 5), (1, 2, 3, 4, 5)),
         (np.array([1, 2, 3, 4, 5]), (1, 2, 3, 4, 5)),
+        (torch.tensor([1, 2, 3, 4, 5]), (1, 2, 3, 4, 5)),
         ({"irreducible_loss": 1, "A": 2, "B": 3, "alpha_N": 4, "alpha_D": 5}, (1, 2, 3, 4, 5)),
         ({"e": 1, "a": 2, "b": 3, "alpha": 4, "beta": 5}, (1, 2, 3, 4, 5)),
     ],
@@ -99,8 +101,63 @@ def test_a_law_is_read_in_the_forms_that_people_return(answer, law):
     assert tuple(as_law(answer).values()) == law
 
 
+READER = """
+def read_runs(path):
+    import csv
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    return [{'N': float(r['parameters']), 'D': float(r['tokens']), 'L': float(r['loss'])} for r in rows if KEPT]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kept", "verdict", "said"),
+    [
+        ("r['tokens'] == r['horizon']", "pass", ""),
+        ("True", "fail", "runs in progress are read as if they had ended"),
+        ("r['tokens'] == r['horizon'] and r['run'] == 'width-256-horizon-2e+08'", "fail", "1 runs, expected 8"),
+    ],
+)
+def test_another_number_of_runs_fails_and_says_how_many(tmp_path, shipped, kept, verdict, said):
+    """One run alone has a shape that NumPy compares with any number of them."""
+    record = run(shipped["scaling::final-losses"], subject(tmp_path, READER.replace("KEPT", kept)))
+    assert record.verdict == verdict, record.message
+    if said:
+        assert record.details["hint"] == said
+        assert set(record.value.values()) == {float("inf")}
+
+
+def test_no_mistake_is_named_that_does_nothing_on_these_losses(tmp_path, shipped):
+    """Every fit of exact losses has its minimum at the law: a constant that is a little off says nothing of residuals."""
+    table = known_table("debug", "besiroglu")
+    errors = table.in_standard_errors({**LAWS["besiroglu"].__dict__, "alpha": LAWS["besiroglu"].alpha + 1e-3})
+    step = 0.05 * 1e-3 / errors["alpha"]  # a twentieth of a standard error
+    text = f"""
+    def fit_law(N, D, L):
+        law = {dict(LAWS["besiroglu"].__dict__)}
+        return {{**law, "alpha": law["alpha"] + {step}}}
+    """
+    record = run(shipped["scaling::law-is-recovered,law=besiroglu"], subject(tmp_path, text))
+    assert record.verdict == "fail", record.message
+    assert record.details["hint"].startswith("the other constants are those of the law, and not alpha")
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor, list, tuple])
+def test_an_exponent_and_sizes_are_read_from_arrays_as_from_lists(array):
+    """np.polyfit returns slope and intercept as an array, which was refused as no number."""
+    assert as_exponent(array([0.5, 3.0])) == 0.5
+    assert as_sizes(array([2.0, 8.0])) == (2.0, 8.0)
+    assert as_sizes(array([2.0])) == (2.0, None)
+
+
+def test_an_array_of_no_axis_is_a_number():
+    for array in (np.array, torch.tensor):
+        assert as_exponent(array(0.5)) == 0.5
+        assert as_sizes(array(2.0)) == (2.0, None)
+
+
 def test_answers_that_are_none_of_these_are_errors_of_the_subject():
-    for read, answer in ((as_law, (1, 2)), (as_law, {"x": 1}), (as_exponent, {"x": 1}), (as_sizes, {"x": 1})):
+    for read, answer in ((as_law, (1, 2)), (as_sizes, ()), (as_exponent, []), (as_law, {"x": 1}), (as_exponent, {"x": 1}), (as_sizes, {"x": 1})):
         with pytest.raises(SubjectError, match="returned"):
             read(answer)
     with pytest.raises(SubjectError, match="no column of D"):
@@ -109,8 +166,6 @@ def test_answers_that_are_none_of_these_are_errors_of_the_subject():
 
 def test_the_unit_is_the_standard_error_of_a_sweep_with_one_percent_noise():
     """The information of the runs, against the spread of fits to noisy tables."""
-    import torch
-
     table = known_table("debug", "besiroglu")
     noise = 0.001 * torch.randn(120, len(table.loss), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     points = table.points
