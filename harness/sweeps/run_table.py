@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError
+from harness.oracle.scaling_law.law import compute
 
 # The words of a column, lower case, without spaces, hyphens and underscores; each column's own name comes first.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -26,7 +27,6 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 REQUIRED = ("parameters", "loss")
 WORDS = ("run", "source")
 DIVERGED = ("nan", "inf", "+inf", "infinity")  # a loss that was written so
-FLOPS_PER_WEIGHT = 6
 
 
 def read_run_table(path: Path) -> list[dict[str, Any]]:
@@ -91,8 +91,8 @@ def _run(path: Path, number: int, row: Mapping[str, str], columns: Mapping[str, 
     if "tokens" not in run:
         if flops is None:
             raise HarnessError(f"{path}:{number}: neither tokens nor FLOPs; expected one, as C = 6·N·D")
-        run["tokens"] = flops / (FLOPS_PER_WEIGHT * run["parameters"])
-    run.setdefault("flops", FLOPS_PER_WEIGHT * run["parameters"] * run["tokens"])
+        run["tokens"] = flops / compute(run["parameters"], 1)
+    run.setdefault("flops", compute(run["parameters"], run["tokens"]))
     return run
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.bench.costs import block_matrices, model_flops, streamed_weights
+from harness.bench.costs import block_matrices, model_flops
 from harness.core.errors import HarnessError
 from harness.core.sizes import Size
 from harness.lessons.lesson_file import LessonRun
 from harness.lessons.run_folder import RunFolder, fingerprint
+from harness.oracle.closed_forms import parameter_count
 from harness.oracle.scaling_law.law import compute
 from harness.sweeps.plan_file import Budget, Source, SweepPlan
 from harness.sweeps.sources import SourceText, validation_fraction
@@ -58,11 +59,6 @@ class SweepRun:
 def model_size(plan: SweepPlan, source: Source, width: int, vocabulary_size: int) -> Size:
     """Return the size of the models of a width."""
     return Size(f"width {width}", vocabulary_size, source.context, plan.layers, plan.heads, width)
-
-
-def parameter_count(size: Size) -> int:
-    """Return all parameters: V·C + T·C + L·(12C² + 13C) + 2C."""
-    return streamed_weights(size) + size.context * size.width
 
 
 def sweep_runs(

@@ -45,20 +45,14 @@ def fit_law(points: Points) -> Law:
     return fit_laws(points)[0]
 
 
-def fit_laws(points: Points, weights: Tensor | None = None, *, near: Law | None = None) -> list[Law]:
-    """Return a law for each row of `weights` (tables, runs), which say how often a run counts; one if it is None.
+def fit_laws(points: Points, *, near: Law | None = None) -> list[Law]:
+    """Return a law for each row of `log_loss` (tables, runs).
 
-    `log_loss` may have a row for each table, too. With `near` the search starts from that law and a few starts of the
-    grid, as for the resamples of a bootstrap.
+    With `near` the search starts from that law and a few starts of the grid, as for the resamples of a bootstrap.
     """
     losses = points.log_loss.reshape(-1, points.log_loss.shape[-1])
-    weights = torch.ones_like(losses) if weights is None else weights.double()
-    losses = losses.expand(len(weights), -1)
     centre = Centre(points)
-    found = []
-    each = max(1, ROWS_AT_ONCE // 8)
-    for first in range(0, len(weights), each):
-        found.append(_fit(centre, losses[first : first + each], weights[first : first + each], near))
+    found = [_fit(centre, some, near) for some in losses.split(ROWS_AT_ONCE // 8)]
     return [centre.law(row) for row in torch.cat(found)]
 
 
@@ -66,7 +60,7 @@ def objective(points: Points, law: Law, *, delta: float = DELTA) -> float:
     """Return the sum of the Huber losses of a law."""
     centre = Centre(points)
     theta = centre.theta(law)[None]
-    return float(_objective(centre.residual(theta, points.log_loss[None])[0], torch.ones(1), delta))
+    return float(_objective(centre.residual(theta, points.log_loss[None])[0], delta))
 
 
 class Centre:
@@ -111,40 +105,38 @@ def starts(centre: Centre, log_loss: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _fit(centre: Centre, losses: Tensor, weights: Tensor, near: Law | None) -> Tensor:
+def _fit(centre: Centre, losses: Tensor, near: Law | None) -> Tensor:
     """Return θ (K, 5) of K tables: from the grid, screened on the mean table, the best starts for each."""
     grid = starts(centre, losses.median(0).values)
     one = losses.median(0).values.expand(len(grid), -1)
-    screened, values = _minimise(centre, grid, one, torch.ones_like(one), SCREENING)
+    screened, values = _minimise(centre, grid, one, SCREENING)
     best = screened[values.argsort()[:BEST_STARTS]]
     if near is not None:
         best = torch.cat([centre.theta(near)[None], best[:1]])
     K, S = len(losses), len(best)
     theta = best.repeat(K, 1)  # the starts of the first table, then of the second ...
-    theta, values = _minimise(
-        centre, theta, losses.repeat_interleave(S, 0), weights.repeat_interleave(S, 0), ITERATIONS
-    )
+    theta, values = _minimise(centre, theta, losses.repeat_interleave(S, 0), ITERATIONS)
     chosen = values.view(K, S).argmin(1)
     return theta.view(K, S, 5)[torch.arange(K), chosen]
 
 
-def _minimise(centre: Centre, theta: Tensor, losses: Tensor, weights: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def _minimise(centre: Centre, theta: Tensor, losses: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Return θ (K, 5) at the minima near `theta`, and the objective there (K,)."""
     damping = torch.full((len(theta), 1, 1), 1e-3, dtype=torch.float64)
     residual, slopes = centre.residual(theta, losses)
-    value = _objective(residual, weights, DELTA)
+    value = _objective(residual, DELTA)
     for number in range(iterations):
         # By turns two curvatures of Huber's loss. Its majorizer, in which a residual r beyond δ weighs δ/|r|, descends
         # from anywhere, and slowly; its own, in which it weighs next to nothing, is fast near the minimum.
         beyond = DELTA / residual.abs().clamp(min=DELTA)
-        curved = weights * (beyond if number % 2 == 0 else torch.where(beyond < 1, NEXT_TO_NOTHING * beyond, beyond))
-        gradient = torch.einsum("kn,kni->ki", weights * residual.clamp(-DELTA, DELTA), slopes)
+        curved = beyond if number % 2 == 0 else torch.where(beyond < 1, NEXT_TO_NOTHING * beyond, beyond)
+        gradient = torch.einsum("kn,kni->ki", residual.clamp(-DELTA, DELTA), slopes)
         hessian = torch.einsum("kn,kni,knj->kij", curved, slopes, slopes)
         scale = torch.diag_embed(hessian.diagonal(dim1=1, dim2=2) + 1e-9)
         step = torch.linalg.solve(hessian + damping * scale, gradient[..., None])[..., 0]
         tried = theta - step.clamp(-1, 1)
         tried_residual, tried_slopes = centre.residual(tried, losses)
-        tried_value = _objective(tried_residual, weights, DELTA)
+        tried_value = _objective(tried_residual, DELTA)
         better = tried_value <= value
         done = bool(((value - tried_value).abs() <= SETTLED * value + 1e-300).all())
         theta = torch.where(better[:, None], tried, theta)
@@ -157,7 +149,7 @@ def _minimise(centre: Centre, theta: Tensor, losses: Tensor, weights: Tensor, it
     return theta, value
 
 
-def _objective(residual: Tensor, weights: Tensor, delta: float) -> Tensor:
+def _objective(residual: Tensor, delta: float) -> Tensor:
     """Return the sum of Huber losses (K,) of residuals (K, runs)."""
     size = residual.abs()
-    return (weights * torch.where(size <= delta, size**2 / 2, delta * (size - delta / 2))).sum(-1)
+    return torch.where(size <= delta, size**2 / 2, delta * (size - delta / 2)).sum(-1)

@@ -32,17 +32,6 @@ def test_many_tables_at_once_have_the_fits_that_each_has_alone():
         assert objective(table, law) == pytest.approx(objective(table, fit_law(table)), rel=1e-6)
 
 
-def test_a_weight_counts_a_run_that_often():
-    C, N, L = sweep(noise=0.01, seed=5)
-    weights = torch.ones(len(L))
-    weights[4], weights[7] = 3, 0
-    chosen = torch.tensor([i for i in range(len(L)) for _ in range(int(weights[i]))])
-    repeated = fit_law(points(C[chosen], N[chosen], L[chosen]))
-    (weighted,) = fit_laws(points(C, N, L), weights[None])
-    assert pytest.approx(repeated.E, rel=1e-4) == weighted.E
-    assert weighted.size_exponent == pytest.approx(repeated.size_exponent, rel=1e-3)
-
-
 def _by_lbfgs(table):
     centre = Centre(table)
     lowest = float("inf")
