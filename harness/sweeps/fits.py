@@ -11,12 +11,12 @@ import torch
 
 from harness.oracle.scaling_law.intervals import Interval, frontier_intervals, law_intervals
 from harness.oracle.scaling_law.iso_flop import COEFFICIENTS, Frontier, fit_frontier
-from harness.oracle.scaling_law.law import NAMES, Law
+from harness.oracle.scaling_law.law import NAMES, Law, compute
 from harness.oracle.scaling_law.parametric_fit import Points, fit_law
 
 COUNTS = {"all": "parameters", "non-embedding": "non_embedding"}  # the column of N, by how it counts
 FEWEST_RUNS = len(NAMES) + 1
-SAME_BUDGET = 1.05  # budgets of a table that has none are those whose 6·N·D differ by less
+SAME_BUDGET = 1.05  # runs of a table without budgets share one if their 6·N·D are within this of its lowest
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -104,11 +104,11 @@ def budgets_of(runs: Rows) -> torch.Tensor:
     """Return the budget of each run, float64: the stated one, or the mean of the 6·N·D that are about equal."""
     if all(run.get("budget") for run in runs):
         return _column(runs, "budget")
-    flops = [float(run.get("flops") or 6 * run["parameters"] * run["tokens"]) for run in runs]
+    flops = [float(run.get("flops") or compute(run["parameters"], run["tokens"])) for run in runs]
     order = sorted(range(len(runs)), key=flops.__getitem__)
     groups: list[list[int]] = []
     for index in order:
-        if groups and flops[index] <= SAME_BUDGET * flops[groups[-1][-1]]:
+        if groups and flops[index] <= SAME_BUDGET * flops[groups[-1][0]]:
             groups[-1].append(index)
         else:
             groups.append([index])
