@@ -88,8 +88,7 @@ def _train(options: argparse.Namespace) -> int:
         progress.message(f"{done} of {len(runs)} runs were finished before and are not repeated")
     common = {"minutes": options.budget_minutes, "commit": machine["git_commit"], "progress": progress}
     if options.ray:
-        jobs = max(2, options.jobs)
-        outcome = execute_on_cluster(runs, address=options.ray, jobs=jobs, **common)
+        outcome = execute_on_cluster(runs, address=options.ray, **common)
     else:
         outcome = execute_here(runs, jobs=options.jobs, **common)
     not_finished = why_not_finished(outcome)

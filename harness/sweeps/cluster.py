@@ -26,6 +26,7 @@ from harness.sweeps.sweep_runs import SweepRun
 
 SENT_BACK = (STATE, LOG, ENVIRONMENT, OUTPUT)  # what the records and the report read; checkpoints stay behind
 STATE_LAST = (LOG, ENVIRONMENT, OUTPUT, STATE)  # a folder with a state has its log
+LOCAL_WORKERS = 2
 POLL = 1.0  # seconds
 LOST = 2  # times that Ray repeats a task whose worker died
 
@@ -44,12 +45,13 @@ def require_ray() -> Any:
 
 
 def execute_on_cluster(
-    runs: Sequence[SweepRun], *, address: str, jobs: int, minutes: float, commit: str | None, progress: Progress
+    runs: Sequence[SweepRun], *, address: str, minutes: float, commit: str | None, progress: Progress
 ) -> Outcome:
     """Do the runs that are not finished as Ray tasks of one CPU each, and return what came of them.
 
-    `address` is that of a cluster, or "local" for one of `jobs` CPUs on this machine. When `minutes` are over (0: no
-    limit) or after Ctrl-C or SIGTERM, the tasks are cancelled: what is finished is kept, the others start again next time.
+    `address` is that of a cluster, or "local" for one of two workers on this machine. When `minutes` are over (0: no
+    limit) or after Ctrl-C or SIGTERM, the tasks are cancelled: what is finished is kept, the others start again next
+    time.
 
     Raises HarnessError without ray, and for a cluster that cannot be reached.
     """
@@ -58,7 +60,7 @@ def execute_on_cluster(
     waiting = sorted((run for run in runs if not run.folder.finished), key=lambda run: -run.folder.run.seconds)
     if not waiting:
         return outcome
-    _connect(ray, address, jobs)
+    _connect(ray, address)
     try:
         _collect(ray, waiting, outcome, minutes=minutes, commit=commit, progress=progress)
     finally:
@@ -66,11 +68,11 @@ def execute_on_cluster(
     return outcome
 
 
-def _connect(ray: Any, address: str, jobs: int) -> None:
+def _connect(ray: Any, address: str) -> None:
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))}}
     options: dict[str, Any] = {"runtime_env": environment, "log_to_driver": False, "include_dashboard": False}
     if address == "local":
-        ray.init(address=address, num_cpus=jobs, **options)
+        ray.init(address=address, num_cpus=LOCAL_WORKERS, **options)
         return
     try:
         ray.init(address=address, runtime_env=environment, log_to_driver=False)
