@@ -128,7 +128,7 @@ def test_another_number_of_runs_fails_and_says_how_many(tmp_path, shipped, kept,
 
 
 def test_no_mistake_is_named_that_does_nothing_on_these_losses(tmp_path, shipped):
-    """On exact losses every fit has its minimum at the law: constants that are a little off say nothing of residuals."""
+    """On exact losses every fit has its minimum at the law: constants a little off it say nothing of residuals."""
     table = known_table("debug", "besiroglu")
     errors = table.in_standard_errors({**LAWS["besiroglu"].__dict__, "alpha": LAWS["besiroglu"].alpha + 1e-3})
     step = 0.05 * 1e-3 / errors["alpha"]  # a twentieth of a standard error
