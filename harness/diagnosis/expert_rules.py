@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from harness.diagnosis.rule import Rule
+from harness.measures.experts.explanations import EMPTY_ENDS_LOOP, FULL_BUFFER
 from harness.oracle.expert_gates import BALANCE_MISTAKES, MISTAKES
 
 _WRONG = "outputs that are no sum of their experts'"
@@ -20,8 +21,12 @@ EXPERT_RULES = (
         Rule("gate_convention", rf"{re.escape(said)} \({id}\)", "experts.gates", id, said)
         for id, said, _ in MISTAKES
     ),
+    Rule("gate_convention", r"\(experts-gate-over-tokens\)", "experts.gates", "experts-gate-over-tokens",
+         "the softmax is over the tokens, not over the experts"),
+    Rule("gate_convention", r"\(experts-gate-of-other-slot\)", "experts.gates", "experts-gate-of-other-slot",
+         "each expert has the gate of another one of the token's"),
     Rule("gate_convention", "those of other tokens", "experts.gates", "experts-gates-of-other-tokens",
-         "the outputs are weighed by the gates of other tokens or slots"),
+         "the outputs are weighed by the gates of other tokens"),
     Rule("gate_convention", "times the", "experts.gates", "experts-gates-scaled",
          "all gates have a factor that no setting states"),
     Rule("tokens_without_their_experts", f"{_WRONG}.*the inputs themselves", "experts.rows",
@@ -36,8 +41,8 @@ EXPERT_RULES = (
          "a tensor of one expert serves all, and those of the others are never used"),
     Rule("tokens_without_their_experts", "chosen and never computed", "experts.dispatch", "experts-last-never-used",
          "an expert is never computed"),
-    Rule("tokens_without_their_experts", "than the router's best", "experts.dispatch", "experts-sent-elsewhere",
-         "tokens are computed by experts that the router did not choose for them"),
+    Rule("tokens_without_their_experts", r"than the router's best: \d+ of \d+ tokens", "experts.dispatch",
+         "experts-sent-elsewhere", "tokens are computed by experts that the router did not choose for them"),
     Rule("tokens_without_their_experts", "another number of experts", "experts.dispatch", "",
          "tokens are computed by another number of experts than k"),
     Rule("expert_gradients", "the router: [^|]*it is detached", "experts.router", "experts-router-detached",
@@ -62,8 +67,12 @@ EXPERT_RULES = (
          "no token is dropped: the capacity is not applied"),
     Rule("capacity_faults", "no definition", "experts.capacity", "experts-capacity-of-one-row",
          "the capacity is not factor k N / E: it is counted from other numbers of tokens or experts"),
-    Rule("neighbours_mattering", ".", "experts.batch", "experts-fixed-buffer",
-         "a token's output depends on the tokens beside it, as where a buffer of a fixed size drops what does not fit"),
+    Rule("neighbours_mattering", re.escape(EMPTY_ENDS_LOOP), "experts.dispatch", "experts-loop-ends-at-empty",
+         "the loop over the experts ends at the first one without a token: later ones are not computed"),
+    Rule("neighbours_mattering", re.escape(FULL_BUFFER), "experts.batch", "experts-fixed-buffer",
+         "beside many others a token loses experts, as where a buffer of a fixed size drops what does not fit"),
+    Rule("neighbours_mattering", "^(?!.*(alone it has|leave it out))", "experts.batch", "",
+         "a token's output depends on the tokens beside it"),
     Rule("router_types", ".", "experts.dtype", "experts-crash-in-bfloat16",
          "in bfloat16 the layer fails", errors=True),
 )  # fmt: skip

@@ -6,7 +6,7 @@ Each takes the router's logits (N, E) of N tokens and k, and returns gates (N, E
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,44 @@ def _highest_number(logits: Tensor, k: int) -> Tensor:
     return torch.zeros_like(gates).scatter(-1, last, gates.gather(-1, last))
 
 
+def _of_slot(slot: int) -> Gates:
+    """Return the gates if all of a token's experts have that of one slot."""
+
+    def gates(logits: Tensor, k: int) -> Tensor:
+        best = logits.topk(k, dim=-1)
+        own = best.values.softmax(-1)[:, slot, None].expand(-1, k)
+        return torch.zeros_like(logits).scatter(-1, best.indices, own)
+
+    return gates
+
+
+def _divided_over_tokens(logits: Tensor, k: int) -> Tensor:
+    """Return the gates if those of a slot are divided by their sum over the tokens."""
+    best = logits.softmax(-1).topk(k, dim=-1)
+    return torch.zeros_like(logits).scatter(-1, best.indices, best.values / best.values.sum(0))
+
+
+def over_tokens(logits: Tensor, k: int, rows: int) -> Iterator[Tensor]:
+    """Yield the gates (N, E) of every softmax over tokens: those of all rows or of each, before or after the choice.
+
+    The choice is by the logits or by what the softmax gave, and the gates may be renormalised over a token's experts.
+    """
+    for groups in (1, rows):
+        probabilities = _softmax_of_groups(logits, groups)
+        for by in (logits, probabilities):
+            gates = _kept(probabilities, by, k)
+            yield gates
+            yield _divided(gates)
+        best = logits.topk(k, dim=-1)
+        slots = _softmax_of_groups(best.values, groups)
+        for own in (slots, _divided(slots)):
+            yield torch.zeros_like(logits).scatter(-1, best.indices, own)
+
+
+def _softmax_of_groups(values: Tensor, groups: int) -> Tensor:
+    return values.view(groups, -1, values.size(-1)).softmax(1).view_as(values)  # over T of (B, T, E)
+
+
 def _without(gates: Tensor, number: int) -> Tensor:
     gates = gates.clone()
     gates[:, number] = 0.0
@@ -92,18 +130,20 @@ MISTAKES: tuple[tuple[str, str, Gates], ...] = (
     ("experts-gate-is-logit", "the gates are the logits themselves", lambda logits, k: _kept(logits, logits, k)),
     ("experts-gate-twice", "each gate is squared", lambda logits, k: softmax_of_chosen(logits, k).square()),
     ("experts-gate-of-other-slot", "each expert has the gate of another one of the token's", _shifted),
+    ("experts-gate-of-one-slot", "all of a token's experts have the gate of its first one", _of_slot(0)),
+    ("experts-gate-of-one-slot", "all of a token's experts have the gate of its last one", _of_slot(-1)),
     ("experts-first-twice", "the first choice is computed in every slot", _twice_the_best),
     ("experts-last-slot-only", "only the last of a token's experts is left", _last_slot),
     ("experts-overwrite", "an expert overwrites what those before it have computed", _highest_number),
     (
         "experts-gate-over-tokens",
-        "the softmax is over the tokens, not over the experts",
-        lambda logits, k: _kept(logits.softmax(0), logits, k),
+        "the gates are divided by their sum over the tokens, not over a token's experts",
+        lambda logits, k: _kept(logits.softmax(-1), logits, k) / _kept(logits.softmax(-1), logits, k).sum(0),
     ),
     (
         "experts-gate-over-tokens",
-        "the gates are divided by their sum over the tokens, not over a token's experts",
-        lambda logits, k: _kept(logits.softmax(-1), logits, k) / _kept(logits.softmax(-1), logits, k).sum(0),
+        "the gates of a slot are divided by their sum over the tokens, not those of a token by theirs",
+        _divided_over_tokens,
     ),
     (
         "experts-lowest-chosen",

