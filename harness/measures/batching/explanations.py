@@ -44,7 +44,7 @@ def explain_tokens(seen: Evidence, number: int, expected: Sequence[int]) -> str:
         return f"it ends {len(expected) - len(found)} of {len(expected)} tokens early"
     if found[: len(expected)] == list(expected):
         return f"it gets {len(found) - len(expected)} more than the {len(expected)} tokens that it asked for"
-    return explain_logits(seen, number) or explain_choice(seen, number, expected)
+    return explain_logits(seen, number) or explain_choice(seen, number)
 
 
 def explain_logits(seen: Evidence, number: int) -> str:
@@ -56,11 +56,11 @@ def explain_logits(seen: Evidence, number: int) -> str:
     for at, step in enumerate(seen.served.steps[number]):
         rows = seen.served.rows[step]
         if len(rows) and not _is_among(right[at], rows):
-            ids = [*each.prompt, *tokens[:at]]
             where = f"from token {at} on " if at else ""
-            for candidates, say in _mistakes(seen, ids, decoding=at > 0):
+            for candidates, say in _mistakes(seen, number, at):
                 for row, candidate in enumerate(candidates):
-                    if _is_among(candidate, rows):
+                    # An engine that reads the whole text again has rows in the middle, too: this one chose the token.
+                    if int(candidate.argmax()) == tokens[at] and _is_among(candidate, rows):
                         return where + say(row)
             if (gap := _gap(right[at], rows)) <= FEWER_BITS:
                 return f"{where}its logits are off by {gap:.0e} of the largest, as with keys and values of fewer bits"
@@ -68,23 +68,86 @@ def explain_logits(seen: Evidence, number: int) -> str:
     return ""
 
 
-def explain_choice(seen: Evidence, number: int, expected: Sequence[int]) -> str:
-    """Return whose token a request gets, if its logits are right."""
-    tokens, each = seen.served.tokens[number], seen.plan[number]
-    at = next((n for n, (a, b) in enumerate(zip(tokens, expected, strict=False)) if a != b), 0)
+def explain_choice(seen: Evidence, number: int) -> str:
+    """Return from which logits a request's greedy tokens are chosen, if its own are right.
+
+    A row counts if it explains every token that is not the likeliest after the request's own text.
+    """
+    tokens, prompt = seen.served.tokens[number], seen.plan[number].prompt
+    steps = seen.served.steps[number]
+    wrong = (logits_alone(seen.model, prompt, tokens).argmax(-1) != torch.tensor(tokens)).nonzero().flatten().tolist()
+    if not wrong:
+        return ""
+    first = f"token {wrong[0]}"
+    if not all(len(seen.served.rows[steps[at]]) for at in wrong):
+        return f"{first} is another one (its logits cannot be seen)"
+    pads = set.intersection(*(_pads_chosen_after(seen, number, at) for at in wrong))
+    if pads:
+        return f"its logits are right, and {first} is chosen from those after the padding behind its own text"
+    whole = [_after_each_token(seen, other) for other in range(len(seen.plan))]
+    before = [int(whole[number][len(prompt) + at - 2].argmax()) if len(prompt) + at > 1 else -1 for at in wrong]
+    if before == [tokens[at] for at in wrong]:
+        return f"its logits are right, and {first} is chosen from those one token before the end of its text"
+    others = [_neighbour_of(seen, number, at, whole) for at in wrong]
+    if all(other is not None for other in others):
+        return f"its logits are right, and {first} is chosen from those of a neighbour, request {others[0]}"
+    known = torch.cat(whole)
+    if all(_is_of_no_text(seen.served.rows[steps[at]], tokens[at], known) for at in wrong):
+        return f"its logits are right, and {first} is chosen from a row that is after no request's text, as of padding"
+    return f"its logits are right, and {first} is not the likeliest of them"
+
+
+def _pads_chosen_after(seen: Evidence, number: int, at: int) -> set[int]:
+    """Return the tokens by which a request's text, padded to the length of a longer one, gives its token."""
+    tokens, prompt = seen.served.tokens[number], seen.plan[number].prompt
+    rows = seen.served.rows[seen.served.steps[number][at]]
+    found: set[int] = set()
+    for gap in _paddings(seen, number, at):
+        logits = _formula(seen)(_padded([*prompt, *tokens[:at]], gap, (), seen))[:, -1]
+        likely = (logits.argmax(-1) == tokens[at]).nonzero().flatten().tolist()
+        found |= {pad for pad in likely if _is_among(logits[pad], rows)}
+    return found
+
+
+def _neighbour_of(seen: Evidence, number: int, at: int, whole: Sequence[Tensor]) -> int | None:
+    """Return the request of whose logits in that step this one's token is the likeliest; None if there is none."""
     step = seen.served.steps[number][at]
-    if not len(seen.served.rows[step]):
-        return f"token {at} is another one (its logits cannot be seen)"
     for other, steps in enumerate(seen.served.steps):
         if other != number and step in steps:
-            place = steps.index(step)
-            likeliest = logits_alone(seen.model, seen.plan[other].prompt, seen.served.tokens[other][: place + 1])[
-                place
-            ].argmax()
-            if int(likeliest) == tokens[at]:
-                return f"its logits are right, and token {at} is chosen from those of a neighbour, request {other}"
-    greedy = each.settings.get("temperature") == 0.0
-    return f"its logits are right, and token {at} is not {'the likeliest of them' if greedy else 'drawn as alone'}"
+            row = whole[other][len(seen.plan[other].prompt) - 1 + steps.index(step)]
+            if int(row.argmax()) == seen.served.tokens[number][at]:
+                return other
+    return None
+
+
+def _is_of_no_text(rows: Tensor, token: int, known: Tensor) -> bool:
+    """Return True if a row (N, V) whose likeliest is the token is after no part of a text, `known` (M, V)."""
+    return any(not _is_among(row, known) for row in rows if bool(row.isfinite().all()) and int(row.argmax()) == token)
+
+
+@torch.no_grad()
+def _after_each_token(seen: Evidence, number: int) -> Tensor:
+    """Return the logits (T, V) after each token of a request's text, alone."""
+    text = [*seen.plan[number].prompt, *seen.served.tokens[number]]
+    return seen.model.logits(torch.tensor([text[: seen.model.size.context]]))[0]
+
+
+def _paddings(seen: Evidence, number: int, at: int) -> list[int]:
+    """Return by how much the texts of other requests in the step of a token are longer."""
+    step, own = seen.served.steps[number][at], len(seen.plan[number].prompt) + at
+    lengths = (
+        len(each.prompt) + steps.index(step)
+        for each, steps in zip(seen.plan, seen.served.steps, strict=True)
+        if step in steps
+    )
+    return sorted({length - own for length in lengths if length > own})
+
+
+def _padded(before: Sequence[int], gap: int, behind: Sequence[int], seen: Evidence) -> Tensor:
+    """Return ids (V, T) with `gap` tokens of padding in the middle, one row for each token of the vocabulary."""
+    pads = torch.arange(SIZES[seen.size].vocab_size)[:, None].expand(-1, gap)
+    left, right = (torch.tensor(ids, dtype=torch.int64).expand(len(pads), -1) for ids in (before, behind))
+    return torch.cat([left, pads, right], dim=1)
 
 
 def _is_among(row: Tensor, rows: Tensor) -> bool:
@@ -101,13 +164,19 @@ def _gap(row: Tensor, rows: Tensor) -> float:
 Mistake = tuple[Tensor, Callable[[int], str]]  # logits (N, V) of N ways to make it, and a sentence for each
 
 
-def _mistakes(seen: Evidence, ids: list[int], *, decoding: bool) -> Iterator[Mistake]:
-    """Yield the logits (N, V) after `ids` that known mistakes compute."""
-    size, length = SIZES[seen.size], len(ids)
+def _formula(seen: Evidence, *changes: Replacement, start: int = 0) -> Formula:
     weights = {name: tensor.double() for name, tensor in state(seen.size, seen.weights).items()}
+    return Formula(SIZES[seen.size], weights, changes, start=start)
+
+
+def _mistakes(seen: Evidence, number: int, at: int) -> Iterator[Mistake]:
+    """Yield the logits (N, V) that known mistakes compute where a request's token `at` is chosen."""
+    prompt, decoding = list(seen.plan[number].prompt), at > 0
+    ids = [*prompt, *seen.served.tokens[number][:at]]
+    size, length = SIZES[seen.size], len(ids)
 
     def after(rows: Tensor | list[list[int]], *changes: Replacement, start: int = 0) -> Tensor:
-        return Formula(size, weights, changes, start=start)(torch.as_tensor(rows))[:, -1]
+        return _formula(seen, *changes, start=start)(torch.as_tensor(rows))[:, -1]
 
     if length < size.context:
         yield after([[*ids, ids[-1]]]), lambda _: "the last token is read twice"
@@ -129,13 +198,36 @@ def _mistakes(seen: Evidence, ids: list[int], *, decoding: bool) -> Iterator[Mis
                 f"the position of its newest token is {length - 1 + shift} instead of {length - 1}, as in another row"
             )
             yield after([ids], Replacement("embedding.position", moved)), lambda _, said=said: said  # type: ignore[misc]
-        if shift >= 0 and length + shift <= size.context and not decoding:
+        if shift >= 0 and length + shift <= size.context:
             moved = look_up(lambda at, _, p, shift=shift: p + shift)  # type: ignore[misc]
             said = f"its positions begin at {shift} instead of 0, as another row's"
             yield after([ids], Replacement("embedding.position", moved)), lambda _, said=said: said  # type: ignore[misc]
     for gone in range(1, length):
         said = f"the first {gone} of its {length} positions are not seen"
         yield after([ids[gone:]], start=gone), lambda _, said=said: said  # type: ignore[misc]
+    for gap in _paddings(seen, number, at):
+        yield from _padding_seen(seen, after, gap, (), ids, f"{gap} tokens of padding before its own")
+    for gap in _paddings(seen, number, 0) if decoding else ():
+        said = f"{gap} tokens of padding between its prompt and its answer"
+        yield from _padding_seen(seen, after, gap, prompt, ids[len(prompt) :], said)
+
+
+def _padding_seen(
+    seen: Evidence, after: Callable[..., Tensor], gap: int, before: Sequence[int], behind: Sequence[int], said: str
+) -> Iterator[Mistake]:
+    """Yield the logits (V, V) after a text with each token as its padding, which counts in the positions or does not.
+
+    Padding that does not count has position 0, 1 (as Hugging Face gives it) or that before it.
+    """
+    rows, first = _padded(before, gap, behind, seen), len(before)
+    yield after(rows), lambda _: f"it sees {said}, which count in its positions"
+    for place in sorted({0, 1, max(first - 1, 0)}):
+
+        def own(at: object, ids: Tensor, p: Tensor, place: int = place) -> Tensor:
+            behind_it = torch.where(p < first + gap, place, p - gap)
+            return torch.where(p < first, p, behind_it)
+
+        yield after(rows, Replacement("embedding.position", look_up(own))), lambda _: f"it sees {said}"
 
 
 def _whose_token(seen: Evidence, ids: list[int], token: int) -> str:

@@ -36,7 +36,7 @@ def hint_of(shipped, tmp_path, fault, check):
             "tokens",
             "token 2 is chosen from those of a neighbour, request 1",
         ),
-        ("batching-logits-of-the-padding", "tokens", "token 0 is not the likeliest of them"),
+        ("batching-logits-of-the-padding", "tokens", "token 0 is chosen from a row that is after no request's text"),
         ("batching-one-token-too-many", "tokens", "it gets 1 more than the 7 tokens that it asked for"),
         ("batching-one-token-too-few", "tokens", "it ends 1 of 10 tokens early"),
         ("batching-token-not-moved", "together", "a neighbour's, and its own is"),
