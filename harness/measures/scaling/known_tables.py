@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.oracle.scaling_law.law import BESIROGLU, FLOPS_PER_WEIGHT, HOFFMANN, NAMES, Law
-from harness.oracle.scaling_law.parametric_fit import Centre, Points
+from harness.oracle.scaling_law.parametric_fit import DELTA, Centre, Points
 
 LAWS: Mapping[str, Law] = {
     "hoffmann": HOFFMANN,
@@ -23,6 +23,7 @@ LAWS: Mapping[str, Law] = {
 SHAPES: Mapping[str, tuple[int, int]] = {"debug": (5, 7), "sweep": (9, 9)}
 NOISE = 0.01  # of the loss, in the sweep whose standard errors are the unit
 SPREAD = 0.2  # of log L between replicates of a point, to either side
+WITHIN = 0.9  # of Huber's δ, the largest residual of the balanced losses
 BROKEN, BROKEN_BY = 11, 1.5  # the run that broke, and the factor of its loss
 
 
@@ -64,11 +65,17 @@ class KnownTable:
         return away
 
     @cached_property
+    def slopes(self) -> Tensor:
+        """The derivative of each run's log L by (a, b, e, α, β), centred: (runs, 5)."""
+        centre = Centre(self.points)
+        slopes: Tensor = centre.residual(centre.theta(self.law)[None], self.points.log_loss[None])[1][0]
+        return slopes
+
+    @cached_property
     def _standard_errors(self) -> dict[str, float]:
         """The standard errors of log E, log A, log B, α and β by the information of independent runs: σ²(JᵀJ)⁻¹."""
-        centre = Centre(self.points)
-        _, slopes = centre.residual(centre.theta(self.law)[None], self.points.log_loss[None])
-        covariance = NOISE**2 * torch.linalg.inv(slopes[0].T @ slopes[0])  # of (a, b, e, α, β), centred
+        centre, slopes = Centre(self.points), self.slopes
+        covariance = NOISE**2 * torch.linalg.inv(slopes.T @ slopes)  # of (a, b, e, α, β), centred
         # log A = a + α·mean(log N), and log B likewise.
         rows = {
             "E": (0, 0, 1, 0, 0), "A": (1, 0, 0, float(centre.means[0]), 0), "B": (0, 1, 0, 0, float(centre.means[1])),
@@ -103,6 +110,20 @@ def _three_of_each(table: KnownTable) -> KnownTable:
     return KnownTable(table.law, flops, parameters, tokens, loss * off)
 
 
+def _balanced(table: KnownTable) -> KnownTable:
+    """Return losses off the law by less than Huber's δ, so that no fit of log L is moved, and one of L is.
+
+    A fit of log L is at its minimum where the residuals r are orthogonal to its slopes S. One of L has the residuals
+    L·r and the slopes L·S, so that it moves by (SᵀL²S)⁻¹SᵀL²r: here that is largest in α. Symmetric losses do not show
+    a robust fit of L, since the run in the middle of each three decides.
+    """
+    S, squares = table.slopes, table.loss[:, None] ** 2
+    towards = squares * S @ torch.linalg.inv(S.T @ (squares * S))[:, 3]  # (runs)
+    off = towards - S @ torch.linalg.lstsq(S, towards[:, None]).solution[:, 0]
+    off *= WITHIN * DELTA / off.abs().max()
+    return KnownTable(table.law, table.flops, table.parameters, table.tokens, table.loss * off.exp())
+
+
 def _one_broken(table: KnownTable) -> KnownTable:
     """Return the table with one run whose loss is half again as high."""
     loss = table.loss.clone()
@@ -113,5 +134,6 @@ def _one_broken(table: KnownTable) -> KnownTable:
 LOSSES: Mapping[str, Callable[[KnownTable], KnownTable]] = {
     "exact": lambda table: table,
     "three of each": _three_of_each,
+    "balanced": _balanced,
     "one broken": _one_broken,
 }

@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.measures.scaling.known_tables import KnownTable, known_table
 from harness.oracle.scaling_law.law import NAMES, Law
-from harness.oracle.scaling_law.parametric_fit import Centre, objective
+from harness.oracle.scaling_law.parametric_fit import DELTA, Centre, objective
 from harness.subjects.protocols import FitsScalingLaw
 from harness.suites.measure_registry import Reading, measure
 
 LawName = Literal["hoffmann", "besiroglu", "unequal"]
-Losses = Literal["exact", "three of each", "one broken"]
+Losses = Literal["exact", "three of each", "balanced", "one broken"]
 LIKE = 0.1  # standard errors: a mistake is named if the subject's constants are as near to what it gives
 RIGHT = 0.02  # below this nothing is looked for
+SQUARES = 1e9  # a δ beyond which no residual is: Huber's loss is then half the squares
 Predicted = Callable[[KnownTable, Law], Law]
 
 
@@ -27,7 +29,8 @@ def law_found(subject: FitsScalingLaw, *, size: str, law: LawName, losses: Losse
     """Return how far the subject's constants are from those that made the runs, in standard errors.
 
     The unit is the standard error of each constant in a sweep of the same runs whose losses had 1% noise. `losses`:
-    exact; each three times, symmetric in log L; or with one run that broke. The details say which known mistake gives
+    exact; each three times, symmetric in log L; off by less than Huber's δ, orthogonal to the slopes of log L; or with
+    one run that broke. The details say which known mistake gives
     the constants that the subject found.
     """
     table = known_table(size, law, losses)
@@ -67,14 +70,15 @@ def _mistake(table: KnownTable, found: Mapping[str, float], *, exact: bool) -> s
 def _alike(table: KnownTable, predicted: Law, found: Mapping[str, float]) -> bool:
     """Return True if the subject's constants are those of a mistake, and not as well those of the law."""
     constants = {name: getattr(predicted, name) for name in NAMES}
-    if max(table.in_standard_errors(constants).values()) <= LIKE:
+    apart = max(table.in_standard_errors(constants).values())
+    if apart <= RIGHT:
         return False
     made = KnownTable(predicted, table.flops, table.parameters, table.tokens, table.loss)
-    return max(made.in_standard_errors(found).values()) <= LIKE
+    return max(made.in_standard_errors(found).values()) <= min(LIKE, apart / 3)
 
 
-def _least_squares(of: Callable[[Tensor], Tensor]) -> Predicted:
-    """Return what least squares of `of`(L) gives: no Huber loss."""
+def _fit_of(of: Callable[[Tensor], Tensor], *, delta: float = SQUARES) -> Predicted:
+    """Return what a fit of `of`(log L) gives, by Huber's loss: by least squares, unless a `delta` is given."""
 
     def fit(table: KnownTable, law: Law) -> Law:
         centre = Centre(table.points)
@@ -86,7 +90,7 @@ def _least_squares(of: Callable[[Tensor], Tensor]) -> Predicted:
         def closure() -> Tensor:
             optimizer.zero_grad()
             predicted = centre.residual(theta[None], table.points.log_loss[None])[0][0] + table.points.log_loss
-            value = ((of(predicted) - of(table.points.log_loss)) ** 2).sum()
+            value = F.huber_loss(of(predicted), of(table.points.log_loss), reduction="sum", delta=delta)
             value.backward()
             return value.detach()
 
@@ -113,6 +117,7 @@ MISTAKES: Mapping[str, Predicted] = {
         law.E, law.B, law.A, law.beta, law.alpha
     ),
     "the constants are powers of ten taken for powers of e": _in_base_ten,
-    "the residuals are those of the loss, not of its logarithm": _least_squares(torch.exp),
-    "the residuals are squared, without Huber's loss: one broken run moves the law": _least_squares(lambda log: log),
+    "the residuals are those of the loss, not of its logarithm": _fit_of(torch.exp),
+    "the residuals are those of the loss, not of its logarithm, with Huber's loss": _fit_of(torch.exp, delta=DELTA),
+    "the residuals are squared, without Huber's loss: one broken run moves the law": _fit_of(lambda log: log),
 }
