@@ -54,7 +54,7 @@ def mistake_of_gates(layer: ExpertLayer, found: Mixture, k: int) -> str:
         if _is_close(found.gates, gates(found.logits, k)):
             return f"{said} ({id})"
     for wrong in over_tokens(found.logits, k, ROWS):
-        if _is_close(found.found_over, gates):
+        if _is_close(found.gates, wrong):
             return "the softmax is over the tokens, not over the experts (experts-gate-over-tokens)"
     for name, gates in CONVENTIONS.items():
         expected = gates(found.logits, k)
