@@ -16,9 +16,15 @@ SPECULATION_RULES = (
          "after speculative decoding a model stays in eval mode: dropout is off from then on"),
     # The variant whose distribution is the one that was found; the reading's hint ends with its id.
     *(Rule("speculative_distribution", re.escape(f"[{v.id}]"), v.where, v.id, v.says, hint=True) for v in VARIANTS),
-    Rule("speculative_draws_p_value", "^(?!.*all tokens: ).*rounds: ", "speculation.seed",
+    Rule("speculative_distribution", "draft=prompt-lookup", "speculation.draft", "spec-lookup-not-certain",
+         "with drafts from the prompt, tokens do not have the target's probabilities: such a draft has probability 1"),
+    Rule("speculative_draws_p_value", "^(?!.*(all tokens|first rounds|rejections): ).*rounds: ", "speculation.seed",
          "spec-reseeded-each-round",
          "rounds of speculative decoding share their random numbers, as with a generator that is seeded in each"),
+    Rule("speculative_draws_p_value", "^(?!.*(all tokens|first rounds): ).*rejections: ", "speculation.acceptance",
+         "spec-acceptance-not-random",
+         "where drafts are rejected, drawn tokens do not have the target's probabilities, as with one random number "
+         "that accepts in every round"),
     Rule("speculative_target_calls", "token behind accepted drafts is lost", "speculation.bonus",
          "spec-bonus-dropped", "the target's own token behind accepted drafts is thrown away: a round gives one less",
          hint=True),

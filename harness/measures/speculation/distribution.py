@@ -87,7 +87,9 @@ class _Case:
 
     def __post_init__(self) -> None:
         self.target, self.drafting = enumerated_pair(self.subject, self.size, self.draft)
-        target, draft = (_conditional(model) for model in (self.target, self.drafting))
+        # A draft that is no model has no probabilities here, and no mistake is looked for.
+        models = (self.target, self.target if isinstance(self.drafting, str) else self.drafting)
+        target, draft = (_conditional(model) for model in models)
         self.asked = Speculated(
             self._filtered(target), self._filtered(draft), target, draft, PROMPT, self.new_tokens, self.lookahead
         )
@@ -117,7 +119,9 @@ class _Case:
             return enumerate_outcomes(lambda: self.answer(0), most_runs=MOST_RUNS)
 
     def fitting(self, law: Law) -> list[Variant]:
-        """Return the known mistakes that have this distribution."""
+        """Return the known mistakes that have this distribution; none for a draft that is no model."""
+        if isinstance(self.drafting, str):
+            return []
         return [
             variant
             for variant in VARIANTS
@@ -169,7 +173,7 @@ def _explained(case: _Case, law: Law) -> dict[str, Any]:
 
     Where a simple pair of models cannot tell mistakes apart, the subject is enumerated with another pair.
     """
-    line = case.subject.speculation_line(case.target, "model")
+    line = case.subject.speculation_line(case.target, case.drafting if isinstance(case.drafting, str) else "model")
     fitting = case.fitting(law)
     if len(fitting) > 1:
         telling = _Case(case.subject, case.size, "near", 2, 4, 1.5, 2)  # longer than a round, so that its end shows

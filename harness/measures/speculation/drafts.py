@@ -35,8 +35,8 @@ def enumerated_size(size: Size) -> Size:
     )  # fmt: skip
 
 
-def enumerated_pair(subject: Speculates, size: str, draft: Draft) -> tuple[Model, Model]:
-    """Return a target and a draft of `enumerated_size` in float64. Raises MissingAbility for a draft without a model.
+def enumerated_pair(subject: Speculates, size: str, draft: Draft) -> tuple[Model, Model | str]:
+    """Return a target and a draft of `enumerated_size` in float64; for prompt lookup its name, if the subject has it.
 
     Token 0 is the one that the target never draws ("rejected", with a top-k of 2), or the draft never proposes
     ("blind").
@@ -50,6 +50,11 @@ def enumerated_pair(subject: Speculates, size: str, draft: Draft) -> tuple[Model
         drafting = shifted(target, torch.tensor([-ALONE, 0.0, 0.5]), alone=True)
     elif draft in NOISE or draft == "same":
         drafting = noisy(target, NOISE.get(draft, 0.0))
+    elif draft == "prompt-lookup":
+        model = build_with_weights(subject, small, target, "float64")
+        if draft not in subject.drafts(model):
+            raise MissingAbility(f"{subject.name} has no speculative decoding with the draft '{draft}'")
+        return model, draft
     else:
         raise MissingAbility(f"the draft '{draft}' is judged with a larger vocabulary")
     first, second = (build_with_weights(subject, small, weights, "float64") for weights in (target, drafting))

@@ -20,6 +20,8 @@ from harness.subjects.forward_answer import unpack
 from harness.subjects.protocols import Speculates
 from harness.suites.measure_registry import Reading, measure
 
+ALWAYS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)  # a target's probabilities of 3 tokens, after any text
+
 
 @measure
 def speculative_draws_p_value(
@@ -42,8 +44,10 @@ def speculative_draws_p_value(
     context, and independent of all others (the probability integral transform). Pearson's chi-squared test judges the
     numbers; the p-value of a right sampler is uniform between 0 and 1.
 
-    "rounds": the tokens of a round and of the next, at a debug size, by models whose probabilities are the same at
-    every position. There, rounds that share random numbers have the same tokens, whatever the weights are.
+    At a debug size, by models whose probabilities are the same at every position: "rounds", the tokens of a round and
+    of the next, which are the same if rounds share random numbers, whatever the weights are; "first rounds", the tokens
+    of an answer's first round alone; and "rejections", the tokens if the draft is often rejected, which are others if
+    the numbers that accept are no random ones, as those of a generator that is seeded for each round.
     """
     target, drafting = pair(subject, size, draft)
     prompt, _ = batch(SIZES[size], "random", rows=1, length=prompt_length)
@@ -70,16 +74,34 @@ def speculative_draws_p_value(
         places = [pairs[..., 0].flatten(), pairs[..., 1].flatten()]
         found[f"tokens {first + 1} and {first + 2}, and so on"] = p_value_of_uniform(places, bins=4)
     if size.startswith("debug"):
-        found["rounds"] = _p_value_of_rounds(subject, size)
+        found |= _p_values_of_rounds(subject, size)
     return Reading(found, "", {"draws": uniform.numel()})
 
 
-def _p_value_of_rounds(subject: Speculates, size: str, *, answers: int = 30, lookahead: int = 2) -> float:
-    """Return the p-value of pairs of tokens, one round apart, as independent; every draft is accepted."""
+def _p_values_of_rounds(subject: Speculates, size: str, *, lookahead: int = 2) -> dict[str, float]:
+    """Return the p-values of tokens whose probabilities are the same at every position."""
+    same, first = _uniform_of_rounds(subject, size, drafted=ALWAYS, lookahead=lookahead)
+    rejected, _ = _uniform_of_rounds(subject, size, drafted=ALWAYS.flip(0), lookahead=lookahead, answers=20)
+    pairs = same.unflatten(1, (3, 2, lookahead + 1))  # (answers, pairs of rounds, 2, tokens of a round)
+    return {
+        "rounds": p_value_of_uniform([pairs[:, :, 0].flatten(), pairs[:, :, 1].flatten()], bins=4),
+        "first rounds": min(p_value_of_uniform([place], bins=4) for place in first.unbind(1)),
+        "rejections": p_value_of_uniform([rejected.flatten()], bins=5),
+    }
+
+
+def _uniform_of_rounds(
+    subject: Speculates, size: str, *, drafted: Tensor, lookahead: int, answers: int = 40
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens of answers as numbers that are uniform for right draws, and those of each one's first round.
+
+    The target draws by ALWAYS and the draft by `drafted`, (3) each.
+    """
     small = replace(enumerated_size(SIZES[size]), context=32)
-    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    weights = shifted(state_of(small, "probe"), p.log(), alone=True)
-    target, draft = (build_with_weights(subject, small, weights) for _ in range(2))
+    target, draft = (
+        build_with_weights(subject, small, shifted(state_of(small, "probe"), p.log(), alone=True))
+        for p in (ALWAYS, drafted)
+    )
     rng, length = torch.Generator().manual_seed(seeded(OWN_SEED)), 6 * (lookahead + 1)
     texts = []
     for n in range(answers):
@@ -87,9 +109,8 @@ def _p_value_of_rounds(subject: Speculates, size: str, *, answers: int = 30, loo
         texts.append(new_part(ids, 3, length))
     tokens = torch.tensor(texts)
     within = torch.rand(tokens.shape, generator=rng, dtype=torch.float64)
-    uniform = (p.cumsum(0) - p)[tokens] + within * p[tokens]
-    pairs = uniform.unflatten(1, (3, 2, lookahead + 1))  # (answers, pairs of rounds, 2, tokens of a round)
-    return p_value_of_uniform([pairs[:, :, 0].flatten(), pairs[:, :, 1].flatten()], bins=4)
+    uniform = (ALWAYS.cumsum(0) - ALWAYS)[tokens] + within * ALWAYS[tokens]
+    return uniform, uniform[:, : lookahead + 1]
 
 
 @measure

@@ -93,7 +93,8 @@ class Speculator:
         named = self._named(given, self.roles)
         own = inspect.signature(self.function).parameters  # flags and stop tokens have no role
         named |= {word: value for word, value in settings.items() if word in own and word not in named}
-        with torch.no_grad():
+        # As for `generate`: who calls a function with a model switches gradients off, and a method does that itself.
+        with contextlib.nullcontext() if self.is_method else torch.no_grad():
             return function(**named)
 
     def _named(self, given: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, Any]:
@@ -277,11 +278,18 @@ def _run(
     counts = "len" in found.roles["count"] and answer.shape[1] == max(new_tokens, length)
     if counts and new_tokens and torch.equal(answer[:, :length], ids.to(answer)):  # its number includes the prompt
         answer = _ids_in(found.call(target, draft, ids, new_tokens + length, settings))
-    # A prompt that comes back begins the answer; the new tokens alone are about as many as were asked for.
+    # A prompt that comes back begins the answer; the new tokens alone are about as many as were asked for. They may
+    # begin as the prompt does by chance, so that a function that did without it once is remembered.
     returned = answer.shape[1] >= length and torch.equal(answer[:, :length], ids.to(answer))
+    if not returned and answer.shape[1] == new_tokens:
+        _seen_without_prompt.add(found.function)
+    returned &= not (answer.shape[1] == new_tokens and found.function in _seen_without_prompt)
     if not returned and abs(answer.shape[1] - new_tokens) < length:
         answer = torch.cat((ids.to(answer), answer), dim=1)
     return answer
+
+
+_seen_without_prompt: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()  # functions that return new tokens alone
 
 
 def _ids_in(answer: Any) -> Tensor:
@@ -294,7 +302,7 @@ def _ids_in(answer: Any) -> Tensor:
     elif not isinstance(found, Tensor | list):
         found = next((getattr(found, word) for word in IDS if hasattr(found, word)), found)
     with contextlib.suppress(Exception):
-        ids = torch.as_tensor(found)
+        ids = torch.as_tensor(found, dtype=torch.int64 if isinstance(found, list) and not found else None)
         if not ids.is_floating_point() and ids.ndim in (1, 2):
             return ids.reshape(1, -1) if ids.ndim == 1 else ids
     raise SubjectError(f"speculative decoding returned {type(answer).__name__}; expected ids, or a tuple that begins "

@@ -6,6 +6,7 @@ import torch
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.measures.speculation.distribution import speculative_distribution
+from harness.measures.speculation.draws import speculative_changes
 from harness.measures.speculation.greedy import speculative_greedy, speculative_lengths
 from harness.oracle.probe_weights import state
 from harness.subjects.adapters import adapt
@@ -126,3 +127,45 @@ def test_a_function_of_the_file_comes_before_a_method_of_the_gpt_that_it_imports
     subject = adapt(f"{file}:GPT")
     line = subject.speculation_line(subject.build(SIZES["debug"]), "model")
     assert line[0] == str(file)
+
+
+NEW_TOKENS_ALONE = """
+import torch
+from gpt import GPT
+
+
+def speculative_generate(target, draft, prompt_ids: list, n_tokens):
+    return [(prompt_ids[0] + n) % 3 for n in range(n_tokens)]
+"""
+
+
+def test_new_tokens_that_begin_as_the_prompt_does_are_no_prompt(tmp_path):
+    """They were taken for the prompt by chance, and an answer was then too short; no tokens at all were no ids."""
+    file = tmp_path / "mine.py"
+    file.write_text(NEW_TOKENS_ALONE)
+    subject = adapt(f"{file}:GPT")
+    model = subject.build(SIZES["debug"], seed=0)
+
+    def answer(prompt, new_tokens):
+        ids = subject.speculate(model, model, torch.tensor([prompt]), new_tokens, temperature=0.0)
+        return ids[0].tolist()
+
+    assert answer([0, 0, 0], 4) == [0, 0, 0, 0, 1, 2, 0]  # shows that it returns new tokens alone
+    assert answer([0, 1, 2], 4) == [0, 1, 2, 0, 1, 2, 0]
+    assert answer([5, 6, 7], 0) == [5, 6, 7]
+
+
+@pytest.mark.parametrize("guard", ["@torch.no_grad()\n    ", ""])
+def test_a_method_that_records_gradients_is_seen(tmp_path, guard):
+    """Each call was made without gradients, so that the check of them could not fail."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\nfrom gpt import GPT as Base\n\n\nclass GPT(Base):\n"
+        f"    {guard}def speculative_generate(self, draft, idx, max_new_tokens, temperature=1.0):\n"
+        "        for _ in range(max_new_tokens):\n"
+        "            logits = self(idx)[0][:, -1] / max(temperature, 1e-9)\n"
+        "            idx = torch.cat([idx, torch.multinomial(logits.softmax(-1), 1)], 1)\n"
+        "        return idx\n"
+    )
+    found = speculative_changes(adapt(f"{file}:GPT"), size="debug")
+    assert found.value["gradients are recorded"] is (not guard)
