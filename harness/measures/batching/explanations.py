@@ -64,7 +64,7 @@ def explain_logits(seen: Evidence, number: int) -> str:
                         return where + say(row)
             if (gap := _gap(right[at], rows)) <= FEWER_BITS:
                 return f"{where}its logits are off by {gap:.0e} of the largest, as with keys and values of fewer bits"
-            return where + _whose(seen, number, step)
+            return _chosen_beside(seen, number) or where + _whose(seen, number, step)
     return ""
 
 
@@ -97,6 +97,18 @@ def explain_choice(seen: Evidence, number: int) -> str:
     return f"its logits are right, and {first} is not the likeliest of them"
 
 
+def _chosen_beside(seen: Evidence, number: int) -> str:
+    """Return whose logits a request's tokens are chosen from, if its own are not computed; "" if no neighbour's are."""
+    tokens = seen.served.tokens[number]
+    right = logits_alone(seen.model, seen.plan[number].prompt, tokens)
+    wrong = [at for at, token in enumerate(tokens) if int(right[at].argmax()) != token]
+    whole = [_after_each_token(seen, other) for other in range(len(seen.plan))]
+    others = [_neighbour_of(seen, number, at, whole) for at in wrong]
+    if not wrong or any(other is None for other in others):
+        return ""
+    return f"token {wrong[0]} is chosen from those of a neighbour, request {others[0]}"
+
+
 def _pads_chosen_after(seen: Evidence, number: int, at: int) -> set[int]:
     """Return the tokens by which a request's text, padded to the length of a longer one, gives its token."""
     tokens, prompt = seen.served.tokens[number], seen.plan[number].prompt
@@ -115,7 +127,7 @@ def _neighbour_of(seen: Evidence, number: int, at: int, whole: Sequence[Tensor])
     for other, steps in enumerate(seen.served.steps):
         if other != number and step in steps:
             row = whole[other][len(seen.plan[other].prompt) - 1 + steps.index(step)]
-            if int(row.argmax()) == seen.served.tokens[number][at]:
+            if int(row.argmax()) == seen.served.tokens[number][at] and _is_among(row, seen.served.rows[step]):
                 return other
     return None
 
@@ -200,7 +212,8 @@ def _mistakes(seen: Evidence, number: int, at: int) -> Iterator[Mistake]:
             yield after([ids], Replacement("embedding.position", moved)), lambda _, said=said: said  # type: ignore[misc]
         if shift >= 0 and length + shift <= size.context:
             moved = look_up(lambda at, _, p, shift=shift: p + shift)  # type: ignore[misc]
-            said = f"its positions begin at {shift} instead of 0, as another row's"
+            whose = "as where padding before it counts" if shift in _paddings(seen, number, at) else "as another row's"
+            said = f"its positions begin at {shift} instead of 0, {whose}"
             yield after([ids], Replacement("embedding.position", moved)), lambda _, said=said: said  # type: ignore[misc]
     for gone in range(1, length):
         said = f"the first {gone} of its {length} positions are not seen"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from harness.core.errors import MissingAbility
+from harness.core.errors import MissingAbility, SubjectError
 from harness.core.seeds import seeded
 from harness.core.sizes import SIZES
 from harness.measures.batching.company import place, reading
@@ -104,6 +105,7 @@ def requests_too_long(subject: Serves, *, size: str, weights: Weights = "probe")
     """Return what happens to a request that can never fit, between two that do.
 
     Right are: a refusal when it is submitted, and an answer with the right tokens, all of them or up to the context.
+    Raises SubjectError if the two get other tokens, or an error, without it too.
     """
     model = cached_model(subject, size, weights, "float64")
     context = model.size.context
@@ -116,8 +118,16 @@ def requests_too_long(subject: Serves, *, size: str, weights: Weights = "probe")
         engine = subject.new_engine(model, requests=REQUESTS, positions=positions)
         found[name] = _between(engine, model, before, Planned(_ids(size, prompt), new, 0), behind)
         if found[name] not in ("refused", "right tokens"):
+            _require_without(subject.new_engine(model, requests=REQUESTS, positions=positions), model, before, behind)
             why[name] = str(found[name])
     return reading(found, why, engine, "submit")
+
+
+def _require_without(engine: ServingEngine, model: Model, before: Planned, behind: Planned) -> None:
+    """Serve two requests that fit. Raises what the engine raises, or SubjectError if their tokens are wrong."""
+    plan = [dataclasses.replace(each, arrives=0) for each in (before, behind)]
+    if serve(engine, model, plan).tokens != [greedy_alone(model, each.prompt, each.new_tokens) for each in plan]:
+        raise SubjectError("requests that fit get other tokens than alone; see tokens-in-company")
 
 
 def _between(engine: ServingEngine, model: Model, before: Planned, long: Planned, behind: Planned) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from harness.core.errors import MissingAbility
 from harness.measures.batching.company import place, reading
 from harness.measures.batching.plan import POSITIONS, REQUESTS, Planned, greedy_alone, serve, usual_plan
@@ -12,6 +14,7 @@ from harness.subjects.model import Model
 from harness.subjects.protocols import Serves, ServingEngine
 from harness.suites.measure_registry import Reading, measure
 
+ONLY_THEN = "the request behind it starts only when its neighbour has ended"
 SHORT = 4  # tokens that a short request asks for
 AFTER = (0, 1, 3)  # steps after which a request is cancelled: before it starts, in its prompt or at its end, decoding
 
@@ -63,6 +66,8 @@ def cancelled_requests(subject: Serves, *, size: str, weights: Weights = "probe"
         if "cancel" not in engine.settings:
             raise MissingAbility("the engine has no method to cancel a request")
         found[name] = _cancelled(engine, model, neighbour, cancelled, behind, steps)
+        if found[name] == ONLY_THEN and _waits_for_all(subject, model, positions, neighbour, behind):
+            found[name] = "right"  # as it must be where batches are served one after the other
         if found[name] != "right":
             why[name] = found[name]
     return reading(found, why, engine, "cancel")
@@ -90,7 +95,15 @@ def _cancelled(
         return "the request behind it never starts: its memory is not given back"
     if engine.tokens(numbers[2]) != expected[1]:
         return "the request behind it gets other tokens"
-    return "right" if started_beside else "the request behind it starts only when its neighbour has ended"
+    return "right" if started_beside else ONLY_THEN
+
+
+def _waits_for_all(subject: Serves, model: Model, positions: int, neighbour: Planned, behind: Planned) -> bool:
+    """Return True if a request that waits does not start when another has ended by itself, while a third goes on."""
+    engine = subject.new_engine(model, requests=2, positions=positions)
+    plan = (neighbour, dataclasses.replace(behind, new_tokens=1), behind)
+    served = serve(engine, model, [dataclasses.replace(each, arrives=0) for each in plan])
+    return bool(served.steps[0] and served.steps[2]) and served.steps[2][0] > served.steps[0][-1]
 
 
 @measure

@@ -120,6 +120,8 @@ class AdaptedEngine:
             return
         with self.model.precision():
             answer = getattr(self.engine, self.found.step)()
+            if inspect.isgenerator(answer):  # it does its work while it is walked
+                answer = list(answer)
         for key, tokens in _events(answer):
             number = self._number_of(key)
             if number is not None:
