@@ -24,6 +24,11 @@ def what_outputs_are(found: Mixture, x: Tensor) -> str:
         return "the inputs themselves"
     if bool(found.y[wrong].norm(dim=-1).max() < EXACT * x.norm(dim=-1).mean()):
         return "zeros"
+    left = found.y[wrong] - x[wrong]
+    outputs = found.outputs[wrong]
+    rest = (outputs @ torch.linalg.lstsq(outputs, left[..., None]).solution)[..., 0] - left
+    if bool(rest.norm(dim=-1).max() < EXACT * x.norm(dim=-1).mean()):
+        return "the inputs, added to the sum of the experts' outputs"
     shown = wrong[:8]
     sources = []
     for token in shown.tolist():

@@ -44,21 +44,22 @@ def tokens_without_their_experts(subject: MixesExperts, *, size: str, experts: i
     k = layer.per_token or per_token
     counts = found.used.sum(-1)
     wanted = chosen(found.logits, k)
-    reached = (found.used & found.explained[:, None]).any(0)
+    own = found.explained[:, None]  # what computes the other tokens is not known
+    idle = (wanted & own).any(0) & ~(found.used & own).any(0)
     others = {int(count): int(number) for count, number in zip(*counts.unique(return_counts=True), strict=True)}
     strangers = found.explained & (counts == k) & (found.used & ~wanted).any(-1)
     value = {
         "outputs that are no sum of their experts'": int((~found.explained).sum()),
         "tokens with another number of experts": int((found.explained & (counts != k)).sum()),
         "tokens that other experts compute than the router's best": int(strangers.sum()),
-        "experts that are chosen and never computed": int((wanted.any(0) & ~reached).sum()),
+        "experts that are chosen and never computed": int(idle.sum()),
     }
     answers = {
         "outputs that are no sum of their experts'": what_outputs_are(found, x.reshape(-1, layer.width)),
         "tokens with another number of experts": ", ".join(f"{n} tokens have {c}" for c, n in others.items()),
         "tokens that other experts compute than the router's best": mistake_of_gates(layer, found, k)
         or f"of {len(counts)} tokens",
-        "experts that are chosen and never computed": _numbers(wanted.any(0) & ~reached),
+        "experts that are chosen and never computed": _numbers(idle),
     }
     wrong = {place: text for place, text in answers.items() if value[place]}
     hint = "; ".join(f"{place}: {text}" for place, text in wrong.items() if text)

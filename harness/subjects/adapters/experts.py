@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -16,6 +17,7 @@ from harness.core.error_text import describe_error
 from harness.core.errors import MissingAbility
 from harness.core.seeds import seed_torch, seeded
 from harness.core.sizes import Size
+from harness.subjects.adapters.construction.build_settings import BuildSettings
 from harness.subjects.adapters.construction.constructor import Constructor
 from harness.subjects.adapters.construction.find_constructor import find_part_constructor
 from harness.subjects.adapters.construction.setting_names import normalised, without_owner
@@ -107,10 +109,11 @@ def build_layer(
     for name, build in _builders(kind, constructor, module):
         try:
             seed_torch(seed)
-            owner, taken = build(size, wanted)
+            owner, settings = build(size, wanted)
+            layer = _taken_apart(owner, name, size.width, experts, module, in_dtype=getattr(torch, dtype), seed=seed)
+            taken = settings(layer)
             if capacity_factor is not None and "capacity_factor" not in taken:
                 raise MissingAbility("it has no capacity factor")
-            layer = _taken_apart(owner, name, size.width, experts, module, in_dtype=getattr(torch, dtype), seed=seed)
         except MissingAbility as error:
             tried.append(f"{name}: {error}")
             continue
@@ -130,7 +133,8 @@ def build_layer(
     raise MissingAbility(f"no mixture of {experts} experts, {per_token} a token, could be built: {'; '.join(tried)}")
 
 
-Builder = Callable[[Size, Mapping[str, Any]], tuple[nn.Module, set[str]]]
+# What builds, and then says which of the wanted settings the layer took.
+Builder = Callable[[Size, Mapping[str, Any]], tuple[nn.Module, Callable[[ExpertLayer], set[str]]]]
 
 
 def _builders(kind: type, constructor: Constructor, module: ModuleType) -> Iterator[tuple[str, Builder]]:
@@ -153,12 +157,25 @@ def _builder(constructor: Constructor) -> Builder:
             meanings |= {word: "feed_forward_width" for word in words if normalised(word) in hidden}
     made = dataclasses.replace(constructor, words=words, meanings={**constructor.meanings, **meanings})
 
-    def build(size: Size, wanted: Mapping[str, Any]) -> tuple[nn.Module, set[str]]:
+    def build(size: Size, wanted: Mapping[str, Any]) -> tuple[nn.Module, Callable[[ExpertLayer], set[str]]]:
         taken = {setting for setting in wanted if made.takes(setting)}
         options = {setting: value for setting, value in wanted.items() if setting in taken}
-        return made.build_with(made.arguments(size, **options), size), taken
+        owner = made.build_with(made.arguments(size, **options), size)
+        if constructor.description != "a dict":
+            return owner, lambda layer: taken
+        # A dict has every name; those are settings that the layer reads, when it is built or in its forward pass.
+        return owner, lambda layer: {_meaning(word) or constructor.meaning(word) or "" for word in _read(made, layer)}
 
     return build
+
+
+@torch.no_grad()
+def _read(constructor: Constructor, layer: ExpertLayer) -> set[str]:
+    """Return the names that a layer read from its settings so far, or reads in a forward pass."""
+    with contextlib.suppress(Exception):
+        layer(next(layer.module.parameters()).new_zeros(1, 2, layer.width))
+    parts = (value for part in layer.module.modules() for value in vars(part).values())
+    return constructor.read.union(*(value.names_read for value in parts if isinstance(value, BuildSettings)))
 
 
 def _meaning(word: str) -> str | None:

@@ -5,6 +5,7 @@ import torch
 
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
+from harness.judging.run_check import run
 from harness.measures.experts.balance import balance_definition
 from harness.measures.experts.mixture import mixture, tokens
 from harness.measures.experts.routing import expert_answers_changing, gate_convention, neighbours_mattering
@@ -130,3 +131,37 @@ def test_a_layer_is_built_where_the_run_is(tmp_path):
     placed = on_device(beside_a_gpt(tmp_path, "Listed"), "meta")
     layer = placed.build_experts(SIZES["debug"], experts=6, per_token=2, device="cpu")
     assert layer.device == torch.device("cpu")
+
+
+ROUTED = """
+import torch
+from torch import nn
+from harness.faults.specimen import GPT
+
+
+class MoELayer(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.router = nn.Linear(cfg.dim, cfg.num_experts, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(cfg.dim, cfg.dim) for _ in range(cfg.num_experts))
+
+    def forward(self, x):
+        best = self.router(x).topk(self.cfg.top_k, dim=-1)
+        gates = torch.zeros(*x.shape[:-1], len(self.experts), dtype=x.dtype)
+        gates = gates.scatter(-1, best.indices, best.values.softmax(-1))CAPACITY
+        return sum(gates[..., n, None] * expert(x) for n, expert in enumerate(self.experts))
+"""
+
+
+@pytest.mark.parametrize(
+    ("capacity", "verdict"),
+    [("", "skip"), ("\n        assert self.cfg.capacity_factor", "fail")],
+    ids=["never read", "read in the forward pass"],
+)
+def test_a_setting_that_a_layer_never_reads_is_none_of_its_own(shipped, tmp_path, capacity, verdict):
+    """A config without a class of its own has every name, so that each layer seemed to have a capacity."""
+    file = tmp_path / "mine.py"
+    file.write_text(ROUTED.replace("CAPACITY", capacity))
+    record = run(shipped["experts::capacity-by-definition,factor=0.5"], adapt(f"{file}:GPT"))
+    assert record.verdict == verdict, record.message

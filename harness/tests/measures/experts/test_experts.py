@@ -134,6 +134,7 @@ def test_a_flag_that_promises_a_sum_of_1_is_held_to_it(tmp_path):
             "outputs that are no sum of their experts'",
             "other tokens'",
         ),
+        (RIGHT.replace("return ", "return x + "), "outputs that are no sum of their experts'", "the inputs, added to"),
         ("        return x.clone()\n", "outputs that are no sum of their experts'", "the inputs themselves"),
         (
             RIGHT.replace("gates[..., None]", "gates.roll(1, 0)[..., None]"),
@@ -146,6 +147,7 @@ def test_who_computes_a_token_is_seen(tmp_path, ending, place, said):
     found = routing.tokens_without_their_experts(subject(tmp_path, ending), size="debug")
     assert found.value[place] > 0
     assert said in found.details["answers"][place]
+    assert found.value["experts that are chosen and never computed"] == 0  # what is not explained says nothing of that
 
 
 @pytest.mark.parametrize(
