@@ -96,6 +96,14 @@ def test_batches_that_are_served_one_after_the_other_are_slow_and_cancel_rightly
     assert run(check, engine(tmp_path, static, kept)).verdict == "fail"
 
 
+def test_a_cancellation_that_changes_a_neighbour_is_seen(shipped, tmp_path):
+    spoil = "        for each in self.running:\n            each['prompt'].insert(0, 0)\n"
+    spoilt = ("    def cancel(self, request):\n", f"    def cancel(self, request):\n{spoil}")
+    record = run(shipped["batching::cancelled"], engine(tmp_path, spoilt))
+    assert record.verdict == "fail"
+    assert record.value["after 1 steps"] == "its neighbour gets other tokens"
+
+
 def test_a_step_that_is_a_generator_is_walked(shipped, tmp_path):
     walked = ('            request["left"] -= 1\n', '            request["left"] -= 1\n            yield request, 0\n')
     subject = engine(tmp_path, walked, ("    @torch.no_grad()\n", ""))

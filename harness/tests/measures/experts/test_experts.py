@@ -213,6 +213,14 @@ def test_one_network_several_times_is_seen(tmp_path):
     assert found.value["experts that share parameters"] == 6
 
 
+def test_an_expert_of_another_size_is_seen(tmp_path):
+    larger = "        self.experts[-1] = nn.Sequential(nn.Linear(dim, 91), nn.GELU(), nn.Linear(91, dim))\n\n"
+    file = tmp_path / "sizes.py"
+    file.write_text(HEAD.replace("    def forward", f"{larger}    def forward") + RIGHT)
+    found = parameters.expert_parameters(adapt(f"{file}:GPT"), size="debug").value
+    assert found["experts of another size"] == 1
+
+
 CAPPED = """
         flat = gates.flatten(0, 1)
         room = {room}
@@ -231,6 +239,11 @@ ROOM = "int(-(-self.capacity_factor * self.k * len(flat) // len(self.experts))) 
         ({"room": "len(flat)"}, "capacities that are those of no definition"),
         ({"room": f"({ROOM}) + 3"}, "capacities that are those of no definition"),
         ({"more": " + (flat.sum(-1) == 0).view(*x.shape[:2], 1) * x"}, "outputs that are not the gated sum of some"),
+        # None has more than its capacity, and one drops a token although it has room.
+        (
+            {"gates": "flat * kept * (torch.arange(len(flat)) % 7 != 0)[:, None]"},
+            "capacities that are those of no definition",
+        ),
         ({"gates": "flat * kept * 0.9"}, "outputs that are not the gated sum of some"),
     ],
 )
@@ -274,3 +287,9 @@ def test_a_balance_loss_without_a_gradient_is_judged_if_a_function_is_called_so(
     made = subject(tmp_path, WITH_LOSS.format(other=other))
     found = balance.balance_definition(made, size="debug").value
     assert found["its value"].startswith(value)
+
+
+def test_a_gradient_of_zeros_is_none(tmp_path):
+    other = "(probabilities.detach() + 0 * probabilities).mean(0)"
+    found = balance.balance_definition(subject(tmp_path, WITH_LOSS.format(other=other)), size="debug").value
+    assert found == {"its value": "E Σ f P", "its gradient": "none: no gradient reaches the router"}
