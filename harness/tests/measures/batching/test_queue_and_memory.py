@@ -97,7 +97,7 @@ def test_batches_that_are_served_one_after_the_other_are_slow_and_cancel_rightly
 
 
 def test_a_cancellation_that_changes_a_neighbour_is_seen(shipped, tmp_path):
-    spoil = "        for each in self.running:\n            each['prompt'].insert(0, 0)\n"
+    spoil = "        for each in self.running:\n            each['output_ids'] += [0] * (each is not request)\n"
     spoilt = ("    def cancel(self, request):\n", f"    def cancel(self, request):\n{spoil}")
     record = run(shipped["batching::cancelled"], engine(tmp_path, spoilt))
     assert record.verdict == "fail"
