@@ -94,22 +94,36 @@ class RecordWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.header = path, header
         self.counts: dict[str, int] = {}
-        # A path or a message may contain an unpaired surrogate; writing must not fail on it.
-        self._file: IO[str] = path.open("x", encoding="utf-8", errors="backslashreplace")
-        self._write({"kind": "header", "schema": SCHEMA, **header})
+        self._file: IO[bytes] = path.open("xb", buffering=0)
+        try:
+            self._write({"kind": "header", "schema": SCHEMA, **header})
+        except OSError:  # a full disk: an empty file would be no record file
+            self._file.close()
+            path.unlink(missing_ok=True)
+            raise
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a record; it is in the file when this returns."""
+        self._write(row)
         verdict = row.get("verdict")
         if verdict is not None:
             self.counts[verdict] = self.counts.get(verdict, 0) + 1
-        self._write(row)
 
     def close(self, footer: Mapping[str, Any]) -> None:
         """Append the footer, which marks the run as complete, and close the file."""
-        self._write({"kind": "footer", "counts": self.counts, **footer})
-        self._file.close()
+        with self._file:
+            self._write({"kind": "footer", "counts": self.counts, **footer})
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(encode(row), ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        """Append a line, whole or not at all: half a line of a full disk would spoil the file for every reader."""
+        text = json.dumps(encode(row), ensure_ascii=False, allow_nan=False) + "\n"
+        # A path or a message may contain an unpaired surrogate; writing must not fail on it.
+        line = text.encode("utf-8", "backslashreplace")
+        before = self._file.tell()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError:
+            self._file.truncate(before)
+            self._file.seek(before)
+            raise

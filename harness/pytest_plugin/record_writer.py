@@ -13,17 +13,22 @@ ATTEMPTS = 100  # runs that may start in the same second
 
 
 class RunWriter:
-    """Appends rows to a run's record file and collects them for the summary. `footer` goes into its last line."""
+    """Appends rows to a run's record file and to `collected`, which is of all runs of the session, for the summary.
 
-    def __init__(self, recorder: RecordWriter, rows: list[Row]) -> None:
+    `footer` goes into its last line.
+    """
+
+    def __init__(self, recorder: RecordWriter, collected: list[Row]) -> None:
         self.recorder = recorder
         self.footer: dict[str, Any] = {}
-        self._rows = rows
+        self._rows: list[Row] = []
+        self._collected = collected
 
     def write(self, row: Row) -> None:
         """Append one row. It is on disk when this returns."""
         self.recorder.write(row)
         self._rows.append(row)
+        self._collected.append(row)
 
     def restore(self) -> bool:
         """Write the file again from memory, if somebody has deleted it, and return whether it was gone."""

@@ -53,6 +53,7 @@ class Session:
         self.diagnoses: dict[str, Row] = {}
         self.scripts: dict[str, str] = {}
         self._writers: dict[str, RunWriter] = {}
+        self._unwritable: dict[str, OSError] = {}
         self._deselected = 0
         self._interrupted = False
 
@@ -70,9 +71,19 @@ class Session:
         return folder
 
     def writer(self, run: str) -> RunWriter:
-        """Return the writer of this run's records, 'verify' or 'bench'. The file is created with the first record."""
+        """Return the writer of this run's records, 'verify' or 'bench'. The file is created with the first record.
+
+        Raises OSError if it cannot be created. That is tried once.
+        """
+        if run in self._unwritable:
+            raise self._unwritable[run]
         if run not in self._writers:
-            self._writers[run] = RunWriter(open_record_file(self.config, self.folder, run, self.started), self.rows)
+            try:
+                recorder = open_record_file(self.config, self.folder, run, self.started)
+            except OSError as error:
+                self._unwritable[run] = error
+                raise
+            self._writers[run] = RunWriter(recorder, self.rows)
         return self._writers[run]
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
@@ -119,15 +130,14 @@ class Session:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Diagnose failures, close the record files and write the report from them, also after Ctrl-C."""
-        if not self._writers:
+        if not self._writers and not self.rows:
             return
         from harness.core.environment import peak_memory_bytes
         from harness.report import write_latest
 
         ended = session.exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         if not (ended or self._interrupted):
-            self._diagnose()
-            self._check_declarations(session)
+            self._conclude(session)
         stopped = bool(session.shouldstop or session.shouldfail)  # -x, --maxfail, or a subject that calls pytest.exit
         complete = not (ended or self._interrupted or stopped or unjudged(session))
         footer = {
@@ -138,11 +148,11 @@ class Session:
             "complete": complete,
             "excepted": self._excepted(),
         }
+        for writer in self._writers.values():
+            self._close(writer, footer)
+        if not self._writers:  # the disk is full, which has been said: there is nothing to report from
+            return
         try:
-            for writer in self._writers.values():
-                if writer.restore():
-                    self.trouble.append(f"{writer.recorder.path} was deleted during the run; it is written again")
-                writer.recorder.close({**footer, **writer.footer})
             self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
             if github_actions.is_running_there():
                 github_actions.write_summary(self._step_summary())
@@ -158,6 +168,25 @@ class Session:
 
         runs = {kind: RunRecords.of(record_files.read(writer.recorder.path)) for kind, writer in self._writers.items()}
         return step_summary(runs.get("verify"), runs.get("bench"))
+
+    def _conclude(self, session: pytest.Session) -> None:
+        """Diagnose failures and check the declared deviations. Ctrl-C meanwhile costs neither footer nor report."""
+        try:
+            self._diagnose()
+            self._check_declarations(session)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            self.trouble.append("the diagnosis was interrupted (Ctrl-C); the verdicts above are complete")
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+
+    def _close(self, writer: RunWriter, footer: Row) -> None:
+        """Write the footer of one run's records. One file that cannot be written must not cost the other's footer."""
+        try:
+            if writer.restore():
+                self.trouble.append(f"{writer.recorder.path} was deleted during the run; it is written again")
+            writer.recorder.close({**footer, **writer.footer})
+        except OSError as error:
+            self.trouble.append(f"{writer.recorder.path} has no footer, as if the run had been killed: {error}")
 
     def _excepted(self) -> dict[str, str]:
         """Return the declared deviations of each subject that has some, as the verdict words them."""

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from harness.core.record_files import RecordWriter, read
+from harness.pytest_plugin.session import Session
 from harness.tests.pytest_plugin.small_suite import records
 
 MINE = """
@@ -74,7 +75,8 @@ def test_a_run_in_which_every_check_is_skipped_is_no_success(project):
 def test_a_record_file_that_is_gone_is_the_same_once_it_is_written_again(tmp_path):
     from harness.pytest_plugin.record_writer import RunWriter
 
-    writer = RunWriter(RecordWriter(tmp_path / "records" / "verify-1.jsonl", {"run": "verify"}), [])
+    # What the session collects may be of two runs: the rows of the other belong in the other's file.
+    writer = RunWriter(RecordWriter(tmp_path / "records" / "verify-1.jsonl", {"run": "verify"}), [{"kind": "other"}])
     writer.write({"kind": "record", "verdict": "pass"})
     before = read(writer.recorder.path)
     assert not writer.restore()
@@ -90,3 +92,103 @@ def test_a_limit_that_is_none_is_a_usage_error(project, option):
     result.stderr.fnmatch_lines(
         [f"*{option.partition('=')[0]}: found '{option.partition('=')[2]}', expected *between*"]
     )
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_a_run_that_stops_after_its_last_check_and_before_other_tests_is_not_complete(project, workers):
+    """As a benchmark with -x: its comparisons are no checks, and every check was judged."""
+    (project.path / "zz_test.py").write_text("def test_later(): ...")
+    project.runpytest_subprocess("-x", "-k", "right or wrong or later", *workers, "verifications", "zz_test.py")
+    _, *rows, footer = records(project)
+    assert [row["check"] for row in rows] == ["right", "wrong"]
+    assert not footer["complete"]
+
+
+def test_after_ctrl_c_nothing_is_diagnosed_also_if_pytest_has_not_noted_it(project):
+    """A second Ctrl-C in a hook of the first left pytest's exit status at 0, and the diagnosis began."""
+    project.makeini("[pytest]")  # with a diagnosis
+    project.makeconftest(
+        "def pytest_runtest_teardown(item):\n"  # of the last one: that not all were judged would be a reason, too
+        "    if 'lacking' in item.name: raise KeyboardInterrupt\n"
+        "def pytest_keyboard_interrupt(excinfo): raise KeyboardInterrupt\n"
+    )
+    project.runpytest_subprocess("--subject", "gpt:GPT")
+    _, *rows, footer = records(project)
+    assert [row["kind"] for row in rows] == ["record"] * 3
+    assert not footer["complete"]
+
+
+def test_ctrl_c_in_the_diagnosis_costs_neither_footer_nor_report(project, monkeypatch):
+    project.makeini("[pytest]")  # with a diagnosis
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "_diagnose", interrupted)
+    result = project.runpytest(no_reraise_ctrlc=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    footer = records(project)[-1]
+    assert (footer["kind"], footer["counts"], footer["complete"]) == (
+        "footer",
+        {"pass": 1, "fail": 1, "skip": 1},
+        False,
+    )
+    assert (project.path / "reports" / "index.md").exists()
+    result.stdout.fnmatch_lines(["*what fails*", "the diagnosis was interrupted (Ctrl-C)*"])
+
+
+def test_one_file_that_cannot_be_closed_costs_not_the_footer_of_the_other(project, monkeypatch):
+    """A session may write two files: a verification and a benchmark."""
+    project.makeconftest(
+        "import pytest\n"
+        "from harness.pytest_plugin.session import record_writer_of\n"
+        "@pytest.hookimpl(tryfirst=True)\n"
+        "def pytest_runtest_setup(item):\n"
+        "    record_writer_of(item.config).write({'kind': 'comparison'})\n"
+    )
+    close = RecordWriter.close
+
+    def full(self, footer):
+        if "bench" in self.path.name:
+            raise OSError(28, "No space left on device")
+        close(self, footer)
+
+    monkeypatch.setattr(RecordWriter, "close", full)
+    result = project.runpytest()
+    assert records(project)[-1]["kind"] == "footer"
+    result.stdout.fnmatch_lines(["*bench-*.jsonl has no footer, as if the run had been killed: *No space left*"])
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_file_and_costs_no_verdict(project, monkeypatch):
+    """Each record opened another file, and left it empty: a hundred of them."""
+    project.makeini("[pytest]")  # with a diagnosis
+
+    def full(self, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "_write", full)
+    result = project.runpytest()
+    assert list((project.path / "reports" / "records").iterdir()) == []
+    result.assert_outcomes(passed=1, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*what fails*", "a record was not written: *No space left on device*"])
+
+
+def test_a_record_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path):
+    """Half a line, and the next line behind it, made the whole file unreadable."""
+    import resource
+    import signal
+
+    writer = RecordWriter(tmp_path / "verify-1.jsonl", {"run": "verify"})
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            writer.write({"kind": "record", "verdict": "fail", "message": "x" * 9000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    writer.write({"kind": "record", "verdict": "pass"})
+    writer.close({})
+    assert [row.get("verdict") for row in read(writer.path)] == [None, "pass", None]
+    assert read(writer.path)[-1]["counts"] == {"pass": 1}
+    assert "xx" not in writer.path.read_text()
