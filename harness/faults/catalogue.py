@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
+from harness.core.toml_text import read_toml
 
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
 SPECIMEN = Path(__file__).with_name("specimen.py")
@@ -187,12 +187,7 @@ def read_catalogue() -> Catalogue:
 
 def read_catalogue_file(path: Path, specimen: Path = SPECIMEN) -> Catalogue:
     """Return the catalogue in `path`. Raises HarnessError, beginning with file and line, for a mistake in it."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        where = re.search(r"line (\d+)", str(error))
-        raise HarnessError(f"{path}:{where.group(1) if where else 1}: not TOML: {error}") from error
+    text, data = read_toml(path)
     if unknown := set(data) - set(KEYS):
         raise HarnessError(f"{path}:1: unknown table '{min(unknown)}'; {did_you_mean(min(unknown), KEYS)}")
     faults = tuple(_fault(path, line, table, "fault", specimen) for line, table in _tables(path, text, data, "fault"))

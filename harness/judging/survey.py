@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from harness.core import record_files
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.record_files import Row
 from harness.core.shipped_packages import HOME, SUITES
+from harness.core.toml_text import read_toml
 from harness.subjects.adapters.likely_models import likely_models
 
 TRUTHS = "survey.toml"
@@ -65,10 +65,7 @@ def surveyed(folder: Path, truths: Path | None = None) -> list[Surveyed]:
 
 def _listed(path: Path) -> list[Surveyed]:
     """Return the entries of a file of truths."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("subject")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise HarnessError(f"{path}:1: cannot be read: {error}") from error
+    tables = read_toml(path)[1].get("subject")
     if not isinstance(tables, list) or not tables:
         raise HarnessError(f"{path}:1: expected [[subject]], in double brackets, once for each GPT")
     return [_entry(table, f"{path}: [[subject]] number {number}") for number, table in enumerate(tables, 1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
+from harness.core.toml_text import read_toml
 
 LESSONS = Path(__file__).with_name("lessons.toml")
 
@@ -100,12 +100,7 @@ def read_full_size(preset: str, path: Path = LESSONS) -> Lesson:
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise HarnessError(f"{path}:{line.group(1) if line else 1}: not TOML: {error}") from error
+    text, data = read_toml(path)
     _check_table(path, text, data, "file")
     return text, data
 

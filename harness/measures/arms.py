@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Annotated
 
 from harness.bench.arms import ModelPool, arm_specs, work_kinds
 from harness.bench.comparison import TWIN_SUFFIX
@@ -11,7 +12,7 @@ from harness.bench.work import Verification
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.subjects.protocols import Subject
-from harness.suites.measure_registry import Reading, measure
+from harness.suites.measure_registry import OneOf, Reading, measure
 
 # One point for each kind of work, within the context of the debug size.
 POINTS: Mapping[str, Mapping[str, int]] = {
@@ -27,7 +28,14 @@ POINTS: Mapping[str, Mapping[str, int]] = {
 
 
 @measure
-def arm_error(subject: Subject, *, size: str, work: str, arm: str, control: str) -> Reading:
+def arm_error(
+    subject: Subject,
+    *,
+    size: str,
+    work: Annotated[str, OneOf(lambda: POINTS)],
+    arm: Annotated[str, OneOf(arm_specs)],
+    control: Annotated[str, OneOf(arm_specs)],
+) -> Reading:
     """Return the errors of an arm and of its control, each over the error that rounding allows: above 1 is wrong.
 
     The benchmarks' own verifier compares them with the same work in float64. The error is infinite if an arm returns

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
+from harness.core.toml_text import read_toml
 from harness.oracle.named_deviations import ALIASES, BIASES, LACKS, NAMED, NamedDeviation, excused_by
 
 SETTINGS = ("epsilon", "base", "biases")  # which deviation has which: see `NamedDeviation.settings`
@@ -151,14 +152,7 @@ def beside(spec: str) -> Path | None:
 
 def read(path: Path) -> tuple[Deviation, ...]:
     """Return every declaration of the file. Raise DeviationError, with file and line, if one is not valid."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        data = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeviationError(f"{path}:1: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise DeviationError(f"{path}:{line.group(1) if line else 1}: not TOML: {error}") from error
+    text, data = read_toml(path, DeviationError)
     tables = data.get("deviation", [])
     for key in data:
         if key != "deviation":

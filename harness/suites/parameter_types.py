@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
@@ -10,8 +11,8 @@ from harness.core.sizes import SIZES
 from harness.suites.measure_registry import Measure
 from harness.suites.suite_lines import SuiteLines
 
-# Parameters that must be at least 1: with zero rows or tokens a check compares nothing.
-COUNTS = {"rows", "length", "new_tokens", "prompt_length"}
+# Whole numbers that may be 0. All others count something: with zero rows, or four times less, a check compares nothing.
+MAY_BE_ZERO = {"seed", "top_k", "steps", "point", "prompt"}
 
 
 def validate_parameters(measure: Measure, parameters: Mapping[str, Any], lines: SuiteLines, index: int) -> None:
@@ -31,10 +32,23 @@ def validate_parameters(measure: Measure, parameters: Mapping[str, Any], lines: 
             )
         if key == "size" and value not in SIZES:
             raise lines.error(index, str(value), f"unknown size '{value}'; {did_you_mean(value, SIZES)}")
-        if key in COUNTS and value < 1:
-            raise lines.error(index, key, f"parameter {key} of {measure.name}: expected 1 or more, found {value!r}")
+        if (expected := _range_error(key, value, measure.types[key])) is not None:
+            raise lines.error(index, key, f"parameter {key} of {measure.name}: expected {expected}, found {value!r}")
+        if key in measure.names and value not in (known := list(measure.names[key].names())):
+            raise lines.error(index, str(value), f"unknown {key} '{value}'; {did_you_mean(value, known)}")
     if missing := measure.required - set(parameters):
         raise lines.error(index, "parameters", f"{measure.name} needs the parameter '{sorted(missing)[0]}'")
+
+
+def _range_error(key: str, value: Any, hint: Any) -> str | None:
+    """Return the range that a number, or one of a list, is outside of; None if it is in range, or no number."""
+    numbers = value if isinstance(value, list) else [value]
+    least = 0 if key in MAY_BE_ZERO else 1
+    if hint in (int, list[int]) and not all(least <= each < 2**63 for each in numbers):
+        return f"{least} or more, in 64 bits"
+    if hint in (float, list[float]) and not all(abs(each) <= sys.float_info.max for each in numbers):
+        return "a finite number"
+    return None
 
 
 def _has_type(value: Any, hint: Any) -> bool:

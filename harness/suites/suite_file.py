@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import SuiteError, did_you_mean
+from harness.core.toml_text import read_toml
 from harness.suites.check import Check
 from harness.suites.claim_table import check_of_claim
 from harness.suites.expectations import expectation_error
@@ -44,15 +44,7 @@ def read_suite(path: Path, measures: Mapping[str, Measure]) -> Suite:
         raise SuiteError(
             f"{path}:1: the name of a suite becomes a marker, and '{path.stem}' is a marker of pytest; rename the file"
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SuiteError(f"{path}:1: not UTF-8: {error}") from error
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise SuiteError(f"{path}:{line.group(1) if line else 1}: not TOML: {error}") from error
+    text, data = read_toml(path, SuiteError)
     lines = SuiteLines(path, text)
     head = data.get("suite")
     if not isinstance(head, dict):

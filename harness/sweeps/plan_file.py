@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
+from harness.core.toml_text import read_toml
 
 PLANS = Path(__file__).with_name("sweeps.toml")
 
@@ -100,12 +100,7 @@ def read_plan(name_or_file: str) -> SweepPlan:
 
 
 def _read(path: Path) -> list[SweepPlan]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise HarnessError(f"{path}:{line.group(1) if line else 1}: not TOML: {error}") from error
+    text, data = read_toml(path)
     _check(path, text, data, "file")
     return [_plan(path, text, table) for table in data["plan"]]
 

@@ -99,7 +99,7 @@ def test_a_file_of_truths_says_what_is_judged(folder):
     ("text", "message"),
     [
         ("", r"survey.toml:1: expected \[\[subject\]\]"),
-        ("[[subject]\n", "survey.toml:1: cannot be read"),
+        ("[[subject]\n", "survey.toml:1: not TOML"),
         ('[[subject]]\nspec = "a.py"\n', r"number 1: spec: expected 'FILE.py:NAME', found 'a.py'"),
         ('[[subject]]\nspec = "a.py:G"\ntruht = ""\n', "unknown key 'truht'; did you mean 'truth'"),
         ('[[subject]]\nspec = "a.py:G"\ndeviations = "relu"\n', "deviations: expected a list of ids, found 'relu'"),

@@ -79,7 +79,11 @@ MISTAKES = {
     "a bound for no dtype": ("equals = 1", "at_most = {}", "small.toml:9: count: at_most: expected a value for each"),
     "single brackets": ("[[check]]", "[check]", "small.toml:5: expected [[check]], in double brackets"),
     "a case that is no table": ("expect = { equals = 1 }", "cases = [1]", "small.toml:9: a case is a table with parameters and expect; found 1"),
-    "a count of nothing": ('measure = "parameter_count"\nparameters = { size = "debug" }', 'measure = "rows_mixing"\nparameters = { size = "debug", length = 0 }', "small.toml:8: parameter length of rows_mixing: expected 1 or more, found 0"),
+    "a count of nothing": ('measure = "parameter_count"\nparameters = { size = "debug" }', 'measure = "rows_mixing"\nparameters = { size = "debug", length = 0 }', "small.toml:8: parameter length of rows_mixing: expected 1 or more, in 64 bits, found 0"),
+    "a check that is made less often than never": ('measure = "parameter_count"\nparameters = { size = "debug" }', 'measure = "answers_differing"\nparameters = { size = "debug", times = -5 }', "small.toml:8: parameter times of answers_differing: expected 1 or more, in 64 bits, found -5"),
+    "a rate that is no number": ('measure = "parameter_count"\nparameters = { size = "debug" }', 'measure = "dropout_sites"\nparameters = { size = "debug", rate = nan }', "small.toml:8: parameter rate of dropout_sites: expected a finite number, found nan"),
+    "an unknown work": ('measure = "parameter_count"\nparameters = { size = "debug" }', 'measure = "arm_error"\nparameters = { size = "debug", arm = "bf16", control = "fp32", work = "foward" }', "small.toml:8: unknown work 'foward'; did you mean 'forward'?"),
+    "an unknown arm": ('measure = "parameter_count"\nparameters = { size = "debug" }', 'measure = "arm_error"\nparameters = { size = "debug", arm = "bf61", control = "fp32", work = "forward" }', "small.toml:8: unknown arm 'bf61'; did you mean 'bf16'?"),
     "broken TOML": ("title = ", "title ", "small.toml:2: not TOML"),
     "a name with capitals": ('"count"', '"Count it"', "small.toml:6: name 'Count it': expected lower-case words joined by '-'"),
 }  # fmt: skip

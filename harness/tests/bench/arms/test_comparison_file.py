@@ -30,24 +30,48 @@ GOOD = 'name = "n"\nwork = "forward"\narms = ["fp32"]\naxis = "tokens"\npoints =
 
 
 @pytest.mark.parametrize(
-    ("line", "becomes", "message"),
+    ("line", "becomes", "number", "message"),
     [
-        ('work = "forward"', 'work = "foward"', "unknown work 'foward'; did you mean 'forward'"),
-        ('["fp32"]', '["fp23"]', "unknown arm 'fp23'; did you mean 'fp32'"),
-        ('axis = "tokens"', 'axis = "token"', "unknown parameter of forward 'token'; did you mean 'tokens'"),
-        ("points = [8]", "points = []", "expected counts along tokens"),
-        ("points = [8]", 'points = ["8"]', "expected counts along tokens"),
-        ('why = "w"', 'why = ""', "needs a why"),
-        ('name = "n"', 'name = "n"\nwieght = 2', "unknown key 'wieght'; did you mean 'weight'"),
-        ('arms = ["fp32"]', "arms = []", "arms: expected a list"),
+        ('work = "forward"', 'work = "foward"', 7, "unknown work 'foward'; did you mean 'forward'"),
+        ('["fp32"]', '["fp23"]', 8, "unknown arm 'fp23'; did you mean 'fp32'"),
+        ('["fp32"]', '["fp32", [[]]]', 8, "unknown arm '[[]]'; known: "),
+        ('["fp32"]', '["fp32", "fp32"]', 8, "arms: expected each once"),
+        ('arms = ["fp32"]', "arms = []", 8, "arms: expected a list"),
+        ('axis = "tokens"', 'axis = "token"', 9, "unknown parameter of forward 'token'; did you mean 'tokens'"),
+        ('axis = "tokens"', "axis = {}", 5, "unknown parameter of forward '{}'"),
+        ("points = [8]", "points = []", 10, "expected counts along tokens"),
+        ("points = [8]", "points = 3", 10, "points: expected a list of counts of 1 or more, found 3"),
+        ("points = [8]", "points = [true]", 10, "points: expected a list of counts of 1 or more, found [True]"),
+        ("points = [8]", 'points = ["8"]', 10, "points: expected a list of counts of 1 or more"),
+        ("points = [8]", f"points = [{'9' * 5000}]", 10, "a number has more than 4300 digits"),
+        ('why = "w"', 'why = ""', 11, "needs a why"),
+        ('why = "w"', "why = 'w'\nexpect = [3]", 12, "expect: expected a list of tables, found 3 in it"),
+        ('why = "w"', "why = 'w'\nexpect = 3", 12, "expect: expected a list, found 3"),
+        ('why = "w"', "why = 'w'\nweight = inf", 12, "weight: expected a positive number, found inf"),
+        ('why = "w"', "why = 'w'\nparameters = { batch = -5 }", 12, "parameter batch: expected 1 or more, found -5"),
+        ('why = "w"', "why = w", 11, "not TOML"),
+        ('why = "w"', f"why = {'[' * 3000}", 11, "nested too deep"),
+        ('name = "n"', 'name = "n"\nwieght = 2', 7, "unknown key 'wieght'; did you mean 'weight'"),
     ],
+    ids=lambda value: str(value)[:30],
 )
-def test_a_mistake_is_an_error_with_its_line(tmp_path, line, becomes, message):
+def test_a_mistake_is_an_error_with_its_line(tmp_path, line, becomes, number, message):
     path = tmp_path / "mine.toml"
     path.write_text(f"{HEAD}\n[[comparison]]\n{GOOD.replace(line, becomes)}")
-    with pytest.raises(SuiteError, match=r"mine\.toml:5: ") as caught:
+    with pytest.raises(SuiteError) as caught:
         read_file(path)
+    assert str(caught.value).startswith(f"{path}:{number}: ")
     assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_an_error_with_its_line_and_a_byte_order_mark_is_accepted(tmp_path):
+    path = tmp_path / "mine.toml"
+    text = f"{HEAD}\n[[comparison]]\n{GOOD}".encode()
+    path.write_bytes(b"\xef\xbb\xbf" + text)
+    assert len(read_file(path)) == 1
+    path.write_bytes(text + b"\xff")
+    with pytest.raises(SuiteError, match=r"mine\.toml:12: not UTF-8"):
+        read_file(path)
 
 
 def test_a_comparison_in_single_brackets_is_an_error_with_its_file(tmp_path):
