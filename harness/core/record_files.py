@@ -11,6 +11,7 @@ from typing import IO, Any
 from harness.core.errors import HarnessError
 
 SCHEMA = 1
+NOT_FINITE = ("nan", "inf", "-inf")  # numbers that JSON does not have
 Row = dict[str, Any]  # one JSON row of a record file: a header, a record or a footer
 
 
@@ -31,9 +32,14 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return the value that `encode` was given, for values that JSON can represent, NaN and the infinities."""
+    """Return the value that `encode` was given, for values that JSON can represent, NaN and the infinities.
+
+    Raises ValueError for a float that `encode` does not write.
+    """
     if isinstance(value, dict):
         if set(value) == {"float"}:
+            if value["float"] not in NOT_FINITE:
+                raise ValueError(f"a float is one of {', '.join(NOT_FINITE)}, found {str(value['float'])[:40]}")
             return float(value["float"])
         return {key: decode(item) for key, item in value.items()}
     return [decode(item) for item in value] if isinstance(value, list) else value
@@ -47,7 +53,7 @@ def comparison_label(comparison: str, metric: str, axis: str | None, point: int 
 def age(path: Path) -> tuple[str, int]:
     """Return the sort key of a record file: the time in its name, then the number behind it."""
     _, stamp, again = [*path.stem.split("-"), "0"][:3]
-    return stamp, int(again) if again.isdigit() else 0
+    return stamp, int(again) if again.isdecimal() else 0
 
 
 def read(path: Path) -> list[Row]:
@@ -64,7 +70,7 @@ def read(path: Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(_row(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise HarnessError(

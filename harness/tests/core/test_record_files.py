@@ -53,6 +53,20 @@ def test_an_incomplete_last_line_is_dropped_and_the_other_rows_are_read(tmp_path
     assert [row["kind"] for row in read(writer.path)] == ["header", "record"]
 
 
+@pytest.mark.parametrize(
+    "value",
+    ['{"float": null}', '{"float": []}', '{"float": "1_0"}', "9" * 5000, "[" * 900 + "]" * 900, "[" * 10**5],
+    ids=lambda value: value[:20],
+)
+def test_a_value_that_nobody_wrote_is_an_error_with_its_line(tmp_path, value):
+    writer = record_writer(tmp_path)
+    writer.close({})
+    header, footer = writer.path.read_text().splitlines()
+    writer.path.write_text(f'{header}\n{{"kind": "record", "value": {value}}}\n{footer}\n')
+    with pytest.raises(HarnessError, match=r"verify-1\.jsonl:2: not a JSON line of a record"):
+        read(writer.path)
+
+
 def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path):
     writer = record_writer(tmp_path)
     writer.write({"kind": "record"})
