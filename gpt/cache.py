@@ -1,6 +1,7 @@
 """The key-value cache: the keys and values that attention has already computed, so that decoding reuses them."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -66,9 +67,12 @@ class KVCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        positions = config.block_size if positions is None else positions
+        for name, value in (("batch_size", batch_size), ("positions", positions)):
+            if not isinstance(value, Integral) or isinstance(value, bool) or int(value).bit_length() > 31:
+                raise CacheError(f"{name} is {_shown(value)}; expected a whole number of at most 31 bits")
         if batch_size < 1:
             raise CacheError(f"batch_size={batch_size} is not positive; give at least 1")
-        positions = config.block_size if positions is None else positions
         if not 1 <= positions <= config.block_size:
             raise CacheError(f"positions={positions} is not between 1 and the context, {config.block_size}")
         shape = (config.n_layer, batch_size, config.n_head, positions, config.head_size)
@@ -130,6 +134,11 @@ class KVCache:
     def advance(self, count: int) -> None:
         """Count the `count` new tokens as cached, after all layers have added theirs."""
         self.length += count
+
+
+def _shown(value: object) -> str:
+    """Return a value as a message shows it; an int may have more digits than Python shows."""
+    return f"an int of {value.bit_length()} bits" if type(value) is int else f"{value!r}, a {type(value).__name__}"
 
 
 class LayerCache:

@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; `WeightsError` when the file is not JSON or not an object."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise WeightsError(f"{path}: not a JSON file ({error}); fetch it again") from error
     if not isinstance(raw, dict):
         raise WeightsError(f"{path}: contains a {type(raw).__name__}; expected a JSON object")

@@ -8,6 +8,7 @@ from gpt.errors import ConfigError
 ATTENTIONS = ("looped", "naive", "flash")
 INITS = ("gpt2", "unscaled", "pytorch", "kaiming")
 
+LARGEST = 2**31 - 1  # of a size: no product of two overflows 64 bits
 LAYER_NORM_EPS = 1e-5  # GPT-2's, in every published size
 
 
@@ -47,6 +48,8 @@ class GPTConfig:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not positive; give at least 1")
+            if getattr(self, name) > LARGEST:
+                raise ConfigError(f"{name}={getattr(self, name)} is too large for a size; give at most {LARGEST}")
         if self.n_embd % self.n_head:
             below = max(self.n_head, self.n_embd - self.n_embd % self.n_head)
             raise ConfigError(
@@ -81,6 +84,8 @@ class GPTConfig:
 
 def check_type(name: str, value: object, expected: object) -> None:
     """Raise `ConfigError` unless `value` has the type `expected`: int, float, bool or str."""
+    if isinstance(value, int) and value.bit_length() > 64:  # it may have more digits than Python shows
+        raise ConfigError(f"{name} is a whole number of {value.bit_length()} bits; expected at most 64")
     # A bool is an int in Python, and an int is a valid float: the two cases that isinstance alone gets wrong.
     if expected is float:
         right = isinstance(value, (int, float)) and not isinstance(value, bool)

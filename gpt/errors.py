@@ -32,6 +32,10 @@ class CacheError(GPTError, ValueError):
     """A key-value cache that does not fit the model or the batch."""
 
 
+class SeedError(GPTError, ValueError):
+    """A seed that is no whole number of 64 bits."""
+
+
 class GenerationError(GPTError, ValueError):
     """Arguments for generation that are out of range."""
 

@@ -1,14 +1,17 @@
 """Generation: sample one token after the other from the model's next-token probabilities."""
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from gpt.config import LARGEST
 from gpt.errors import ContextError, GenerationError
 from gpt.network import Network
+from gpt.seeds import generator_of
 from gpt.token_ids import check_ids
 
 
@@ -32,12 +35,12 @@ def generate(
     again for each token.
 
     Raises `GenerationError` for an argument out of range, `ContextError` for a prompt longer than the
-    context, `TokenError` for a prompt that is not token ids.
+    context, `TokenError` for a prompt that is not token ids, `SeedError` for a seed that is no whole number.
     """
     config = model.config
     check_arguments(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     check_prompt(idx, config.vocab_size, config.block_size)
-    generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
+    generator = generator_of(seed, idx.device)
 
     B, T = idx.shape
     ids = torch.cat((idx, idx.new_empty(B, max_new_tokens)), dim=1)  # (B, T) -> (B, T + new)
@@ -63,7 +66,12 @@ def choose(
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    try:
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    except RuntimeError as error:
+        if torch.isfinite(probabilities).all():
+            raise
+        raise GenerationError("the logits have NaN or infinity, so nothing can be sampled: are the weights?") from error
 
 
 def next_token_probabilities(
@@ -76,8 +84,8 @@ def next_token_probabilities(
     crosses `top_p`, so that at least one remains.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums are wrong in 16 bits
-    # Shifted by the maximum first, so that a tiny temperature cannot overflow.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    # Shifted by the maximum first, so that a tiny temperature cannot overflow, and none is 0 in 32 bits.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, torch.finfo(logits.dtype).tiny)
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.size(-1)), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
@@ -117,7 +125,10 @@ def check_arguments(max_new_tokens: int, *, temperature: float, top_k: int | Non
     """Raise `GenerationError` unless every argument is in range."""
     if not _is_int(max_new_tokens) or max_new_tokens < 0:
         raise GenerationError(f"max_new_tokens={max_new_tokens!r}; expected a count, 0 or more")
-    if not _is_number(temperature) or not 0 <= temperature < math.inf:
+    if max_new_tokens > LARGEST:
+        bits = max_new_tokens.bit_length()  # an int may have more digits than Python shows
+        raise GenerationError(f"max_new_tokens has {bits} bits; expected a count of at most {LARGEST}")
+    if not _is_number(temperature) or not 0 <= temperature <= sys.float_info.max:
         raise GenerationError(
             f"temperature={temperature!r}; expected 0 (greedy) or a positive number, 1 for the model's own"
         )

@@ -15,6 +15,7 @@ from gpt.experts import MixtureOfExperts, Routing
 from gpt.feed_forward import FeedForward
 from gpt.init import RECIPES, initialise
 from gpt.linear import Linear
+from gpt.seeds import generator_of
 from gpt.token_ids import IGNORED, check_ids
 
 
@@ -57,7 +58,7 @@ class Network(nn.Module):
     On `device="meta"` nothing is allocated, and the weights come with `load_state_dict(..., assign=True)` or
     after `to_empty`. A tied head stays tied through all of these.
 
-    Raises `ConfigError` when `config` is not a `GPTConfig`.
+    Raises `ConfigError` when `config` is not a `GPTConfig`, `SeedError` for a seed that is no whole number.
     """
 
     def __init__(self, config: GPTConfig, *, seed: int | None = None, device: torch.device | str | None = None) -> None:
@@ -84,7 +85,7 @@ class Network(nn.Module):
         hooks.register_load_state_dict_post_hook(_restore_tie_and_masks)
         if device.type != "meta":
             self.to_empty(device=device)
-            generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+            generator = generator_of(seed, device)
             initialise(self, RECIPES[config.init], n_layer=config.n_layer, generator=generator)
 
     def forward(
@@ -127,7 +128,7 @@ class Network(nn.Module):
         if targets is None:
             return logits, None
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a loss in 16 bits has 3 digits
-        return logits, F.cross_entropy(exact.flatten(0, 1), targets.flatten())  # (B*T, V), (B*T)
+        return logits, F.cross_entropy(exact.flatten(0, 1), targets.flatten().long())  # (B*T, V), (B*T)
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -189,6 +190,8 @@ class Network(nn.Module):
             return
         if last_only:
             raise TokenError("targets need the logits of every position; leave out last_only")
+        if not isinstance(targets, Tensor):
+            raise TokenError(f"targets are {type(targets).__name__}; expected a tensor of torch.int64")
         if targets.shape != idx.shape:
             found, expected = tuple(targets.shape), tuple(idx.shape)
             raise TokenError(f"targets are of shape {found}; expected {expected}, as the ids are")

@@ -17,6 +17,7 @@ from gpt.cache import KVCache
 from gpt.errors import ContextError, GenerationError
 from gpt.generate import check_arguments, check_prompt, evaluating, next_token_probabilities
 from gpt.network import Network
+from gpt.seeds import generator_of
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def speculate(
             f"prompt and new tokens are {end} and the context is {target.config.block_size}; speculation ends there: "
             "ask for fewer tokens, or continue with generate"
         )
-    generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
+    generator = generator_of(seed, idx.device)
     sampler = Sampler(temperature, top_k, top_p, generator)
     drafting = ModelDraft(draft) if isinstance(draft, Network) else draft
     found = Speculation(idx, idx.size(0) * max_new_tokens, [0] * lookahead, [0] * lookahead)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gpt.errors import ConfigError, TextTooShort, TokenError
+from gpt.seeds import generator_of
 from gpt.token_ids import IGNORED
 
 Every = Literal["stride", "start"]
@@ -72,7 +73,7 @@ def windows(tokens: Tensor, *, batch: int, length: int, seed: int) -> tuple[Tens
     """
     if len(tokens) <= length:
         raise TextTooShort(_too_short(len(tokens), length))
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     starts = torch.randint(len(tokens) - length, (batch, 1), generator=generator)  # (batch, 1)
     positions = starts + torch.arange(length)  # (batch, 1) + (length) -> (batch, length)
     return tokens[positions], tokens[positions + 1]

@@ -5,9 +5,10 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from gpt.errors import ContextError, ServingError
+from gpt.errors import ContextError, ServingError, TokenError
 from gpt.generate import check_arguments, check_prompt, evaluating
 from gpt.network import Network
+from gpt.seeds import generator_of
 from gpt.serving.paged_cache import PagedCache, RaggedStep, Span
 from gpt.serving.request import FINISHED, Request
 from gpt.serving.scheduler import Scheduler
@@ -76,7 +77,10 @@ class Engine:
         """
         config, device = self.model.config, self.cache.keys.device
         check_arguments(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-        prompt = torch.as_tensor(ids, device=device).reshape(1, -1)
+        try:
+            prompt = torch.as_tensor(ids, device=device).reshape(1, -1)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TokenError(f"the prompt is {type(ids).__name__} ({error}); expected token ids") from error
         check_prompt(prompt, config.vocab_size, config.block_size)
         request = Request(
             tuple(prompt[0].tolist()),
@@ -85,7 +89,7 @@ class Engine:
             top_k,
             top_p,
             (stop,) if isinstance(stop, int) else tuple(stop or ()),
-            None if seed is None else torch.Generator(device).manual_seed(seed),
+            generator_of(seed, device),
         )
         self._check_length(request)
         if max_new_tokens == 0:

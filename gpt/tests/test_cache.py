@@ -64,6 +64,14 @@ def test_a_cache_for_another_batch_is_a_clear_error():
         model.new_cache(0)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": None}, {"batch_size": "1"}, {"batch_size": 2**63}, {"positions": 1.5}]
+)
+def test_a_size_of_a_cache_that_is_no_count_is_a_named_error(wrong):
+    with pytest.raises(CacheError, match=rf"{next(iter(wrong))} is .*; expected a whole number of at most 31 bits"):
+        debug().new_cache(**{"batch_size": 1, **wrong})
+
+
 def test_a_cache_of_another_model_is_a_clear_error():
     with pytest.raises(CacheError, match="of another model"):
         debug()(ids(1), cache=KVCache(PRESETS["gpt2"], 1))

@@ -1,9 +1,10 @@
 """Generation: the same tokens with and without a cache, reproducible samples, and filters in the right order."""
 
+import numpy
 import pytest
 import torch
 
-from gpt import PRESETS, ContextError, GenerationError, TokenError
+from gpt import GPT, PRESETS, ContextError, GenerationError, SeedError, TokenError
 from gpt.generate import choose, next_token_probabilities
 from gpt.tests.examples import debug, ids
 
@@ -94,11 +95,37 @@ def test_no_new_tokens_return_the_prompt():
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1"),
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5"),
+        ({"max_new_tokens": 2**63}, "max_new_tokens has 64 bits; expected a count of at most 2147483647"),
+        ({"temperature": 10**400}, "temperature=1000"),
     ],
 )
 def test_an_argument_out_of_range_is_a_named_error(wrong, message):
     with pytest.raises(GenerationError, match=message):
         debug().generate(PROMPT, **{"max_new_tokens": 1, **wrong})
+
+
+@pytest.mark.parametrize("seed", [1.5, "3", True, float("nan"), numpy.float32(2.0), torch.tensor(3), 2**64, -(2**70)])
+def test_a_seed_that_is_no_whole_number_of_64_bits_is_a_named_error(seed):
+    for start in (lambda: debug().generate(PROMPT, 1, seed=seed), lambda: GPT(PRESETS["debug"], seed=seed)):
+        with pytest.raises(SeedError, match="expected a whole number"):
+            start()
+
+
+def test_a_whole_number_of_numpy_is_a_seed():
+    first, second = (debug().generate(PROMPT, 4, seed=seed) for seed in (3, numpy.int64(3)))
+    assert torch.equal(first, second)
+
+
+def test_weights_that_are_no_numbers_are_a_named_error_once_they_are_sampled_from():
+    model = debug()
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(GenerationError, match="nothing can be sampled"):
+        model.generate(PROMPT, 1)
+
+
+def test_a_temperature_that_is_zero_in_32_bits_chooses_the_likeliest():
+    logits = torch.tensor([[0.0, 1.0, 0.5]])
+    assert next_token_probabilities(logits, temperature=1e-320).tolist() == [[0.0, 1.0, 0.0]]
 
 
 @pytest.mark.parametrize(

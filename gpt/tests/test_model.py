@@ -139,11 +139,17 @@ def test_inputs_that_are_not_token_ids_are_a_named_error(wrong, message):
         (ids(length=31), r"targets are of shape \(2, 31\); expected \(2, 32\)"),
         (ids() + 211, "outside the vocabulary"),
         (ids() - 300, "outside the vocabulary"),
+        (ids().tolist(), "targets are list; expected a tensor of torch.int64"),
     ],
 )
 def test_targets_that_do_not_fit_are_a_named_error(wrong, message):
     with pytest.raises(TokenError, match=message):
         debug()(ids(), wrong)
+
+
+def test_targets_of_32_bits_are_as_good_as_ids_of_32_bits():
+    model = debug()
+    assert torch.equal(model(ids(), ids().int())[1], model(ids(), ids())[1])
 
 
 def test_the_model_compiles_into_one_graph():

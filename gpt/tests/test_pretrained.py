@@ -130,6 +130,7 @@ def put(text):
         ("model.safetensors", put(b"version https://git-lfs.github.com/spec/v1"), "not a whole safetensors file"),
         ("model.safetensors", flip_a_bit, "sha256 [0-9a-f]{64}, expected [0-9a-f]{64}; the file was changed"),
         ("config.json", truncate, "config.json: not a JSON file"),
+        ("config.json", put(b'{"a":' * 10**5), "config.json: not a JSON file"),
         ("config.json", put(b"[]"), "config.json: contains a list; expected a JSON object"),
     ],
 )

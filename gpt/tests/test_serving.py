@@ -135,6 +135,8 @@ def test_requests_that_can_never_run_are_refused():
         engine.submit([1], 2, temperature=-1.0)
     with pytest.raises(TokenError):
         engine.submit([211], 2)
+    with pytest.raises(TokenError, match="expected token ids"):
+        engine.submit("a prompt", 2)
     assert engine.submit([1], 0).done
 
 
