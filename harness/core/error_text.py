@@ -9,6 +9,8 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+from harness.core.printable import printable
+
 LONGEST_MESSAGE = 500  # characters
 _HARNESS = Path(__file__).parents[1]
 _LIBRARIES = tuple(
@@ -23,7 +25,7 @@ def describe_error(error: BaseException) -> str:
     """Return the exception's type, its message (shortened) and its location, in one line."""
     location = error_location(error)
     message = " ".join(_message(error).split())[:LONGEST_MESSAGE]
-    return f"{type(error).__name__}: {message}{f' at {location}' if location else ''}"
+    return printable(f"{type(error).__name__}: {message}{f' at {location}' if location else ''}")
 
 
 def error_location(error: BaseException) -> str:
@@ -35,6 +37,11 @@ def error_location(error: BaseException) -> str:
     own = [frame for frame in frames if is_user_file(frame.filename)]
     last = (own or frames)[-1:]
     return f"{display_path(last[0].filename)}:{last[0].lineno} in {last[0].name}" if last else ""
+
+
+def raised_by_user(error: BaseException) -> bool:
+    """Return True if a line of a user's file was being executed when the exception was raised."""
+    return any(is_user_file(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def is_user_file(file: str) -> bool:
@@ -53,16 +60,9 @@ def display_path(file: str) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        return printable(str(error))
+        return str(error)
     except BaseException as second:  # a message that exits, too; Ctrl-C in it is as likely as a bolt of lightning
         return f"(its message cannot be shown: {type(second).__name__})"
-
-
-def printable(text: str) -> str:
-    """Return a text without characters that steer a terminal or turn its direction: each as its escape, `\\x1b`."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode("ascii") for char in text
-    )
 
 
 def describe_exit(status: int) -> str:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from harness.core.printable import printable
+
 
 class HarnessError(Exception):
-    """A mistake that the user can correct: the message says what was found, what was expected and what to do."""
+    """A mistake that the user can correct: the message says what was found, what was expected and what to do.
+
+    It may quote a user's file or exception, and is printed: see `printable`.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class SubjectError(HarnessError):

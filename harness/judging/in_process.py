@@ -10,7 +10,7 @@ import torch
 from harness.core import global_state
 from harness.core.captured_output import CapturedOutput, captured_output
 from harness.core.devices import CPU, arithmetic_of
-from harness.core.error_text import error_location
+from harness.core.error_text import describe_error, error_location, raised_by_user
 from harness.core.errors import SubjectError
 from harness.core.forked import answer_of_fork
 from harness.core.limits import Limits, TooLong, alarm
@@ -66,6 +66,15 @@ class InProcessJudge:
                 message = f"does not import within {limits.seconds:g} s: it was at {error_location(late)}"
                 raise SubjectError(message) from None
             raise
+        except TooLong as late:
+            message = f"is not read within {limits.seconds:g} s: it was at {error_location(late)}"
+            raise SubjectError(message) from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # of a module's __getattr__, or of a metaclass
+            if not raised_by_user(error):
+                raise
+            raise SubjectError(f"its own code fails while it is read: {describe_error(error)}") from error
         finally:
             patches = ORIGINALS.patches()
             changed |= global_state.restore(before)

@@ -6,6 +6,8 @@ import textwrap
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from harness.core.printable import printable
+
 if TYPE_CHECKING:
     from harness.suites.record import Record
 
@@ -62,8 +64,8 @@ class FailureText:
     """
 
     def __init__(self, text: str, message: str) -> None:
-        self.text = text
-        self.reprcrash = SimpleNamespace(message=" ".join(message.split()))
+        self.text = printable(text)
+        self.reprcrash = SimpleNamespace(message=printable(" ".join(message.split())))
 
     def __str__(self) -> str:
         return self.text

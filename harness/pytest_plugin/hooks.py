@@ -14,6 +14,7 @@ import pytest
 from harness.core.captured_output import shorten
 from harness.core.errors import HarnessError
 from harness.core.garbage import lasting_objects
+from harness.core.printable import printable
 from harness.core.process_exit import ExitGuard
 from harness.core.record_files import encode
 from harness.core.resources import Resources
@@ -145,7 +146,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             except HarnessError as error:
                 raise pytest.UsageError(f"--subject {name}: {error}") from None
             if unreadable:
-                raise pytest.UsageError(f"--subject {name}: {unreadable}")
+                raise pytest.UsageError(printable(f"--subject {name}: {unreadable}"))
     for name in trainer_names(config) if config.getoption("--trainer") is not None else ():
         try:
             trainer_deviations_of(config, name)
@@ -222,7 +223,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
         if report.when == "call" and (row := item.row()) is not None:
             report.gpt_harness_row = encode(row)
             if report.skipped:  # a skip is located at the check, not at the line of the harness that skips
-                report.longrepr = (str(item.path), item.check.line, row["message"])
+                report.longrepr = (str(item.path), item.check.line, printable(row["message"]))
     return report
 
 

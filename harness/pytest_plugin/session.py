@@ -15,6 +15,7 @@ import pytest
 
 from harness.core import record_files
 from harness.core.errors import HarnessError, SubjectError
+from harness.core.printable import printable
 from harness.core.record_files import Row
 from harness.pytest_plugin import github_actions, terminal_summary
 from harness.pytest_plugin.excerpts import with_excerpts
@@ -279,10 +280,10 @@ class Session:
                 terminalreporter.stats.update(folded)
             self._summary(terminalreporter, checks)
         for trouble in dict.fromkeys(self.trouble):
-            terminalreporter.write_line(trouble, red=True)
+            terminalreporter.write_line(printable(trouble), red=True)
         if github_actions.is_running_there():
             for line in github_actions.error_lines(checks, self.diagnoses):
-                terminalreporter.write_line(line)
+                terminalreporter.write_line(printable(line))
         if self.written:
             # The HTML page first: it has everything, and can be passed on.
             pages = sorted((path for path in self.written if path.suffix in (".html", ".md")), key=lambda p: p.suffix)
@@ -320,9 +321,9 @@ class Session:
             durations=self.config.getoption("durations") is not None,
         ):
             if kind == "section":
-                terminal.section(text)
+                terminal.section(printable(text))
             else:
-                terminal.write_line(text, **({kind: True} if kind else {}))
+                terminal.write_line(printable(text), **({kind: True} if kind else {}))
 
 
 def unjudged(session: pytest.Session) -> int:

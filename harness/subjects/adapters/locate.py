@@ -53,10 +53,11 @@ def named(where: str, name: str, module: ModuleType) -> Any:
     """Return an attribute of a module by its dotted name. Raises SubjectError if there is none."""
     target: Any = module
     for word in name.split("."):
-        if not hasattr(target, word):
+        try:
+            target = getattr(target, word)
+        except AttributeError:
             known = [n for n in vars(target) if not n.startswith("_")] if hasattr(target, "__dict__") else []
             raise SubjectError(
                 f"{where} has no '{word}'; {did_you_mean(word, known) if known else 'it defines nothing'}"
-            )
-        target = getattr(target, word)
+            ) from None
     return target

@@ -94,9 +94,9 @@ def engine_class_of(module: ModuleType | None) -> EngineClass | None:
     if module is None:
         return None
     # A package may import at the first use; of one with hundreds of names only those of engines are looked at.
-    exported = [name for name in getattr(module, "__all__", ()) if name in ENGINES]
     kinds = dict(vars(module))
-    with contextlib.suppress(ImportError):
+    exported = [name for name in kinds.get("__all__", ()) if name in ENGINES]
+    with contextlib.suppress(Exception):  # of a package that is missing, or of the module's own __getattr__
         kinds |= {name: getattr(module, name, None) for name in exported}
     found = [engine for kind in kinds.values() if (engine := _engine(kind, module)) is not None]
     return min(found, key=lambda engine: _rank(engine.kind.__name__), default=None)
