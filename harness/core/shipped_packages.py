@@ -1,13 +1,17 @@
-"""The packages that ship with the harness, importable even where the user has modules of the same name."""
+"""Packages that ship with the harness, or are installed, importable where the user has modules of the same name."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
+
+from harness.core.error_text import is_user_file
 
 HOME = Path(__file__).resolve().parents[2]  # the folder of harness/, gpt/ and verifications/
 SUITES = HOME / "verifications"
@@ -49,6 +53,35 @@ def shipped_package(name: str) -> Iterator[None]:
         if users:
             _set_aside.update(_remove_modules(name))
             sys.modules.update(users)
+
+
+@contextlib.contextmanager
+def installed_packages() -> Iterator[None]:
+    """Let imports inside the block find installed packages and Python's own before the user's files.
+
+    The user's folders are the last of sys.path meanwhile, and modules of theirs that have the name of an installed
+    package (a matplotlib.py beside the GPT) are out of sys.modules.
+    """
+    before = list(sys.path)
+    own = [folder for folder in before if is_user_file(os.path.join(os.path.abspath(folder), "file.py"))]
+    installed = [folder for folder in before if folder not in own]
+    users: dict[str, ModuleType] = {}
+    for name in [name for name, module in sys.modules.items() if "." not in name and _of_user(module)]:
+        if PathFinder.find_spec(name, installed) is not None:
+            users |= _remove_modules(name)
+    sys.path[:] = [*installed, *own]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        for name in {name.split(".")[0] for name in users}:
+            _remove_modules(name)
+        sys.modules.update(users)
+
+
+def _of_user(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and is_user_file(os.path.abspath(file))
 
 
 def _is_shipped(module: ModuleType) -> bool:

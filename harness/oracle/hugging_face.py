@@ -6,7 +6,6 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from harness.core.error_text import is_user_file
 from harness.core.garbage import lasting_objects
 from harness.core.originals import ORIGINALS, originals, with_originals
+from harness.core.shipped_packages import installed_packages
 from harness.core.sizes import Size
 from harness.oracle.declared import declared_gpt2
 from harness.oracle.probe_weights import State
@@ -99,27 +99,16 @@ def protect_oracle() -> None:
 def load_installed() -> None:
     """Have the installed transformers in sys.modules where a subject has a file of that name; it has imported its own.
 
-    The folders of such files are not on sys.path while the installed one is imported.
+    So are the packages that it imports.
     """
     if (loaded := sys.modules.get("transformers")) is not None:
         if not is_user_file(str(getattr(loaded, "__file__", "") or "")):
             return
         for name in [name for name in sys.modules if name == "transformers" or name.startswith("transformers.")]:
             del sys.modules[name]
-    before = list(sys.path)
-    own = [folder for folder in before if (found := _found_in(folder)) and is_user_file(found)]
-    sys.path[:] = [folder for folder in before if folder not in own]
-    try:
-        with lasting_objects():
-            importlib.import_module(MODULES[0])
-    finally:
-        sys.path[:] = before
+    with installed_packages(), lasting_objects():
+        importlib.import_module(MODULES[0])
     ORIGINALS.extend()
-
-
-def _found_in(folder: str) -> str:
-    spec = importlib.machinery.PathFinder.find_spec("transformers", [folder or os.getcwd()])
-    return "" if spec is None or spec.origin is None else os.path.realpath(spec.origin)
 
 
 class _RecordedFirst(importlib.abc.MetaPathFinder, importlib.abc.Loader):

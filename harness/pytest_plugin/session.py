@@ -17,6 +17,7 @@ from harness.core import record_files
 from harness.core.errors import HarnessError, SubjectError
 from harness.core.printable import printable
 from harness.core.record_files import Row
+from harness.core.shipped_packages import installed_packages
 from harness.pytest_plugin import github_actions, terminal_summary
 from harness.pytest_plugin.excerpts import with_excerpts
 from harness.pytest_plugin.failure_text import FailureText
@@ -154,9 +155,10 @@ class Session:
         if not self._writers:  # the disk is full, which has been said: there is nothing to report from
             return
         try:
-            self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
-            if github_actions.is_running_there():
-                github_actions.write_summary(self._step_summary())
+            with installed_packages():  # a matplotlib.py beside the GPT is not for drawing plots
+                self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
+                if github_actions.is_running_there():
+                    github_actions.write_summary(self._step_summary())
         except (OSError, HarnessError) as error:
             self.trouble.append(f"the report was not written: {error}")
         except KeyboardInterrupt:
@@ -275,7 +277,8 @@ class Session:
         else:
             folded = self._fold(terminalreporter)
             try:
-                yield
+                with installed_packages():  # of other plugins, too
+                    yield
             finally:
                 terminalreporter.stats.update(folded)
             self._summary(terminalreporter, checks)
