@@ -37,17 +37,17 @@ def fingerprint(subject: str, *, environment: Mapping[str, Any], settings: Mappi
     inputs = {"subject": subject, "machine": {key: environment.get(key) for key in MACHINE}, "settings": settings}
     digest = hashlib.sha256(json.dumps(encode(inputs), sort_keys=True).encode())
     for path in (*_sources(subject), *_package(HOME / "harness"), *_package(HOME / "benchmarks")):
-        digest.update(f"\n{path.name}\n".encode() + path.read_bytes())
+        digest.update(f"\n{path}\n".encode("utf-8", "surrogateescape") + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _sources(subject: str) -> list[Path]:
-    """Return the files of the subject's code: the modules beside its file, or those of its package."""
+    """Return the files of the subject's code: what its file may import, or its package."""
     location = subject.rpartition(":")[0]
     if location.endswith(".py"):
         folder = Path(location).resolve().parent
         # The reference, too: it is what a subject most likely imports from outside its folder.
-        return [*sorted(folder.glob("*.py")), *sorted(folder.glob("*.toml")), *_package(HOME / "gpt")]
+        return [*_project(folder), *_package(HOME / "gpt")]
     if subject.startswith("hf:"):
         return sorted(Path(subject.removeprefix("hf:")).glob("*.json"))
     try:
@@ -62,6 +62,14 @@ def _sources(subject: str) -> list[Path]:
 
 def _package(folder: Path) -> list[Path]:
     return sorted(path for kind in ("*.py", "*.toml") for path in folder.rglob(kind) if "tests" not in path.parts)
+
+
+def _project(folder: Path) -> list[Path]:
+    """Return the modules beside a file and the packages in its folder: of a home directory, not every other project."""
+    within = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    packages = [path for path in within if any(path.glob("*.py")) and not (path / "pyvenv.cfg").exists()]
+    beside = [path for kind in ("*.py", "*.toml") for path in folder.glob(kind)]
+    return sorted({*beside, *(path for package in packages for path in _package(package))})
 
 
 def resumable(records: Path, fingerprint: str) -> list[Row]:

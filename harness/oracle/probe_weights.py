@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.core.errors import MissingResource
+from harness.core.error_text import describe_error
+from harness.core.errors import HarnessError, MissingResource
 from harness.core.originals import with_originals
 from harness.core.resources import pretrained_directory
 from harness.core.seeds import seeded
@@ -61,8 +62,18 @@ def _drawn(size: Size, weights: str, shapes: tuple[tuple[str, tuple[int, ...]], 
 def _pretrained() -> State:
     from safetensors.torch import load_file  # only the pretrained tier needs it
 
-    loaded = load_file(pretrained_directory() / "model.safetensors")
+    file = pretrained_directory() / "model.safetensors"
+    try:
+        loaded = load_file(file)
+    except Exception as error:  # safetensors has errors of its own for a damaged file
+        raise HarnessError(f"{file}: {describe_error(error)}; --pretrained takes the released GPT-2") from None
     named = {f"transformer.{name.removeprefix('transformer.')}": tensor for name, tensor in loaded.items()}
+    for name, shape in published_shapes(SIZES["124M"]).items():
+        if name not in named or tuple(named[name].shape) != shape:
+            found = f"of shape {tuple(named[name].shape)}" if name in named else "not there"
+            raise HarnessError(
+                f"{file}: {name} is {found}, expected {shape}: --pretrained takes GPT-2 with 124M parameters"
+            )
     return {name: named[name].float() for name in published_shapes(SIZES["124M"])}
 
 

@@ -28,6 +28,7 @@ from harness.pytest_plugin.options import (
     subject_names,
     trainer_deviations_of,
     trainer_names,
+    usage_error,
 )
 from harness.pytest_plugin.runners import close_runners, runner_of, trainer_runner_of
 from harness.pytest_plugin.session import SESSION, Session, only_skipped, unjudged
@@ -80,14 +81,19 @@ def _require_device(name: str) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Return where everything runs, if the suites judge a GPT that is not on the CPU."""
+    """Return where everything runs, if the suites judge a GPT that is not on the CPU, and what is not judged of it."""
     name = config.getoption("--device")
+    lines = [
+        f"{each}: the architecture that its config.json describes; its weights are not read (see --pretrained)"
+        for each in subject_names(config)
+        if each.startswith("hf:")
+    ]
     if name == DEFAULT_DEVICE or not _runs_suites(config):
-        return []
+        return lines
     from harness.core.devices import device_description, has_float64  # see above
 
     line = f"device: {device_description(name)}, without TF32; the oracle and training programs are on the CPU"
-    return [line if has_float64(name) else f"{line}, and so is the GPT in float64, which {name} does not have"]
+    return [*lines, line if has_float64(name) else f"{line}, and so is the GPT in float64, which {name} does not have"]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -122,6 +128,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     if config.getoption("collectonly") or hasattr(config, "workerinput"):
         return
+    try:
+        _require_subjects(config)
+    except OSError as error:  # a path that is too long, or a folder that may not be entered
+        raise usage_error(error) from None
+
+
+def _require_subjects(config: pytest.Config) -> None:
+    """Raise UsageError, with one line, if a subject or its declared deviations cannot be read."""
     own_process = config.getoption("--isolate") or config.getoption("--trainer")
     if config.getoption("--memory-limit") is not None and not own_process:
         raise pytest.UsageError("--memory-limit limits the subject's own process: add --isolate")

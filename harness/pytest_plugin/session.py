@@ -28,6 +28,7 @@ from harness.pytest_plugin.options import (
     subject_names,
     trainer_deviations_of,
     trainer_names,
+    usage_error,
 )
 from harness.pytest_plugin.record_writer import RunWriter, open_record_file
 from harness.pytest_plugin.runners import runner_of, trainer_runner_of
@@ -67,7 +68,10 @@ class Session:
         folder = reports_folder(self.config)
         if self.config.getoption("--reports") is None:
             return folder
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        try:
+            existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        except OSError as error:
+            raise usage_error(error) from None
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise pytest.UsageError(f"--reports {folder}: {existing} is not a folder that can be written")
         return folder

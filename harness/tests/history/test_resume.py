@@ -42,5 +42,12 @@ def test_a_changed_character_of_the_subject_or_another_setting_gives_another_fin
     assert first == fingerprint(f"{subject}:GPT", **of)
     subject.write_text("x = 2\n")
     second = fingerprint(f"{subject}:GPT", **of)
+    (tmp_path / "layers").mkdir()
+    for written in ("attention.py", "deep/norm.py"):  # the code of a GPT is often in a package beside its file
+        (tmp_path / "layers" / written).parent.mkdir(exist_ok=True)
+        (tmp_path / "layers" / written).write_text("y = 1\n")
+        before = second
+        second = fingerprint(f"{subject}:GPT", **of)
+        assert second != before
     other = fingerprint(f"{subject}:GPT", environment={"cpu": "one"}, settings={"size": "124M"})
     assert len({first, second, other, fingerprint("gpt:GPT", **of)}) == 4

@@ -83,8 +83,9 @@ def test_a_kernel_that_is_replaced_is_seen_in_what_it_computes(project):
     assert project.run(sys.executable, "-c", code).stdout.str().startswith("['torch.tanh'")
 
 
-@pytest.mark.parametrize("imported", [False, True])
-@pytest.mark.parametrize("name", ["matplotlib", "zoneinfo", "pandas", "yaml", "dateutil"])
+@pytest.mark.parametrize(
+    ("name", "imported"), [("matplotlib", False), ("matplotlib", True), ("zoneinfo", False), ("yaml", True)]
+)
 def test_a_file_that_is_called_like_a_package_of_the_report_does_not_draw_it(project, name, imported):
     """Matplotlib was imported from it, or a package that matplotlib imports: a traceback in place of the summary."""
     (project.path / f"{name}.py").write_text("assert __name__ == 'imported by the GPT', 'by the harness'\n")
@@ -92,7 +93,7 @@ def test_a_file_that_is_called_like_a_package_of_the_report_does_not_draw_it(pro
         (project.path / f"{name}.py").write_text("import gpt\nBase = gpt.GPT\n")
     base = f"from {name} import Base" if imported else "from gpt import GPT as Base"
     (project.path / "mine.py").write_text(f"{base}\nclass GPT(Base): pass\n")
-    result = project.runpytest_subprocess("--subject", "mine.py:GPT", "-k", "logits")
+    result = project.runpytest_subprocess("--subject", "mine.py:GPT", "-k", "blocks")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["report:  reports/index.md"])
 

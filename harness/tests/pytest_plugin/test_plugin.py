@@ -4,6 +4,8 @@ import json
 import textwrap
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from harness.tests.pytest_plugin.small_suite import SUITE, records
 
@@ -142,6 +144,61 @@ def test_a_missing_resource_that_the_user_named_is_an_error_not_a_skip(project, 
     result = project.runpytest(option, value)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([message])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "*wte.weight is not there, expected (50257, 768)*"),
+        ({"wte.weight": (100, 32)}, "*wte.weight is of shape (100, 32), expected (50257, 768)*"),
+        (None, "*model.safetensors: SafetensorError*"),
+    ],
+)
+def test_weights_of_another_size_are_an_error_that_says_which(project, state, message):
+    """They were a KeyError in a line of the harness."""
+    folder = project.mkdir("small")
+    if state is None:
+        (folder / "model.safetensors").write_bytes(b"no tensors")
+    else:
+        tensors = {name: torch.zeros(shape) for name, shape in state.items()}
+        save_file({"h.0.attn.bias": torch.zeros(1), **tensors}, folder / "model.safetensors")
+    check = 'measure = "parity"\nparameters = { size = "124M", weights = "pretrained", compare = "loss" }\n'
+    check += 'expect = { noise = "rounding" }\nwhy = "w"\nsource = "s"\n'
+    head = SUITE.split("[[check]]")[0]
+    (project.path / "verifications" / "small.toml").write_text(f'{head}[[check]]\nname = "uses"\n{check}')
+    result = project.runpytest("--pretrained", "small")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([message])
+
+
+def test_a_directory_of_hugging_face_is_judged_without_its_weights_which_the_header_says(project):
+    (project.mkdir("saved") / "config.json").write_text('{"model_type": "gpt2"}')
+    result = project.runpytest("--subject", "hf:saved", "-k", "right")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["hf:saved: the architecture *; its weights are not read (see --pretrained)"])
+
+
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--subject", f"{LONG}.py:GPT"),
+        ("--subject", f"hf:{LONG}"),
+        ("--trainer", f"{LONG}.py"),
+        ("--reports", LONG),
+        ("--deviations", LONG),
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[1][:3]}",
+)
+def test_a_path_that_no_system_has_is_a_usage_error_of_one_line(project, arguments):
+    result = project.runpytest(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = (line for line in result.errlines if line)
+    assert line.startswith("ERROR: ")
+    assert "File name too long" in line
+    assert len(line) < 6000
 
 
 def test_an_empty_subject_is_not_the_reference(project):
