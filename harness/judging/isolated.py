@@ -22,6 +22,7 @@ from typing import IO, Any
 from harness.core.error_text import describe_exit, display_path, is_user_file
 from harness.core.errors import SubjectError
 from harness.core.limits import Limits, resident_bytes
+from harness.core.marked_processes import kill_marked, new_mark
 from harness.core.record_files import Row, decode, encode
 from harness.core.resources import Resources
 from harness.core.shipped_packages import HOME
@@ -138,10 +139,15 @@ class WorkerProcess:
         self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         passed = (to_worker, from_worker, self.dump.fileno())
         home = str(HOME)
+        self._mark = new_mark()
         self.process = subprocess.Popen(
             # -P: do not import from the current folder, which may hold a queue.py of the user.
             [sys.executable, "-P", "-m", "harness.judging.worker", *map(str, passed)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))},
+            env={
+                **os.environ,
+                **self._mark,
+                "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH")))),
+            },
             pass_fds=passed,
             stdin=subprocess.DEVNULL,
             stdout=None if echo else self.printed,
@@ -203,9 +209,10 @@ class WorkerProcess:
         return ""
 
     def end(self) -> None:
-        """Kill the process and its children, and close the pipes."""
+        """Kill the process and its children, also those in sessions of their own, and close the pipes."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        kill_marked(self._mark)
         self.process.wait()
         with contextlib.suppress(OSError):
             self.questions.close()

@@ -261,6 +261,21 @@ def test_ctrl_c_leaves_no_process_behind(project):
     assert [row.get("check") for row in records_of(path)][1:-1] == ["counted"]
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="no /proc, in which such processes are found")
+@pytest.mark.parametrize("then", ["pass", "os.kill(os.getpid(), 9)"])
+def test_a_process_in_a_session_of_its_own_does_not_outlive_the_isolated_subject(shipped, tmp_path, then):
+    """Whether the subject lives to the end of the run or not, it is in another group than the one that is killed."""
+    marker = f"{time.time_ns() % 10**9 + 10**9}"
+    started = f"import subprocess; KEPT or KEPT.append(subprocess.Popen(['sleep', '{marker}'], start_new_session=True))"
+    runner = make_runner(subject(tmp_path, FORWARD, f"{started}\n{then}"), isolate=True, seconds=60.0)
+    try:
+        runner.run(shipped["parity::debug,weights=probe,compare=logits"])
+        assert then != "pass" or alive(marker)
+    finally:
+        runner.close()
+    assert not alive(marker)
+
+
 def test_megabytes_of_output_do_not_bury_the_verdict(project):
     line = "[print('x' * 1000) for _ in range(2000)]; [logging.warning('y' * 100) for _ in range(1000)]"
     subject(project.path, FORWARD, f"{line}; raise ValueError('no')")
