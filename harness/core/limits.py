@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from harness.core.process_exit import give_up
+from harness.core.waiting import line_of
+
 SECONDS = 300.0  # twenty times as long as the reference's longest check takes on two cores
+LAST = 10.0  # seconds, and a tenth of the limit, from TooLong to the end of the process; an isolated one has 5
 MEMORY_SHARE = 0.8  # of the machine's memory, for an isolated subject
 
 
@@ -32,8 +36,9 @@ class TooLong(BaseException):
 def alarm(seconds: float | None) -> Iterator[None]:
     """Raise TooLong inside the block after `seconds`, and again each second; None is no limit.
 
-    It is repeated because a subject may catch every exception. It has no effect outside the main thread, which alone
-    receives signals, and cannot interrupt a loop in C: `--isolate` can.
+    It is repeated because a subject may catch every exception. One that catches all of them, or ignores the signal,
+    ends the process LAST seconds and a tenth of `seconds` later. It has no effect outside the main thread, which alone receives signals, and
+    cannot interrupt a loop in C: `--isolate` can.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -42,13 +47,27 @@ def alarm(seconds: float | None) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise TooLong
 
+    watch = threading.Timer(1.1 * seconds + LAST, _give_up, (seconds, threading.get_ident()))
+    watch.daemon = True
+    watch.start()
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
+        watch.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _give_up(seconds: float, thread: int) -> None:
+    """End the process, from another thread: what it executes has not answered to TooLong."""
+    place = line_of(thread)
+    at = f": it is at {place}" if place else ""
+    give_up(
+        f"no answer within {seconds:g} s, and what runs cannot be interrupted{at}. The run ends here; what it had "
+        "judged is in its records. With --isolate, this costs one check"
+    )
 
 
 def resident_bytes(process: int) -> int:

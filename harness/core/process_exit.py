@@ -22,6 +22,7 @@ class ProcessExit(BaseException):
     """
 
 
+_guards: list[ExitGuard] = []  # those that are installed
 _blocks = 0  # the number of open `subject_at_work` blocks
 
 
@@ -41,6 +42,12 @@ def subject_at_work() -> Iterator[None]:
         _blocks -= 1
         if os.getpid() != process:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def give_up(reason: str) -> None:
+    """End this process, with the reason on standard error, if an ExitGuard is installed: nothing else is left to do."""
+    for guard in _guards[-1:]:
+        guard.give_up(reason)
 
 
 class ExitGuard:
@@ -65,6 +72,7 @@ class ExitGuard:
         """Replace the functions in `os` and in the module that `os` imports them from."""
         with contextlib.suppress(OSError):  # a process may have no standard error
             self._stderr = os.dup(2)  # a copy: while a check runs, descriptor 2 is captured
+        _guards.append(self)
         for owner in (os, sys.modules[os.name]):
             for name in GUARDED:
                 original = getattr(owner, name)
@@ -77,9 +85,16 @@ class ExitGuard:
 
     def remove(self) -> None:
         """Restore the original functions."""
+        if self in _guards:
+            _guards.remove(self)
         while self._originals:
             owner, name, original = self._originals.pop()
             setattr(owner, name, original)
+
+    def give_up(self, reason: str) -> None:
+        """End the process with UNFINISHED, from any thread, whatever the subject has replaced or captured."""
+        self._write(f"\ngpt-harness: {reason}\n")
+        self._exit(UNFINISHED)
 
     def _guarded(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*arguments: Any, **keywords: Any) -> Any:
@@ -102,6 +117,9 @@ class ExitGuard:
             f"it exits with status {self.status}, since the run "
             f"{'had not finished' if self.status == UNFINISHED else 'failed'}\n"
         )
+        self._write(text)
+
+    def _write(self, text: str) -> None:
         if self._stderr is not None:
             with contextlib.suppress(OSError):
                 os.write(self._stderr, text.encode("utf-8", "replace"))

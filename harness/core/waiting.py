@@ -33,7 +33,7 @@ def said_if_slow(what: str, seconds: float = SECONDS, *, doing: str = "importing
         nonlocal waited
         pause = seconds
         while not done.wait(pause):
-            place = _line_of(main)
+            place = line_of(main)
             text = f"gpt-harness: {what} has been {doing} for {waited:.0f} s"
             with contextlib.suppress(OSError):
                 os.write(stderr, f"{text}{f': at {place}' if place else ''}\n".encode("utf-8", "replace"))
@@ -50,7 +50,7 @@ def said_if_slow(what: str, seconds: float = SECONDS, *, doing: str = "importing
         os.close(stderr)
 
 
-def _line_of(thread: int) -> str:
+def line_of(thread: int) -> str:
     """Return the innermost line of a user's file that a thread is executing; "" if it is in none."""
     frame = sys._current_frames().get(thread)
     while frame is not None and not (
