@@ -37,8 +37,8 @@ def alarm(seconds: float | None) -> Iterator[None]:
     """Raise TooLong inside the block after `seconds`, and again each second; None is no limit.
 
     It is repeated because a subject may catch every exception. One that catches all of them, or ignores the signal,
-    ends the process LAST seconds and a tenth of `seconds` later. It has no effect outside the main thread, which alone receives signals, and
-    cannot interrupt a loop in C: `--isolate` can.
+    ends the process LAST seconds and a tenth of `seconds` later. It has no effect outside the main thread, which alone
+    receives signals, and cannot interrupt a loop in C: `--isolate` can.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
