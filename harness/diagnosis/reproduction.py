@@ -6,7 +6,8 @@ import base64
 import dataclasses
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,20 @@ def _imports(kind: type, arguments: Mapping[str, Any]) -> str:
             names.setdefault(_import_name_and_root(type(value).__module__)[0], []).append(type(value).__name__)
         else:
             names["types"] = ["SimpleNamespace"]
-    return "\n".join(f"from {module} import {', '.join(sorted(set(own)))}" for module, own in names.items())
+    return "\n".join(_import(module, sorted(set(own))) for module, own in names.items())
+
+
+def _import(module: str, names: Sequence[str]) -> str:
+    """Return the lines that import these names of a module; a file may be called `my-gpt.py`, or `class.py`."""
+    if all(word.isidentifier() and not iskeyword(word) for word in module.split(".")):
+        return f"from {module} import {', '.join(names)}"
+    return "\n".join(
+        (
+            "from importlib import import_module",
+            f"own = import_module({module!r})",
+            *(f"{name} = own.{name}" for name in names),
+        )
+    )
 
 
 def _objects(values: Iterable[Any]) -> Iterator[Any]:
