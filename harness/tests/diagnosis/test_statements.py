@@ -237,6 +237,18 @@ def test_the_reproduction_of_a_package_runs_from_any_folder(tmp_path, monkeypatc
     assert "the logits differ by 0." in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("name", ["my-gpt", "class"])
+def test_the_reproduction_of_a_file_whose_name_is_no_word_of_python_runs(tmp_path, name):
+    """`from my-gpt import GPT` was a SyntaxError."""
+    (tmp_path / f"{name}.py").write_text(DEVIATIONS["relu"].apply(GPT))
+    found = diagnose(adapt(f"{tmp_path}/{name}.py:GPT"))
+    script = tmp_path / "reproduce.py"
+    script.write_text(found.reproduction)
+    script.with_suffix(".safetensors").write_bytes(base64.b64decode(found.data))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert "the logits differ by 0." in done.stdout, done.stderr
+
+
 def test_a_norm_that_is_declared_absent_is_not_missing(subject):
     without = subject(
         ("        self.last_norm = nn.LayerNorm(s.n_embd)\n", ""), ("self.head(self.last_norm(x))", "self.head(x)")
