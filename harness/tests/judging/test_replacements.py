@@ -95,7 +95,7 @@ def test_a_file_that_is_called_like_a_package_of_the_report_does_not_draw_it(pro
     (project.path / "mine.py").write_text(f"{base}\nclass GPT(Base): pass\n")
     result = project.runpytest_subprocess("--subject", "mine.py:GPT", "-k", "blocks")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["report:  reports/index.md"])
+    result.stdout.fnmatch_lines(["report:  reports/index.*"])
 
 
 def test_a_file_that_is_called_like_a_package_of_the_oracle_is_the_subjects_alone(project):
