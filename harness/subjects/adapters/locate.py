@@ -61,3 +61,17 @@ def named(where: str, name: str, module: ModuleType) -> Any:
                 f"{where} has no '{word}'; {did_you_mean(word, known) if known else 'it defines nothing'}"
             ) from None
     return target
+
+
+def exported(module: ModuleType | None, name: str) -> Any:
+    """Return what a module has under a name, or exports and imports at the first use; None if there is nothing.
+
+    Only of names in `__all__` its `__getattr__` is asked: it is the subject's code, which may do anything.
+    """
+    own = vars(module) if module is not None else {}
+    if name in own or name not in own.get("__all__", ()):
+        return own.get(name)
+    try:
+        return getattr(module, name, None)
+    except Exception:  # a package that is missing, or a mistake of the module's own
+        return None

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from harness.core.errors import MissingAbility, SubjectError
+from harness.subjects.adapters.locate import exported
 
 # The names of a function, by what it does: the first that the module or the class has.
 FUNCTIONS: Mapping[str, tuple[str, ...]] = {
@@ -114,7 +115,7 @@ def scaling_function_of(purpose: str, kind: type, module: ModuleType | None) -> 
     """Return the function for a purpose, of the model's class or of its module; None if there is none."""
     for name in FUNCTIONS[purpose]:
         for home in (kind, module):
-            found = inspect.getattr_static(home, name, None)
+            found = inspect.getattr_static(kind, name, None) if home is kind else exported(module, name)
             function = found.__func__ if isinstance(found, staticmethod) else found
             if inspect.isfunction(function) and not (home is kind and function is found):
                 return ScalingFunction(purpose, function)  # a plain method of the model takes a model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from harness.subjects.adapters.generation import MODELS, SETTINGS
+from harness.subjects.adapters.locate import exported
 from harness.subjects.forward_style import parameters_of
 from harness.subjects.option_names import GENERATE_OPTIONS
 
@@ -93,11 +93,8 @@ def engine_class_of(module: ModuleType | None) -> EngineClass | None:
     """
     if module is None:
         return None
-    # A package may import at the first use; of one with hundreds of names only those of engines are looked at.
-    kinds = dict(vars(module))
-    exported = [name for name in kinds.get("__all__", ()) if name in ENGINES]
-    with contextlib.suppress(Exception):  # of a package that is missing, or of the module's own __getattr__
-        kinds |= {name: getattr(module, name, None) for name in exported}
+    # A package may import at the first use: of one with hundreds of names only those of engines are looked at.
+    kinds = {**vars(module), **{name: exported(module, name) for name in ENGINES}}
     found = [engine for kind in kinds.values() if (engine := _engine(kind, module)) is not None]
     return min(found, key=lambda engine: _rank(engine.kind.__name__), default=None)
 
