@@ -20,7 +20,7 @@ def read_toml(path: Path, error: type[HarnessError] = HarnessError) -> tuple[str
     try:
         data = path.read_bytes()
     except OSError as missing:
-        raise error(f"{path}:1: cannot be read: {missing}") from None
+        raise error(f"{path}:1: cannot be read: {missing.strerror}") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as wrong:

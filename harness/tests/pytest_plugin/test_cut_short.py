@@ -50,18 +50,26 @@ def test_records_that_a_subject_deletes_are_written_again(project):
     result.stdout.fnmatch_lines(["*was deleted during the run; it is written again"])
 
 
-def test_a_disk_that_is_full_when_the_diagnosis_is_written_costs_no_summary(project, monkeypatch):
+# In a process of its own: in this one the judge might take the replacement for the original, and the original later on
+# for what a subject put in its place.
+FULL_DISK = """
+from harness.core.record_files import RecordWriter
+original = RecordWriter.{method}
+
+def full(self, row):
+    if {full}:
+        raise OSError(28, "No space left on device")
+    return original(self, row)
+
+RecordWriter.{method} = full
+"""
+
+
+def test_a_disk_that_is_full_when_the_diagnosis_is_written_costs_no_summary(project):
     project.makeini("[pytest]")  # with a diagnosis
-    write = RecordWriter.write
-
-    def full(self, row):
-        if row.get("kind") == "diagnosis":
-            raise OSError(28, "No space left on device")
-        write(self, row)
-
-    monkeypatch.setattr(RecordWriter, "write", full)
+    project.makeconftest(FULL_DISK.format(method="write", full="row.get('kind') == 'diagnosis'"))
     project.makepyfile(mine="from gpt import *\nclass Mine(GPT): ...\n")
-    result = project.runpytest("--subject", "mine.py:Mine", "-k", "wrong")
+    result = project.runpytest_subprocess("--subject", "mine.py:Mine", "-k", "wrong")
     result.stdout.fnmatch_lines(["*what fails*", "a record was not written: *No space left on device*"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
@@ -137,7 +145,7 @@ def test_ctrl_c_in_the_diagnosis_costs_neither_footer_nor_report(project, monkey
     result.stdout.fnmatch_lines(["*what fails*", "the diagnosis was interrupted (Ctrl-C)*"])
 
 
-def test_one_file_that_cannot_be_closed_costs_not_the_footer_of_the_other(project, monkeypatch):
+def test_one_file_that_cannot_be_closed_costs_not_the_footer_of_the_other(project):
     """A session may write two files: a verification and a benchmark."""
     project.makeconftest(
         "import pytest\n"
@@ -145,29 +153,18 @@ def test_one_file_that_cannot_be_closed_costs_not_the_footer_of_the_other(projec
         "@pytest.hookimpl(tryfirst=True)\n"
         "def pytest_runtest_setup(item):\n"
         "    record_writer_of(item.config).write({'kind': 'comparison'})\n"
+        + FULL_DISK.format(method="close", full="'bench' in self.path.name")
     )
-    close = RecordWriter.close
-
-    def full(self, footer):
-        if "bench" in self.path.name:
-            raise OSError(28, "No space left on device")
-        close(self, footer)
-
-    monkeypatch.setattr(RecordWriter, "close", full)
-    result = project.runpytest()
+    result = project.runpytest_subprocess()
     assert records(project)[-1]["kind"] == "footer"
     result.stdout.fnmatch_lines(["*bench-*.jsonl has no footer, as if the run had been killed: *No space left*"])
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_no_file_and_costs_no_verdict(project, monkeypatch):
+def test_a_disk_that_is_full_from_the_start_leaves_no_file_and_costs_no_verdict(project):
     """Each record opened another file, and left it empty: a hundred of them."""
     project.makeini("[pytest]")  # with a diagnosis
-
-    def full(self, row):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(RecordWriter, "_write", full)
-    result = project.runpytest()
+    project.makeconftest(FULL_DISK.format(method="_write", full="True"))
+    result = project.runpytest_subprocess()
     assert list((project.path / "reports" / "records").iterdir()) == []
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     result.stdout.fnmatch_lines(["*what fails*", "a record was not written: *No space left on device*"])
