@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from harness.core.patience import LONGEST_STEP, Patience
 from harness.core.process_exit import give_up
 from harness.core.waiting import line_of
 
@@ -37,8 +38,9 @@ def alarm(seconds: float | None) -> Iterator[None]:
     """Raise TooLong inside the block after `seconds`, and again each second; None is no limit.
 
     It is repeated because a subject may catch every exception. One that catches all of them, or ignores the signal,
-    ends the process LAST seconds and a tenth of `seconds` later. It has no effect outside the main thread, which alone
-    receives signals, and cannot interrupt a loop in C: `--isolate` can.
+    ends the process LAST seconds and a tenth of `seconds` later, in which no time counts that the process was suspended
+    (Ctrl-Z). It has no effect outside the main thread, which alone receives signals, and cannot interrupt a loop in C:
+    `--isolate` can.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -47,21 +49,28 @@ def alarm(seconds: float | None) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise TooLong
 
-    watch = threading.Timer(1.1 * seconds + LAST, _give_up, (seconds, threading.get_ident()))
-    watch.daemon = True
-    watch.start()
+    done = threading.Event()
+    threading.Thread(target=_watch, args=(seconds, threading.get_ident(), done), daemon=True).start()
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
-        watch.cancel()
+        done.set()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
+def _watch(seconds: float, thread: int, done: threading.Event) -> None:
+    """End the process, from another thread, unless the block is done in time: it has not answered to TooLong."""
+    patience = Patience(1.1 * seconds + LAST)
+    while not done.wait(LONGEST_STEP / 2):
+        if patience.is_over():
+            _give_up(seconds, thread)
+            return
+
+
 def _give_up(seconds: float, thread: int) -> None:
-    """End the process, from another thread: what it executes has not answered to TooLong."""
     place = line_of(thread)
     at = f": it is at {place}" if place else ""
     give_up(
