@@ -73,7 +73,7 @@ def _find(name: str, records: Path) -> list[Path]:
     if path.is_dir() and known:
         return known
     word, _, back = name.partition("~")
-    if word == "latest" and (back or "0").isdigit() and int(back or 0) < len(known):
+    if word == "latest" and (back or "0").isdecimal() and int(back or 0) < len(known):
         return [known[-1 - int(back or 0)]]
     stamp = name.removeprefix("bench-")
     matching = [path for path in known if stamp and path.stem.removeprefix("bench-").startswith(stamp)]

@@ -65,7 +65,7 @@ def pairs_of(run: RunRecords) -> Iterator[Pair]:
 
 
 def conclusive(pairs: list[Pair], verdict: str) -> list[Pair]:
-    """Return the pairs of a verdict that still hold after the adjustment over all of them."""
+    """Return the pairs of a verdict that remain after the adjustment over all of them."""
     return [
         pair for pair in pairs if pair.ratio.get("verdict") == verdict and not formatting.fails_adjustment(pair.ratio)
     ]

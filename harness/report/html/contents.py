@@ -122,7 +122,7 @@ def user_lines(found: Row, source: str) -> list[tuple[int | None, str, bool]]:
     """Return the lines of the user's file around a finding; its line alone from records that have no others."""
     excerpt = as_mapping(found.get("excerpt"))
     number = source.rpartition(":")[2]
-    at = int(number) if number.isdigit() else None
+    at = int(number) if number.isdecimal() else None
     first, lines = excerpt.get("first"), [str(line) for line in as_list(excerpt.get("lines"))]
     if isinstance(first, int) and lines:
         return [(first + index, visible(line), first + index == at) for index, line in enumerate(lines)]

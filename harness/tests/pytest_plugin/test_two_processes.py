@@ -83,7 +83,7 @@ def test_what_a_subject_prints_is_shown_with_s_and_one_process_judges(judge):
     assert len(set(processes)) == 1
 
 
-def test_the_first_error_is_told_in_full_though_the_second_process_found_it_first(judge):
+def test_the_first_error_is_shown_in_full_though_the_second_process_found_it_first(judge):
     # The first build to be judged takes so long that the second process has found by then that no other succeeds.
     fine = "fine = built == [FIRST] or len(open(file.name).readlines()) == 1"
     line = f"built.append(os.getpid()); {fine}; time.sleep(2 * (built == [FIRST])); 1 / fine"

@@ -49,9 +49,9 @@ def hostile() -> str:
     finding = dict.fromkeys(("where", "fault", "cause", "evidence", "source", "text"), HOSTILE)
     finding |= {"excerpt": {"first": 1, "lines": [HOSTILE, "</code></pre><script>alert(1)</script>"]}}
     divergence = {f"{HOSTILE} {number}": {"own": 0.5, "alone": 1e-3} for number in range(4)}
-    told = {"kind": "diagnosis", "subject": HOSTILE, "findings": [finding], "divergence": divergence}
+    diagnosis = {"kind": "diagnosis", "subject": HOSTILE, "findings": [finding], "divergence": divergence}
     claims = [{**row, "claim": {**row["claim"], "says": HOSTILE, "figure": HOSTILE}} for row in claim_rows()]
-    verify = [*verify[:-1], *claims, told, {**verify[-1], "excepted": {HOSTILE: HOSTILE}}]
+    verify = [*verify[:-1], *claims, diagnosis, {**verify[-1], "excepted": {HOSTILE: HOSTILE}}]
     runs = RunRecords.of(verify), RunRecords.of(bench)
     earlier = Earlier((RunRecords.of(hostile_runs()[0]),), (RunRecords.of(hostile_runs()[1]),))
     return page(*runs, claimed=runs[0], earlier=earlier, notes=[HOSTILE])

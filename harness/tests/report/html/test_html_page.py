@@ -8,6 +8,7 @@ import re
 import pytest
 
 from harness.report.history import Earlier
+from harness.report.html.contents import user_lines
 from harness.report.html.inline_svg import inline_svg
 from harness.report.html.page import page
 from harness.report.page import plots
@@ -234,3 +235,9 @@ def test_what_the_diagnosis_does_not_explain_comes_first():
     text = page(RunRecords.of(run("verify", [first, second, diagnosis])), None)
     assert text.index('<details id="failure-structure-left"') < text.index('<details id="failure-structure-explained"')
     assert "The diagnosis explains 1 of these 2 failures" in text
+
+
+@pytest.mark.parametrize("number", ["40", "", "x", "²"])  # a digit that is no number of a line
+def test_a_finding_whose_line_is_no_number_has_its_text(number):
+    lines = user_lines({"text": "x = 1"}, f"my_gpt.py:{number}")
+    assert lines == [(40 if number == "40" else None, "x = 1", True)]
