@@ -1,6 +1,7 @@
 """`pytest benchmarks/`: its rows are the measured times, its options work, and no measurement is lost."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,23 @@ def test_rows_are_the_recorded_block_minima_and_can_be_saved_and_compared(run_be
 
     # The second run selects one arm: its control is measured too, and its twin, because there is no other A/A pair.
     status, output = run_benchmarks(
-        *("benchmarks/", "-k", "precision-decode-bf16 and not (autocast or packed)", "--benchmark-compare")
+        *(
+            "benchmarks/",
+            "-k",
+            "precision-decode-bf16 and not (autocast or packed)",
+            "--benchmark-compare",
+            "--resolve",
+            "40%",
+        )
     )
     assert status == 0, output
     assert "NOW" in output
+    assert re.search(r"^  bf16 .* error \d\.\de-0\d", output, re.MULTILINE), "the error stands beside the time"
+    assert not re.search(r"^  fp32 .* error ", output, re.MULTILINE)
     assert "1 pairs of identical arms" in output
-    measured = comparisons(pytester.path)["precision", "decode"]["arms"]
-    assert [arm["arm"] for arm in measured] == ["fp32", "bf16", "fp32-again"]
+    decode = comparisons(pytester.path)["precision", "decode"]
+    assert decode["effect"] == 0.4
+    assert [arm["arm"] for arm in decode["arms"]] == ["fp32", "bf16", "fp32-again"]
 
 
 WRONG = '''

@@ -211,6 +211,14 @@ def test_several_positions_after_a_cache_are_what_pytorch_counts():
     assert found == forward(SMALL, batch=B, tokens=5, past=9, attention="naive").flops
 
 
+def test_a_generation_reads_every_weight_once_for_the_prompt_and_once_a_step_in_its_own_bytes():
+    options = {"batch": 1, "prompt": 5, "new_tokens": 4, "use_cache": True}
+    plain, eighth = generate(SMALL, **options), generate(SMALL, **options, weight_bytes=0.5)
+    passes = 1 + 3  # the last token is never fed back
+    assert plain.moved_bytes - eighth.moved_bytes == passes * streamed_weights(SMALL) * (4 - 0.5)
+    assert plain.flops == eighth.flops
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_a_generation_is_what_pytorch_counts(use_cache):
     model = reference("naive")

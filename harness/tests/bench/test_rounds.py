@@ -161,6 +161,14 @@ def test_a_smaller_difference_takes_more_rounds():
     assert fine[0] > 2 * coarse[0]
 
 
+def test_the_verdict_is_about_the_difference_that_was_to_be_decided():
+    machine = Machine(noise=0.6)
+    arms = comparison(machine.arm("control", 0.3), machine.arm("b", 0.3))
+    coarse = machine.measure(arms, seconds=6.0, effect=0.9).ratios["b"]
+    assert max(coarse.high, 1 / coarse.low) > 1.10
+    assert coarse.verdict == "SAME"
+
+
 def test_a_large_ratio_is_known_well_enough_at_a_tenth_of_itself():
     level, _ = rounds_and_stop(noise=0.4, most_seconds=1e3)
     large, stopped = rounds_and_stop(noise=0.4, most_seconds=1e3, ratio=9.0)
@@ -233,10 +241,18 @@ def test_a_long_round_in_which_the_machine_was_busy_is_repeated_at_most_twice(bu
 
 def test_what_the_blocks_used_of_the_machine_is_recorded():
     machine = Machine()
-    row = machine.measure(
-        comparison(machine.arm("control", 0.04)), count=lambda: Usage(1.5 * machine.now, 0, 0, 0.0)
-    ).row()
-    assert row["arms"][0]["witness"]["busy_threads"] == pytest.approx(1.5)
+
+    def count():  # of each second: 1.5 of processors, 1000 pages, 50 preemptions, a quarter that others took
+        return Usage(1.5 * machine.now, 1000 * machine.now, 50 * machine.now, 0.25 * machine.now)
+
+    arm = machine.measure(comparison(machine.arm("control", 0.04)), count=count).row()["arms"][0]
+    assert arm["witness"]["busy_threads"] == pytest.approx(1.5)
+    assert arm["usage"] == {
+        "processor_seconds": pytest.approx(0.06),
+        "fresh_pages": 40,
+        "preemptions": pytest.approx(50),
+        "stolen": pytest.approx(0.25),
+    }
 
 
 def test_building_and_verifying_do_not_use_up_the_time_of_timing():

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from benchmarks.undecided import seconds_to_decide, undecided_lines
+from benchmarks.run import ComparisonRunner
+from benchmarks.undecided import SHOWN, seconds_to_decide, undecided_lines
 from harness.bench.statistics import paired_ratio
 
 QUIET = {"processor_seconds": 1.0, "fresh_pages": 0, "preemptions": 0.0, "stolen": 0.0}
@@ -66,3 +67,17 @@ def test_what_disturbed_the_blocks_is_named(usage, reason):
 def test_the_time_that_decides_grows_with_the_square_of_the_noise_and_includes_building():
     once, twice = (seconds_to_decide(row(noise=noise, rounds=48)) for noise in (0.2, 0.4))
     assert (twice - 5.0) / (once - 5.0) == pytest.approx(4, rel=0.2)
+
+
+def test_of_many_a_few_have_a_line_and_all_are_in_the_command():
+    rows = [row(noise=0.3, metric=f"work{number}") for number in range(SHOWN + 2)]
+    *lines, more, command = undecided_lines(rows)
+    assert (len(lines), more) == (SHOWN, "and 2 more")
+    assert f"decide {SHOWN + 2} of them" in command
+    assert all(f"(training and work{number})" in command for number in range(SHOWN + 2))
+
+
+def test_a_run_ends_with_what_is_undecided():
+    made = ComparisonRunner(config=None, declared={}, rows={("training backward", 64): row(noise=0.3)})
+    lines = [line for line, _ in made.summary()]
+    assert lines[lines.index("# undecided") + 1].startswith("training backward, tokens=64: hf-sdpa: known to")
