@@ -65,8 +65,9 @@ LAST_LINES_BEGIN = "; its last lines: "
 def what_to_give(name: str, message: str) -> str:
     """Return what a program that failed needs of its user, as "; ..."; "" if its message does not say."""
     error = message.partition(LAST_LINES_BEGIN)[0]
-    for pattern, advice in (*ADVICE, *ADVICE_BY_ERROR):
-        if match := re.search(pattern, message if (pattern, advice) in ADVICE else error):
-            given = {key: value.strip() for key, value in match.groupdict().items() if value}
-            return f"; {advice.format(name=name, **given)}"
+    for text, table in ((message, ADVICE), (error, ADVICE_BY_ERROR)):
+        for pattern, advice in table:
+            if match := re.search(pattern, text):
+                given = {key: value.strip() for key, value in match.groupdict().items() if value}
+                return f"; {advice.format(name=name, **given)}"
     return ""
