@@ -58,7 +58,7 @@ function showValue(event) {
   tip.style.top = `${box.top > 60 ? box.top - tip.offsetHeight - 6 : box.bottom + 6}px`;
 }
 
-document.addEventListener("pointerover", showValue);
+document.addEventListener("pointermove", showValue);
 document.addEventListener("pointerdown", showValue);
 document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true, capture: true });
 
