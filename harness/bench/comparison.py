@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.bench.work import Verification, Work
+from harness.bench.work import Sample, Verification, Work
 from harness.core.errors import HarnessError
 from harness.core.record_files import comparison_label
 
@@ -43,8 +43,9 @@ def arms_with_twin(builders: Mapping[str, Callable[[int], Work]], *, of: str) ->
 class Comparison:
     """Arms that do the same work at one point of an axis, and their control.
 
-    `verify` takes an arm's name and its work, the control first, and returns the verdict on its answer. Raises
-    HarnessError if two arms have one name, or if the control or the original of a twin is not among the arms.
+    `verify` takes an arm's name and its work, the control first, and returns the verdict on its answer. `verify_sample`
+    returns the verdict on what a timed call returned, where the work keeps that. Raises HarnessError if two arms have
+    one name, or if the control or the original of a twin is not among the arms.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Comparison:
     verify: Callable[[str, Work], Verification]
     axis: str | None = None
     point: int | None = None
+    verify_sample: Callable[[str, Work, Sample], Verification] | None = None
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

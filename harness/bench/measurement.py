@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -66,34 +67,42 @@ def measure(
     """
     rng = random.Random(f"{seed} {comparison.label}")
     arms = _selected_arms(comparison, only)
-    works, verifications = _build(arms, rng)
-    verifications |= _verify_all(comparison, works)
-    result = ComparisonResult(comparison, {arm.name: verifications[arm.name] for arm in arms})
-    for arm in arms:
-        if witness is not None and result.verifications[arm.name].verdict == "pass":
-            _witness(result, arm, works[arm.name], witness)
+    result = ComparisonResult(comparison, {})
+    with result.spending("building"):
+        works, verifications = _build(arms, rng)
+    with result.spending("verifying"):
+        verifications |= _verify_all(comparison, works)
+    result.verifications = {arm.name: verifications[arm.name] for arm in arms}
+    with result.spending("profiling"):
+        for arm in arms:
+            if witness is not None and result.verifications[arm.name].verdict == "pass":
+                _witness(result, arm, works[arm.name], witness)
     verified = {name: works[name] for name, found in result.verifications.items() if found.verdict == "pass"}
     if not verified:
         return result
-    time_in_rounds(
-        result,
-        verified,
-        ceilings.build(list(verified.values())) if ceilings else {},
-        rng=rng,
-        seconds=seconds,
-        most_seconds=max(seconds, most_seconds or 0.0),
-        effect=effect,
-        clock=clock,
-        timer=timer or timer_by_clock(clock),
-        count=count,
-    )
-    _verify_again(result, verified)
-    if witness is not None:
-        _witness_again(result, verified, witness)
-    for name in list(result.seconds):
-        _add_figures(result, name, verified[name])
-        if ceilings is not None:
-            _compare_with_ceiling(result, name, verified[name], ceilings)
+    with result.spending("timing"):
+        time_in_rounds(
+            result,
+            verified,
+            ceilings.build(list(verified.values())) if ceilings else {},
+            rng=rng,
+            seconds=seconds,
+            most_seconds=max(seconds, most_seconds or 0.0),
+            effect=effect,
+            clock=clock,
+            timer=timer or timer_by_clock(clock),
+            count=count,
+        )
+    with result.spending("verifying"):
+        _verify_again(result, verified)
+    with result.spending("profiling"):
+        if witness is not None:
+            _witness_again(result, verified, witness)
+    with result.spending("further figures"):
+        for name in list(result.seconds):
+            _add_figures(result, name, verified[name])
+            if ceilings is not None:
+                _compare_with_ceiling(result, name, verified[name], ceilings)
     return result
 
 
@@ -131,13 +140,14 @@ def _verify_all(comparison: Comparison, works: Mapping[str, Work]) -> dict[str, 
             message = f"the control, {control}, is unverified: nothing to verify against"
             verifications[name] = Verification("error", message)
         else:
-            verifications[name] = _verify(comparison, name, works[name], "while its answer was verified")
+            verify = functools.partial(comparison.verify, name, works[name])
+            verifications[name] = _verdict(verify, "while its answer was verified")
     return verifications
 
 
-def _verify(comparison: Comparison, name: str, work: Work, when: str) -> Verification:
+def _verdict(verify: Callable[[], Verification], when: str) -> Verification:
     try:
-        return comparison.verify(name, work)
+        return verify()
     except Missing as missing:
         return Verification("skip", str(missing))
     except ARM_ERRORS as error:
@@ -145,14 +155,23 @@ def _verify(comparison: Comparison, name: str, work: Work, when: str) -> Verific
 
 
 def _verify_again(result: ComparisonResult, works: Mapping[str, Work]) -> None:
-    """Reject the arms whose answer is wrong after timing.
+    """Reject the arms whose answer is wrong: what the last timed call returned, or else what one returns now.
 
-    An arm that drifts, or whose cache went stale, was fast at other work.
+    An arm that drifts, or whose cache went stale, was fast at other work. The last round has an input that no arm has
+    seen before, and no arm knows which round is the last.
     """
+    comparison = result.comparison
     for name in list(result.seconds):
-        again = _verify(result.comparison, name, works[name], "while its answer was verified after timing")
+        sample = result.samples.get(name)
+        if sample is None or comparison.verify_sample is None:
+            when, verify = "after timing", functools.partial(comparison.verify, name, works[name])
+        else:
+            when = "while it was timed"
+            verify = functools.partial(comparison.verify_sample, name, works[name], sample)
+        again = _verdict(verify, "while its answer was verified after timing")
+        result.again[name] = f"{when}: {again.message}"
         if again.verdict != "pass":
-            result.reject(name, dataclasses.replace(again, message=f"after timing: {again.message}"))
+            result.reject(name, dataclasses.replace(again, message=result.again[name]))
 
 
 def _witness(result: ComparisonResult, arm: Arm, work: Work, witness: WitnessFunction) -> None:

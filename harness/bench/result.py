@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from harness.bench.comparison import Comparison
 from harness.bench.statistics import EQUIVALENCE, Ratio, median, spread
-from harness.bench.work import Verification
+from harness.bench.work import Sample, Verification
 from harness.core.record_files import Row
 
 
@@ -23,6 +25,9 @@ class ComparisonResult:
     effect: the difference that the comparison was to decide about, as a fraction.
     stopped: why the rounds ended: "interval", "budget", "rounds" or "nothing to measure".
     witnessed_seconds: the duration of a call under the profiler.
+    samples: what was kept of the last timed call.
+    again: what the verification after timing said.
+    spent: the seconds of each part of the measurement, by its name.
     """
 
     comparison: Comparison
@@ -39,6 +44,18 @@ class ComparisonResult:
     effect: float = EQUIVALENCE
     stopped: str = "nothing to measure"
     witnessed_seconds: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, Sample] = field(default_factory=dict)
+    again: dict[str, str] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def spending(self, part: str) -> Iterator[None]:
+        """Add the duration of the block to what that part of the measurement has taken."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[part] = self.spent.get(part, 0.0) + time.perf_counter() - started
 
     def reject(self, name: str, verification: Verification) -> None:
         """Replace an arm's verification, and remove its times and every ratio that they are part of."""
@@ -70,6 +87,7 @@ class ComparisonResult:
             "effect": self.effect,
             "stopped": self.stopped,
             "timing_seconds": self.timing_seconds,
+            "spent": self.spent,
             "notes": self.notes,
             "arms": [self._arm_row(name) for name in self.verifications],
             "ceilings": [{"name": name, **ceiling} for name, ceiling in self.ceilings.items()],
@@ -84,6 +102,7 @@ class ComparisonResult:
             "twin_of": arm.twin_of,
             "peer": arm.peer,
             "verified": {"verdict": verification.verdict, "message": verification.message},
+            "verified_again": self.again.get(name),
             "error": verification.error,
             "seconds": seconds,
             "median_seconds": median(seconds) if seconds else None,

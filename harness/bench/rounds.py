@@ -81,7 +81,7 @@ def time_in_rounds(
     round_seconds: list[float] = []
     for rounds in range(1, INTERVAL_CHECKS[-1] + 1):
         round_started = clock()
-        _run_round(result, blocks, ceiling_blocks, rng)
+        _run_round(result, blocks, ceiling_blocks, rng, rounds)
         round_seconds.append(clock() - round_started)
         short = median(round_seconds) <= SHORT_ROUND_SECONDS
         fewest = FEWEST_SHORT_ROUNDS if short else FEWEST_ROUNDS + _repeated_rounds(result)
@@ -103,6 +103,8 @@ def time_in_rounds(
         result.ceilings[name] = {"seconds": block.best, **ceiling_rate(ceilings[name], block.best)}
     for name, block in blocks.items():
         _record_conditions(result, name, warm[name], block)
+        if block.sample:
+            result.samples[name] = block.sample
 
 
 def _warm_up_arms(
@@ -127,13 +129,17 @@ def _warm_up_arms(
 
 
 def _run_round(
-    result: ComparisonResult, blocks: dict[str, Block], ceiling_blocks: dict[str, Block], rng: random.Random
+    result: ComparisonResult,
+    blocks: dict[str, Block],
+    ceiling_blocks: dict[str, Block],
+    rng: random.Random,
+    number: int,
 ) -> None:
-    """Run one block of every arm and every ceiling, in random order."""
+    """Run one block of every arm and every ceiling, in random order, on the input of that number."""
     every = {**blocks, **{f"ceiling {name}": block for name, block in ceiling_blocks.items()}}
     for name in rng.sample(list(every), len(every)):
         try:
-            every[name].run()
+            every[name].run(number)
         except ARM_ERRORS as error:
             if name not in blocks:
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from harness.bench.statistics import median, warmed_up
 from harness.bench.usage import Usage
-from harness.bench.work import Work
+from harness.bench.work import Sample, Work
 from harness.core.record_files import Row
 
 # This recipe kept false alarms at 4 to 5% on a shared machine: the best call of a block of at least three calls and
@@ -23,22 +23,22 @@ WARM_CALLS, WARM_SECONDS = 20, 1.0
 FLUSHED_BYTES = 100 * 2**20
 
 Clock = Callable[[], float]
-Timer = Callable[[Callable[[], object]], float]
+Timer = Callable[[Callable[[], object]], tuple[float, object]]
 
 
 def timer_by_clock(clock: Clock) -> Timer:
-    """Return a timer that reads `clock` before and after a call; it returns seconds."""
+    """Return a timer that reads `clock` before and after a call; it returns seconds and the call's output."""
 
-    def timer(call: Callable[[], object]) -> float:
+    def timer(call: Callable[[], object]) -> tuple[float, object]:
         start = clock()
-        call()
-        return clock() - start
+        output = call()
+        return clock() - start, output
 
     return timer
 
 
 def timer_by_cuda_events(device: str) -> Timer:
-    """Return a timer that records CUDA events around a call on its stream; it returns seconds.
+    """Return a timer that records CUDA events around a call on its stream; it returns seconds and the call's output.
 
     It empties the second-level cache first, so that a call finds nothing of the one before.
     """
@@ -46,14 +46,14 @@ def timer_by_cuda_events(device: str) -> Timer:
 
     trash = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
 
-    def timer(call: Callable[[], object]) -> float:
+    def timer(call: Callable[[], object]) -> tuple[float, object]:
         trash.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        call()
+        output = call()
         end.record()
         end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3  # elapsed_time is in milliseconds
+        return float(start.elapsed_time(end)) / 1e3, output  # elapsed_time is in milliseconds
 
     return timer
 
@@ -68,7 +68,7 @@ def warm_up(work: Work, clock: Clock, timer: Timer, *, witnessed_seconds: float 
     series: list[float] = []
     started = clock()
     while len(series) < WARM_CALLS and (not series or clock() - started < WARM_SECONDS):
-        series.append(timer(work.call))
+        series.append(timer(work.call)[0])
         if min(series[0], witnessed_seconds) > LONG_CALL_SECONDS or warmed_up(series) is not None:
             break
     return series
@@ -90,6 +90,7 @@ class Block:
     """Calls in a row, of which the best is one observation. `best` has the seconds of one call for each round.
 
     `count` gives the process's usage so far. `used` has what was used in each round, and `wall_seconds` its time.
+    `sample` is what was kept of the last call, if the work keeps anything.
     """
 
     def __init__(
@@ -99,16 +100,24 @@ class Block:
         self.best: list[float] = []
         self.used: list[Usage] = []
         self.wall_seconds: list[float] = []
+        self.sample: Sample | None = None
 
-    def run(self) -> None:
-        """Run one block and append its best call to `best`."""
+    def run(self, number: int) -> None:
+        """Run one block on the input of that number and append its best call to `best`."""
+        if self.work.use_input:
+            self.work.use_input(number)
         self.work.prepare()
-        before, started = self.count() if self.count else None, self.clock()
-        best = min(self.timer(self.work.call) for _ in range(self.calls))
+        before, started, best = self.count() if self.count else None, self.clock(), math.inf
+        for _ in range(self.calls):
+            output = None  # so that a call finds the memory of the one before it free
+            seconds, output = self.timer(self.work.call)
+            best = min(best, seconds)
         self.wall_seconds.append(self.clock() - started)
         if self.count and before:
             self.used.append(self.count().since(before))
         self.best.append(best)
+        if self.work.sample:
+            self.sample = self.work.sample(output, number)
 
 
 def ceiling_block(work: Work, calls: int, clock: Clock, timer: Timer) -> Block:
@@ -117,7 +126,7 @@ def ceiling_block(work: Work, calls: int, clock: Clock, timer: Timer) -> Block:
     It is as short as an arm's, so that it takes little of the round, and has at least three calls if an arm's block has
     three or more. A few calls warm it up: a ceiling is the best that it reaches in many rounds.
     """
-    once = min(timer(work.call) for _ in range(BLOCK_CALLS))
+    once = min(timer(work.call)[0] for _ in range(BLOCK_CALLS))
     return Block(work, max(min(calls, BLOCK_CALLS), int(BLOCK_SECONDS / max(once, 1e-3))), clock, timer)
 
 

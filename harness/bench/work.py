@@ -47,8 +47,21 @@ class WitnessedCall:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What is kept of a timed call's output, to be verified. `number` says of which input."""
+
+    number: int
+    answer: Any
+
+
+@dataclass(frozen=True)
 class Work:
     """An arm that has been built: `call` is timed, and `answer` returns what is verified.
+
+    use_input: selects the input of the calls that follow, by a number; the first is 0. None where the cost of a call
+        depends on its input.
+    sample: takes the output of a timed call and the number of its input, and returns what is kept. None where no output
+        is an answer, as with a step of training.
 
     prepare: runs before each block and is not timed.
     tokens: the tokens that one call processes.
@@ -63,6 +76,8 @@ class Work:
     call: Callable[[], object]
     answer: Callable[[], Any]
     tokens: int
+    use_input: Callable[[int], object] | None = None
+    sample: Callable[[Any, int], Sample] | None = None
     prepare: Callable[[], object] = lambda: None
     ledgers: Mapping[str, Callable[[], int]] = field(default_factory=dict)
     flops: float | None = None

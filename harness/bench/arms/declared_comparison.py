@@ -9,10 +9,10 @@ from typing import Any
 
 from harness.bench.arms.all_arms import arm_specs, work_kinds
 from harness.bench.arms.model_pool import ModelPool
-from harness.bench.arms.registry import ArmSpec, Verifier, WorkKind
+from harness.bench.arms.registry import ArmSpec, Verifier, VerifiesSamples, WorkKind
 from harness.bench.arms.workloads.decoding import VERIFIED_STEPS
 from harness.bench.comparison import TWIN_SUFFIX, Arm, Comparison
-from harness.bench.work import Verification, Work
+from harness.bench.work import Sample, Verification, Work
 from harness.core.sizes import Size
 
 
@@ -90,6 +90,7 @@ class DeclaredComparison:
         if twin:
             arms.append(_arm(kind, pool, specs[self.control], parameters, twin_of=self.control))
         with_twin = {**specs, self.control + TWIN_SUFFIX: specs[self.control]}
+        verify = _LazyVerifier(lambda: kind.make_verifier(pool, self.control, with_twin, **parameters))
         return Comparison(
             name=self.suite,
             title=self.title,
@@ -98,7 +99,8 @@ class DeclaredComparison:
             point=point,
             control=self.control,
             arms=tuple(arms),
-            verify=_LazyVerifier(lambda: kind.make_verifier(pool, self.control, with_twin, **parameters)),
+            verify=verify,
+            verify_sample=verify.verify_sample,
         )
 
 
@@ -132,3 +134,8 @@ class _LazyVerifier:
     def __call__(self, name: str, work: Work) -> Verification:
         """Return the verdict on one arm."""
         return self.verifier(name, work)
+
+    def verify_sample(self, name: str, work: Work, sample: Sample) -> Verification:
+        """Return the verdict on what one arm returned while it was timed."""
+        assert isinstance(self.verifier, VerifiesSamples), "work that keeps samples has a verifier of samples"
+        return self.verifier.verify_sample(name, work, sample)

@@ -157,10 +157,14 @@ class ModelPool:
         round_parameters(model, stored_in)
         return model
 
-    def ids(self, *, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return random token ids and their targets, each (rows, length), on the run's device."""
-        ids, targets = batch(self.size, "random", rows=rows, length=length)
+    def ids(self, *, rows: int, length: int, number: int = 0) -> tuple[Tensor, Tensor]:
+        """Return random token ids and their targets, each (rows, length), on the run's device, other ones by number."""
+        ids, targets = batch(self.size, "random", rows=rows, length=length, seed=number)
         return ids.to(self.device), targets.to(self.device)
+
+    def use_ids(self, ids: Tensor, number: int) -> None:
+        """Overwrite ids (rows, length) with the random ones of that number, in place."""
+        ids.copy_(self.ids(rows=ids.shape[0], length=ids.shape[1], number=number)[0])
 
     def close(self) -> None:
         """Free all models."""

@@ -5,11 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from harness.bench.work import Verification, Work
+from harness.bench.work import Sample, Verification, Work
 
 Verifier = Callable[[str, Work], Verification]
+
+
+@runtime_checkable
+class VerifiesSamples(Protocol):
+    """A verifier of work that keeps samples of what its timed calls return."""
+
+    def verify_sample(self, name: str, work: Work, sample: Sample) -> Verification:
+        """Return the verdict on what an arm returned while it was timed; its first answer must be verified."""
+        ...
 
 
 @dataclass(frozen=True)

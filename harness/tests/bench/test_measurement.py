@@ -8,7 +8,7 @@ import pytest
 
 from harness.bench.comparison import Arm
 from harness.bench.rounds import FEWEST_SHORT_ROUNDS
-from harness.bench.work import Verification, WitnessedCall, Work
+from harness.bench.work import Sample, Verification, WitnessedCall, Work
 from harness.core.errors import HarnessError, MissingAbility
 from harness.core.record_files import encode
 from harness.tests.bench.simulated_machine import Machine, comparison
@@ -160,6 +160,72 @@ def test_an_arm_whose_answer_is_wrong_after_timing_loses_its_time():
     assert result.verifications["drifts"].message.startswith("after timing: ")
     assert set(result.seconds) == {"control"}
     assert not result.ratios
+
+
+def with_inputs(arm, answer):
+    """Return the arm with a new input in each round, and `answer(number)` as the output of a call."""
+
+    def build():
+        work, numbers = arm.build(), [0]
+
+        def call():
+            work.call()
+            return answer(numbers[-1])
+
+        return dataclasses.replace(
+            work, call=call, use_input=numbers.append, sample=lambda out, number: Sample(number, out)
+        )
+
+    return dataclasses.replace(arm, build=build)
+
+
+def test_what_the_last_timed_call_returned_is_verified_on_an_input_of_that_round():
+    machine, judged = Machine(), []
+
+    def verify_sample(name, work, sample):
+        judged.append((name, sample))
+        return Verification("pass" if sample.answer == 42 + sample.number else "fail", f"found {sample.answer}")
+
+    arms = [
+        with_inputs(machine.arm("control", 0.01), lambda number: 42 + number),
+        with_inputs(machine.arm("remembers", 0.0001), lambda number: 42),
+        machine.arm("keeps nothing", 0.01),
+    ]
+    result = machine.measure(dataclasses.replace(comparison(*arms), verify_sample=verify_sample))
+    rounds = len(result.seconds["control"])
+    assert [(name, sample.number) for name, sample in judged] == [("control", rounds), ("remembers", rounds)]
+    assert result.verifications["remembers"].message == "while it was timed: found 42"
+    assert set(result.seconds) == {"control", "keeps nothing"}
+    rows = {arm["arm"]: arm["verified_again"] for arm in result.row()["arms"]}
+    assert rows["control"] == f"while it was timed: found {42 + rounds}"
+    assert rows["keeps nothing"] == "after timing: equal to the control's answer"
+
+
+def test_the_memory_of_a_call_is_free_before_the_next_one():
+    """Two outputs at once would cost fresh pages, and be the peak of a user who keeps one."""
+    alive, most = [0], [0]
+
+    class Output:
+        def __init__(self):
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self):
+            alive[0] -= 1
+
+    machine = Machine()
+    plain = machine.arm("control", 0.01)
+
+    def call(work):
+        work.call()
+        return Output()
+
+    def build():
+        work = plain.build()
+        return dataclasses.replace(work, call=lambda: call(work))
+
+    machine.measure(comparison(Arm("control", build)))
+    assert most == [1]
 
 
 def test_a_control_that_is_wrong_after_timing_leaves_no_ratio():

@@ -16,7 +16,7 @@ from harness.bench import costs
 from harness.bench.arms.error_bounds import attention_bound, float32_bound
 from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
-from harness.bench.arms.verifiers import TensorVerifier, coarse_dtypes
+from harness.bench.arms.verifiers import TensorVerifier, coarse_dtypes, kept_of, kept_rows, sample_rows
 from harness.bench.arms.workloads.compilation import first_call_figures
 from harness.bench.arms.workloads.cost_terms import attention_cost_kind, element_bytes
 from harness.bench.ceilings import last_level_cache_bytes
@@ -36,21 +36,28 @@ CHILD_LEDGER_TOKENS = 1024
 
 
 def _make_verifier(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec], *, tokens: int) -> Verifier:
-    call = attention_call("head by head", **_sizes(pool, tokens), dtype="float64", device=pool.device)
+    def inputs(*, number: int = 0, stored_in: torch.dtype | None = None) -> Tensor:
+        exact = attention_inputs(**_sizes(pool, tokens), number=number)
+        return exact.to(stored_in or exact.dtype).to(device=pool.device, dtype=torch.float64)
 
-    def coarse(dtype: torch.dtype) -> Tensor:
-        rounded = attention_call(
-            "head by head", **_sizes(pool, tokens), dtype="float64", device=pool.device, stored_in=dtype
-        )
-        return rounded()
+    def sampled(number: int) -> Tensor:
+        q, k, v = inputs(number=number)[:, 0]  # (H, T, D)
+        rows = [divmod(row, tokens) for row in kept_of(pool.size.heads * tokens).tolist()]
+        return torch.stack([_attended(q[h, t], k[h, : t + 1], v[h, : t + 1]) for h, t in rows])
 
     return TensorVerifier(
-        expected=call,
+        expected=lambda: _attention("head by head", inputs())(),
         control=control,
         bound=attention_bound(tokens),
-        coarse=coarse,
+        coarse=lambda dtype: _attention("head by head", inputs(stored_in=dtype))(),
         dtypes=coarse_dtypes(arm_specs),
+        sampled=functools.lru_cache(maxsize=1)(sampled),
     )
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return attention of one query (D,) to keys and values (T, D): (D,)."""
+    return (k @ q / math.sqrt(len(q))).softmax(-1) @ v
 
 
 def _sizes(pool: ModelPool, tokens: int) -> dict[str, Any]:
@@ -63,7 +70,8 @@ def attention(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int) -> Work:
     pool.subject_for(arm)  # raises Missing if the arm does not exist on this device
     formula = arm.attention or "flash"
     arguments: dict[str, Any] = {**_sizes(pool, tokens), "dtype": arm.dtype, "device": pool.device}
-    call = attention_call(formula, **arguments)
+    inputs = attention_inputs(**_sizes(pool, tokens)).to(device=pool.device, dtype=getattr(torch, arm.dtype))
+    call = _attention(formula, inputs)
     if arm.compiled:
         torch.compiler.reset()
         call = torch.compile(call, dynamic=False)
@@ -88,6 +96,8 @@ def attention(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int) -> Work:
     return Work(
         call=call,
         answer=call,
+        use_input=lambda number: inputs.copy_(attention_inputs(**_sizes(pool, tokens), number=number)),
+        sample=sample_rows,
         tokens=tokens,
         ledgers=ledgers,
         extras=first_call_figures(arm, call),
@@ -104,24 +114,27 @@ def _cached_peak_bytes(**arguments: Any) -> int:
 
 
 def attention_call(
-    kind: str,
-    *,
-    tokens: int,
-    heads: int,
-    head_width: int,
-    dtype: str,
-    device: str,
-    stored_in: torch.dtype | None = None,
+    kind: str, *, tokens: int, heads: int, head_width: int, dtype: str, device: str
 ) -> Callable[[], Tensor]:
-    """Return a call that computes attention without gradients -> (1, H, T, D).
+    """Return a call that computes attention of the first input; see `_attention`. A child process asks for it."""
+    inputs = attention_inputs(tokens=tokens, heads=heads, head_width=head_width)
+    return _attention(kind, inputs.to(device=device, dtype=getattr(torch, dtype)))
+
+
+def attention_inputs(*, tokens: int, heads: int, head_width: int, number: int = 0) -> Tensor:
+    """Return seeded queries, keys and values: (3, 1, H, T, D), other ones by number."""
+    return torch.randn(3, 1, heads, tokens, head_width, generator=torch.Generator().manual_seed(number))
+
+
+def _attention(kind: str, inputs: Tensor) -> Callable[[], Tensor]:
+    """Return a call that computes attention of `inputs` (3, 1, H, T, D) without gradients -> (1, H, T, D).
 
     `kind` is naive, looped, flash, a key of BACKENDS, or "head by head", which needs so little memory that float64 fits
-    at every length. With `stored_in`, the inputs are rounded to that dtype.
+    at every length.
     """
-    shape = (3, 1, heads, tokens, head_width)
-    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    q, k, v = inputs.to(stored_in or inputs.dtype).to(device=device, dtype=getattr(torch, dtype))
-    future = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)
+    q, k, v = inputs
+    heads, tokens, head_width = q.shape[1:]
+    future = torch.ones(tokens, tokens, dtype=torch.bool, device=inputs.device).triu(1)
 
     def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (q @ k.mT).mul_(1 / math.sqrt(head_width)).masked_fill_(future, -math.inf)  # (..., T, T)
@@ -149,11 +162,22 @@ def _block(pool: ModelPool, tokens: int) -> Size:
 def _make_layer_verifier(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec], *, tokens: int) -> Verifier:
     block = _block(pool, tokens)
 
-    def expected() -> Tensor:
+    @functools.cache
+    def exact() -> tuple[Callable[[], Tensor], Tensor]:
         model = pool.subject.build(block, seed=0, dtype="float64", device=pool.device)
-        return _layer_call(model.load(_published(pool, block)))()
+        return _layer_call(model.load(_published(pool, block)))
 
-    return TensorVerifier(expected=expected, control=control, bound=float32_bound(block))
+    def expected() -> Tensor:
+        call, _ = exact()
+        return call()
+
+    @functools.lru_cache(maxsize=1)
+    def sampled(number: int) -> Tensor:
+        call, inputs = exact()
+        inputs.copy_(_layer_inputs(block, number))
+        return kept_rows(call())
+
+    return TensorVerifier(expected=expected, control=control, bound=float32_bound(block), sampled=sampled)
 
 
 def _published(pool: ModelPool, block: Size) -> dict[str, Tensor]:
@@ -170,7 +194,7 @@ def attention_layer(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int) ->
     model = build_with_weights(
         pool.subject_for(arm), block, _published(pool, block), arm.dtype, device=pool.device, **options
     )
-    call = _layer_call(model)
+    call, inputs = _layer_call(model)
     cost = costs.attention_layer(
         block,
         tokens=tokens,
@@ -181,6 +205,8 @@ def attention_layer(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int) ->
     return Work(
         call=call,
         answer=call,
+        use_input=lambda number: inputs.copy_(_layer_inputs(block, number)),
+        sample=sample_rows,
         tokens=tokens,
         flops=cost.flops,
         moved_bytes=cost.moved_bytes,
@@ -188,16 +214,20 @@ def attention_layer(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int) ->
     )
 
 
-def _layer_call(model: Model) -> Callable[[], Tensor]:
-    """Return a call of the first block's attention on input (1, T, C), normal as the output of LayerNorm is."""
+def _layer_inputs(block: Size, number: int) -> Tensor:
+    """Return seeded input (1, T, C), normal as the output of LayerNorm is, other one by number."""
+    return torch.randn(1, block.context, block.width, generator=torch.Generator().manual_seed(number))
+
+
+def _layer_call(model: Model) -> tuple[Callable[[], Tensor], Tensor]:
+    """Return a call of the first block's attention, and its input, which may be overwritten."""
     layer = model.component("transformer.h.0.attn")
     parameter = next(model.module.parameters())
-    inputs = torch.randn(1, model.size.context, model.size.width, generator=torch.Generator().manual_seed(0))
-    x = inputs.to(parameter)  # its dtype and device
+    x = _layer_inputs(model.size, 0).to(parameter)  # its dtype and device
 
     @torch.no_grad()
     def call() -> Tensor:
         output = layer(x)
         return output if isinstance(output, Tensor) else output[0]
 
-    return call
+    return call, x

@@ -12,9 +12,9 @@ from harness.bench import costs
 from harness.bench.arms.error_bounds import float32_bound
 from harness.bench.arms.model_pool import ModelPool, autocast
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
-from harness.bench.arms.verifiers import oracle_verifier
+from harness.bench.arms.verifiers import Answers, oracle_verifier
 from harness.bench.arms.workloads.cost_terms import element_bytes, weight_bytes
-from harness.bench.work import Work
+from harness.bench.work import Sample, Work
 from harness.core.errors import MissingAbility
 from harness.subjects.model import Model
 from harness.subjects.protocols import Caches, ChoosesCache, Subject
@@ -52,7 +52,17 @@ def _make_verifier(
     def answer(model: Model) -> Tensor:
         return model.logits(ids[:, : context + VERIFIED_STEPS])[:, context:]
 
-    return oracle_verifier(pool, control, arm_specs, answer, bound=float32_bound(pool.size))
+    @torch.no_grad()
+    def sampled(model: Model) -> Answers:
+        later = model.logits(ids[_kept(batch), :])[:, context:]  # (rows, steps, V)
+        return lambda position: later[:, position - context]
+
+    return oracle_verifier(pool, control, arm_specs, answer, bound=float32_bound(pool.size), sampled=sampled)
+
+
+def _kept(batch: int) -> list[int]:
+    """Return the rows of the batch that are kept of a timed call: the first and the last."""
+    return sorted({0, batch - 1})
 
 
 def _end(pool: ModelPool, context: int) -> int:
@@ -99,6 +109,9 @@ def decode(pool: ModelPool, arm: ArmSpec, copy: int, *, context: int, batch: int
         position += 1
         return logits
 
+    def sample(logits: Tensor, number: int) -> Sample:
+        return Sample(position - 1, logits[_kept(batch), 0].clone())  # each step has a token and a place of its own
+
     def answer() -> Tensor:
         fill()
         return torch.cat([call() for _ in range(VERIFIED_STEPS)], dim=1)  # (B, steps, V)
@@ -116,6 +129,7 @@ def decode(pool: ModelPool, arm: ArmSpec, copy: int, *, context: int, batch: int
     return Work(
         call=call,
         answer=answer,
+        sample=sample,
         prepare=prepare,
         tokens=batch,
         flops=cost.flops,

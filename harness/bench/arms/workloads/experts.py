@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copies
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.bench.arms.error_bounds import float32_bound, relative_error
 from harness.bench.arms.model_pool import ModelPool
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
+from harness.bench.arms.verifiers import kept_rows, sample_rows
 from harness.bench.arms.workloads.cost_terms import dense_layer_cost, expert_layer_cost
 from harness.bench.comparison import TWIN_SUFFIX
-from harness.bench.work import Verification, Work
+from harness.bench.work import Sample, Verification, Work
 from harness.core.errors import MissingAbility
 from harness.core.sizes import Size
 from harness.oracle.expert_gates import CONVENTIONS
@@ -83,9 +85,6 @@ def _make_verifier(
     per_token: int = 2,
 ) -> Verifier:
     """Return the verifier of the arms, each against its own definition in float64: the layers are other functions."""
-    expected: dict[str, Tensor] = {}
-    # Two products after each other, the longest sum over 4C.
-    bound = 4 * float32_bound(Size("a layer", 1, 1, 1, 1, pool.size.width))
 
     def answer(name: str) -> Tensor:
         x = _inputs(pool, tokens).double()
@@ -96,16 +95,32 @@ def _make_verifier(
                 return _dense(pool.size, _hidden(name, numbers), pool.device, torch.float32).double()(x)  # type: ignore[no-any-return]
             return _by_definition(layer, x, numbers.per_token)
 
-    def verify(name: str, work: Work) -> Verification:
-        own = name.removesuffix(TWIN_SUFFIX)
-        if own not in expected:
-            expected[own] = answer(own)
-        error = relative_error(work.answer(), expected[own])
-        against = "the same layer" if own in DENSE else "Σ g_i E_i(x) of its own experts, one after the other,"
-        message = f"relative error {error:.1e} against {against} in float64; float32 allows {bound:.1e}"
-        return Verification("pass" if error <= bound else "fail", message, error=error, allowed=bound)
+    # Two products after each other, the longest sum over 4C.
+    return _LayerVerifier(functools.cache(answer), 4 * float32_bound(Size("a layer", 1, 1, 1, 1, pool.size.width)))
 
-    return verify
+
+@dataclass(frozen=True)
+class _LayerVerifier:
+    """Verifies each arm by its own definition in float64, `expected(name)`: the layers are other functions."""
+
+    expected: Callable[[str], Tensor]
+    bound: float
+
+    def __call__(self, name: str, work: Work) -> Verification:
+        """Return the verdict on one arm."""
+        own = name.removesuffix(TWIN_SUFFIX)
+        return self._compare(own, work.answer(), self.expected(own))
+
+    def verify_sample(self, name: str, work: Work, sample: Sample) -> Verification:
+        """Return the verdict on what one arm returned while it was timed."""
+        own = name.removesuffix(TWIN_SUFFIX)
+        return self._compare(own, sample.answer, kept_rows(self.expected(own)))
+
+    def _compare(self, own: str, answer: Tensor, expected: Tensor) -> Verification:
+        error = relative_error(answer, expected)
+        against = "the same layer" if own in DENSE else "Σ g_i E_i(x) of its own experts, one after the other,"
+        message = f"relative error {error:.1e} against {against} in float64; float32 allows {self.bound:.1e}"
+        return Verification("pass" if error <= self.bound else "fail", message, error=error, allowed=self.bound)
 
 
 def _by_definition(layer: ExpertLayer, x: Tensor, k: int) -> Tensor:
@@ -163,4 +178,12 @@ def expert_layer(
             "closed_form_flops_per_token": cost.flops / tokens,
         }
 
-    return Work(call=call, answer=call, tokens=tokens, flops=cost.flops, moved_bytes=cost.moved_bytes, extras=extras)
+    return Work(
+        call=call,
+        answer=call,
+        sample=sample_rows,  # of one input: how many experts its tokens choose decides about the work
+        tokens=tokens,
+        flops=cost.flops,
+        moved_bytes=cost.moved_bytes,
+        extras=extras,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,7 @@ from harness.bench import costs
 from harness.bench.arms.error_bounds import float32_bound
 from harness.bench.arms.model_pool import ModelPool, autocast
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
-from harness.bench.arms.verifiers import oracle_verifier
+from harness.bench.arms.verifiers import Answers, kept_rows, oracle_verifier, sample_rows
 from harness.bench.arms.workloads.compilation import as_cuda_graph, first_call_figures
 from harness.bench.arms.workloads.cost_terms import attention_cost_kind, element_bytes
 from harness.bench.ceilings import last_level_cache_bytes
@@ -28,7 +29,15 @@ def _make_verifier(
     def answer(model: Model) -> Tensor:
         return model.logits(ids)
 
-    return oracle_verifier(pool, control, arm_specs, answer, bound=float32_bound(pool.size))
+    def sampled(model: Model) -> Answers:
+        @functools.lru_cache(maxsize=1)
+        @torch.no_grad()
+        def kept(number: int) -> Tensor:
+            return kept_rows(model.logits(pool.ids(rows=batch, length=tokens, number=number)[0]))
+
+        return kept
+
+    return oracle_verifier(pool, control, arm_specs, answer, bound=float32_bound(pool.size), sampled=sampled)
 
 
 @work_kind("forward", make_verifier=_make_verifier)
@@ -55,6 +64,8 @@ def forward(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int, batch: int
     return Work(
         call=call,
         answer=call,
+        use_input=functools.partial(pool.use_ids, ids),
+        sample=sample_rows,
         tokens=ids.numel(),
         extras=first_call_figures(arm, call),
         flops=cost.flops,

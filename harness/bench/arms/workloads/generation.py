@@ -18,7 +18,7 @@ from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.stored_linears import ROUNDED
 from harness.bench.arms.verifiers import Generated, GenerationVerifier
 from harness.bench.arms.workloads.cost_terms import element_bytes, weight_bytes
-from harness.bench.work import Work
+from harness.bench.work import Sample, Work
 from harness.core.errors import MissingAbility
 from harness.subjects.forward_answer import unpack
 from harness.subjects.model import Model
@@ -53,6 +53,7 @@ def _make_verifier(
         bound=float32_bound(pool.size),
         positions={name: counts[arm.options.get("use_cache", True)] for name, arm in arm_specs.items()},
         new_tokens=new_tokens,
+        prompts=lambda number: pool.ids(rows=batch, length=prompt, number=number)[0],
         stored=stored,
     )
 
@@ -89,6 +90,8 @@ def generate(pool: ModelPool, arm: ArmSpec, copy: int, *, prompt: int, new_token
     return Work(
         call=lambda: generate_tokens(new_tokens),
         answer=answer,
+        use_input=functools.partial(pool.use_ids, ids),
+        sample=lambda found, number: Sample(number, found.clone()),
         # For a first token, the prompt is the work. For a longer answer, the new tokens are what the user gets.
         tokens=batch * (prompt if new_tokens == 1 else new_tokens),
         witness_call=(lambda: generate_tokens(WITNESSED_TOKENS)) if new_tokens > WITNESSED_TOKENS else None,

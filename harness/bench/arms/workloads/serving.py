@@ -15,7 +15,7 @@ from harness.bench.arms.registry import ArmSpec, work_kind
 from harness.bench.arms.verifiers import REGRET_FACTOR
 from harness.bench.arms.workloads.cost_terms import element_bytes
 from harness.bench.serving import Arrival, Timeline
-from harness.bench.work import Verification, Work
+from harness.bench.work import Sample, Verification, Work
 from harness.core.errors import MissingAbility
 from harness.core.sizes import Size
 from harness.subjects.protocols import Serves, Subject
@@ -61,12 +61,14 @@ def serve(pool: ModelPool, arm: ArmSpec, copy: int, *, requests: int, slots: int
         engine = subject.new_engine(model, requests=slots, positions=slots * (longest + 4))
         return serving.serve(engine, plan[:first], prompts[:first], slots=slots, static=static)
 
-    def call() -> None:
+    def call() -> Timeline:
         runs.append(run())
+        return runs[-1]
 
     return Work(
         call=call,
         answer=run,
+        sample=lambda found, number: Sample(number, found),  # of one plan: its lengths decide about the work
         tokens=sum(each.new_tokens for each in plan),
         witness_call=lambda: run(WITNESSED),
         flops=sum(_flops(pool.size, arm, each) for each in plan),
@@ -94,7 +96,13 @@ class _ServingVerifier:
 
     def __call__(self, name: str, work: Work) -> Verification:
         """Return the verdict on one arm."""
-        found: Timeline = work.answer()
+        return self._verify(work.answer())
+
+    def verify_sample(self, name: str, work: Work, sample: Sample) -> Verification:
+        """Return the verdict on what one arm served while it was timed."""
+        return self._verify(sample.answer)
+
+    def _verify(self, found: Timeline) -> Verification:
         plan = _plan(self.pool.size, self.requests, self.rate)
         for number, (tokens, each) in enumerate(zip(found.tokens, plan, strict=True)):
             if len(tokens) != each.new_tokens:

@@ -17,7 +17,7 @@ from harness.bench.arms.verifiers import Generated, GenerationVerifier
 from harness.bench.arms.workloads.cost_terms import element_bytes
 from harness.bench.arms.workloads.decoding import caching_subject
 from harness.bench.arms.workloads.generation import WITNESSED_TOKENS, generating_subject, observe_calls
-from harness.bench.work import Work
+from harness.bench.work import Sample, Work
 from harness.core.errors import MissingAbility
 from harness.core.sizes import Size
 from harness.oracle.probe_weights import State, state
@@ -74,6 +74,7 @@ def _make_verifier(
         bound=float32_bound(pool.size),
         positions=dict.fromkeys(arm_specs, 0),  # how many are processed depends on the drafts, and is not counted
         new_tokens=new_tokens,
+        prompts=lambda number: pool.ids(rows=1, length=prompt)[0],
     )
 
 
@@ -132,6 +133,7 @@ def speculate(
     return Work(
         call=lambda: continue_by(new_tokens),
         answer=answer,
+        sample=lambda found, number: Sample(number, found.clone()),  # of one prompt: the text decides about the work
         tokens=new_tokens,
         witness_call=(lambda: continue_by(WITNESSED_TOKENS)) if new_tokens > WITNESSED_TOKENS else None,
         # The closed form is that of the target alone: how much more a draft computes depends on the text.

@@ -7,7 +7,7 @@ import torch
 
 from harness.bench.arms.error_bounds import float32_bound, relative_error
 from harness.bench.arms.verifiers import Generated, GenerationVerifier, TensorVerifier
-from harness.bench.work import Work
+from harness.bench.work import Sample, Work
 from harness.core.sizes import SIZES
 
 DEBUG = SIZES["debug"]
@@ -77,7 +77,10 @@ def greedy_logits():
 
 def generation_verifier(logits):
     counts = {"uncached": 7, "cached": 4}
-    return GenerationVerifier(lambda ids: logits, control="uncached", bound=1e-5, positions=counts, new_tokens=2)
+    return GenerationVerifier(
+        lambda ids: logits, control="uncached", bound=1e-5, positions=counts, new_tokens=2,
+        prompts=lambda number: torch.tensor([[1, 2, 3]]),
+    )  # fmt: skip
 
 
 def test_generation_is_verified_by_tokens_by_logits_and_by_the_counted_positions():
@@ -91,6 +94,21 @@ def test_generation_is_verified_by_tokens_by_logits_and_by_the_counted_positions
     assert "token 4 differs" in verify("cached", generated([1, 2, 3, 4, 6], near, 4)).message
     assert "does not do what its name says" in verify("cached", generated([1, 2, 3, 4, 5], near, 7)).message
     assert verify("cached", generated([1, 2, 3, 4, 5], near * 1.001, 4)).verdict == "fail", "right tokens by luck"
+
+
+@pytest.mark.parametrize(
+    ("ids", "verdict"),
+    [
+        ([1, 2, 3, 4, 5], "pass"),
+        ([1, 2, 3, 4, 6], "fail"),  # another token
+        ([1, 2, 9, 4, 5], "fail"),  # the answer to another prompt
+        ([1, 2, 3, 4], "fail"),  # it stopped early
+    ],
+)
+def test_the_tokens_of_a_timed_call_are_the_prompt_and_the_best_ones(ids, verdict):
+    verify = generation_verifier(greedy_logits())
+    found = verify.verify_sample("cached", work(None), Sample(3, torch.tensor([ids])))
+    assert found.verdict == verdict
 
 
 def test_a_control_that_does_not_choose_the_best_token_fails():

@@ -11,10 +11,12 @@ from harness.bench.arms.workloads.generation import cached_positions, uncached_p
 from harness.bench.arms.workloads.training import adamw, with_allocated_state
 from harness.bench.memory import peak_bytes
 from harness.bench.peers import HuggingFace
+from harness.bench.serving import Timeline
 from harness.bench.witness import violated_claim, witness
 from harness.bench.work import Work
 from harness.core.errors import MissingAbility, MissingResource
 from harness.core.sizes import SIZES
+from harness.subjects.adapters import adapt
 from harness.tests.bench.arms.test_model_pool import deviation
 from harness.tests.bench.arms.wrong_gpts import detached, exact_gelu, wrong
 
@@ -37,6 +39,9 @@ POINTS = {
     "optimizer": {"tokens": 16},
     "weight-update": {"tokens": 16},
     "attention": {"tokens": 64},
+    "attention-layer": {"tokens": 64},
+    "expert-layer": {"tokens": 16},
+    "serve": {"requests": 4, "slots": 2},
     "build": {},
     "load": {},
     "tokenize": {},
@@ -72,6 +77,82 @@ def test_every_arm_of_a_right_gpt_gives_the_answer(pool, work, arms):
     assert {name: verification.verdict for name, verification in verifications.items()} == dict.fromkeys(
         arms, "pass"
     ), verifications
+
+
+SAMPLED = [
+    ("forward", ("fp32", "bf16", "hf-eager")),
+    ("decode", ("cached", "bf16", "int8")),
+    ("generate", ("cached", "uncached", "int8", "hf-eager")),
+    ("speculate", ("alone", "draft-model", "hf-assisted")),
+    ("attention", ("naive", "looped", "flash", "sdpa-math")),
+    ("attention-layer", ("naive", "flash")),
+    ("expert-layer", ("dense-active", "experts")),
+    ("serve", ("static", "continuous")),
+]
+
+
+def samples_of(pool, work, arms, *, call=lambda work: work.call):
+    """Return the verdict on what each arm returns for the third input, as if it was timed."""
+    chosen, point = {name: arm_specs()[name] for name in arms}, POINTS[work]
+    verify = work_kinds()[work].make_verifier(pool, arms[0], chosen, **point)
+    found = {}
+    for name in arms:
+        built = work_of(pool, work, name, **point)
+        assert verify(name, built).verdict == "pass"
+        timed = call(built)
+        if built.use_input:
+            built.use_input(3)
+        built.prepare()
+        found[name] = verify.verify_sample(name, built, built.sample(timed(), 3))
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference_pool():
+    return ModelPool(adapt("gpt:GPT"), DEBUG)
+
+
+@pytest.mark.parametrize(("work", "arms"), SAMPLED)
+def test_what_a_right_arm_returns_while_it_is_timed_is_right(reference_pool, work, arms):
+    found = samples_of(reference_pool, work, arms)
+    assert {name: verification.verdict for name, verification in found.items()} == dict.fromkeys(arms, "pass"), found
+
+
+def remembered(built):
+    """Return a call that returns what its first call has returned, whatever the input is now."""
+    first = built.call()
+    return lambda: (built.call(), first)[1]
+
+
+@pytest.mark.parametrize(
+    ("work", "arms"), [each for each in SAMPLED if each[0] not in ("speculate", "expert-layer", "serve")]
+)
+def test_an_arm_that_returns_an_earlier_answer_while_it_is_timed_gets_no_time(reference_pool, work, arms):
+    found = samples_of(reference_pool, work, arms[:1], call=remembered)
+    assert found[arms[0]].verdict == "fail", found
+
+
+def nearly(built):
+    """Return a call whose output is off by more than rounding."""
+
+    def call():
+        output = built.call()
+        if isinstance(output, Timeline):
+            output.tokens[0][-1] ^= 1
+            return output
+        return (
+            output ^ (torch.arange(output.shape[-1]) == output.shape[-1] - 1)
+            if output.dtype == torch.int64
+            else output * 1.001
+        )
+
+    return call
+
+
+@pytest.mark.parametrize(("work", "arms"), SAMPLED)
+def test_an_arm_that_is_wrong_only_while_it_is_timed_gets_no_time(reference_pool, work, arms):
+    found = samples_of(reference_pool, work, arms[:1], call=nearly)
+    assert found[arms[0]].verdict == "fail", found
 
 
 def test_a_text_in_paragraphs_has_the_tokens_of_the_whole(pool):
