@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -26,7 +27,9 @@ from harness.subjects.model import Model
 from harness.subjects.protocols import Speculates, Subject
 
 DRAFT_LAYERS = 1  # of the draft model, and of the early exit
-TIMED_CALLS = 12  # of the draft and of the target, for the ratio of their costs
+TIMED_CALLS = 8  # of the draft and of the target, for the ratio of their costs
+# By lookahead: weights and arms do not change them.
+_COST_RATIOS: weakref.WeakKeyDictionary[ModelPool, dict[int, tuple[float, float]]] = weakref.WeakKeyDictionary()
 
 
 def damped(published: State, percent: int) -> State:
@@ -96,24 +99,30 @@ def speculate(
     kind = arm.options.get("draft")
     draft_model = _draft_model(pool, subject, weights) if kind in ("model", "early-exit") else None
     continue_by = _continued(subject, model, draft_model if kind == "model" else kind, ids, lookahead)
-    answers: list[Tensor] = []
+    observed: list[tuple[Tensor, int]] = []  # the text, and the calls of the target; of one prompt always the same
 
     def answer() -> Generated:
-        answers[:] = [continue_by(new_tokens)]
-        return Generated(answers[0], None, None)
+        with observe_calls(model) as calls:
+            text = continue_by(new_tokens)
+        observed[:] = [(text, len(calls.logits))]
+        return Generated(text, None, None)
 
     def extras() -> Mapping[str, float]:
         if kind is None:
             return {}
-        with observe_calls(model) as calls:
-            text = continue_by(new_tokens)
-        found = {"tokens_per_target_call": new_tokens / len(calls.logits)} if calls.logits else {}
+        if not observed:
+            answer()
+        text, calls = observed[0]
+        found = {"tokens_per_target_call": new_tokens / calls} if calls else {}
         if draft_model is None:
             return found
         rounds = greedy_rounds(agreement(draft_model, text, prompt), lookahead)
-        ratios = _cost_ratios(subject, model, draft_model, ids, lookahead)
+        of_pool = _COST_RATIOS.setdefault(pool, {})
+        if lookahead not in of_pool:
+            of_pool[lookahead] = _cost_ratios(subject, model, draft_model, ids, lookahead)
+        ratios = of_pool[lookahead]
         alpha = rounds.acceptance
-        if len(calls.logits) == rounds.target_calls > 1:  # the rounds that were counted: the last one is cut
+        if calls == rounds.target_calls > 1:  # the rounds that were counted: the last one is cut
             found = {"tokens_per_target_call": rounds.tokens_a_call}
         return {
             **found,
