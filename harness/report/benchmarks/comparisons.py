@@ -10,8 +10,9 @@ from harness.report.benchmarks import arm_table, ceilings, expected_metrics, pee
 from harness.report.benchmarks.arm_rows import arms, by_comparison
 from harness.report.benchmarks.curves import first_results
 from harness.report.benchmarks.false_alarms import FalseAlarms
+from harness.report.benchmarks.ratios import direction
 from harness.report.blocks import Anchor
-from harness.report.formatting import number
+from harness.report.formatting import number, plural
 from harness.report.json_values import as_float, mappings
 from harness.report.markdown import embed, escape, missing, plot_anchor, table
 from harness.report.plot import Plot
@@ -23,6 +24,8 @@ ALWAYS = ("precision", "attention", "generation")  # what `pytest benchmarks/` c
 
 def summary(run: RunRecords) -> Iterator[str]:
     """Yield how far the run can be trusted, for the head of the page."""
+    yield from decided(run)
+    yield from peers.summary(run)
     yield f"{FalseAlarms.of(run).text}."
     yield from expected_metrics.summary(run)
     if any(comparison.get("quick") for comparison in run.comparisons):
@@ -31,6 +34,18 @@ def summary(run: RunRecords) -> Iterator[str]:
     if loads:
         span = dict.fromkeys((number(min(loads)), number(max(loads))))
         yield f"Load of the machine before each comparison: {' to '.join(span)}."
+
+
+def decided(run: RunRecords) -> Iterator[str]:
+    """Yield how many ratios of arms that are not identical the run could decide about."""
+    rows = [row for comparison in run.comparisons for row in arms(comparison)]
+    found = [direction(row) for row in rows if not row["twin_of"] and as_float(row["ratio"])]
+    if found:
+        same, differ = found.count("same"), len(found) - found.count("same") - found.count("")
+        yield (
+            f"{len(found) - found.count('')} of {plural(len(found), 'ratio')} decided: {differ} by a difference, {same} as the "
+            f"same within 5% (10% for calls longer than a quarter of a second)."
+        )
 
 
 def sections(run: RunRecords | None, drawn: list[Plot]) -> Iterator[str]:

@@ -29,14 +29,8 @@ def section(run: RunRecords) -> Iterator[str]:
     pairs = list(pairs_of(run))
     if not pairs:
         return
-    faster, slower, same = (conclusive(pairs, verdict) for verdict in ("FASTER", "SLOWER", "SAME"))
-    yield from ("### Compared with peers", "")
-    yield (
-        f"The subject and a peer did the same work in turns {plural(len(pairs), 'time')}: the subject is faster in "
-        f"{len(faster)}, slower in {len(slower)}, and as fast in {len(same)}; "
-        f"{len(pairs) - len(faster) - len(slower) - len(same)} inconclusive."
-    )
-    yield ""
+    slower = conclusive(pairs, "SLOWER")
+    yield from ("### Compared with peers", "", *summary(run), "")
     if not slower:
         return
     heads = ["work", "peer", "peer is faster by", "subject", "peer", "subject's time is most in"]
@@ -48,6 +42,17 @@ def section(run: RunRecords) -> Iterator[str]:
         "small operations, copies and Python, which grow with the number of operations."
     )
     yield ""
+
+
+def summary(run: RunRecords) -> Iterator[str]:
+    """Yield how often the subject is faster than a peer that did the same work, and how often slower."""
+    pairs = list(pairs_of(run))
+    if pairs:
+        faster, slower, same = (len(conclusive(pairs, verdict)) for verdict in ("FASTER", "SLOWER", "SAME"))
+        yield (
+            f"The subject and a peer did the same work in turns {plural(len(pairs), 'time')}: the subject is faster in "
+            f"{faster}, slower in {slower}, and as fast in {same}; {len(pairs) - faster - slower - same} inconclusive."
+        )
 
 
 def pairs_of(run: RunRecords) -> Iterator[Pair]:

@@ -64,6 +64,17 @@ def test_a_difference_that_does_not_survive_the_adjustment_is_marked_and_inconcl
         )
 
 
+def test_the_head_of_the_page_says_how_many_ratios_are_decided():
+    """Not one that is inconclusive, does not survive the adjustment, or belongs to a twin."""
+    arms = {"fp32": 2.0, "bf16": 1.0, "fp16": 1.5, "int8": 2.01, "int4": 2.02}
+    rows = [comparison("precision", "forward", arms, twin=True)]
+    for ratio, verdict in zip(rows[0]["ratios"], ("FASTER", "FASTER", "SAME", "UNRESOLVED", "SAME"), strict=True):
+        ratio["verdict"] = verdict
+    where = {"comparison": "precision", "metric": "forward", "point": None, "arm": "fp16"}
+    text = page(None, run("bench", rows, ending={"adjusted": [{**where, "p": 0.01, "adjusted": 0.06}]}))
+    assert "- 2 of 4 ratios decided: 1 by a difference, 1 as the same within 5%" in text
+
+
 def test_an_arm_that_had_not_warmed_up_and_the_run_s_notes_are_shown():
     (row,) = compiling()
     row["arms"][0]["warm"] = {"reached": False, "calls": 50}
