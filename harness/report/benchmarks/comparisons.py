@@ -41,10 +41,10 @@ def decided(run: RunRecords) -> Iterator[str]:
     rows = [row for comparison in run.comparisons for row in arms(comparison)]
     found = [direction(row) for row in rows if not row["twin_of"] and as_float(row["ratio"])]
     if found:
-        same, differ = found.count("same"), len(found) - found.count("same") - found.count("")
+        same, decisions = found.count("same"), len(found) - found.count("")
         yield (
-            f"{len(found) - found.count('')} of {plural(len(found), 'ratio')} decided: {differ} by a difference, {same} as the "
-            f"same within 5% (10% for calls longer than a quarter of a second)."
+            f"{decisions} of {plural(len(found), 'ratio')} decided: {decisions - same} by a difference, {same} as the same "
+            "within 5% (10% for calls longer than a quarter of a second)."
         )
 
 
