@@ -43,8 +43,8 @@ def decided(run: RunRecords) -> Iterator[str]:
     if found:
         same, decisions = found.count("same"), len(found) - found.count("")
         yield (
-            f"{decisions} of {plural(len(found), 'ratio')} decided: {decisions - same} by a difference, {same} as the same "
-            "within 5% (10% for calls longer than a quarter of a second)."
+            f"{decisions} of {plural(len(found), 'ratio')} decided: {decisions - same} by a difference, {same} as the "
+            "same within 5% (10% for calls longer than a quarter of a second)."
         )
 
 
