@@ -30,6 +30,7 @@ from harness.bench.usage import usage_now
 from harness.bench.witness import violated_claim, witness
 from harness.bench.work import WitnessedCall, Work
 from harness.core.environment import environment
+from harness.core.process_exit import subject_at_work
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
 from harness.history.resume import covers, fingerprint, resumable
@@ -143,18 +144,19 @@ class ComparisonRunner:
         allotted, effect = self._budget.allot(declared.weight), self.config.getoption("--resolve")
         arms, settings = self.selected[declared.label, point], _global_settings()
         comparison = declared.at(pool, point, twin=any(arm.endswith(TWIN_SUFFIX) for arm in arms))
-        result = measure(
-            comparison,
-            only=set(arms),
-            seconds=allotted.seconds,
-            most_seconds=allotted.most,
-            effect=effect,
-            clock=_clock(device),
-            count=usage_now if device == "cpu" else None,
-            timer=timer_by_cuda_events(device) if torch.device(device).type == "cuda" else None,
-            witness=lambda work: _witness(work, device),
-            ceilings=ceilings,
-        )
+        with subject_at_work():
+            result = measure(
+                comparison,
+                only=set(arms),
+                seconds=allotted.seconds,
+                most_seconds=allotted.most,
+                effect=effect,
+                clock=_clock(device),
+                count=usage_now if device == "cpu" else None,
+                timer=timer_by_cuda_events(device) if torch.device(device).type == "cuda" else None,
+                witness=lambda work: _witness(work, device),
+                ceilings=ceilings,
+            )
         self._budget.spend(result.timing_seconds)
         result.notes += _restore_global_settings(settings)
         row = result.row()
