@@ -14,6 +14,7 @@ import pytest
 from harness.core.captured_output import shorten
 from harness.core.errors import HarnessError
 from harness.core.garbage import lasting_objects
+from harness.core.limits import run_is_over
 from harness.core.printable import printable
 from harness.core.process_exit import ExitGuard
 from harness.core.record_files import encode
@@ -99,6 +100,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End every process of the run. After a failed run the guard stays, for exit handlers that subjects registered."""
     close_runners(config)
+    run_is_over()
     guard = config.stash.get(_exit_guard, None)
     if guard is not None and guard.status == pytest.ExitCode.OK:
         guard.remove()
