@@ -34,9 +34,9 @@ from harness.core.process_exit import subject_at_work
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
 from harness.history.resume import covers, fingerprint, resumable
-from harness.pytest_plugin.options import deviations_of
+from harness.pytest_plugin.options import deviations_of, reports_folder
 from harness.pytest_plugin.runners import subject_of
-from harness.pytest_plugin.session import record_writer_of
+from harness.pytest_plugin.session import add_to_benchmark_footer, write_benchmark
 
 Key = tuple[str, int | None]  # the label of a comparison, and its point
 
@@ -78,7 +78,7 @@ class ComparisonRunner:
             if row is None:
                 row = self._measure(declared, point)
                 row |= {**self._conditions(), "wall_seconds": time.perf_counter() - started}
-            record_writer_of(self.config).write(row)
+            write_benchmark(self.config, row)
             self.rows[key] = row
             show(self.config, row)
             self._check_expectations(declared)
@@ -88,7 +88,7 @@ class ComparisonRunner:
         """Write what all comparisons say together to the footer of the record, and release the models."""
         self.close()
         if self.rows:
-            record_writer_of(self.config).footer.update(self.evidence.footer())
+            add_to_benchmark_footer(self.config, self.evidence.footer())
 
     def close(self) -> None:
         """Release every model."""
@@ -128,7 +128,7 @@ class ComparisonRunner:
     def _resumable(self) -> list[Row]:
         if self.config.getoption("--fresh"):
             return []
-        return resumable(record_writer_of(self.config).recorder.path.parent, self._fingerprint)
+        return resumable(reports_folder(self.config) / "records", self._fingerprint)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -184,7 +184,7 @@ class ComparisonRunner:
         points = [key for key in self.selected if key[0] == declared.label]
         if declared.expect and all(key in self.rows for key in points):
             for row in check_expectations(declared, [self.rows[key] for key in points]):
-                record_writer_of(self.config).write(row)
+                write_benchmark(self.config, row)
                 self.expectations.append(row)
 
     @functools.cached_property

@@ -192,6 +192,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         session.config.stash[SESSION].trouble.append("nothing was judged: every check was skipped (exit status 5)")
     yield
+    found = session.config.stash.get(SESSION, None)
+    if session.exitstatus == pytest.ExitCode.OK and found is not None and found.lost:
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
     session.config.stash[_exit_guard].finish(int(session.exitstatus))
 
 

@@ -319,3 +319,26 @@ def test_an_arm_that_would_end_the_process_costs_no_other_arm(run_benchmarks, py
     assert status == pytest.ExitCode.TESTS_FAILED
     assert "1 failed, 1 passed" in output
     assert "os._exit(0) would have ended the process" in output
+
+
+FULL_DISK = """
+from harness.core.record_files import RecordWriter
+
+def full(self, row):
+    raise OSError(28, "No space left on device")
+
+RecordWriter._write = full
+"""
+
+
+def test_a_full_disk_costs_no_times(pytester):
+    """Each arm failed with a traceback, after the comparison was measured once more for it."""
+    pytester.makepyfile(full=FULL_DISK)
+    result = pytester.runpytest_subprocess(
+        *(ROOT / "benchmarks", "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider", "-p", "full"),
+        *("--reports", "reports", "--size", "debug", "--quick", "--budget", "1", "-k", "experts"),
+    )
+    result.assert_outcomes(passed=4)
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["experts layer, tokens=32 *", "a record was not written: *No space left on device*"])
+    assert result.stdout.str().count("experts layer, tokens=32 (") == 1
