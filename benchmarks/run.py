@@ -30,12 +30,13 @@ from harness.bench.usage import usage_now
 from harness.bench.witness import violated_claim, witness
 from harness.bench.work import WitnessedCall, Work
 from harness.core.environment import environment
+from harness.core.process_exit import subject_at_work
 from harness.core.record_files import Row
 from harness.core.sizes import SIZES
 from harness.history.resume import covers, fingerprint, resumable
-from harness.pytest_plugin.options import deviations_of
+from harness.pytest_plugin.options import deviations_of, reports_folder
 from harness.pytest_plugin.runners import subject_of
-from harness.pytest_plugin.session import record_writer_of
+from harness.pytest_plugin.session import add_to_benchmark_footer, write_benchmark
 
 Key = tuple[str, int | None]  # the label of a comparison, and its point
 
@@ -77,7 +78,7 @@ class ComparisonRunner:
             if row is None:
                 row = self._measure(declared, point)
                 row |= {**self._conditions(), "wall_seconds": time.perf_counter() - started}
-            record_writer_of(self.config).write(row)
+            write_benchmark(self.config, row)
             self.rows[key] = row
             show(self.config, row)
             self._check_expectations(declared)
@@ -87,7 +88,7 @@ class ComparisonRunner:
         """Write what all comparisons say together to the footer of the record, and release the models."""
         self.close()
         if self.rows:
-            record_writer_of(self.config).footer.update(self.evidence.footer())
+            add_to_benchmark_footer(self.config, self.evidence.footer())
 
     def close(self) -> None:
         """Release every model."""
@@ -127,7 +128,7 @@ class ComparisonRunner:
     def _resumable(self) -> list[Row]:
         if self.config.getoption("--fresh"):
             return []
-        return resumable(record_writer_of(self.config).recorder.path.parent, self._fingerprint)
+        return resumable(reports_folder(self.config) / "records", self._fingerprint)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -143,18 +144,19 @@ class ComparisonRunner:
         allotted, effect = self._budget.allot(declared.weight), self.config.getoption("--resolve")
         arms, settings = self.selected[declared.label, point], _global_settings()
         comparison = declared.at(pool, point, twin=any(arm.endswith(TWIN_SUFFIX) for arm in arms))
-        result = measure(
-            comparison,
-            only=set(arms),
-            seconds=allotted.seconds,
-            most_seconds=allotted.most,
-            effect=effect,
-            clock=_clock(device),
-            count=usage_now if device == "cpu" else None,
-            timer=timer_by_cuda_events(device) if torch.device(device).type == "cuda" else None,
-            witness=lambda work: _witness(work, device),
-            ceilings=ceilings,
-        )
+        with subject_at_work():
+            result = measure(
+                comparison,
+                only=set(arms),
+                seconds=allotted.seconds,
+                most_seconds=allotted.most,
+                effect=effect,
+                clock=_clock(device),
+                count=usage_now if device == "cpu" else None,
+                timer=timer_by_cuda_events(device) if torch.device(device).type == "cuda" else None,
+                witness=lambda work: _witness(work, device),
+                ceilings=ceilings,
+            )
         self._budget.spend(result.timing_seconds)
         result.notes += _restore_global_settings(settings)
         row = result.row()
@@ -182,7 +184,7 @@ class ComparisonRunner:
         points = [key for key in self.selected if key[0] == declared.label]
         if declared.expect and all(key in self.rows for key in points):
             for row in check_expectations(declared, [self.rows[key] for key in points]):
-                record_writer_of(self.config).write(row)
+                write_benchmark(self.config, row)
                 self.expectations.append(row)
 
     @functools.cached_property

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# What an arm may raise without ending the run. SystemExit too: a subject that exits must not cost the other arms.
-ARM_ERRORS = (Exception, SystemExit)
+from harness.core.process_exit import ProcessExit
+
+# What an arm may raise without ending the run. A subject that exits, by sys.exit or os._exit, must not cost other arms.
+ARM_ERRORS = (Exception, SystemExit, ProcessExit)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from harness.core.printable import printable
+from harness.core.process_exit import subject_at_work
 
 LONGEST_MESSAGE = 500  # characters
 _HARNESS = Path(__file__).parents[1]
@@ -60,7 +61,8 @@ def display_path(file: str) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        with subject_at_work():
+            return str(error)
     except BaseException as second:  # a message that exits, too; Ctrl-C in it is as likely as a bolt of lightning
         return f"(its message cannot be shown: {type(second).__name__})"
 

@@ -10,7 +10,9 @@ import signal
 import time
 from collections.abc import Callable
 
+POLL = 0.05  # seconds between two looks at whether the process still lives
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_END = b"\0"  # of an answer: the end of the pipe comes late if a process that the question forked has it, too
 
 
 def end_with_parent() -> None:
@@ -26,22 +28,26 @@ def answer_of_fork(question: Callable[[], str], seconds: float) -> str:
     if child == 0:
         try:
             os.close(read)
-            text = question().encode("utf-8", "replace")
+            text = question().encode("utf-8", "replace") + _END
             while text:
                 text = text[os.write(write, text) :]
         finally:
             os._exit(0)
     os.close(write)
-    answer, until = b"", time.monotonic() + seconds
+    answer, until, ended = b"", time.monotonic() + seconds, 0
     try:
-        while (left := until - time.monotonic()) > 0 and select.select([read], [], [], left)[0]:
-            part = os.read(read, 1 << 16)
-            if not part:
-                return answer.decode("utf-8", "replace")
-            answer += part
-        return ""
+        while not answer.endswith(_END):
+            ended = ended or os.waitpid(child, os.WNOHANG)[0]
+            if select.select([read], [], [], POLL)[0]:
+                part = os.read(read, 1 << 16)
+                answer += part
+                if not part:
+                    return ""
+            elif ended or time.monotonic() > until:
+                return ""
+        return answer.removesuffix(_END).decode("utf-8", "replace")
     finally:
         os.close(read)
-        with contextlib.suppress(ProcessLookupError):
+        if not ended:
             os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+            os.waitpid(child, 0)

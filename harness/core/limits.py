@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from harness.core.patience import LONGEST_STEP, Patience
-from harness.core.process_exit import give_up
-from harness.core.waiting import line_of
+from harness.core.last_resort import LATE, LastResort
+from harness.core.process_exit import guarded_stderr
 
 SECONDS = 300.0  # twenty times as long as the reference's longest check takes on two cores
-LAST = 10.0  # seconds, and a tenth of the limit, from TooLong to the end of the process; an isolated one has 5
 MEMORY_SHARE = 0.8  # of the machine's memory, for an isolated subject
+_last_resort: LastResort | None = None  # one for all limits of this process
 
 
 @dataclass(frozen=True)
@@ -37,46 +36,50 @@ class TooLong(BaseException):
 def alarm(seconds: float | None) -> Iterator[None]:
     """Raise TooLong inside the block after `seconds`, and again each second; None is no limit.
 
-    It is repeated because a subject may catch every exception. One that catches all of them, or ignores the signal,
-    ends the process LAST seconds and a tenth of `seconds` later, in which no time counts that the process was suspended
-    (Ctrl-Z). It has no effect outside the main thread, which alone receives signals, and cannot interrupt a loop in C:
-    `--isolate` can.
+    It is repeated because a subject may catch every exception; one that has caught it is late all the same, when the
+    block ends. One that catches all of them, ignores the signal, or is in a loop in C, ends the process `LAST` seconds
+    and a tenth of `seconds` later (see `harness.core.last_resort`); with `--isolate` that costs one check. It has no
+    effect outside the main thread, which alone receives signals.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise TooLong
+    late: list[TooLong] = []
 
-    done = threading.Event()
-    threading.Thread(target=_watch, args=(seconds, threading.get_ident(), done), daemon=True).start()
+    def ring(number: int, frame: FrameType | None) -> None:
+        late.append(TooLong())
+        raise late[-1]
+
+    if resort := _resort():
+        resort.arm(1.1 * seconds, f"no answer within {seconds:g} s, and {LATE}")
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
+        if late:  # caught, or raised where Python cannot: in __del__
+            raise late[0]
     finally:
-        done.set()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if resort:
+            resort.disarm()
 
 
-def _watch(seconds: float, thread: int, done: threading.Event) -> None:
-    """End the process, from another thread, unless the block is done in time: it has not answered to TooLong."""
-    patience = Patience(1.1 * seconds + LAST)
-    while not done.wait(LONGEST_STEP / 2):
-        if patience.is_over():
-            _give_up(seconds, thread)
-            return
+def run_is_over() -> None:
+    """Say that this process may end now: what is judged is recorded and reported."""
+    if _last_resort is not None:
+        _last_resort.run_is_over()
 
 
-def _give_up(seconds: float, thread: int) -> None:
-    place = line_of(thread)
-    at = f": it is at {place}" if place else ""
-    give_up(
-        f"no answer within {seconds:g} s, and what runs cannot be interrupted{at}. The run ends here; what it had "
-        "judged is in its records. With --isolate, this costs one check"
-    )
+def _resort() -> LastResort | None:
+    """Return what ends this process if nothing else can; None if no ExitGuard is installed in it."""
+    global _last_resort
+    stderr = guarded_stderr()
+    if _last_resort is None and stderr is not None:
+        with contextlib.suppress(OSError):  # there can be no other process
+            _last_resort = LastResort(stderr)
+    return _last_resort if stderr is not None else None
 
 
 def resident_bytes(process: int) -> int:

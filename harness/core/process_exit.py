@@ -44,10 +44,9 @@ def subject_at_work() -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def give_up(reason: str) -> None:
-    """End this process, with the reason on standard error, if an ExitGuard is installed: nothing else is left to do."""
-    for guard in _guards[-1:]:
-        guard.give_up(reason)
+def guarded_stderr() -> int | None:
+    """Return standard error as it was when an ExitGuard was installed in this process; None if none is."""
+    return next((guard.stderr for guard in reversed(_guards) if guard.process == os.getpid()), None)
 
 
 class ExitGuard:
@@ -63,15 +62,15 @@ class ExitGuard:
 
     def __init__(self) -> None:
         self.status = UNFINISHED
-        self._process = os.getpid()
-        self._stderr: int | None = None
+        self.process = os.getpid()
+        self.stderr: int | None = None
         self._exit = os._exit
         self._originals: list[tuple[Any, str, Callable[..., Any]]] = []
 
     def install(self) -> None:
         """Replace the functions in `os` and in the module that `os` imports them from."""
         with contextlib.suppress(OSError):  # a process may have no standard error
-            self._stderr = os.dup(2)  # a copy: while a check runs, descriptor 2 is captured
+            self.stderr = os.dup(2)  # a copy: while a check runs, descriptor 2 is captured
         _guards.append(self)
         for owner in (os, sys.modules[os.name]):
             for name in GUARDED:
@@ -91,15 +90,10 @@ class ExitGuard:
             owner, name, original = self._originals.pop()
             setattr(owner, name, original)
 
-    def give_up(self, reason: str) -> None:
-        """End the process with UNFINISHED, from any thread, whatever the subject has replaced or captured."""
-        self._write(f"\ngpt-harness: {reason}\n")
-        self._exit(UNFINISHED)
-
     def _guarded(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*arguments: Any, **keywords: Any) -> Any:
             first = next(iter((*arguments, *keywords.values())), None)  # a status, or the program to run instead
-            if os.getpid() == self._process:
+            if os.getpid() == self.process:
                 if _blocks and threading.current_thread() is threading.main_thread():
                     raise ProcessExit(f"os.{name}({first!r}) would have ended the process that judges it")
                 if self.status and (name != "_exit" or _is_success(first)):
@@ -120,9 +114,9 @@ class ExitGuard:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        if self._stderr is not None:
+        if self.stderr is not None:
             with contextlib.suppress(OSError):
-                os.write(self._stderr, text.encode("utf-8", "replace"))
+                os.write(self.stderr, text.encode("utf-8", "replace"))
 
 
 def _is_success(status: Any) -> bool:

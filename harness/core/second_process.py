@@ -108,10 +108,13 @@ class SecondProcess:
             os.close(self._read)
 
     def _work(self, answer: Callable[[str], Any], write: int) -> None:
-        """Answer, in the other process, what this one has not taken."""
+        """Answer, in the other process, what this one has not taken. A process forked from that one must not go on."""
+        process = os.getpid()
         for question, number in reversed(self._numbers.items()):
             if self._take(number):
                 line = json.dumps(encode({"number": number, "answer": answer(question)}))
+                if os.getpid() != process:
+                    return
                 self._written.write(line.encode() + b"\n")
                 os.write(write, b".")
 

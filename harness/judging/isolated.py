@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import secrets
 import select
 import signal
 import subprocess
@@ -23,9 +24,11 @@ from harness.core.error_text import describe_exit, display_path, is_user_file
 from harness.core.errors import SubjectError
 from harness.core.limits import Limits, resident_bytes
 from harness.core.marked_processes import kill_marked, new_mark
-from harness.core.record_files import Row, decode, encode
+from harness.core.patience import Patience
+from harness.core.record_files import Row, encode
 from harness.core.resources import Resources
 from harness.core.shipped_packages import HOME
+from harness.judging.envelope import Envelope, NoAnswer
 from harness.oracle.deviations import Deviation
 from harness.suites.check import Check
 from harness.suites.record import Record
@@ -33,10 +36,12 @@ from harness.suites.record import Record
 GRACE = 5.0  # seconds that the worker's own alarm has to end a check before the process is killed
 POLL = 0.05  # seconds between two looks at its memory
 START = 120.0  # seconds, at most, for a worker to import torch
+PIECE = 1 << 16  # bytes that are read at once: what a pipe holds
+LONGEST_ANSWER = 1 << 28  # bytes; a diagnosis, with the weights that reproduce it, has less than a hundredth
 
 
 class WorkerEnded(Exception):  # noqa: N818 - says what the process did
-    """The worker's process has ended. The message says how, and at which line of the subject."""
+    """The worker's process has ended, or is to end. The message says why, and at which line of the subject."""
 
 
 class IsolatedJudge:
@@ -73,30 +78,28 @@ class IsolatedJudge:
             "deviations": [dataclasses.asdict(each) for each in deviations],
         }
         try:
-            record = Record.from_row(check, self._ready().ask(question, limits))
+            record = Record.from_row(check, self._ask(question, limits))
             if "lost device" in record.details:
                 self.close()  # the next check starts another worker
             return record
         except WorkerEnded as ended:
-            self.close()
             return Record(check, self.spec, "error", str(ended), time.perf_counter() - started)
 
     def diagnose(self, rows: Sequence[Row], deviations: Sequence[Deviation] = ()) -> Row:
         """See `Judge.diagnose`. Raises WorkerEnded if the process ends."""
         declared = [dataclasses.asdict(each) for each in deviations]
-        return self._ready().ask({"do": "diagnose", "rows": list(rows), "deviations": declared}, self.limits)
+        return self._ask({"do": "diagnose", "rows": list(rows), "deviations": declared}, self.limits)
 
     def unfounded(self, deviations: Sequence[Deviation]) -> dict[str, str]:
         """See `Judge.unfounded`. Raises WorkerEnded if the process ends."""
         declared = [dataclasses.asdict(each) for each in deviations]
-        return self._ready().ask({"do": "unfounded", "deviations": declared}, self.limits)
+        return self._ask({"do": "unfounded", "deviations": declared}, self.limits)
 
     def why_unreadable(self) -> str:
         """See `Judge.why_unreadable`. A subject that ends the process is for its checks to report."""
         try:
-            return str(self._ready().ask({"do": "read"}, self.limits)["screen"])
+            return str(self._ask({"do": "read"}, self.limits)["screen"])
         except WorkerEnded:
-            self.close()
             return ""
 
     def close(self) -> None:
@@ -104,6 +107,15 @@ class IsolatedJudge:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.end()
+
+    def _ask(self, question: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+        """Return the worker's answer. A worker that owes one, also after Ctrl-C, is ended."""
+        worker = self._ready()
+        try:
+            return worker.ask(question, limits)
+        except BaseException:
+            self.close()
+            raise
 
     def _ready(self) -> WorkerProcess:
         if self._worker is None:
@@ -120,7 +132,7 @@ class IsolatedJudge:
             extra = START if self.limits.seconds is not None else 0.0
             try:
                 answer = self._worker.ask(question, self.limits, extra=extra)
-            except WorkerEnded:
+            except BaseException:
                 self.close()
                 raise
             if "error" in answer:
@@ -157,30 +169,43 @@ class WorkerProcess:
         os.close(to_worker)
         os.close(from_worker)
         self.questions, self.answers = os.fdopen(questions, "w", encoding="utf-8"), answers
-        self._read = b""
+        self._read = bytearray()  # what has come of the next line
+        self._token, self._asked = secrets.token_hex(16), 0
 
     def ask(self, question: Mapping[str, Any], limits: Limits, *, extra: float = 0.0) -> dict[str, Any]:
-        """Return the worker's answer. Raises WorkerEnded if it died, hung, or exceeded its memory limit."""
+        """Return the worker's answer. Raises WorkerEnded if it died, hung, grew too large, or sent something else."""
+        self._asked += 1
+        envelope = Envelope(self._asked, self._token, self.process.pid)
+        question = {**question, "number": envelope.number, "token": envelope.token}
         try:
             self.questions.write(json.dumps(encode(question)) + "\n")
             self.questions.flush()
         except OSError:
             raise WorkerEnded(self._how_it_ended()) from None
-        started = time.monotonic()
-        patience = None if limits.seconds is None else limits.seconds + GRACE + extra
-        while b"\n" not in self._read:
+        try:
+            return envelope.opened(self._line(limits, extra))
+        except NoAnswer as found:
+            raise WorkerEnded(f"no verdict: {found}") from None
+
+    def _line(self, limits: Limits, extra: float) -> bytes:
+        """Return the next line that the worker sends."""
+        patience = None if limits.seconds is None else Patience(limits.seconds + GRACE + extra)
+        while b"\n" not in self._read[-PIECE:]:
+            if patience is not None and patience.is_over():
+                raise WorkerEnded(f"did not answer within {limits.seconds:g} s{self._place()}")
+            if len(self._read) > LONGEST_ANSWER:
+                raise WorkerEnded(f"no verdict: more than {LONGEST_ANSWER:,} bytes came where an answer was expected")
             if select.select([self.answers], [], [], POLL)[0]:
-                piece = os.read(self.answers, 1 << 20)
+                piece = os.read(self.answers, PIECE)
                 if not piece:
                     raise WorkerEnded(self._how_it_ended())
                 self._read += piece
             elif limits.memory_gib is not None and resident_bytes(self.process.pid) > limits.memory_gib * 2**30:
                 raise WorkerEnded(f"exceeded {limits.memory_gib:g} GiB of memory{self._place()}")
-            elif patience is not None and time.monotonic() - started > patience:
-                raise WorkerEnded(f"did not answer within {limits.seconds:g} s{self._place()}")
+            elif self.process.poll() is not None:  # a process that the subject forked still has the pipe
+                raise WorkerEnded(self._how_it_ended())
         line, _, self._read = self._read.partition(b"\n")
-        answer: dict[str, Any] = decode(json.loads(line))
-        return answer
+        return bytes(line)
 
     def _place(self) -> str:
         """Return the line that the process is at. A signal asks for it, so it works inside a C function too."""

@@ -13,14 +13,16 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from os import getpid  # the function itself: a subject may replace the one in `os`
 from typing import Any
 
 from harness.core.error_text import describe_error
 from harness.core.errors import SubjectError
 from harness.core.limits import Limits
-from harness.core.process_exit import ExitGuard
-from harness.core.record_files import decode, encode
+from harness.core.process_exit import UNFINISHED, ExitGuard
+from harness.core.record_files import decode
 from harness.core.resources import Resources
+from harness.judging.envelope import Envelope
 from harness.judging.in_process import InProcessJudge
 from harness.measures.all_measures import measures
 from harness.oracle.deviations import Deviation
@@ -40,10 +42,13 @@ def main(arguments: Sequence[str]) -> None:
     questions: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_questions, args=(read_from, questions), daemon=True).start()
     answers = os.fdopen(write_to, "w", encoding="utf-8")
-    worker = _Worker()
+    worker, process = _Worker(), getpid()
     while True:
-        answer = worker.answer(questions.get())
-        answers.write(json.dumps(encode(answer)) + "\n")
+        question = questions.get()
+        line = Envelope(question["number"], question["token"], process).sealed(worker.answer(question))
+        if getpid() != process:  # forked by the subject: it must neither answer nor go on
+            os._exit(UNFINISHED)
+        answers.write(line)
         answers.flush()
 
 

@@ -14,6 +14,7 @@ import pytest
 from harness.core.captured_output import shorten
 from harness.core.errors import HarnessError
 from harness.core.garbage import lasting_objects
+from harness.core.limits import run_is_over
 from harness.core.printable import printable
 from harness.core.process_exit import ExitGuard
 from harness.core.record_files import encode
@@ -99,6 +100,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End every process of the run. After a failed run the guard stays, for exit handlers that subjects registered."""
     close_runners(config)
+    run_is_over()
     guard = config.stash.get(_exit_guard, None)
     if guard is not None and guard.status == pytest.ExitCode.OK:
         guard.remove()
@@ -190,6 +192,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         session.config.stash[SESSION].trouble.append("nothing was judged: every check was skipped (exit status 5)")
     yield
+    found = session.config.stash.get(SESSION, None)
+    if session.exitstatus == pytest.ExitCode.OK and found is not None and found.lost:
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
     session.config.stash[_exit_guard].finish(int(session.exitstatus))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import os
 import re
@@ -57,6 +58,7 @@ class Session:
         self.scripts: dict[str, str] = {}
         self._writers: dict[str, RunWriter] = {}
         self._unwritable: dict[str, OSError] = {}
+        self.lost: list[str] = []  # what was to be written and is not, as on a full disk
         self._deselected = 0
         self._interrupted = False
 
@@ -103,15 +105,15 @@ class Session:
         if row is not None:
             if isinstance(report.longrepr, str):
                 report.longrepr = FailureText(report.longrepr, row["message"])  # type: ignore[assignment]  # by its methods
-            self._write_row(row)
+            self.write_row("verify", row)
 
-    def _write_row(self, row: Row) -> None:
-        """Write a row of the suites. A full disk must not cost the verdicts: they stay in memory for the summary."""
+    def write_row(self, run: str, row: Row) -> None:
+        """Write a row of a run. A full disk costs neither verdicts nor times: they stay in memory for the summary."""
         try:
-            self.writer("verify").write(row)
+            self.writer(run).write(row)
         except OSError as error:
             self.rows.append(row)
-            self.trouble.append(f"a record was not written: {error}")
+            self.lost.append(f"a record was not written: {error}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -145,7 +147,7 @@ class Session:
         if not (ended or self._interrupted):
             self._conclude(session)
         stopped = bool(session.shouldstop or session.shouldfail)  # -x, --maxfail, or a subject that calls pytest.exit
-        complete = not (ended or self._interrupted or stopped or unjudged(session))
+        complete = not (ended or self._interrupted or stopped or unjudged(session) or self.lost)
         footer = {
             "finished": _now(),
             "wall_seconds": time.monotonic() - self._began,
@@ -164,7 +166,7 @@ class Session:
                 if github_actions.is_running_there():
                     github_actions.write_summary(self._step_summary())
         except (OSError, HarnessError) as error:
-            self.trouble.append(f"the report was not written: {error}")
+            self.lost.append(f"the report was not written: {error}")
         except KeyboardInterrupt:
             self.trouble.append("the report was not written (Ctrl-C): `gpt-harness report` makes it from the records")
             session.exitstatus = pytest.ExitCode.INTERRUPTED
@@ -193,7 +195,7 @@ class Session:
                 self.trouble.append(f"{writer.recorder.path} was deleted during the run; it is written again")
             writer.recorder.close({**footer, **writer.footer})
         except OSError as error:
-            self.trouble.append(f"{writer.recorder.path} has no footer, as if the run had been killed: {error}")
+            self.lost.append(f"{writer.recorder.path} has no footer, as if the run had been killed: {error}")
 
     def _excepted(self) -> dict[str, str]:
         """Return the declared deviations of each subject that has some, as the verdict words them."""
@@ -238,7 +240,7 @@ class Session:
             if found.get("reproduction"):
                 self._write_script(subject, found["reproduction"], found.get("data", ""))
             found = with_excerpts({key: value for key, value in found.items() if key != "data"})  # beside the script
-            self._write_row({"kind": "diagnosis", **found, "subject": subject})
+            self.write_row("verify", {"kind": "diagnosis", **found, "subject": subject})
 
     def _write_script(self, subject: str, text: str, data: str) -> None:
         path = self.folder / f"reproduce_{re.sub(r'[^A-Za-z0-9]+', '_', subject).strip('_')}.py"
@@ -286,7 +288,7 @@ class Session:
             finally:
                 terminalreporter.stats.update(folded)
             self._summary(terminalreporter, checks)
-        for trouble in dict.fromkeys(self.trouble):
+        for trouble in dict.fromkeys([*self.trouble, *self.lost]):
             terminalreporter.write_line(printable(trouble), red=True)
         if github_actions.is_running_there():
             for line in github_actions.error_lines(checks, self.diagnoses):
@@ -354,9 +356,15 @@ def _ends_everything(row: Row) -> bool:
     return "crashed" in row["details"] or ("because" in row["details"] and size == "debug")
 
 
-def record_writer_of(config: pytest.Config) -> RunWriter:
-    """Return the writer of a benchmark run: `record_writer_of(config).write(row)`."""
-    return config.stash[SESSION].writer("bench")
+def write_benchmark(config: pytest.Config, row: Row) -> None:
+    """Write a row of a benchmark run."""
+    config.stash[SESSION].write_row("bench", row)
+
+
+def add_to_benchmark_footer(config: pytest.Config, fields: Row) -> None:
+    """Have these fields in the last line of a benchmark run."""
+    with contextlib.suppress(OSError):  # of a full disk, which `write_benchmark` has noted
+        config.stash[SESSION].writer("bench").footer.update(fields)
 
 
 def _relative(path: Path, config: pytest.Config) -> str:

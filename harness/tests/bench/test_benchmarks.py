@@ -283,3 +283,62 @@ def test_a_wrong_option_is_one_clear_line(run_benchmarks, option, message):
     assert status == pytest.ExitCode.USAGE_ERROR
     assert message in output
     assert "Traceback" not in output
+
+
+FORKS = """
+import os
+import gpt
+from gpt import GPTConfig
+
+class GPT(gpt.GPT):
+    forked = []
+
+    def forward(self, *arguments, **options):
+        if not self.forked:
+            self.forked.append(os.fork())
+        return super().forward(*arguments, **options)
+"""
+
+
+def test_a_process_that_a_subject_forks_does_not_go_on_with_the_run(pytester, monkeypatch):
+    """It measured, recorded and printed everything a second time, beside the run that it was forked from."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # with more threads the child hangs in OpenMP
+    pytester.makepyfile(forks=FORKS)
+    result = pytester.runpytest_subprocess(
+        *(ROOT / "benchmarks", "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider", "--reports", "reports"),
+        *("--size", "debug", "--quick", "--budget", "1", "-k", "peers and subject", "--subject", "forks.py:GPT"),
+    )
+    assert result.ret == 0
+    assert result.stdout.str().count("1 passed") == 1
+    assert [row["kind"] for row in records(pytester.path)] == ["header", "comparison", "footer"]
+
+
+def test_an_arm_that_would_end_the_process_costs_no_other_arm(run_benchmarks, pytester):
+    pytester.makepyfile(ends=FORKS.replace("self.forked.append(os.fork())", "os._exit(0)"))
+    status, output = run_benchmarks("benchmarks/", "-k", "peers and (subject or eager)", "--subject", "ends.py:GPT")
+    assert status == pytest.ExitCode.TESTS_FAILED
+    assert "1 failed, 1 passed" in output
+    assert "os._exit(0) would have ended the process" in output
+
+
+FULL_DISK = """
+from harness.core.record_files import RecordWriter
+
+def full(self, row):
+    raise OSError(28, "No space left on device")
+
+RecordWriter._write = full
+"""
+
+
+def test_a_full_disk_costs_no_times(pytester):
+    """Each arm failed with a traceback, after the comparison was measured once more for it."""
+    pytester.makepyfile(full=FULL_DISK)
+    result = pytester.runpytest_subprocess(
+        *(ROOT / "benchmarks", "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider", "-p", "full"),
+        *("--reports", "reports", "--size", "debug", "--quick", "--budget", "1", "-k", "experts"),
+    )
+    result.assert_outcomes(passed=4)
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["experts layer, tokens=32 *", "a record was not written: *No space left on device*"])
+    assert result.stdout.str().count("experts layer, tokens=32 (") == 1

@@ -1,5 +1,8 @@
 """Exceptions of other people's code are described in one line that can be printed."""
 
+import os
+import signal
+
 import pytest
 
 from harness.core.error_text import describe_error, describe_exit
@@ -26,6 +29,25 @@ def test_characters_that_steer_a_terminal_are_shown_as_escapes(message, shown):
 
 def test_a_message_that_exits_ends_nothing():
     assert describe_error(ExitsError()) == "ExitsError: (its message cannot be shown: SystemExit)"
+
+
+def test_a_process_that_a_message_forks_does_not_go_on():
+    """It went on with the run, beside the process that it was forked from."""
+    forked = []
+
+    class ForksError(Exception):
+        def __str__(self):
+            forked.append(os.fork())
+            return "no"
+
+    process = os.getpid()
+    try:
+        assert describe_error(ForksError()) == "ForksError: no"
+        assert os.getpid() == process
+    finally:
+        if os.getpid() != process:  # else the child goes on with the tests
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked[0], 0)[1]) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

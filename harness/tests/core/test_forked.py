@@ -1,11 +1,13 @@
 """A question that is asked in a forked process costs this one nothing."""
 
 import os
+import signal
 import time
 
 import pytest
 
 from harness.core.forked import answer_of_fork
+from harness.tests.processes import is_running
 
 
 def test_the_answer_comes_back_whatever_its_length():
@@ -17,3 +19,20 @@ def test_no_answer_is_an_empty_one(question, capfd):
     began = time.monotonic()
     assert answer_of_fork(question, 1.0) == ""
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("then", "answer"), [(lambda: "right", "right"), (lambda: os._exit(7), "")])
+def test_a_process_that_the_question_starts_and_leaves_behind_is_not_waited_for(tmp_path, then, answer):
+    """It has the pipe, too, which therefore did not end: the run began a minute later."""
+    pid = tmp_path / "pid"
+
+    def question():
+        if (left := os.fork()) == 0:
+            time.sleep(20)
+            os._exit(0)
+        pid.write_text(str(left))
+        return then()
+
+    assert answer_of_fork(question, 60.0) == answer
+    assert is_running(int(pid.read_text()))
+    os.kill(int(pid.read_text()), signal.SIGKILL)

@@ -80,6 +80,20 @@ def test_a_child_of_the_second_process_does_not_keep_this_one_waiting(begun):
     assert asked(begun(answer)) == [f"{question} here" for question in QUESTIONS]
 
 
+def test_a_child_of_the_second_process_answers_nothing(begun):
+    """Its parent has ended, and all that is left was answered by the child."""
+
+    def answer(question):
+        if (child := os.fork()) != 0:
+            os.waitpid(child, 0)
+            os._exit(0)
+        return f"{question} from the child"
+
+    second = begun(answer)
+    time.sleep(0.5)
+    assert asked(second) == [f"{question} here" for question in QUESTIONS]
+
+
 def test_the_second_process_ends_with_the_first(tmp_path):
     program = f"""
 import os, time

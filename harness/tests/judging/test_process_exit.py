@@ -1,5 +1,6 @@
 """A subject that ends the process costs one check, and a run that ends early is not green."""
 
+import signal
 import sys
 import textwrap
 
@@ -108,16 +109,18 @@ def test_inspect_says_that_a_subject_would_have_ended_it(project, line):
     [
         "while True:\n    try: time.sleep(0.01)\n    except BaseException: pass",
         "signal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: pass",
+        "sum(itertools.repeat(0))",
     ],
-    ids=["catches everything", "ignores the signal"],
+    ids=["catches everything", "ignores the signal", "is in C"],
 )
 def test_a_subject_that_cannot_be_interrupted_ends_the_run_and_not_the_records(project, line):
     """Not in the first calls, by which it is found out if it can be read at all. The run hung for ever."""
-    head = "import signal, time, gpt\nclass GPT(gpt.GPT):\n    def forward(self, idx, targets=None, **options):\n"
+    head = "import itertools, signal, time, gpt\n"
+    head += "class GPT(gpt.GPT):\n    def forward(self, idx, targets=None, **options):\n"
     body = f"if idx.shape != (2, 4):\n{textwrap.indent(line, '    ')}\nreturn super().forward(idx, targets, **options)"
     (project.path / "hangs.py").write_text(head + textwrap.indent(body, " " * 8))
     result = project.runpytest_subprocess("--subject", "hangs.py:GPT", "--time-limit", "6")
-    assert result.ret == 3
+    assert result.ret == -signal.SIGKILL
     result.stderr.fnmatch_lines(["gpt-harness: no answer within 6 s, and what runs cannot be interrupted: it is at *"])
     assert [row["verdict"] for row in rows_of(project)] == ["pass"]
 

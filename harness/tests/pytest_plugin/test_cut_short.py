@@ -149,10 +149,10 @@ def test_one_file_that_cannot_be_closed_costs_not_the_footer_of_the_other(projec
     """A session may write two files: a verification and a benchmark."""
     project.makeconftest(
         "import pytest\n"
-        "from harness.pytest_plugin.session import record_writer_of\n"
+        "from harness.pytest_plugin.session import write_benchmark\n"
         "@pytest.hookimpl(tryfirst=True)\n"
         "def pytest_runtest_setup(item):\n"
-        "    record_writer_of(item.config).write({'kind': 'comparison'})\n"
+        "    write_benchmark(item.config, {'kind': 'comparison'})\n"
         + FULL_DISK.format(method="close", full="'bench' in self.path.name")
     )
     result = project.runpytest_subprocess()
@@ -168,6 +168,16 @@ def test_a_disk_that_is_full_from_the_start_leaves_no_file_and_costs_no_verdict(
     assert list((project.path / "reports" / "records").iterdir()) == []
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     result.stdout.fnmatch_lines(["*what fails*", "a record was not written: *No space left on device*"])
+
+
+@pytest.mark.parametrize(("method", "full"), [("_write", "True"), ("write", "True"), ("close", "True")])
+def test_a_run_whose_records_are_not_all_written_is_not_green(project, method, full):
+    """It said so, and exited with 0."""
+    project.makeconftest(FULL_DISK.format(method=method, full=full))
+    result = project.runpytest_subprocess("-k", "right")
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["*: *No space left on device*"])
 
 
 def test_a_record_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path):
