@@ -27,8 +27,7 @@ def test_verdict_on_the_subject(benchmark: Any, pytestconfig: pytest.Config) -> 
         for check in checks:
             shares[check.suite] += run(check, subject).seconds
 
-    rounds = 1 if pytestconfig.getoption("--quick") else 3
-    benchmark.pedantic(judge, rounds=rounds, warmup_rounds=rounds // 3)
+    benchmark.pedantic(judge, rounds=1 if pytestconfig.getoption("--quick") else 2)
     benchmark.extra_info.update({suite: round(seconds, 3) for suite, seconds in shares.items()})
 
 
@@ -36,7 +35,7 @@ def test_verdict_on_the_subject(benchmark: Any, pytestconfig: pytest.Config) -> 
 def test_verdict_on_a_fault(benchmark: Any, pytestconfig: pytest.Config) -> None:
     """Time all checks and the diagnosis: the most that one column of `gpt-harness faults` costs."""
     if pytestconfig.getoption("--quick"):
-        pytest.skip("left out by --quick: a fault takes 3 to 4 s, three times")
+        pytest.skip("left out by --quick: a fault takes 3 to 4 s, twice")
     checks, (chosen,) = debug_checks(SUITES), read_catalogue().chosen(["mask-allows-next"])
-    row = benchmark.pedantic(lambda: judge_fault(chosen, checks), rounds=2, warmup_rounds=1)
+    row = benchmark.pedantic(lambda: judge_fault(chosen, checks), rounds=2)
     assert row["killed"]

@@ -113,9 +113,12 @@ class ModelPool:
 
     def oracle_storing(self, form: str, dtype: torch.dtype) -> Model:
         """Return an oracle of its own whose parameters are rounded to `dtype`, and linear layers then to the form."""
-        model = copy.deepcopy(self.oracle(stored_in=dtype))
-        round_linears(model.module, form)
-        return model
+        key = ("oracle", form, dtype)
+        if key not in self._models:
+            model = copy.deepcopy(self.oracle(stored_in=dtype))
+            round_linears(model.module, form)
+            self._models[key] = model
+        return self._models[key]
 
     @functools.cached_property
     def oracle_is_subject(self) -> bool:

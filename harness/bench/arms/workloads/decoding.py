@@ -54,7 +54,7 @@ def _make_verifier(
 
     @torch.no_grad()
     def sampled(model: Model) -> Answers:
-        later = model.logits(ids[_kept(batch), :])[:, context:]  # (rows, steps, V)
+        later = model.logits(ids[_kept(batch)])[:, context:]  # (rows, steps, V)
         return lambda position: later[:, position - context]
 
     return oracle_verifier(pool, control, arm_specs, answer, bound=float32_bound(pool.size), sampled=sampled)
