@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SAME = 1.05  # the verdict SAME of short calls: the whole interval is within this factor of 1
 LETTER = 5.5  # points that a letter of the columns takes
+LONGEST_TICK = 66.0  # points that `1.05x slower` takes, with the space beside it
 FURTHEST = 100.0  # a ratio beyond this is drawn at the edge; its number is beside it
 STEPS = (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
@@ -97,14 +98,15 @@ def ratio_lines(comparison: Row) -> list[RatioLine]:
 
 
 def headline(comparisons: list[Row]) -> str:
-    """Return each arm's ratios to the control: `Against fp32: bf16 1.36x faster [1.33, 1.39] in forward`."""
+    """Return each arm's ratios to the control, the subject's first: `Against fp32: bf16 1.36x faster in forward`."""
     found: dict[str, list[tuple[str, Row]]] = {}
     for comparison in comparisons:
         for row in arms(comparison):
             if row["arm"] != row["control"] and not row["twin_of"] and as_float(row["ratio"]):
                 found.setdefault(short_name(row["arm"]), []).append((plain(row["metric"], longest=40), row))
     controls = dict.fromkeys(short_name(comparison.get("control")) for comparison in comparisons)
-    results = [f"{arm} {over_metrics(rows)}" for arm, rows in found.items()]
+    own_first = sorted(found.items(), key=lambda each: bool(each[1][0][1]["peer"]))
+    results = [f"{arm} {over_metrics(rows)}" for arm, rows in own_first]
     return f"Against {entries(list(controls))}: {first_results(results)}"
 
 
@@ -187,12 +189,14 @@ def draw_scale(axes: Axes, every: list[RatioLine]) -> None:
     ends = [end for line in every for end in (line.ratio, line.low, line.high) if end and end > 0]
     low, high = within_axis(min(1 / 1.06, *ends)), within_axis(max(1.06, *ends))
     margin = (high / low) ** 0.06
-    log_axis(axes.xaxis, low / margin, high * margin, ticks=ticks(low, high), words=tick_label)
+    points = axes.get_window_extent().width * 72 / axes.figure.dpi
+    marked = ticks(low, high, apart=max(0.2, LONGEST_TICK / points))
+    log_axis(axes.xaxis, low / margin, high * margin, ticks=marked, words=tick_label)
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Return 1, and from there outwards the round factors with at least a fifth of the axis between two."""
-    gap, chosen = math.log(high / low) / 5, [1.0]
+def ticks(low: float, high: float, *, apart: float = 0.2) -> list[float]:
+    """Return 1, and from there outwards the round factors with at least a share `apart` of the axis between two."""
+    gap, chosen = math.log(high / low) * apart, [1.0]
     for step in STEPS:
         for tick in (step, 1 / step):
             if low <= tick <= high and all(abs(math.log(tick / other)) >= gap for other in chosen):

@@ -51,6 +51,21 @@ def test_a_headline_says_once_what_is_true_of_every_metric():
     assert plot.headline == "Against hf: subject 1.00x the time, inconclusive in all 2 metrics"
 
 
+def test_a_headline_begins_with_the_subject_and_not_with_another_peer():
+    rows = [comparison("peers", "forward", {"hf": 2.0, "nano": 1.9, "subject": 1.0})]
+    rows[0]["arms"][1]["peer"] = True
+    (plot,) = plots(None, RunRecords.of(run("bench", rows)))
+    assert plot.headline.startswith("Against hf: subject 2.00x faster")
+
+
+@pytest.mark.parametrize("slowest", [1.1, 1.2, 1.38, 1.6, 2.2])
+def test_the_ticks_of_small_ratios_do_not_overlap_beside_long_columns(slowest):
+    arms = {"one-process": 0.529, "ddp": 0.61, "fsdp": 0.529 * slowest, "tp": 0.6163}
+    rows = [comparison("parallel", "step", arms, twin=True, point=256, axis="tokens")]
+    (plot,) = plots(None, RunRecords.of(run("bench", rows)))
+    assert_no_word_overlaps(plot)
+
+
 def test_the_parity_figure_shows_the_check_that_found_the_bug():
     fine = noise_check("large", [f"block {n}" for n in range(12)], compare="blocks", scale=1.0)
     bug = noise_check("small", [f"block {n}" for n in range(4)], compare="blocks", wrong_from=2, scale=1.0)
