@@ -92,14 +92,7 @@ class Evidence:
 
     def beside_peers(self) -> list[Row]:
         """Return the subject's time over that of each peer that did the same work, adjusted (Holm) for all of these."""
-        found = []
-        for row in self.rows:
-            timed = [arm for arm in row["arms"] if arm["seconds"] and not arm["twin_of"]]
-            own = [arm for arm in timed if not arm.get("peer")]
-            subject = min(own, key=lambda arm: (arm["arm"] != row["control"], arm["median_seconds"]), default=None)
-            for peer in timed:
-                if subject is not None and peer.get("peer"):
-                    found.append((row, subject, peer))
+        found = [(row, subject, peer) for row in self.rows for subject, peer in _beside_peers(row)]
         estimates = [log_ratio(subject["seconds"], peer["seconds"]) for _, subject, peer in found]
         p_values = [p_value(estimate, self._scatter) for estimate in estimates]
         return [
@@ -166,6 +159,17 @@ class Evidence:
             for ratio in row["ratios"]:
                 if ratio["arm"].endswith(TWIN_SUFFIX) == twins:
                     yield row, ratio
+
+
+def _beside_peers(row: Row) -> Iterator[tuple[Row, Row]]:
+    """Yield pairs of the subject's arm and a peer: the arm that does it in the peer's way, or the control, or each."""
+    timed = [arm for arm in row["arms"] if arm["seconds"] and not arm["twin_of"]]
+    own = [arm for arm in timed if not arm.get("peer")]
+    control = [arm for arm in own if arm["arm"] == row["control"]]
+    for peer in timed:
+        if peer.get("peer"):
+            alike = [arm for arm in own if arm["arm"] == peer.get("beside")]
+            yield from ((subject, peer) for subject in alike or control or own)
 
 
 def _estimate(row: Row, ratio: Row) -> Estimate:

@@ -20,7 +20,8 @@ class Arm:
 
     A twin is an arm that is built a second time: its true ratio to the arm that it is the `twin_of` is 1. `claims` is
     what the name promises (`{"dtype": "bfloat16"}`): an arm that violates a claim is rejected. `peer` is True if
-    another implementation than the subject does the work.
+    another implementation than the subject does the work; `beside` is the subject's arm that does it in that way, where
+    there are several.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Arm:
     twin_of: str | None = None
     claims: Mapping[str, Any] = field(default_factory=dict)
     peer: bool = False
+    beside: str | None = None
 
 
 def arms_with_twin(builders: Mapping[str, Callable[[int], Work]], *, of: str) -> tuple[Arm, ...]:

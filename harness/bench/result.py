@@ -101,6 +101,7 @@ class ComparisonResult:
             "arm": name,
             "twin_of": arm.twin_of,
             "peer": arm.peer,
+            "beside": arm.beside,
             "verified": {"verdict": verification.verdict, "message": verification.message},
             "verified_again": self.again.get(name),
             "error": verification.error,

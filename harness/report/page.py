@@ -54,7 +54,7 @@ def body(
     if verify:
         yield from verdicts.sections(verify, drawn)
     else:
-        yield from ("## Verdict", "", *missing("No verifications ran yet", VERIFY))
+        yield from ("## Verdict", "", *missing("No suite has judged the GPT in this run", VERIFY))
     yield from comparisons.sections(bench, drawn)
     yield from history.sections(verify, bench, earlier)
     if verify:

@@ -114,6 +114,7 @@ ARMS = (
         "hf-assisted",
         "transformers' assisted generation, the same draft model",
         peer="hf-sdpa",
+        beside="draft-model",
         options={"draft": "model"},
     ),
     # Training.
@@ -139,6 +140,7 @@ ARMS = (
         "ctranslate2-int8",
         "CTranslate2, weights and activations in int8",
         peer="ctranslate2-int8",
+        beside="int8",
         options={"stored_as": "int8", "activations": "int8"},
     ),
     ArmSpec("nanogpt", "nanoGPT from --nanogpt PATH", peer="nanogpt"),

@@ -109,7 +109,8 @@ def _arm(
 ) -> Arm:
     build = functools.partial(kind.build, pool, spec, 1 if twin_of else 0, **parameters)
     name = spec.name + (TWIN_SUFFIX if twin_of else "")
-    return Arm(name, _check_available_first(pool, spec, build), twin_of, spec.claims, peer=spec.peer is not None)
+    checked = _check_available_first(pool, spec, build)
+    return Arm(name, checked, twin_of, spec.claims, peer=spec.peer is not None, beside=spec.beside)
 
 
 def _check_available_first(pool: ModelPool, spec: ArmSpec, build: Callable[[], Work]) -> Callable[[], Work]:

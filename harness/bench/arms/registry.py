@@ -27,6 +27,7 @@ class ArmSpec:
 
     description: one line, for messages and reports.
     peer: a name in `harness.bench.peers`; None if the subject computes.
+    beside: of a peer, the subject's arm that does the same work in the same way, where there are several.
     devices: the devices that the arm exists on.
     weights: how the harness stores the weights of linear layers ("packed", "int8", "int4"); None for plain ones in
         `dtype`, and for a peer that stores them otherwise (the option `stored_as`).
@@ -37,6 +38,7 @@ class ArmSpec:
     name: str
     description: str
     peer: str | None = None
+    beside: str | None = None
     dtype: str = "float32"
     autocast: str | None = None
     attention: str | None = None

@@ -57,7 +57,8 @@ def sections(run: RunRecords | None, drawn: list[Plot]) -> Iterator[str]:
     yield (
         "The arms of a comparison took turns. A time is shown only if the arm's output was verified. Times are medians "
         "± spread, ratios have their 95% interval, and a ratio is inconclusive if this run cannot distinguish the two "
-        "times."
+        "times. A ratio is taken round by round, and the machine's slow rounds count less in it: it may differ from "
+        "the quotient of two medians."
     )
     yield ""
     ratios = [ratio for comparison in run.comparisons for ratio in mappings(comparison.get("ratios"))]
@@ -74,6 +75,8 @@ def sections(run: RunRecords | None, drawn: list[Plot]) -> Iterator[str]:
     yield from expected_metrics.section(run)
     for name, comparisons in named.items():
         yield from (Anchor(anchor(name)), "", f"### {escape(title(name, comparisons), 120)}", "")
+        if name.replace("-", "_").isidentifier():  # the name of a suite; a damaged record has any text
+            yield from (f"Once more: `{COMMAND} -k {name}`", "")
         for plot in drawn:
             if plot.section == name:
                 yield from embed(plot)

@@ -77,12 +77,12 @@ def conclusive(pairs: list[Pair], verdict: str) -> list[Pair]:
 
 
 def work(pair: Pair) -> list[str]:
-    """Return the cells for the work, the peer, and by how much the peer is faster."""
+    """Return the cells for the work with the subject's arm, the peer, and by how much the peer is faster."""
     row, ratio = pair.subject, pair.ratio
     at = "" if row["point"] is None else f", {formatting.at(row['point'], row['axis'])}"
     interval = formatting.interval(as_float(ratio.get("low")), as_float(ratio.get("high")))
     return [
-        escape(f"{row['comparison']} {row['metric']}{at}", 80),
+        escape(f"{row['comparison']} {row['metric']}{at}: {row['arm']}", 80),
         escape(pair.peer["arm"], 40),
         f"{formatting.factor(as_float(ratio.get('ratio')) or 0.0)}{interval}",
     ]

@@ -30,11 +30,15 @@ STEPS = (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True)
 class RatioLine:
-    """One arm of one group: its time over the control's, with the interval; without a ratio it was not verified."""
+    """One arm of one group: its time over the control's, with the interval; without a ratio it was not verified.
+
+    `same` is a ratio that is conclusive because both take the same time.
+    """
 
     arm: str
     twin: bool
     conclusive: bool
+    same: bool
     ratio: float | None
     low: float | None
     high: float | None
@@ -58,8 +62,9 @@ def plots(bench: RunRecords) -> list[Plot]:
                     headline=headline(single),
                     description=(
                         "Paired ratios of time to the control of the same run, with their 95% intervals, on a "
-                        "logarithmic axis. A filled mark is conclusive, a hollow one is not. Within the grey band, 2% "
-                        "either way, an arm counts as the same. A grey diamond is an arm against its own twin: its "
+                        "logarithmic axis. A coloured mark is a difference, a filled grey one the same, and a hollow "
+                        "one inconclusive. The grey band is 5% either way, in which an arm counts as the same; for "
+                        "calls longer than a quarter of a second, 10%. A diamond is an arm against its own twin: its "
                         "distance from 1 is noise."
                     ),
                     caption=provenance(bench),
@@ -90,24 +95,31 @@ def ratio_lines(comparison: Row) -> list[RatioLine]:
             continue
         if row["verified"] != "pass":
             text = f"not verified ({plain(row['verified'], 20)})"
-            shown.append(RatioLine(name, twin, False, None, None, None, "no time", text))
+            shown.append(RatioLine(name, twin, False, False, None, None, None, "no time", text))
         elif ratio and ratio > 0 and time:
-            conclusive = formatting.is_conclusive(row) and not formatting.fails_adjustment(row)
-            shown.append(RatioLine(name, twin, conclusive, ratio, low, high, time, formatting.ratio(row)))
+            decided = direction(row)
+            same = decided == "same"
+            shown.append(RatioLine(name, twin, bool(decided), same, ratio, low, high, time, formatting.ratio(row)))
     return shown
 
 
 def headline(comparisons: list[Row]) -> str:
-    """Return each arm's ratios to the control, the subject's first: `Against fp32: bf16 1.36x faster in forward`."""
+    """Return each arm's ratios to the control, by `rank`: `Against fp32: bf16 1.36x faster in forward`."""
     found: dict[str, list[tuple[str, Row]]] = {}
     for comparison in comparisons:
         for row in arms(comparison):
             if row["arm"] != row["control"] and not row["twin_of"] and as_float(row["ratio"]):
                 found.setdefault(short_name(row["arm"]), []).append((plain(row["metric"], longest=40), row))
     controls = dict.fromkeys(short_name(comparison.get("control")) for comparison in comparisons)
-    own_first = sorted(found.items(), key=lambda each: bool(each[1][0][1]["peer"]))
-    results = [f"{arm} {over_metrics(rows)}" for arm, rows in own_first]
+    results = [f"{arm} {over_metrics(rows)}" for arm, rows in sorted(found.items(), key=lambda each: rank(each[1]))]
     return f"Against {entries(list(controls))}: {first_results(results)}"
+
+
+def rank(rows: list[tuple[str, Row]]) -> tuple[bool, float]:
+    """Return what an arm's place in a headline goes by: the subject before peers, the largest difference first."""
+    decided = [row for _, row in rows if direction(row) in ("faster", "slower")]
+    largest = max((abs(math.log(as_float(row["ratio"]) or 1.0)) for row in decided), default=0.0)
+    return bool(rows[0][1]["peer"]), -largest
 
 
 def over_metrics(rows: list[tuple[str, Row]]) -> str:
@@ -167,12 +179,12 @@ def draw(groups: dict[str, list[RatioLine]], canvas: Canvas) -> None:
 
 
 def draw_line(axes: Axes, line: RatioLine, y: float) -> None:
-    """Draw one ratio with its interval: coloured by its direction, hollow and grey if it is inconclusive."""
+    """Draw one ratio with its interval: coloured by its direction, grey if there is none, hollow if inconclusive."""
     ratio = within_axis(line.ratio or 1.0)
     low, high = within_axis(line.low or ratio), within_axis(line.high or ratio)
     # A conclusive difference between identical arms is a false alarm.
-    conclusive = WRONG if line.twin else COLOURS[0] if ratio < 1 else COLOURS[1]
-    colour = conclusive if line.conclusive else GREY
+    different = WRONG if line.twin else COLOURS[0] if ratio < 1 else COLOURS[1]
+    colour = different if line.conclusive and not line.same else GREY
     axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)
     (mark,) = axes.plot(ratio, y, "D" if line.twin else "o", color=colour, markersize=5.5 if line.twin else 7,
               markerfacecolor=colour if line.conclusive else "white", markeredgewidth=1.5, zorder=4)  # fmt: skip

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ACROSS = 2  # panels side by side
 QUANTITIES = {
     "median_seconds": "Time (median ± spread)",
-    "peak_memory_bytes": "Peak memory",
+    "peak_memory_bytes": "Peak memory of a call",
     "positions": "Token positions computed",
 }
 
@@ -123,10 +123,10 @@ def symbol(axis: str) -> str:
 
 
 def against_control(row: Row, control: Row) -> str:
-    """Return one arm's ratios to the control: `2.38x faster [2.22, 2.50], 31.9x less memory`."""
+    """Return one arm's ratios to the control: `2.38x faster [2.22, 2.50], 31.9x less memory in a call`."""
     phrases = [formatting.headline(row)]
     for quantity, fewer, noun in (
-        ("peak_memory_bytes", "less", "memory"),
+        ("peak_memory_bytes", "less", "memory in a call"),
         ("positions", "fewer", "positions"),
     ):
         mine, theirs = as_float(row.get(quantity)), as_float(control.get(quantity))
@@ -196,7 +196,8 @@ def point_text(curve: Curve, quantity: str, at: float) -> str:
     row = curve.rows[at]
     value = as_float(row[quantity]) or 0.0
     if quantity == "median_seconds":
-        text = ", ".join(filter(None, (formatting.timing(value, row["spread_seconds"]), formatting.ratio(row))))
+        ratio = "the control" if curve.control else formatting.ratio(row)
+        text = ", ".join(filter(None, (formatting.timing(value, row["spread_seconds"]), ratio)))
     else:
         text = formatting.memory(value) if quantity == "peak_memory_bytes" else f"{value:,.0f} positions"
     return f"{curve.arm} at {formatting.at(round(at), row['axis'])}: {text}"

@@ -29,12 +29,13 @@ from harness.report.verifications.failures import in_order, name_of
 if TYPE_CHECKING:
     from jinja2 import Template
 
-MOST_RESULTS = 8  # headlines of benchmarks at the top; all are in the overview
+MOST_RESULTS = 12  # headlines of benchmarks at the top; all are in the overview
 
 
 class Result(NamedTuple):
-    """One headline of the top of the page, and the anchor of its figure."""
+    """One headline of the top of the page, its topic, and the anchor of its figure."""
 
+    topic: str
     text: str
     anchor: str
 
@@ -65,7 +66,7 @@ def page(
     if claimed and claims_of(claimed):
         of_claims = claims_page.body(claimed, claims_plots(claimed), runs)
         items += [Item("part", id=contents.unique("claims")), *contents.items(of_claims, deeper=1)]
-    results = [Result(plot.headline, plot_anchor(plot)) for plot in of_benchmarks(bench, drawn)]
+    results = results_of(bench, drawn)
     script = asset("page.js")
     return template().render(
         subject=run.subject if run else "nothing",
@@ -115,10 +116,14 @@ def excepted(verify: RunRecords | None) -> Iterator[str]:
         yield f"{code(subject)} is {prose(text)}"
 
 
-def of_benchmarks(bench: RunRecords | None, drawn: Iterable[Plot]) -> list[Plot]:
-    """Return the plots of comparisons, whose headlines are the results."""
-    names = by_comparison(bench)
-    return [plot for plot in drawn if plot.section in names]
+def results_of(bench: RunRecords | None, drawn: Iterable[Plot]) -> list[Result]:
+    """Return the headlines of the comparisons' plots, the first of each topic before any second one."""
+    named = by_comparison(bench)
+    shown = [plot for plot in drawn if plot.section in named]
+    first = list({plot.section: plot for plot in reversed(shown)}.values())[::-1]
+    every = [*first, *(plot for plot in shown if plot not in first)]
+    topics = {name: plain(comparisons.title(name, rows), 80) for name, rows in named.items()}
+    return [Result(topics[plot.section], plot.headline, plot_anchor(plot)) for plot in every]
 
 
 def first_failures(verify: RunRecords | None) -> list[tuple[str, str]]:

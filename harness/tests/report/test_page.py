@@ -100,7 +100,7 @@ def test_a_missing_section_names_the_command_that_fills_it():
     assert "Nothing was compared yet: run `pytest benchmarks/ --benchmark-autosave`." in text
     assert "No activations were measured in this run: run `pytest verifications/`." in text
     text = page(None, run("bench", [comparison("precision", "forward", {"fp32": 2.0, "bf16": 1.0})]))
-    assert "No verifications ran yet: run `pytest verifications/`." in text
+    assert "No suite has judged the GPT in this run: run `pytest verifications/`." in text
     assert "run `pytest benchmarks/ --benchmark-autosave -k attention`." in text
 
 

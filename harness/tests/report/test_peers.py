@@ -37,6 +37,23 @@ def test_a_peer_that_is_faster_has_a_row_with_what_both_did(control):
     assert "aten::addmm x48 (71%), aten::mm x1 (20%) |" in row
 
 
+def names_of_pairs(order, beside=None):
+    """Return the pairs of arms that are compared; those of other programs are called hf and ct."""
+    row = comparison("generation", "decode", order)
+    for arm in row["arms"]:
+        arm |= {"peer": arm["arm"] in ("hf", "ct"), "beside": beside if arm["arm"] == "hf" else None}
+    made = ComparisonRunner(config=None, declared={}, rows={("generation decode", None): row})
+    return [(pair["arm"], pair["peer"]) for pair in made.evidence.beside_peers()]
+
+
+def test_a_peer_is_compared_with_the_arm_that_does_it_in_its_way_or_the_control_or_each():
+    assert names_of_pairs({"alone": 2.0, "draft": 1.0, "hf": 1.5}, beside="draft") == [("draft", "hf")]
+    assert names_of_pairs({"alone": 2.0, "draft": 1.0, "hf": 1.5}) == [("alone", "hf")]
+    assert names_of_pairs({"hf": 1.5, "cached": 1.6, "packed": 1.0, "ct": 1.2}) == [
+        ("cached", "hf"), ("packed", "hf"), ("cached", "ct"), ("packed", "ct"),
+    ]  # fmt: skip
+
+
 def test_a_peer_that_is_slower_has_no_row():
     text = page(None, with_peer(0.020, 0.024, control="cached"))
     assert "the subject is faster in 1, slower in 0, and as fast in 0; 0 inconclusive." in text

@@ -1,5 +1,6 @@
 """Headlines and drawing of the plots."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from harness.report import page
 from harness.report.benchmarks import roofline
 from harness.report.page import plots
+from harness.report.plot import COLOURS, GREY
 from harness.report.run_records import RunRecords
 from harness.tests.report.drawn_text import assert_no_word_overlaps, texts
 from harness.tests.report.sample_benchmark import (
@@ -49,6 +51,24 @@ def test_a_headline_says_once_what_is_true_of_every_metric():
     rows = [comparison("peers", metric, {"hf": 2.0, "subject": 2.001}) for metric in ("forward", "decode")]
     (plot,) = plots(None, RunRecords.of(run("bench", rows)))
     assert plot.headline == "Against hf: subject 1.00x the time, inconclusive in all 2 metrics"
+
+
+def test_a_forest_plot_tells_a_difference_the_same_and_an_inconclusive_ratio_apart():
+    rows = [comparison("precision", "forward", {"fp32": 2.0, "bf16": 1.0, "fp16": 2.01, "int8": 2.02})]
+    for ratio, verdict in zip(rows[0]["ratios"], ("FASTER", "SAME", "UNRESOLVED"), strict=True):
+        ratio["verdict"] = verdict
+    (plot,) = plots(None, RunRecords.of(run("bench", rows)))
+    marks = [line for line in plot.render().axes[0].lines if line.get_marker() == "o"]
+    assert [mark.get_markerfacecolor() for mark in marks] == [COLOURS[0], GREY, "white"]
+
+
+def test_the_control_of_a_curve_is_called_that_under_the_pointer():
+    rows = [
+        comparison("attention", "forward", {"naive": 1.0 * n, "flash": 2.0 * n}, axis="tokens", point=n) for n in (1, 2)
+    ]
+    (plot,) = plots(None, RunRecords.of(run("bench", rows)))
+    named = " ".join(str(line.get_gid()) for line in plot.render().axes[0].lines)
+    assert re.search(r"naive at 2 tokens: 2\.\d+ [^\"]* s, the control\"", named), named
 
 
 def test_a_headline_begins_with_the_subject_and_not_with_another_peer():
