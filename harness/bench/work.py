@@ -60,11 +60,10 @@ class Sample:
 class Work:
     """An arm that has been built: `call` is timed, and `answer` returns what is verified.
 
-    use_input: selects the input of the calls that follow, by a number; the first is 0. None where the cost of a call
-        depends on its input.
+    use_input: selects the input of the calls that follow, by a number; the first is 0. None where all calls have one
+        input, because it decides how much work there is, or because no output is seen.
     sample: takes the output of a timed call and the number of its input, and returns what is kept. None where no output
         is an answer, as with a step of training.
-
     prepare: runs before each block and is not timed.
     tokens: the tokens that one call processes.
     ledgers: further ledgers of the bytes that one call needs (a closed form, a child process), beside the allocator's.

@@ -83,19 +83,19 @@ def _close_all_but(*kept: int) -> None:
 
 def _watch(read: int, stderr: int, owner: int, main: int) -> None:
     """Be the other process: wait for a stack, and kill the owner if nothing follows it. Return when that has ended."""
-    told, patience = NEXT, Patience(LAST)
+    received, patience = NEXT, Patience(LAST)
     while os.getppid() == owner:
         if select.select([read], [], [], POLL)[0]:
             if not (piece := os.read(read, 1 << 16)):
                 time.sleep(POLL)
                 if os.getppid() == owner:
                     return  # the subject has closed the pipe: nothing will be known
-            told, patience = (told + piece)[(told + piece).rfind(NEXT) :], Patience(LAST)
-        elif STACK in told and patience.is_over():
-            _say(stderr, told[1:].removeprefix(OVER).partition(b"\n")[0].decode().format(at=_place(told, main)))
+            received, patience = (received + piece)[(received + piece).rfind(NEXT) :], Patience(LAST)
+        elif STACK in received and patience.is_over():
+            _say(stderr, received[1:].removeprefix(OVER).partition(b"\n")[0].decode().format(at=_place(received, main)))
             os.kill(owner, signal.SIGKILL)
             return
-    if OVER not in told:
+    if OVER not in received:
         _say(stderr, f"the process ended before its run did. {ADVICE}")
 
 

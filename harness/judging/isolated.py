@@ -36,7 +36,7 @@ from harness.suites.record import Record
 GRACE = 5.0  # seconds that the worker's own alarm has to end a check before the process is killed
 POLL = 0.05  # seconds between two looks at its memory
 START = 120.0  # seconds, at most, for a worker to import torch
-PIECE = 1 << 16  # bytes that are read at once: what a pipe holds
+PIECE = 1 << 16  # bytes that are read at once: the capacity of a pipe
 LONGEST_ANSWER = 1 << 28  # bytes; a diagnosis, with the weights that reproduce it, has less than a hundredth
 
 
