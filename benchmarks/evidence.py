@@ -162,14 +162,15 @@ class Evidence:
 
 
 def _beside_peers(row: Row) -> Iterator[tuple[Row, Row]]:
-    """Yield pairs of the subject's arm and a peer: the arm that does it in the peer's way, or the control, or each."""
+    """Yield pairs of the subject's arm and a peer: the arm that the peer names, or else the control, or else each."""
     timed = [arm for arm in row["arms"] if arm["seconds"] and not arm["twin_of"]]
     own = [arm for arm in timed if not arm.get("peer")]
     control = [arm for arm in own if arm["arm"] == row["control"]]
     for peer in timed:
         if peer.get("peer"):
-            alike = [arm for arm in own if arm["arm"] == peer.get("beside")]
-            yield from ((subject, peer) for subject in alike or control or own)
+            named = peer.get("beside")
+            chosen = [arm for arm in own if arm["arm"] == named] if named else control or own
+            yield from ((subject, peer) for subject in chosen)
 
 
 def _estimate(row: Row, ratio: Row) -> Estimate:

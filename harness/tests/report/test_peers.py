@@ -48,6 +48,7 @@ def names_of_pairs(order, beside=None):
 
 def test_a_peer_is_compared_with_the_arm_that_does_it_in_its_way_or_the_control_or_each():
     assert names_of_pairs({"alone": 2.0, "draft": 1.0, "hf": 1.5}, beside="draft") == [("draft", "hf")]
+    assert names_of_pairs({"alone": 2.0, "hf": 1.5}, beside="draft") == [], "plain decoding is other work"
     assert names_of_pairs({"alone": 2.0, "draft": 1.0, "hf": 1.5}) == [("alone", "hf")]
     assert names_of_pairs({"hf": 1.5, "cached": 1.6, "packed": 1.0, "ct": 1.2}) == [
         ("cached", "hf"), ("packed", "hf"), ("cached", "ct"), ("packed", "ct"),
