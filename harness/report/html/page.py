@@ -120,10 +120,12 @@ def results_of(bench: RunRecords | None, drawn: Iterable[Plot]) -> list[Result]:
     """Return the headlines of the comparisons' plots, the first of each topic before any second one."""
     named = by_comparison(bench)
     shown = [plot for plot in drawn if plot.section in named]
-    first = list({plot.section: plot for plot in reversed(shown)}.values())[::-1]
-    every = [*first, *(plot for plot in shown if plot not in first)]
+    first: dict[str, Plot] = {}
+    for plot in shown:
+        first.setdefault(plot.section, plot)
     topics = {name: plain(comparisons.title(name, rows), 80) for name, rows in named.items()}
-    return [Result(topics[plot.section], plot.headline, plot_anchor(plot)) for plot in every]
+    shown.sort(key=lambda plot: plot is not first[plot.section])
+    return [Result(topics[plot.section], plot.headline, plot_anchor(plot)) for plot in shown]
 
 
 def first_failures(verify: RunRecords | None) -> list[tuple[str, str]]:

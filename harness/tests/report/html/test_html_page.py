@@ -16,7 +16,7 @@ from harness.report.run_records import RunRecords
 from harness.tests.report.claims.sample_claims import claim_rows
 from harness.tests.report.html import sample_pages
 from harness.tests.report.html.parsed_page import ParsedPage
-from harness.tests.report.sample_benchmark import bench_rows
+from harness.tests.report.sample_benchmark import bench_rows, comparison
 from harness.tests.report.sample_run import run
 from harness.tests.report.sample_verification import check, verify_rows
 
@@ -241,3 +241,12 @@ def test_what_the_diagnosis_does_not_explain_comes_first():
 def test_a_finding_whose_line_is_no_number_has_its_text(number):
     lines = user_lines({"text": "x = 1"}, f"my_gpt.py:{number}")
     assert lines == [(40 if number == "40" else None, "x = 1", True)]
+
+
+def test_the_top_has_each_topic_once_before_a_second_result_of_one():
+    rows = [comparison("attention", metric, {"naive": 2.0 * n, "flash": 1.0 * n}, axis="tokens", point=n)
+            for metric in ("forward", "layer") for n in (1, 2)]  # fmt: skip
+    rows.append(comparison("peers", "forward", {"hf": 2.0, "subject": 1.0}, title="The subject and its peers"))
+    text = page(None, RunRecords.of(run("bench", rows)))
+    top = text[text.index('<h2 id="results">') : text.index("</ul>", text.index('<h2 id="results">'))]
+    assert re.findall(r"<li><b>(.*?)\.</b>", top) == ["Attention", "The subject and its peers", "Attention"]
