@@ -192,6 +192,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _nothing_selected(config: pytest.Config) -> str:
     declared, word = config.stash[_declared].values(), config.getoption("keyword")
+    left_out = [one.label for one in declared if word in one.label]
+    if config.getoption("--quick") and left_out:
+        return f"-k '{word}' selects no arm: --quick leaves out {', '.join(left_out)}"
     known = {word for one in declared for label in (one.label, *one.arms) for word in label.split()}
     return f"-k '{word}' selects no arm; {did_you_mean(word, known)} --collect-only lists all of them"
 

@@ -270,6 +270,12 @@ def test_a_word_that_selects_nothing_gets_a_suggestion(run_benchmarks):
     assert "-k 'flush' selects no arm; did you mean 'flash'? --collect-only lists all of them" in output
 
 
+def test_a_comparison_that_quick_leaves_out_is_named(run_benchmarks):
+    status, output = run_benchmarks("benchmarks/", "-k", "parallel")
+    assert status == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "-k 'parallel' selects no arm: --quick leaves out parallel step" in output
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
