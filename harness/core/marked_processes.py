@@ -1,4 +1,4 @@
-"""Processes that are found again by a mark in their environment, whatever session they went to."""
+"""Processes that are found again by a mark, whatever session they went to."""
 
 from __future__ import annotations
 
@@ -12,18 +12,30 @@ MARK = "GPT_HARNESS_PROCESS"
 ROUNDS = 10  # of looking for processes: one may start another while it is looked for
 
 
-def new_mark() -> dict[str, str]:
-    """Return an environment variable for a process, which all inherit that it starts."""
-    return {MARK: secrets.token_hex(8)}
+def new_mark() -> str:
+    """Return a mark that no other process has."""
+    return secrets.token_hex(8)
 
 
-def kill_marked(mark: dict[str, str]) -> None:
-    """Kill every process that has this mark, also one in a session of its own. It has no effect without a /proc.
+def mark_this_process(mark: str) -> None:
+    """Mark this process and those that come from it.
 
-    A process that was started with an environment without the mark is not found.
+    Programs that it starts inherit an environment variable. Processes that it forks inherit an empty file in memory
+    with that name: what /proc shows as their environment is that of the last program that was started.
+    """
+    os.environ[MARK] = mark
+    if hasattr(os, "memfd_create"):
+        os.memfd_create(f"{MARK}={mark}")
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process whose mark begins with this one, also one in a session of its own.
+
+    It has no effect without a /proc. Not found is a program that was started with an environment without the mark, and
+    a forked process that has closed all descriptors.
     """
     for _ in range(ROUNDS):
-        found = [process for process in _processes() if _has(process, f"{MARK}={mark[MARK]}".encode())]
+        found = [process for process in _processes() if _has(process, f"{MARK}={mark}")]
         for process in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
@@ -37,7 +49,18 @@ def _processes() -> list[int]:
     return []
 
 
-def _has(process: int, variable: bytes) -> bool:
+def _has(process: int, mark: str) -> bool:
     with contextlib.suppress(OSError):
-        return variable in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        if any(each.startswith(mark.encode()) for each in variables):
+            return True
+        return any(each.startswith(f"/memfd:{mark}") for each in _open_files(process))
     return False
+
+
+def _open_files(process: int) -> list[str]:
+    files = list[str]()
+    for descriptor in os.listdir(f"/proc/{process}/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            files.append(os.readlink(f"/proc/{process}/fd/{descriptor}"))
+    return files

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from harness.core.error_text import display_path, is_user_file
+from harness.core.one_thread import one_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -313,7 +314,7 @@ _OPERATIONS: tuple[tuple[str, Callable[[], torch.Tensor]], ...] = (
 
 
 def _results() -> list[torch.Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():  # a process in which OpenMP has worked cannot be forked (see `forked`)
         return [operation() for _, operation in _OPERATIONS]
 
 

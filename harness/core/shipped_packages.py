@@ -17,17 +17,19 @@ HOME = Path(__file__).resolve().parents[2]  # the folder of harness/, gpt/ and v
 SUITES = HOME / "verifications"
 # Modules that are out of sys.modules at the moment because another package has their name.
 _set_aside: dict[str, ModuleType] = {}
+_imported: set[str] = set()  # packages that `installed_packages` has found
 
 
 def prefer_user_modules(folder: Path) -> None:
-    """Remove shipped packages from sys.modules whose names `folder` has too, so that an import finds the user's.
+    """Remove packages from sys.modules whose names `folder` has too, so that an import finds the user's.
 
-    An example is a user's own gpt.py. The user's modules then stay imported, since their functions may import them
-    again later.
+    They are the shipped ones and what `installed_packages` has found. An example is a user's own gpt.py. The user's
+    modules then stay imported, since their functions may import them again later.
     """
     if folder.resolve() == HOME:
         return
-    for name in {name.split(".")[0] for name, module in sys.modules.items() if _is_shipped(module)} - {"harness"}:
+    shipped = {name.split(".")[0] for name, module in sys.modules.items() if _is_shipped(module)} - {"harness"}
+    for name in shipped | _imported:
         if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
             _set_aside.update(_remove_modules(name))
 
@@ -40,7 +42,7 @@ def shipped_package(name: str) -> Iterator[None]:
         yield
         return
     users = _remove_modules(name)
-    sys.modules.update({key: module for key, module in _set_aside.items() if key.split(".")[0] == name})
+    restore_installed(name)
     try:
         if name not in sys.modules:
             sys.path.insert(0, str(HOME))
@@ -70,13 +72,21 @@ def installed_packages() -> Iterator[None]:
         if PathFinder.find_spec(name, installed) is not None:
             users |= _remove_modules(name)
     sys.path[:] = [*installed, *own]
+    loaded = set(sys.modules)
     try:
         yield
     finally:
+        _imported.update(name for name in set(sys.modules) - loaded if "." not in name)
         sys.path[:] = before
         for name in {name.split(".")[0] for name in users}:
             _remove_modules(name)
         sys.modules.update(users)
+
+
+def restore_installed(name: str) -> None:
+    """Have the installed package in sys.modules in place of the user's; if it is not imported yet, neither of them."""
+    _remove_modules(name)
+    sys.modules.update({key: module for key, module in _set_aside.items() if key.split(".")[0] == name})
 
 
 def _of_user(module: ModuleType) -> bool:

@@ -1,6 +1,7 @@
 """A judge that has the subject in a process of its own, with limits of time and memory.
 
-The subject may exit, crash, hang or grow: the check is then an error that says so, and the run continues.
+The subject may exit, crash, hang or grow: the check is then an error that says so, and the run continues. On Linux the
+process is forked from this one, which has imported all that is needed and computed nothing: that takes no time.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+import torch
+
+from harness.core.devices import CPU
 from harness.core.error_text import describe_exit, display_path, is_user_file
 from harness.core.errors import SubjectError
+from harness.core.forked import ForkedProcess, can_fork, threads_of_fork
 from harness.core.limits import Limits, resident_bytes
 from harness.core.marked_processes import kill_marked, new_mark
 from harness.core.patience import Patience
@@ -29,13 +34,17 @@ from harness.core.record_files import Row, encode
 from harness.core.resources import Resources
 from harness.core.shipped_packages import HOME
 from harness.judging.envelope import Envelope, NoAnswer
+from harness.judging.worker import serve
+from harness.measures.all_measures import measures
 from harness.oracle.deviations import Deviation
+from harness.oracle.hugging_face import load_installed
 from harness.suites.check import Check
 from harness.suites.record import Record
 
 GRACE = 5.0  # seconds that the worker's own alarm has to end a check before the process is killed
 POLL = 0.05  # seconds between two looks at its memory
 START = 120.0  # seconds, at most, for a worker to import torch
+ANSWER_OF_SIGNAL = 2.0  # seconds, at most, for a process to write where it is
 PIECE = 1 << 16  # bytes that are read at once: the capacity of a pipe
 LONGEST_ANSWER = 1 << 28  # bytes; a diagnosis, with the weights that reproduce it, has less than a hundredth
 
@@ -55,6 +64,8 @@ class IsolatedJudge:
 
     def __init__(self, spec: str, *, limits: Limits, echo: bool = False, own: bool = True) -> None:
         self.spec, self.limits, self.echo, self.own = spec, limits, echo, own
+        self.forks = can_fork() and Resources.current.device == CPU  # CUDA does not work in a forked process
+        self._mark = new_mark()
         self._worker: WorkerProcess | None = None
         try:
             self._ready()
@@ -80,7 +91,7 @@ class IsolatedJudge:
         try:
             record = Record.from_row(check, self._ask(question, limits))
             if "lost device" in record.details:
-                self.close()  # the next check starts another worker
+                self._end_worker()  # the next check starts another worker
             return record
         except WorkerEnded as ended:
             return Record(check, self.spec, "error", str(ended), time.perf_counter() - started)
@@ -103,7 +114,11 @@ class IsolatedJudge:
             return ""
 
     def close(self) -> None:
-        """End the worker and every process that it started."""
+        """End every worker and every process that they started, also those of a process forked from this one."""
+        self._end_worker()
+        kill_marked(self._mark)
+
+    def _end_worker(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.end()
@@ -114,12 +129,15 @@ class IsolatedJudge:
         try:
             return worker.ask(question, limits)
         except BaseException:
-            self.close()
+            self._end_worker()
             raise
 
     def _ready(self) -> WorkerProcess:
+        if self._worker is not None and self._worker.owner != os.getpid():
+            self._worker.leave()  # this process was forked: that worker answers the other one
+            self._worker = None
         if self._worker is None:
-            self._worker = WorkerProcess(echo=self.echo)
+            self._worker = WorkerProcess(f"{self._mark}-{new_mark()}", echo=self.echo, forks=self.forks)
             question = {
                 "do": "start",
                 "spec": self.spec,
@@ -133,39 +151,35 @@ class IsolatedJudge:
             try:
                 answer = self._worker.ask(question, self.limits, extra=extra)
             except BaseException:
-                self.close()
+                self._end_worker()
                 raise
             if "error" in answer:
-                self.close()
+                self._end_worker()
                 raise SubjectError(answer["error"])
         return self._worker
 
 
 class WorkerProcess:
-    """The process and two pipes: questions go in and answers come out, as JSON lines. What it prints is on neither."""
+    """The process and two pipes: questions go in and answers come out, as JSON lines. What it prints is on neither.
 
-    def __init__(self, *, echo: bool = False) -> None:
+    Args:
+        mark: the mark of the process and of those that it starts.
+        echo: show what it prints.
+        forks: fork the process from this one; otherwise start it anew, with torch to import.
+
+    Attributes:
+        owner: The process that asks it.
+    """
+
+    def __init__(self, mark: str, *, echo: bool, forks: bool) -> None:
+        self.owner, self._mark = os.getpid(), mark
         to_worker, questions = os.pipe()
         answers, from_worker = os.pipe()
-        self.dump: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
-        self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self.dump: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `leave`
+        self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `leave`
         passed = (to_worker, from_worker, self.dump.fileno())
-        home = str(HOME)
-        self._mark = new_mark()
-        self.process = subprocess.Popen(
-            # -P: do not import from the current folder, which may hold a queue.py of the user.
-            [sys.executable, "-P", "-m", "harness.judging.worker", *map(str, passed)],
-            env={
-                **os.environ,
-                **self._mark,
-                "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH")))),
-            },
-            pass_fds=passed,
-            stdin=subprocess.DEVNULL,
-            stdout=None if echo else self.printed,
-            stderr=None if echo else self.printed,
-            start_new_session=True,  # Ctrl-C reaches the run alone, which then ends this process and its children
-        )
+        self._shared = resident_bytes(os.getpid()) if forks else 0  # bytes that are not the subject's
+        self.process = (_forked if forks else _started)(mark, passed, None if echo else self.printed.fileno())
         os.close(to_worker)
         os.close(from_worker)
         self.questions, self.answers = os.fdopen(questions, "w", encoding="utf-8"), answers
@@ -200,18 +214,24 @@ class WorkerProcess:
                 if not piece:
                     raise WorkerEnded(self._how_it_ended())
                 self._read += piece
-            elif limits.memory_gib is not None and resident_bytes(self.process.pid) > limits.memory_gib * 2**30:
+            elif limits.memory_gib is not None and self._own_bytes() > limits.memory_gib * 2**30:
                 raise WorkerEnded(f"exceeded {limits.memory_gib:g} GiB of memory{self._place()}")
             elif self.process.poll() is not None:  # a process that the subject forked still has the pipe
                 raise WorkerEnded(self._how_it_ended())
         line, _, self._read = self._read.partition(b"\n")
         return bytes(line)
 
+    def _own_bytes(self) -> int:
+        return resident_bytes(self.process.pid) - self._shared
+
     def _place(self) -> str:
         """Return the line that the process is at. A signal asks for it, so it works inside a C function too."""
+        until = time.monotonic() + ANSWER_OF_SIGNAL
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGUSR1)
-            time.sleep(0.2)
+            while not (place := self._from_dump()) and time.monotonic() < until:
+                time.sleep(POLL)
+            return place
         return self._from_dump()
 
     def _how_it_ended(self) -> str:
@@ -239,8 +259,39 @@ class WorkerProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
         kill_marked(self._mark)
         self.process.wait()
+        self.leave()
+
+    def leave(self) -> None:
+        """Close the pipes and files. The process ends once nobody else has the pipe of the questions."""
         with contextlib.suppress(OSError):
             self.questions.close()
         os.close(self.answers)
         self.dump.close()
         self.printed.close()
+
+
+def _forked(mark: str, passed: tuple[int, int, int], output: int | None) -> ForkedProcess:
+    """Return a worker that has what this process has imported, which the first one waits for."""
+    measures()
+    load_installed()
+    threads = threads_of_fork()
+
+    def work() -> None:
+        torch.set_num_threads(threads)
+        serve(mark, *passed)
+
+    return ForkedProcess(work, passed=passed, output=output)
+
+
+def _started(mark: str, passed: tuple[int, int, int], output: int | None) -> subprocess.Popen[bytes]:
+    """Return a worker that imports everything itself."""
+    return subprocess.Popen(
+        # -P: do not import from the current folder, which may hold a queue.py of the user.
+        [sys.executable, "-P", "-m", "harness.judging.worker", mark, *map(str, passed)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(HOME), os.environ.get("PYTHONPATH"))))},
+        pass_fds=passed,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,  # Ctrl-C reaches the run alone, which then ends this process and its children
+    )

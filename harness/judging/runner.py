@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.core.devices import CPU
 from harness.core.error_text import describe_error, error_location
 from harness.core.limits import MEMORY_SHARE, SECONDS, Limits, TooLong, machine_memory_gib
 from harness.core.record_files import Row
@@ -217,12 +218,13 @@ def make_runner(
         echo: show what the subject prints instead of capturing it.
         own: look for the name in the user's folder first.
         deviations: what the subject declares to be different from GPT-2.
-        two_processes: do what is small in two processes. Not with `isolate`, `echo`, or on a device.
+        two_processes: do what is small in two processes. Not with `echo`, or where none can be forked for it.
 
     Raises:
         SubjectError: in one line, if the subject cannot be imported.
     """
     limits = Limits(seconds, (memory_gib or MEMORY_SHARE * machine_memory_gib()) if isolate else None)
     judge: Judge = (IsolatedJudge if isolate else InProcessJudge)(name, limits=limits, echo=echo, own=own)
-    forks = two_processes and not isolate and not echo and Resources.current.device == "cpu"
+    can = judge.forks if isinstance(judge, IsolatedJudge) else Resources.current.device == CPU
+    forks = two_processes and not echo and can
     return Runner(name, judge, limits=limits, deviations=deviations, two_processes=forks)

@@ -1,6 +1,6 @@
 """The process of an isolated subject: reads questions as JSON lines from one pipe and answers on another.
 
-Started by `harness.judging.isolated` as `python -m harness.judging.worker READ_FD WRITE_FD DUMP_FD`.
+`harness.judging.isolated` forks it, or starts it as `python -m harness.judging.worker MARK READ_FD WRITE_FD DUMP_FD`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import getpid  # the function itself: a subject may replace the one in `os`
 from typing import Any
 
 from harness.core.error_text import describe_error
 from harness.core.errors import SubjectError
 from harness.core.limits import Limits
+from harness.core.marked_processes import mark_this_process
 from harness.core.process_exit import UNFINISHED, ExitGuard
 from harness.core.record_files import decode
 from harness.core.resources import Resources
@@ -31,9 +32,16 @@ from harness.suites.check import Check
 from harness.suites.record import Record
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Answer questions until the process that asks them ends; then end too, whatever the subject is doing."""
-    read_from, write_to, dump = map(int, arguments)
+def serve(mark: str, read_from: int, write_to: int, dump: int) -> None:
+    """Answer questions until the process that asks them ends; then end too, whatever the subject is doing.
+
+    Args:
+        mark: the mark of this process.
+        read_from: the descriptor that questions come from.
+        write_to: the descriptor that answers go to.
+        dump: the descriptor that stacks are written to.
+    """
+    mark_this_process(mark)
     for descriptor in (read_from, write_to, dump):
         os.set_inheritable(descriptor, False)  # a child process of the subject must not keep them open
     faulthandler.enable(dump, all_threads=False)
@@ -97,4 +105,4 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve(sys.argv[1], *map(int, sys.argv[2:]))

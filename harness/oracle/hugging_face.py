@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness.core.error_text import is_user_file
 from harness.core.garbage import lasting_objects
 from harness.core.originals import ORIGINALS, originals, with_originals
-from harness.core.shipped_packages import installed_packages
+from harness.core.shipped_packages import installed_packages, restore_installed
 from harness.core.sizes import Size
 from harness.oracle.declared import declared_gpt2
 from harness.oracle.probe_weights import State
@@ -104,8 +104,7 @@ def load_installed() -> None:
     if (loaded := sys.modules.get("transformers")) is not None:
         if not is_user_file(str(getattr(loaded, "__file__", "") or "")):
             return
-        for name in [name for name in sys.modules if name == "transformers" or name.startswith("transformers.")]:
-            del sys.modules[name]
+        restore_installed("transformers")
     with installed_packages(), lasting_objects():
         importlib.import_module(MODULES[0])
     ORIGINALS.extend()

@@ -25,6 +25,7 @@ from harness.pytest_plugin.options import (
     DEFAULT_DEVICE,
     add_options,
     deviations_of,
+    is_isolated,
     reports_folder,
     subject_names,
     trainer_deviations_of,
@@ -138,7 +139,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def _require_subjects(config: pytest.Config) -> None:
     """Raise UsageError, with one line, if a subject or its declared deviations cannot be read."""
-    own_process = config.getoption("--isolate") or config.getoption("--trainer")
+    own_process = is_isolated(config) or config.getoption("--trainer")
     if config.getoption("--memory-limit") is not None and not own_process:
         raise pytest.UsageError("--memory-limit limits the subject's own process: add --isolate")
     if config.getoption("--deviations") and not subject_names(config):

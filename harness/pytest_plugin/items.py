@@ -102,8 +102,8 @@ class CheckItem(pytest.Item):
             value = self.config.getoption(option)
             if value not in (None, DEFAULT_DEVICE):
                 words += [option, value]
-        if self.config.getoption("--isolate") and not self.trains:
-            words.append("--isolate")
+        if (isolate := self.config.getoption("--isolate")) is not None and not self.trains:
+            words.append("--isolate" if isolate else "--no-isolate")
         return shlex.join(words)
 
 

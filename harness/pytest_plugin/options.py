@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.core.captured_output import shorten
+from harness.core.forked import can_fork
 from harness.core.limits import MEMORY_SHARE, SECONDS
 from harness.core.printable import printable
 
@@ -99,8 +100,9 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--isolate",
-        action="store_true",
-        help="run the subject in a process of its own, which may exit, crash, hang or grow without ending the run",
+        action=argparse.BooleanOptionalAction,
+        help="run the subject in a process of its own, which may exit, crash, hang or grow without ending the run "
+        "(default on Linux, on the CPU; not with -s, --pdb and --trace, so that a debugger works)",
     )
     group.addoption(
         "--time-limit",
@@ -117,6 +119,17 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--full-failures", action="store_true", help="tell every failure in full, not the first few")
     group.addoption("--no-diagnosis", action="store_true", help="do not look for the cause of what failed")
+
+
+def is_isolated(config: pytest.Config) -> bool:
+    """Return True if the subject runs in a process of its own: as --isolate says, or where that costs no time.
+
+    A debugger, and what asks for input, works in this process alone. Benchmarks always run in it.
+    """
+    if (chosen := config.getoption("--isolate")) is not None:
+        return bool(chosen)
+    debugs = config.getoption("capture") == "no" or config.getoption("usepdb") or config.getoption("trace")
+    return not debugs and config.getoption("--device") == DEFAULT_DEVICE and can_fork()
 
 
 def subject_names(config: pytest.Config) -> list[str]:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.core.errors import SubjectError
-from harness.pytest_plugin.options import DEFAULT_SUBJECT, deviations_of, subject_names, trainer_deviations_of
+from harness.pytest_plugin.options import (
+    DEFAULT_SUBJECT,
+    deviations_of,
+    is_isolated,
+    subject_names,
+    trainer_deviations_of,
+)
 
 if TYPE_CHECKING:
     from harness.judging.runner import Runner
@@ -27,7 +33,7 @@ def runner_of(config: pytest.Config, name: str) -> Runner:
 
         runners[name] = make_runner(
             name,
-            isolate=config.getoption("--isolate"),
+            isolate=is_isolated(config),
             seconds=config.getoption("--time-limit") or None,
             memory_gib=config.getoption("--memory-limit"),
             echo=config.getoption("capture") == "no",

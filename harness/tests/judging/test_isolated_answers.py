@@ -83,7 +83,7 @@ class Forks:
         return {"question": question["number"]}
 
 worker._Worker = Forks
-worker.main(sys.argv[1:])
+worker.serve("mark", *map(int, sys.argv[1:]))
 """
 
 

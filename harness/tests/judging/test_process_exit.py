@@ -18,11 +18,11 @@ def rows_of(project):
 @pytest.mark.parametrize(
     ("line", "option"),
     [
-        ("os._exit(0)", []),
-        ("os._exit(7)", []),
+        ("os._exit(0)", ["--no-isolate"]),
+        ("os._exit(7)", ["--no-isolate"]),
+        ("os.execvp('true', ['true'])", ["--no-isolate"]),
+        ("os._exit(0)", ["--no-isolate", "-n", "1"]),
         ("os.execvp('true', ['true'])", []),
-        ("os._exit(0)", ["-n", "1"]),
-        ("os.execvp('true', ['true'])", ["--isolate"]),
     ],
 )
 def test_a_subject_that_ends_its_process_costs_one_check(project, line, option):
@@ -37,7 +37,7 @@ def test_a_subject_that_ends_its_process_costs_one_check(project, line, option):
     assert (project.path / "reports" / "index.md").exists()
 
 
-@pytest.mark.parametrize("option", [[], ["-n", "1"], ["--isolate"]], ids=" ".join)
+@pytest.mark.parametrize("option", [["--no-isolate"], ["--no-isolate", "-n", "1"], []], ids=" ".join)
 def test_a_subject_whose_library_ends_the_process_loses_nothing_that_was_measured(project, option):
     """Alone in the run's own process there is nobody left to write a report; the records are there."""
     subject(project.path, FORWARD, "ctypes.CDLL(None)._exit(7)")
@@ -46,13 +46,13 @@ def test_a_subject_whose_library_ends_the_process_loses_nothing_that_was_measure
     )
     rows = rows_of(project)
     assert (rows[0]["check"], rows[0]["verdict"]) == ("counted", "pass")
-    if option:
+    if option != ["--no-isolate"]:
         assert [row["verdict"] for row in rows] == ["pass", "error"]
         result.stdout.fnmatch_lines(["=* 1 failed, 1 passed*"])
         assert (project.path / "reports" / "index.md").exists()
 
 
-@pytest.mark.parametrize("option", [[], ["-n", "1"], ["--isolate"]], ids=" ".join)
+@pytest.mark.parametrize("option", [["--no-isolate"], ["-n", "1"], []], ids=" ".join)
 def test_a_subject_that_ends_the_process_at_import_is_an_error_in_one_line(project, option):
     (project.path / "gone.py").write_text("import os\nos._exit(0)\n")
     result = project.runpytest_subprocess("--subject", "gone.py:GPT", *option)
@@ -64,7 +64,7 @@ def test_a_subject_that_ends_the_process_at_import_is_an_error_in_one_line(proje
 def test_a_run_that_a_thread_of_the_subject_ends_is_not_green(project, status):
     line = f"t = threading.Thread(target=os._exit, args=({status},)); t.start(); t.join()"
     subject(project.path, FORWARD, f"import threading; {line}")
-    result = project.runpytest_subprocess("--subject", "naughty.py:GPT")
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-isolate")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stderr.fnmatch_lines([f"gpt-harness: os._exit({status}) at * the run had not finished"])
 
@@ -72,7 +72,7 @@ def test_a_run_that_a_thread_of_the_subject_ends_is_not_green(project, status):
 def test_a_run_that_a_thread_replaces_by_another_program_is_not_green(project):
     line = "t = threading.Thread(target=os.execv, args=('/bin/true', ['true'])); t.start(); t.join()"
     subject(project.path, FORWARD, f"import threading; {line}")
-    result = project.runpytest_subprocess("--subject", "naughty.py:GPT")
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-isolate")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
 
 
@@ -82,7 +82,7 @@ HANDLERS = ["lambda: os._exit(0)", "os._exit, 0", "os._exit, numpy.int64(0)", "o
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_an_exit_handler_of_the_subject_does_not_hide_that_the_run_failed(project, handler):
     subject(project.path, FORWARD, f"import atexit; atexit.register({handler}); raise ValueError('no')")
-    result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-diagnosis")
+    result = project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-diagnosis", "--no-isolate")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stderr.fnmatch_lines(["gpt-harness: os.* the run failed"])
     result.stderr.no_fnmatch_line("*Traceback*")
@@ -113,19 +113,26 @@ def test_inspect_says_that_a_subject_would_have_ended_it(project, line):
     ],
     ids=["catches everything", "ignores the signal", "is in C"],
 )
-def test_a_subject_that_cannot_be_interrupted_ends_the_run_and_not_the_records(project, line):
+@pytest.mark.parametrize("option", [["--no-isolate"], []], ids=" ".join)
+def test_a_subject_that_cannot_be_interrupted_costs_a_check_or_the_run_and_not_the_records(project, line, option):
     """Not in the first calls, by which it is found out if it can be read at all. The run hung for ever."""
     head = "import itertools, signal, time, gpt\n"
     head += "class GPT(gpt.GPT):\n    def forward(self, idx, targets=None, **options):\n"
     body = f"if idx.shape != (2, 4):\n{textwrap.indent(line, '    ')}\nreturn super().forward(idx, targets, **options)"
     (project.path / "hangs.py").write_text(head + textwrap.indent(body, " " * 8))
-    result = project.runpytest_subprocess("--subject", "hangs.py:GPT", "--time-limit", "6")
-    assert result.ret == -signal.SIGKILL
-    result.stderr.fnmatch_lines(["gpt-harness: no answer within 6 s, and what runs cannot be interrupted: it is at *"])
-    assert [row["verdict"] for row in rows_of(project)] == ["pass"]
+    result = project.runpytest_subprocess("--subject", "hangs.py:GPT", "--time-limit", "6", *option)
+    rows = rows_of(project)
+    if option:
+        assert (result.ret, [row["verdict"] for row in rows]) == (-signal.SIGKILL, ["pass"])
+        result.stderr.fnmatch_lines(
+            ["gpt-harness: no answer within 6 s, and what runs cannot be interrupted: it is at *"]
+        )
+        return
+    assert (result.ret, [row["verdict"] for row in rows]) == (pytest.ExitCode.TESTS_FAILED, ["pass", *["error"] * 4])
+    assert "did not answer within 6 s: it was at hangs.py:" in rows[1]["message"]
 
 
-@pytest.mark.parametrize("option", [[], ["--isolate"]], ids=" ".join)
+@pytest.mark.parametrize("option", [["--no-isolate"], []], ids=" ".join)
 def test_a_process_that_a_subject_forks_does_not_judge(project, monkeypatch, option):
     """Isolated, it once answered beside its parent: every answer was taken for the next question's."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # with more threads the child hangs in OpenMP

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -276,6 +277,27 @@ def test_a_process_in_a_session_of_its_own_does_not_outlive_the_isolated_subject
     assert not alive(marker)
 
 
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memfd_create, by which such processes are found")
+def test_a_forked_process_in_a_session_of_its_own_does_not_outlive_the_isolated_subject(shipped, tmp_path):
+    """What /proc shows as its environment is the one of the run: the mark is a descriptor."""
+    line = f"""
+        if not KEPT and not KEPT.append(os.fork()) and KEPT[0] == 0:
+            os.setsid()
+            open({str(tmp_path / "forked")!r}, 'w').write(str(os.getpid()))
+            time.sleep(1000)"""
+    runner = make_runner(subject(tmp_path, FORWARD, textwrap.dedent(line)), isolate=True, seconds=60.0)
+    try:
+        runner.run(shipped["parity::debug,weights=probe,compare=logits"])
+        forked = int((tmp_path / "forked").read_text())
+        os.kill(forked, 0)
+    finally:
+        runner.close()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # killed, and then reaped by process 1
+            os.kill(forked, 0)
+            time.sleep(0.05)
+
+
 def test_megabytes_of_output_do_not_bury_the_verdict(project):
     line = "[print('x' * 1000) for _ in range(2000)]; [logging.warning('y' * 100) for _ in range(1000)]"
     subject(project.path, FORWARD, f"{line}; raise ValueError('no')")
@@ -301,7 +323,7 @@ def test_a_subject_that_cannot_be_called_is_told_once_in_full(project):
 
 
 def test_a_limit_of_memory_without_a_process_of_its_own_is_a_usage_error(project):
-    result = project.runpytest("--memory-limit", "4")
+    result = project.runpytest("--memory-limit", "4", "--no-isolate")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --memory-limit * add --isolate"])
 

@@ -234,7 +234,7 @@ def project(pytester):
     return pytester
 
 
-@pytest.mark.parametrize("option", [[], ["-n", "1"], ["--isolate"]], ids=" ".join)
+@pytest.mark.parametrize("option", [["--no-isolate"], ["-n", "1"], []], ids=" ".join)
 def test_a_run_of_declared_failures_alone_is_green_and_says_except(project, option):
     declare(project.path, ("what = 'exact-gelu'",))
     result = project.runpytest("--subject", "mine.py:GPT", *option)

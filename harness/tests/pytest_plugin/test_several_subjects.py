@@ -54,7 +54,7 @@ def rows_of(project):
     return [row for row in read(path) if row["kind"] == "record"]
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"], ["--isolate"]], ids=" ".join)
+@pytest.mark.parametrize("workers", [["--no-isolate"], ["-n", "2"], []], ids=" ".join)
 def test_each_check_is_judged_on_each_subject_and_told_side_by_side(project, workers):
     result = project.runpytest(*BOTH, *workers)
     result.assert_outcomes(passed=5, failed=1)
