@@ -187,7 +187,7 @@ class WorkerProcess:
         self._token, self._asked = secrets.token_hex(16), 0
 
     def ask(self, question: Mapping[str, Any], limits: Limits, *, extra: float = 0.0) -> dict[str, Any]:
-        """Return the worker's answer. Raises WorkerEnded if it died, hung, grew too large, or sent something else."""
+        """Return the worker's answer. Raises WorkerEnded if it died, hung, grew, raised, or sent something else."""
         self._asked += 1
         envelope = Envelope(self._asked, self._token, self.process.pid)
         question = {**question, "number": envelope.number, "token": envelope.token}
@@ -197,9 +197,12 @@ class WorkerProcess:
         except OSError:
             raise WorkerEnded(self._how_it_ended()) from None
         try:
-            return envelope.opened(self._line(limits, extra))
+            answer = envelope.opened(self._line(limits, extra))
         except NoAnswer as found:
             raise WorkerEnded(f"no verdict: {found}") from None
+        if "raised" in answer:
+            raise WorkerEnded(answer["raised"])
+        return answer
 
     def _line(self, limits: Limits, extra: float) -> bytes:
         """Return the next line that the worker sends."""

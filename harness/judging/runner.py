@@ -15,7 +15,7 @@ from harness.core.sizes import SIZES
 from harness.judging.excused import details_with, excused
 from harness.judging.explained import explained
 from harness.judging.in_process import PROBE_SECONDS, InProcessJudge
-from harness.judging.isolated import IsolatedJudge
+from harness.judging.isolated import IsolatedJudge, WorkerEnded
 from harness.judging.judge import Judge
 from harness.judging.run_check import is_small
 from harness.measures.all_measures import measures
@@ -157,6 +157,8 @@ class Runner:
         except TooLong as late:
             place = error_location(late)
             return {"trouble": f"the diagnosis did not end within {self.limits.seconds:g} s: it was at {place}"}
+        except WorkerEnded as ended:
+            return {"trouble": f"the diagnosis broke: {ended}"}
         except BaseException as error:
             return {"trouble": f"the diagnosis broke: {describe_error(error)}"}
         declared = declared_faults(self.deviations)

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from os import getpid  # the function itself: a subject may replace the one in `os`
 from typing import Any
 
-from harness.core.error_text import describe_error
+from harness.core.captured_output import shorten
+from harness.core.error_text import describe_error, error_location
 from harness.core.errors import SubjectError
-from harness.core.limits import Limits
+from harness.core.limits import Limits, TooLong
 from harness.core.marked_processes import mark_this_process
 from harness.core.process_exit import UNFINISHED, ExitGuard
 from harness.core.record_files import decode
@@ -53,11 +54,21 @@ def serve(mark: str, read_from: int, write_to: int, dump: int) -> None:
     worker, process = _Worker(), getpid()
     while True:
         question = questions.get()
-        line = Envelope(question["number"], question["token"], process).sealed(worker.answer(question))
+        line = Envelope(question["number"], question["token"], process).sealed(_answer(worker, question))
         if getpid() != process:  # forked by the subject: it must neither answer nor go on
             os._exit(UNFINISHED)
         answers.write(line)
         answers.flush()
+
+
+def _answer(worker: _Worker, question: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer, or what was raised in its place."""
+    try:
+        return worker.answer(question)
+    except TooLong as late:
+        return {"raised": f"no answer within the time limit: it was at {error_location(late)}"}
+    except BaseException as error:
+        return {"raised": describe_error(error)}
 
 
 def _read_questions(descriptor: int, questions: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -98,6 +109,8 @@ class _Worker:
             self.judge = InProcessJudge(question["spec"], limits=limits, echo=echo, own=own)
         except SubjectError as error:
             return {"error": str(error)}
+        except OSError as error:  # a path that is too long, or a folder that may not be entered
+            return {"error": f"{error.strerror}: {shorten(str(error.filename), 200)!r}"}
         # Imported now, so that it does not count as the first check's time.
         measures()
         load_installed()

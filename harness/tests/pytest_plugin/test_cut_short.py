@@ -36,7 +36,7 @@ def test_a_second_ctrl_c_before_pytest_has_noted_the_first_does_not_make_a_run_c
     """pytest sets its exit status after its hooks for Ctrl-C; a second one in a hook left it at 0."""
     project.makepyfile(mine=MINE.format(second="raise KeyboardInterrupt"))
     project.makeconftest("def pytest_keyboard_interrupt(excinfo): raise KeyboardInterrupt")
-    result = project.runpytest_subprocess("--subject", "mine.py:Mine")
+    result = project.runpytest_subprocess("--subject", "mine.py:Mine", "--no-isolate")
     assert result.ret != 0
     assert not records(project)[-1]["complete"]
 

@@ -342,7 +342,7 @@ def test_ctrl_c_in_a_subject_keeps_what_was_measured(project):
                 super().__init__(config, **options)
         """
     )
-    result = project.runpytest_subprocess("--subject", "mine.py:Mine")
+    result = project.runpytest_subprocess("--subject", "mine.py:Mine", "--no-isolate")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     _, record, footer = records(project)
     assert (record["check"], record["verdict"]) == ("right", "pass")
@@ -366,7 +366,7 @@ def test_a_process_that_is_killed_keeps_what_was_measured(project):
                 super().__init__(config, **options)
         """
     )
-    project.runpytest_subprocess("--subject", "mine.py:Mine")
+    project.runpytest_subprocess("--subject", "mine.py:Mine", "--no-isolate")
     _, record = records(project)
     assert (record["check"], record["verdict"]) == ("right", "pass")
 
