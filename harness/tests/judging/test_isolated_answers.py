@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
-from harness.judging import isolated
+from harness.judging import in_process, isolated
 from harness.judging.envelope import Envelope, NoAnswer
 from harness.judging.runner import make_runner
 from harness.tests.judging.naughty import FORWARD, subject
@@ -104,3 +105,28 @@ def test_a_process_forked_from_the_worker_ends_without_an_answer():
         ask.close()
         assert found.read() == b""  # every process has ended
     worker.wait()
+
+
+def _breaks(subject, records):
+    raise ValueError("no such layer")
+
+
+def _hangs(subject, records):
+    time.sleep(100)
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "trouble"),
+    [
+        (_breaks, "the diagnosis broke: ValueError: no such layer at "),
+        (_hangs, "the diagnosis broke: no answer within the time limit: it was at "),
+    ],
+)
+def test_what_an_isolated_diagnosis_raises_is_said(tmp_path, monkeypatch, diagnosis, trouble):
+    """The worker ended with status 1 and that was all that the summary said."""
+    monkeypatch.setattr(in_process, "diagnose", diagnosis)
+    runner = make_runner(subject(tmp_path, FORWARD, "pass"), isolate=True, seconds=2.0)
+    try:
+        assert runner.diagnose([])["trouble"].startswith(trouble)
+    finally:
+        runner.close()

@@ -104,16 +104,20 @@ def test_inspect_says_that_a_subject_would_have_ended_it(project, line):
     result.stdout.fnmatch_lines(["*would have ended the process*"])
 
 
+CATCHES_EVERYTHING = "while True:\n    try: time.sleep(0.01)\n    except BaseException: pass"
+IGNORES_THE_SIGNAL = "signal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: pass"
+IS_IN_C = "sum(itertools.repeat(0))"
+
+
 @pytest.mark.parametrize(
-    "line",
+    ("line", "option"),
     [
-        "while True:\n    try: time.sleep(0.01)\n    except BaseException: pass",
-        "signal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: pass",
-        "sum(itertools.repeat(0))",
+        (CATCHES_EVERYTHING, ["--no-isolate"]),
+        (IGNORES_THE_SIGNAL, ["--no-isolate"]),
+        (IS_IN_C, ["--no-isolate"]),
+        (IS_IN_C, []),
     ],
-    ids=["catches everything", "ignores the signal", "is in C"],
 )
-@pytest.mark.parametrize("option", [["--no-isolate"], []], ids=" ".join)
 def test_a_subject_that_cannot_be_interrupted_costs_a_check_or_the_run_and_not_the_records(project, line, option):
     """Not in the first calls, by which it is found out if it can be read at all. The run hung for ever."""
     head = "import itertools, signal, time, gpt\n"
