@@ -25,8 +25,8 @@ EXTRA_HEADS = {
     "held_cache_bytes": "cache by closed form",  # older records
     "model_flops": "FLOP of the model",
     "mfu": "model FLOP utilisation",
-    "first_call_seconds": "first call, which compiles",
-    "break_even_calls": "calls until it has paid off",
+    "first_call_seconds": "first call (compiles)",
+    "break_even_calls": "calls until compiling has paid off",
 }
 DISAGREEMENT = 1.1  # memory ledgers further apart than this are printed side by side
 IDENTITY = ("metric", "point", "arm")  # of a row of the table, the same in every run

@@ -63,7 +63,7 @@ def sections(run: RunRecords | None, drawn: list[Plot]) -> Iterator[str]:
     for name, comparisons in named.items():
         yield from (Anchor(anchor(name)), "", f"### {escape(title(name, comparisons), 120)}", "")
         if name.replace("-", "_").isidentifier():  # the name of a suite; a damaged record has any text
-            yield from (f"Once more: `{COMMAND} -k {name}`", "")
+            yield from (f"Run this topic again: `{COMMAND} -k {name}`", "")
         yield from setup.arm_descriptions(comparisons)
         for plot in drawn:
             if plot.section == name:

@@ -25,6 +25,11 @@ SAME = 1.05  # the verdict SAME of short calls: the whole interval is within thi
 LETTER = 5.5  # points that a letter of the columns takes
 LONGEST_TICK = 66.0  # points that `1.05x slower` takes, with the space beside it
 FURTHEST = 100.0  # a ratio beyond this is drawn at the edge; its number is beside it
+DESCRIPTION = (
+    "Times over that of the control, with 95% intervals, on a logarithmic axis. Coloured: a difference. Filled and "
+    "grey: the same, within the grey band of 5% either way (10% for calls longer than a quarter of a second). Hollow: "
+    "inconclusive. Diamond: an arm against its own twin, so its distance from 1 is noise."
+)
 STEPS = (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -60,13 +65,7 @@ def plots(bench: RunRecords) -> list[Plot]:
                     section=name,
                     name=name if not over_axis else f"{name}-single",
                     headline=headline(single),
-                    description=(
-                        "Paired ratios of time to the control of the same run, with their 95% intervals, on a "
-                        "logarithmic axis. A coloured mark is a difference, a filled grey one the same, and a hollow "
-                        "one inconclusive. The grey band is 5% either way, in which an arm counts as the same; for "
-                        "calls longer than a quarter of a second, 10%. A diamond is an arm against its own twin: its "
-                        "distance from 1 is noise."
-                    ),
+                    description=DESCRIPTION,
                     caption=provenance(bench),
                     height=1.0 + sum(0.36 + 0.27 * len(shown) for shown in groups.values()),
                     draw=partial(draw, groups),

@@ -175,7 +175,7 @@ def test_extras_of_several_arms_are_columns_and_others_are_notes(tmp_path):
     text = (tmp_path / "index.md").read_text(encoding="utf-8")
     assert "| compile | graph breaks | verified |" in text
     assert "| 41.8 s | 0 | pass |" in text
-    assert "- compiled, forward at 512 tokens: calls until it has paid off 1,195" in text
+    assert "- compiled, forward at 512 tokens: calls until compiling has paid off 1,195" in text
     heads, _, compiled, *_ = (tmp_path / "tables" / "compile.csv").read_text(encoding="utf-8").splitlines()
     assert heads.endswith(",compile_seconds,graph_breaks,break_even_calls,cache_bytes")
     assert compiled.endswith(",41.8,0,1195,3785359")
