@@ -19,6 +19,8 @@ def tensor_bytes(holder: object) -> int:
         seen.add(id(value))
         if isinstance(value, Tensor) and value.layout is torch._mkldnn:  # type: ignore[attr-defined]  # no stub has it
             storages[id(value)] = torch.ops.mkldnn._nbytes(value)  # it is opaque, so it has no storage
+        elif isinstance(value, Tensor) and value.is_meta:
+            return  # it has a shape and no memory
         elif isinstance(value, Tensor):
             storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         elif isinstance(value, Mapping):

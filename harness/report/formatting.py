@@ -16,7 +16,7 @@ DAGGER = "†"  # marks a ratio that is conclusive by its own interval but not a
 # A point of an axis as one says it, with what stands before it in a sentence.
 POINTS = {
     "tokens": ("at ", "{} token{s}"),
-    "context": ("with a ", "context of {}"),
+    "context": ("with a ", "context of {} token{s}"),
     "batch": ("with a ", "batch of {}"),
     "prompt": ("with a ", "prompt of {} token{s}"),
     "new tokens": ("for ", "{} new token{s}"),

@@ -18,6 +18,11 @@ def test_a_storage_that_is_seen_twice_is_counted_once():
     assert tensor_bytes(Holder()) == 500
 
 
+def test_a_tensor_without_memory_is_not_counted():
+    """The reference's growing cache has one for its sizes: 36 MiB were counted that it never had."""
+    assert tensor_bytes([torch.zeros(25), torch.empty(1000, device="meta")]) == 100
+
+
 def tied_model():
     model = nn.Sequential(nn.Embedding(32, 64), nn.Linear(64, 128, bias=False), nn.Linear(64, 32, bias=False))
     model[2].weight = model[0].weight

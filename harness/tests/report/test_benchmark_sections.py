@@ -166,7 +166,7 @@ def test_metrics_over_different_axes_are_listed_one_after_the_other_with_their_a
     points = re.findall(r"^\| (generate|decode) \| ([\w ]+) \| (?:un)?cached \|", text, flags=re.MULTILINE)
     assert list(dict.fromkeys(points)) == [
         ("generate", "8 new tokens"), ("generate", "16 new tokens"), ("generate", "32 new tokens"),
-        ("decode", "context of 64"),
+        ("decode", "context of 64 tokens"),
     ]  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_the_page_says_what_an_arm_is_and_why_it_is_compared():
         (1024, "tokens", "1,024 tokens", "at 1,024 tokens"),
         (32, "batch", "batch of 32", "with a batch of 32"),
         (256, "prompt", "prompt of 256 tokens", "with a prompt of 256 tokens"),
-        (960, "context", "context of 960", "with a context of 960"),
+        (960, "context", "context of 960 tokens", "with a context of 960 tokens"),
         (24, "new tokens", "24 new tokens", "for 24 new tokens"),
         (480, "rate", "480 requests a minute", "at 480 requests a minute"),
         (2, "experts", "2 experts", "with 2 experts"),

@@ -7,6 +7,8 @@ import pytest
 
 from harness.report import page
 from harness.report.benchmarks import roofline
+from harness.report.benchmarks.ceilings import ceilings_of
+from harness.report.benchmarks.roofline_drawing import fastest_and_slowest_read
 from harness.report.page import plots
 from harness.report.plot import COLOURS, GREY
 from harness.report.run_records import RunRecords
@@ -122,6 +124,15 @@ def test_of_the_shapes_of_a_product_the_roofline_draws_the_fastest():
     plot = plots(None, RunRecords.of(run("bench", [row])))[0]
     assert [text for text in texts(plot) if "float32" in text] == ["products in float32  144 GFLOP/s"]
     assert "| gemm float32 head | compute | 1 GFLOP/s |" in page(None, run("bench", [row]))
+
+
+def test_the_roofline_has_the_reads_that_are_ceilings_and_not_the_copy_that_bounds_nothing():
+    (row,) = compiling()
+    read = next(each for each in row["ceilings"] if each["name"] == "read")
+    row["ceilings"] += [{**read, "name": f"read {mib} MiB", "rate": rate} for mib, rate in ((72, 50e9), (448, 9e9))]
+    assert [each.name for each in fastest_and_slowest_read(ceilings_of([row]))] == ["read 72 MiB", "read 448 MiB"]
+    row["ceilings"] = [each for each in row["ceilings"] if not each["name"].startswith("read")]
+    assert [each.name for each in fastest_and_slowest_read(ceilings_of([row]))] == ["copy"], "no other is known"
 
 
 def test_each_machine_has_a_roofline_of_its_own():

@@ -269,3 +269,11 @@ def test_the_verdict_names_no_declared_cause_and_counts_those_that_it_leaves_out
     verdict = text.split('<section class="verdict')[1].split("</section>")[0]
     assert re.findall(r"<code>(a\.py:\d)</code>", verdict) == ["a.py:1", "a.py:2", "a.py:3"]
     assert "2 more in the diagnosis" in verdict
+
+
+def test_an_interval_in_a_table_is_not_broken_between_its_ends():
+    rows = [comparison("precision", "forward", {"fp32": 2.0, "bf16": 1.0})]
+    assert re.search(
+        r"<td data-key=\"0\.5\">2\.00x faster \[\d\.\d\d,\N{NO-BREAK SPACE}\d\.\d\d\]</td>",
+        page(None, RunRecords.of(run("bench", rows))),
+    )
