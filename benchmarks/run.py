@@ -77,7 +77,9 @@ class ComparisonRunner:
             row = self._row_of_interrupted_run(declared, point)
             if row is None:
                 row = self._measure(declared, point)
-                row |= {**self._conditions(), "wall_seconds": time.perf_counter() - started}
+                pool, _ = self._resources_of(declared.suite)
+                conditions = {**self._conditions(), "parameters": pool.parameters()}
+                row |= {**conditions, "wall_seconds": time.perf_counter() - started}
             write_benchmark(self.config, row)
             self.rows[key] = row
             show(self.config, row)

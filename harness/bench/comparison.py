@@ -21,7 +21,7 @@ class Arm:
     A twin is an arm that is built a second time: its true ratio to the arm that it is the `twin_of` is 1. `claims` is
     what the name promises (`{"dtype": "bfloat16"}`): an arm that violates a claim is rejected. `peer` is True if
     another implementation than the subject does the work; `beside` is the subject's arm that does it in that way, where
-    there are several.
+    there are several. `description` says in one line what the arm is.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Arm:
     claims: Mapping[str, Any] = field(default_factory=dict)
     peer: bool = False
     beside: str | None = None
+    description: str = ""
 
 
 def arms_with_twin(builders: Mapping[str, Callable[[int], Work]], *, of: str) -> tuple[Arm, ...]:
@@ -46,7 +47,8 @@ class Comparison:
     """Arms that do the same work at one point of an axis, and their control.
 
     `verify` takes an arm's name and its work, the control first, and returns the verdict on its answer. `verify_sample`
-    returns the verdict on what a timed call returned, where the work keeps that. Raises HarnessError if two arms have
+    returns the verdict on what a timed call returned, where the work keeps that. `why` says what the comparison shows.
+    Raises HarnessError if two arms have
     one name, or if the control or the original of a twin is not among the arms.
     """
 
@@ -59,6 +61,7 @@ class Comparison:
     axis: str | None = None
     point: int | None = None
     verify_sample: Callable[[str, Work, Sample], Verification] | None = None
+    why: str = ""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

@@ -82,6 +82,7 @@ class ComparisonResult:
             "axis": comparison.axis,
             "point": comparison.point,
             "metric": comparison.metric,
+            "why": comparison.why,
             "control": comparison.control,
             "calls_per_block": self.calls_per_block,
             "effect": self.effect,
@@ -99,12 +100,14 @@ class ComparisonResult:
         arm = self.comparison.arm(name)
         return {
             "arm": name,
+            "description": arm.description,
             "twin_of": arm.twin_of,
             "peer": arm.peer,
             "beside": arm.beside,
             "verified": {"verdict": verification.verdict, "message": verification.message},
             "verified_again": self.again.get(name),
             "error": verification.error,
+            "allowed": verification.allowed,
             "seconds": seconds,
             "median_seconds": median(seconds) if seconds else None,
             "spread_seconds": spread(seconds) if seconds else None,

@@ -68,6 +68,7 @@ class Work:
     tokens: the tokens that one call processes.
     ledgers: further ledgers of the bytes that one call needs (a closed form, a child process), beside the allocator's.
     flops, moved_bytes, operations: the cost of one call by closed form, which is compared with the ceilings.
+    passes: how many times one call moves the same bytes again: once for each token that it generates.
     computes: the dtype of its matrix products.
     witness_call: a shorter call for the witness, if a whole call has more operations than a trace should contain.
     extras: returns further figures after the timing; each name ends with its unit.
@@ -83,6 +84,7 @@ class Work:
     ledgers: Mapping[str, Callable[[], int]] = field(default_factory=dict)
     flops: float | None = None
     moved_bytes: float | None = None
+    passes: int = 1
     operations: float | None = None
     computes: str = "float32"
     witness_call: Callable[[], object] | None = None

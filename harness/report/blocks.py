@@ -77,7 +77,8 @@ class Details(str):
         blocks = tuple(blocks)
         inner = "\n".join(blocks)
         if markdown is None:
-            markdown = f"<details><summary>{summary}</summary>\n\n{inner}\n</details>" if inner.strip() else ""
+            anchor = f'<a id="{id}"></a>\n\n' if id else ""
+            markdown = f"{anchor}<details><summary>{summary}</summary>\n\n{inner}\n</details>" if inner.strip() else ""
         made = super().__new__(cls, markdown)
         made.summary, made.blocks, made.id = summary, blocks, id
         return made

@@ -13,6 +13,24 @@ from harness.report.json_values import as_float
 LONGEST = 400  # characters of a message on the page; the complete message is in tables/checks.csv
 LEVEL = 0.05  # a difference with an adjusted p above this is inconclusive
 DAGGER = "†"  # marks a ratio that is conclusive by its own interval but not after the adjustment over all ratios
+# A point of an axis as one says it, with what stands before it in a sentence.
+POINTS = {
+    "tokens": ("at ", "{} token{s}"),
+    "context": ("with a ", "context of {} token{s}"),
+    "batch": ("with a ", "batch of {}"),
+    "prompt": ("with a ", "prompt of {} token{s}"),
+    "new tokens": ("for ", "{} new token{s}"),
+    "rate": ("at ", "{} request{s} a minute"),
+    "slots": ("with ", "{} slot{s}"),
+    "lookahead": ("with ", "{} draft{s} a round"),
+    "experts": ("with ", "{} expert{s}"),
+}
+AXIS_TITLES = {
+    "context": "context, in tokens",
+    "prompt": "prompt, in tokens",
+    "rate": "requests a minute",
+    "lookahead": "drafts a round",
+}
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
@@ -121,9 +139,23 @@ def duration(seconds: Any) -> str:
 
 
 def at(point: Any, axis: Any) -> str:
-    """Return a point of a comparison: `4,096 tokens`, `T = 4,096`."""
+    """Return a point of a comparison: `4,096 tokens`, `batch of 32`, `T = 4,096`."""
     name = plain(axis or "", longest=40)
+    if name in POINTS:
+        return POINTS[name][1].format(number(point), s="" if point == 1 else "s")
     return f"{name} = {number(point)}" if 0 < len(name) <= 2 else f"{number(point)} {name}".strip()
+
+
+def where(point: Any, axis: Any) -> str:
+    """Return a point of a comparison for a sentence: `at 4,096 tokens`, `with a batch of 32`."""
+    before, _ = POINTS.get(plain(axis or "", longest=40), ("at ", ""))
+    return before + at(point, axis)
+
+
+def axis_title(axis: Any) -> str:
+    """Return what an axis is called beside a plot or above a column."""
+    name = plain(axis or "", longest=40)
+    return AXIS_TITLES.get(name, name)
 
 
 def timing(median: Any, spread: Any = None) -> str:
@@ -157,10 +189,10 @@ def factor(value: float) -> str:
 
 
 def ratio(found: dict[str, Any]) -> str:
-    """Return a ratio of times with its 95% interval, as a table shows it.
+    """Return a ratio of times with its 95% interval.
 
     `1.31x slower [1.28, 1.34]`; `same within 1.3% [0.990, 1.013]`; `1.02x slower [0.95, 1.09] (inconclusive)` if the
-    interval decides nothing; `1.02x faster [1.00, 1.03] †` if it decides, but not after the adjustment.
+    interval decides nothing; `1.02x faster [1.00, 1.03] (inconclusive †)` if it decides, but not after the adjustment.
     """
     verdict = str(found.get("verdict") or "").upper()
     low, high = (as_float(found.get(key)) for key in ("low", "high"))
@@ -170,15 +202,7 @@ def ratio(found: dict[str, Any]) -> str:
         return "inconclusive" + interval(low, high)
     if not is_conclusive(found):
         return f"{faster_or_slower(found)} (inconclusive)"
-    return f"{faster_or_slower(found)}{f' {DAGGER}' if fails_adjustment(found) else ''}"
-
-
-def headline(found: dict[str, Any]) -> str:
-    """Return a ratio with its interval, as a headline states it.
-
-    A ratio that is conclusive by its own interval but not after the adjustment is inconclusive here.
-    """
-    return f"{faster_or_slower(found)} (inconclusive)" if fails_adjustment(found) else ratio(found)
+    return f"{faster_or_slower(found)}{f' (inconclusive {DAGGER})' if fails_adjustment(found) else ''}"
 
 
 def faster_or_slower(found: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from harness.report.benchmarks import (
     roofline,
     scaling,
     serving,
+    setup,
     speculation,
 )
 from harness.report.benchmarks.arm_rows import by_comparison
@@ -103,7 +104,7 @@ def head(verify: RunRecords | None, bench: RunRecords | None, drawn: list[Plot])
         yield from (f"- {escape(plot.headline)} ([figure](#{plot_anchor(plot)}))" for plot in shown)
         yield ""
     if compared:
-        yield from (f"The results of {plural(len(compared), 'comparison')} are under [Benchmarks](#benchmarks).", "")
+        yield from (f"The results of {plural(len(compared), 'topic')} are under [Benchmarks](#benchmarks).", "")
 
 
 def verdict_sentence(run: RunRecords) -> str:
@@ -146,7 +147,7 @@ def run_summary(run: RunRecords, did: str) -> Iterator[str]:
         line += f", peak memory {formatting.memory(footer['peak_memory_bytes'])}"
     tally = [f"{counted} {kind}" for kind, counted in run.counts.items() if counted]
     if run.comparisons:
-        tally.append(str(plural(len(run.comparisons), "comparison")))
+        tally.append(setup.tally(run))
     yield f"{line}: {', '.join(tally)}." if tally else f"{line}."
     left_out = deselected(run)
     if left_out:

@@ -101,6 +101,7 @@ class DeclaredComparison:
             arms=tuple(arms),
             verify=verify,
             verify_sample=verify.verify_sample,
+            why=self.why,
         )
 
 
@@ -110,7 +111,8 @@ def _arm(
     build = functools.partial(kind.build, pool, spec, 1 if twin_of else 0, **parameters)
     name = spec.name + (TWIN_SUFFIX if twin_of else "")
     checked = _check_available_first(pool, spec, build)
-    return Arm(name, checked, twin_of, spec.claims, peer=spec.peer is not None, beside=spec.beside)
+    peer, about = spec.peer is not None, spec.description
+    return Arm(name, checked, twin_of, spec.claims, peer=peer, beside=spec.beside, description=about)
 
 
 def _check_available_first(pool: ModelPool, spec: ArmSpec, build: Callable[[], Work]) -> Callable[[], Work]:

@@ -93,6 +93,13 @@ class ModelPool:
                 self._stored_otherwise.add(id(model))
         return self.restore(self._models[key])
 
+    def parameters(self) -> int | None:
+        """Return the number of parameters of the subject at the size of the run, each once; None before it is built."""
+        for (name, size, *_), model in self._models.items():
+            if (name, size) == (self.subject.name, self.size) and id(model) not in self._stored_otherwise:
+                return sum(each.numel() for each in model.module.parameters())
+        return None
+
     def oracle(self, *, stored_in: torch.dtype | None = None) -> Model:
         """Return the oracle in float64 with the weights of the run, rounded to what `stored_in` can represent.
 

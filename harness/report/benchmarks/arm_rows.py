@@ -11,7 +11,8 @@ from harness.report.json_values import as_cell, as_float, as_list, as_mapping, m
 from harness.report.run_records import RunRecords
 
 MEASURED = (
-    *("median_seconds", "spread_seconds", "tokens_per_call", "tokens_per_second", "flops", "moved_bytes", "error"),
+    *("median_seconds", "spread_seconds", "tokens_per_call", "tokens_per_second", "flops", "moved_bytes"),
+    *("error", "allowed"),
     *("positions", "positions_closed_form", "peak_memory_bytes", "peak_memory_ledger"),
 )
 CEILING = {
@@ -54,6 +55,7 @@ def arms(comparison: Row) -> Iterator[Row]:
             "verified": verdict.get("verdict", "not verified"),
             "message": verdict.get("message"),
             "twin_of": arm.get("twin_of"),
+            "description": None if arm.get("twin_of") else arm.get("description"),
             "blocks": len(as_list(shown.get("seconds"))) or None,
             **{key: shown.get(key) for key in MEASURED},
             "warm": warm.get("reached"),

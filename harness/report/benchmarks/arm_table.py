@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from harness.core.record_files import Row
@@ -9,15 +10,29 @@ from harness.report import formatting
 from harness.report.benchmarks.arm_rows import arms
 from harness.report.blocks import Cell
 from harness.report.csv_tables import file_name
-from harness.report.formatting import number, slug
+from harness.report.formatting import number, plain, slug
 from harness.report.json_values import as_float, as_list, as_mapping
 from harness.report.markdown import LONGEST_TABLE, collapsed, escape, link_to_all_rows, prose, table
 
-NUMERIC = ("time", "tokens/s", "positions", "peak memory", "ceiling", "in products", "error")
+NUMERIC = (
+    *("time", "tokens/s", "positions", "memory in all", "weights", "cache", "peak of a call"),
+    *("share of ceiling", "in products", "error", "allowed"),
+)
+WEIGHTS, CACHE = "weights_bytes", "cache_bytes"  # extras that are columns beside the peak memory
+# What an extra is called, if its name without the unit says too little.
+EXTRA_HEADS = {
+    "cache_closed_form_bytes": "cache by closed form",
+    "held_cache_bytes": "cache by closed form",  # older records
+    "model_flops": "FLOP of the model",
+    "mfu": "model FLOP utilisation",
+    "first_call_seconds": "first call (compiles)",
+    "break_even_calls": "calls until compiling has paid off",
+}
 DISAGREEMENT = 1.1  # memory ledgers further apart than this are printed side by side
 IDENTITY = ("metric", "point", "arm")  # of a row of the table, the same in every run
 OPEN = 12  # rows of a table that is not collapsed
 SHARED = 2  # an extra that this many arms have is a column
+ONLY_IN_CSV = re.compile(r"acceptance_at_\d+_share")  # one extra for each position of a draft
 
 
 def lines(name: str, comparisons: list[Row]) -> Iterator[str]:
@@ -31,7 +46,7 @@ def lines(name: str, comparisons: list[Row]) -> Iterator[str]:
     if len(by_metric) == 1:
         cells = [{head: text for head, text in row.items() if head != "metric"} for row in cells]
     heads = [head for head in (cells[0] if cells else {}) if any(row[head] for row in cells)]
-    axis = axes.pop() if len(axes) == 1 else "at"
+    axis = escape(formatting.axis_title(axes.pop())) if len(axes) == 1 else "at"
     titles = [axis if head == "point" else head for head in heads]
     shown = [[row[head] for head in heads] for row in cells]
     ids = [f"arm-{slug(name)}-{slug(' '.join(str(row[key] or '') for key in IDENTITY), 100)}" for row in rows]
@@ -53,14 +68,40 @@ def lines(name: str, comparisons: list[Row]) -> Iterator[str]:
 
 def shared_extras(rows: list[Row]) -> dict[str, str]:
     """Return the extras that several arms have, with the heads of their columns."""
-    names = [name for row in rows for name, value in row["extras"].items() if value is not None]
-    return {name: escape(formatting.without_unit(name)) for name in dict.fromkeys(names) if names.count(name) >= SHARED}
+    names = [name for row in rows for name, value in further_extras(row).items() if value is not None]
+    return {name: escape(extra_head(name)) for name in dict.fromkeys(names) if names.count(name) >= SHARED}
+
+
+def further_extras(row: Row) -> Row:
+    """Return the extras of an arm that the page shows and that have no column of their own."""
+    shown = {name: value for name, value in row["extras"].items() if not ONLY_IN_CSV.fullmatch(plain(name))}
+    return {name: value for name, value in shown.items() if name not in (WEIGHTS, CACHE)}
+
+
+def extra_head(name: str) -> str:
+    """Return what an extra is called on the page."""
+    return EXTRA_HEADS.get(name, formatting.without_unit(name))
+
+
+def memory_cells(row: Row) -> dict[str, Cell]:
+    """Return the memory of an arm: weights, cache, the peak of a call beyond them, and the sum if all are known."""
+    weights, cache, peak = (
+        as_float(each) for each in (*map(row["extras"].get, (WEIGHTS, CACHE)), row["peak_memory_bytes"])
+    )
+    sizes = {
+        "memory in all": weights + (cache or 0.0) + peak if weights and peak is not None else None,
+        "weights": weights,
+        "cache": cache,
+        "peak of a call": peak,
+    }
+    return {head: Cell(formatting.memory(size), size) for head, size in sizes.items()}
 
 
 def arm_cells(row: Row, extras: dict[str, str], *, axis_named: bool) -> dict[str, str]:
     """Return an arm's cells by column; `axis_named` puts the axis beside the point."""
     at = "" if row["point"] is None else escape(formatting.at(row["point"], row["axis"] if axis_named else ""))
-    tokens, positions, error = (as_float(row[key]) for key in ("tokens_per_second", "positions", "error"))
+    tokens, positions = (as_float(row[key]) for key in ("tokens_per_second", "positions"))
+    errors = {head: as_float(row[head]) for head in ("error", "allowed")}
     ratio = "" if as_float(row["ratio"]) is None else formatting.ratio(row)
     twin = f" (= {escape(row['twin_of'], 60)})" if row["twin_of"] else ""
     return {
@@ -72,12 +113,12 @@ def arm_cells(row: Row, extras: dict[str, str], *, axis_named: bool) -> dict[str
             "control" if row["arm"] == row["control"] else ratio,
             1.0 if row["arm"] == row["control"] else as_float(row["ratio"]),
         ),
-        "tokens/s": "" if tokens is None else formatting.per_second(tokens),
+        "tokens/s": formatting.per_second(tokens) if tokens else "",
         "positions": "" if positions is None else f"{positions:,.0f}",
-        "peak memory": Cell(formatting.memory(row["peak_memory_bytes"]), as_float(row["peak_memory_bytes"])),
-        "ceiling": Cell(ceiling_share(row), as_float(row["fraction"])),
+        **memory_cells(row),
+        "share of ceiling": Cell(ceiling_share(row), as_float(row["fraction"])),
         "in products": formatting.percent(row["in_products"]),
-        "error": "" if error is None else Cell(formatting.decimal(error, 2), error),
+        **{head: Cell("" if error is None else formatting.decimal(error, 2), error) for head, error in errors.items()},
         "what ran": escape(what_ran(row["witness"]), 80),
         **{
             head: Cell(escape(formatting.quantity(name, value), 60), as_float(value))
@@ -106,9 +147,13 @@ def what_ran(witness: Row) -> str:
 
 
 def where(row: Row) -> str:
-    """Return the metric and point of a row, for a note."""
-    at = "" if row.get("point") is None else f" at {escape(number(row['point']))}"
-    return f"{escape(row.get('metric'), 60)}{at}"
+    """Return the metric and point of a row, for a note: `forward at 256 tokens`."""
+    return f"{escape(row.get('metric'), 60)}{at_point(row)}"
+
+
+def at_point(row: Row) -> str:
+    """Return the point of a row after a space; an empty string if it has none."""
+    return "" if row.get("point") is None else f" {escape(formatting.where(row['point'], row.get('axis')), 60)}"
 
 
 def arm_notes(row: Row, extras: dict[str, str]) -> Iterator[str]:
@@ -120,15 +165,14 @@ def arm_notes(row: Row, extras: dict[str, str]) -> Iterator[str]:
     if row["verified"] != "pass":
         yield f"no time for {arm} ({escape(row['verified'])}): {prose(row['message'] or 'its output was not verified')}"
         return
-    at = "" if row["point"] is None else f" at {escape(number(row['point']))}"
     positions, derived = as_float(row["positions"]), as_float(row["positions_closed_form"])
     if positions and derived and positions != derived:
-        yield f"positions of {arm}{at}: {positions:,.0f} counted, {derived:,.0f} by the closed form"
+        yield f"positions of {arm}{at_point(row)}: {positions:,.0f} counted, {derived:,.0f} by the closed form"
     if (lowest := as_float(row["fraction_low"])) and lowest > 1:
         yield f"{arm}, {where(row)}, beats its ceiling ({ceiling_share(row)}): its work or the ceiling is miscounted"
-    others = {name: value for name, value in row["extras"].items() if name not in extras and value is not None}
+    others = {name: value for name, value in further_extras(row).items() if name not in extras and value is not None}
     for name, value in others.items():
-        yield f"{arm}, {where(row)}: {escape(formatting.without_unit(name))} {escape(formatting.quantity(name, value))}"
+        yield f"{arm}, {where(row)}: {escape(extra_head(name))} {escape(formatting.quantity(name, value))}"
 
 
 def not_warm(rows: list[Row]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.core.record_files import Row
 from harness.report import formatting
-from harness.report.benchmarks import arm_rows
+from harness.report.benchmarks import arm_rows, setup
 from harness.report.blocks import Beside, Cell
 from harness.report.formatting import plain
 from harness.report.json_values import as_float
@@ -64,4 +64,11 @@ def section(run: RunRecords, drawn: list[Plot]) -> Iterator[str]:
         rows.append([escape(ceiling.name), ceiling.kind, Cell(ceiling.text, ceiling.rate), spread, str(ceiling.times)])
     numeric = ("rate", "spread", "times measured")
     yield from table(["ceiling", "bounds", *numeric], rows, right=numeric)
+    yield (
+        "*gemm* multiplies matrices, squares and ones of the shape of the model's widest layer; *read* reads so many "
+        "bytes again and again; *launch* starts an operation on one element. *copy* bounds no arm. Each took turns "
+        "with the arms of a comparison: an arm's share is of the rate in its own rounds, not of this median of the run "
+        f"({setup.LINK})."
+    )
+    yield ""
     yield from (Beside(f"Medians over the run; each was measured in turn with the arms: {csv_link('ceilings')}."), "")

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from harness.core.record_files import Row
 from harness.report import formatting
-from harness.report.benchmarks import arm_table, ceilings, expected_metrics, peers
+from harness.report.benchmarks import arm_table, ceilings, expected_metrics, peers, setup
 from harness.report.benchmarks.arm_rows import arms, by_comparison
 from harness.report.benchmarks.curves import first_results
 from harness.report.benchmarks.false_alarms import FalseAlarms
 from harness.report.benchmarks.ratios import direction
 from harness.report.blocks import Anchor
-from harness.report.formatting import number, plural
-from harness.report.json_values import as_float, mappings
+from harness.report.formatting import plural
+from harness.report.json_values import as_float
 from harness.report.markdown import embed, escape, missing, plot_anchor, table
 from harness.report.plot import Plot
 from harness.report.run_records import RunRecords
@@ -32,8 +32,8 @@ def summary(run: RunRecords) -> Iterator[str]:
         yield "This was a quick run: fewer points and shorter sequences than a full one."
     loads = [load for comparison in run.comparisons if (load := as_float(comparison.get("load"))) is not None]
     if loads:
-        span = dict.fromkeys((number(min(loads)), number(max(loads))))
-        yield f"Load of the machine before each comparison: {' to '.join(span)}."
+        span = dict.fromkeys(f"{load:.1f}" for load in (min(loads), max(loads)))
+        yield f"Processes that wanted a core before each comparison (load average): {' to '.join(span)}."
 
 
 def decided(run: RunRecords) -> Iterator[str]:
@@ -44,7 +44,7 @@ def decided(run: RunRecords) -> Iterator[str]:
         same, decisions = found.count("same"), len(found) - found.count("")
         yield (
             f"{decisions} of {plural(len(found), 'ratio')} decided: {decisions - same} by a difference, {same} as the "
-            "same within 5% (10% for calls longer than a quarter of a second)."
+            f"same ({setup.LINK})."
         )
 
 
@@ -54,20 +54,7 @@ def sections(run: RunRecords | None, drawn: list[Plot]) -> Iterator[str]:
     if run is None or not run.comparisons:
         yield from missing("Nothing was compared yet", COMMAND)
         return
-    yield (
-        "The arms of a comparison took turns. A time is shown only if the arm's output was verified. Times are medians "
-        "± spread, ratios have their 95% interval, and a ratio is inconclusive if this run cannot distinguish the two "
-        "times. A ratio is taken round by round, and the machine's slow rounds count less in it: it may differ from "
-        "the quotient of two medians."
-    )
-    yield ""
-    ratios = [ratio for comparison in run.comparisons for ratio in mappings(comparison.get("ratios"))]
-    if any(formatting.fails_adjustment(ratio) for ratio in ratios):
-        yield (
-            f"{formatting.DAGGER} conclusive by its own rounds, but not beyond the scatter of the run's identical "
-            "arms, or not after Holm's adjustment over all ratios of the run."
-        )
-        yield ""
+    yield from setup.lines(run)
     named = by_comparison(run)
     yield from overview(named, drawn)
     yield from peers.section(run)
@@ -76,7 +63,8 @@ def sections(run: RunRecords | None, drawn: list[Plot]) -> Iterator[str]:
     for name, comparisons in named.items():
         yield from (Anchor(anchor(name)), "", f"### {escape(title(name, comparisons), 120)}", "")
         if name.replace("-", "_").isidentifier():  # the name of a suite; a damaged record has any text
-            yield from (f"Once more: `{COMMAND} -k {name}`", "")
+            yield from (f"Run this topic again: `{COMMAND} -k {name}`", "")
+        yield from setup.arm_descriptions(comparisons)
         for plot in drawn:
             if plot.section == name:
                 yield from embed(plot)
@@ -108,9 +96,8 @@ def overview(named: dict[str, list[Row]], drawn: list[Plot]) -> Iterator[str]:
         plots = [plot for plot in drawn if plot.section == name]
         results = [f"{escape(plot.headline)} ([figure](#{plot_anchor(plot)}))" for plot in plots]
         link = f"[{escape(title(name, comparisons), 60)}](#{anchor(name)})"
-        for index, text in enumerate(results or [escape(times(own))]):
-            rows.append([link if not index else "", text, "" if index else verified])
-    yield from table(["comparison", "result", "verified"], rows)
+        rows += [[link, text, verified] for text in results or [escape(times(own))]]
+    yield from table(["topic", "result", "arms verified"], rows)
 
 
 def times(rows: list[Row]) -> str:

@@ -37,7 +37,6 @@ class Law:
     low: float | None
     high: float | None
     over: tuple[float, ...]
-    conclusive: bool
 
     def text(self, symbol: str) -> str:
         """Return `T^1.98 [1.96, 2.00]`."""
@@ -61,18 +60,21 @@ def curves_of(comparisons: list[Row]) -> list[Curve]:
 
 
 def laws_of(bench: RunRecords, comparison: Row) -> Laws:
-    """Return the exponents that the run fitted for this comparison and metric, by arm and quantity."""
+    """Return the exponents that the run fitted for this comparison and metric, by arm and quantity.
+
+    A fit with a wide interval is left out: work that changes from one limit to another grows by no power.
+    """
     found: Laws = {}
     for row in bench.expected_metrics:
         what, exponent = str(row.get("what")), as_float(row.get("found"))
         quantity = next((q for q, name in QUANTITY_NAMES.items() if name in what), None)
         same = all(str(row.get(key)) == str(comparison.get(key)) for key in ("comparison", "metric"))
-        if "exponent" in what and quantity and same and exponent is not None:
+        fits = "exponent" in what and row.get("verdict") != "unresolved"
+        if fits and quantity and same and exponent is not None:
             points = [point[0] if isinstance(point, list) and point else point for point in as_list(row.get("points"))]
             over = tuple(x for point in points if (x := as_float(point)) is not None)
             low, high = as_float(row.get("low")), as_float(row.get("high"))
-            law = Law(exponent, low, high, over, row.get("verdict") != "unresolved")
-            found[short_name(row.get("arm")), quantity] = law
+            found[short_name(row.get("arm")), quantity] = Law(exponent, low, high, over)
     return found
 
 

@@ -77,7 +77,7 @@ def headline(curves: Sequence[Curve], lower_bounds: dict[str, Points], *, metric
     best, (longest, cost) = ranked[0].arm, ends[0][1]
     least = dict(lower_bounds[best]).get(longest)
     above = f"; {best} takes {formatting.factor(cost / least)} the time that moving its bytes takes" if least else ""
-    start = f"{metric[:1].upper()}{metric[1:]} from {first:,.0f} to {last:,.0f} context"
+    start = f"{metric[:1].upper()}{metric[1:]} with a context from {first:,.0f} to {last:,.0f} tokens"
     return f"{start}: {first_results(results)}{above}"
 
 
@@ -111,7 +111,8 @@ def draw(curves: list[Curve], lower_bounds: dict[str, Points], rate: str, axis: 
         colour = colours[curve.arm]
         line, *_ = axes.errorbar(x, y, yerr=spread, color=colour, marker="o", elinewidth=1.2, capsize=2.5, zorder=3)
         times = [formatting.timing(*each) for each in zip(y, spread, strict=True)]
-        name_points(line, [f"{curve.arm} at {at:,.0f} {axis}: {time}" for at, time in zip(x, times, strict=True)])
+        places = [formatting.where(round(at), axis) for at in x]
+        name_points(line, [f"{curve.arm} {place}: {time}" for place, time in zip(places, times, strict=True)])
         labels.append((x[-1], y[-1], curve.arm, colour))
         tallest = max(tallest, *y)
     for points, arms in arms_by_bound(lower_bounds).items():
@@ -129,6 +130,6 @@ def draw(curves: list[Curve], lower_bounds: dict[str, Points], rate: str, axis: 
         axes.set_ylim(0, tallest * 1.12)
         axes.yaxis.set_major_formatter(lambda value, _: seconds(value) if value else "0")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_xlabel(axis)
+    axes.set_xlabel(formatting.axis_title(axis))
     panel_title(axes, "Time for one step")
     label_points(axes, labels)

@@ -79,7 +79,7 @@ def conclusive(pairs: list[Pair], verdict: str) -> list[Pair]:
 def work(pair: Pair) -> list[str]:
     """Return the cells for the work with the subject's arm, the peer, and by how much the peer is faster."""
     row, ratio = pair.subject, pair.ratio
-    at = "" if row["point"] is None else f", {formatting.at(row['point'], row['axis'])}"
+    at = "" if row["point"] is None else f" {formatting.where(row['point'], row['axis'])}"
     interval = formatting.interval(as_float(ratio.get("low")), as_float(ratio.get("high")))
     return [
         escape(f"{row['comparison']} {row['metric']}{at}: {row['arm']}", 80),

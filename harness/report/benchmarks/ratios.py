@@ -25,6 +25,11 @@ SAME = 1.05  # the verdict SAME of short calls: the whole interval is within thi
 LETTER = 5.5  # points that a letter of the columns takes
 LONGEST_TICK = 66.0  # points that `1.05x slower` takes, with the space beside it
 FURTHEST = 100.0  # a ratio beyond this is drawn at the edge; its number is beside it
+DESCRIPTION = (
+    "Times over that of the control, with 95% intervals, on a logarithmic axis. Coloured: a difference. Filled and "
+    "grey: the same, within the grey band of 5% either way (10% for calls longer than a quarter of a second). Hollow: "
+    "inconclusive. Diamond: an arm against its own twin, so its distance from 1 is noise."
+)
 STEPS = (1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -60,13 +65,7 @@ def plots(bench: RunRecords) -> list[Plot]:
                     section=name,
                     name=name if not over_axis else f"{name}-single",
                     headline=headline(single),
-                    description=(
-                        "Paired ratios of time to the control of the same run, with their 95% intervals, on a "
-                        "logarithmic axis. A coloured mark is a difference, a filled grey one the same, and a hollow "
-                        "one inconclusive. The grey band is 5% either way, in which an arm counts as the same; for "
-                        "calls longer than a quarter of a second, 10%. A diamond is an arm against its own twin: its "
-                        "distance from 1 is noise."
-                    ),
+                    description=DESCRIPTION,
                     caption=provenance(bench),
                     height=1.0 + sum(0.36 + 0.27 * len(shown) for shown in groups.values()),
                     draw=partial(draw, groups),
@@ -78,7 +77,7 @@ def plots(bench: RunRecords) -> list[Plot]:
 def heading(comparison: Row) -> str:
     """Return the heading of a group of lines: the metric, its point, and the control with its time."""
     title, point = plain(comparison.get("metric") or comparison.get("title"), longest=60), comparison.get("point")
-    where = title if point is None else f"{title}, {formatting.at(point, comparison.get('axis'))}"
+    where = title if point is None else f"{title} {formatting.where(point, comparison.get('axis'))}"
     control = next((row for row in arms(comparison) if row["arm"] == comparison.get("control")), None)
     time = formatting.timing(control["median_seconds"], control["spread_seconds"]) if control else ""
     return f"{where}  –  against {short_name(control['arm'])}, {time}" if control and time else where
@@ -104,15 +103,20 @@ def ratio_lines(comparison: Row) -> list[RatioLine]:
 
 
 def headline(comparisons: list[Row]) -> str:
-    """Return each arm's ratios to the control, by `rank`: `Against fp32: bf16 1.36x faster in forward`."""
-    found: dict[str, list[tuple[str, Row]]] = {}
+    """Return each arm's ratios to its control, by `rank`: `Against fp32: bf16 1.36x faster in forward`."""
+    found: dict[tuple[str, str], list[tuple[str, Row]]] = {}
     for comparison in comparisons:
         for row in arms(comparison):
             if row["arm"] != row["control"] and not row["twin_of"] and as_float(row["ratio"]):
-                found.setdefault(short_name(row["arm"]), []).append((plain(row["metric"], longest=40), row))
-    controls = dict.fromkeys(short_name(comparison.get("control")) for comparison in comparisons)
-    results = [f"{arm} {over_metrics(rows)}" for arm, rows in sorted(found.items(), key=lambda each: rank(each[1]))]
-    return f"Against {entries(list(controls))}: {first_results(results)}"
+                pair = short_name(row["arm"]), short_name(row["control"])
+                found.setdefault(pair, []).append((plain(row["metric"], longest=40), row))
+    controls = {control for _, control in found}
+    results = [
+        f"{arm} {over_metrics(rows)}" + (f", against {control}" if len(controls) > 1 else "")
+        for (arm, control), rows in sorted(found.items(), key=lambda each: rank(each[1]))
+    ]
+    text = first_results(results)
+    return text if len(controls) > 1 else f"Against {', '.join(controls)}: {text}"
 
 
 def rank(rows: list[tuple[str, Row]]) -> tuple[bool, float]:
@@ -125,7 +129,7 @@ def rank(rows: list[tuple[str, Row]]) -> tuple[bool, float]:
 def over_metrics(rows: list[tuple[str, Row]]) -> str:
     """Return an arm's ratios over the metrics: one by one, or as a range if all agree."""
     if len(rows) == 1:
-        return f"{formatting.headline(rows[0][1])} in {rows[0][0]}"
+        return f"{formatting.ratio(rows[0][1])} in {rows[0][0]}"
     agreed = {direction(row) for _, row in rows}
     values = sorted(as_float(row["ratio"]) or 1.0 for _, row in rows)
     if agreed == {""}:
@@ -133,7 +137,7 @@ def over_metrics(rows: list[tuple[str, Row]]) -> str:
     if len(rows) >= 3 and agreed in ({"faster"}, {"slower"}):
         faster = agreed == {"faster"}
         return f"{span(sorted(1 / value for value in values) if faster else values)} {'faster' if faster else 'slower'}"
-    return entries([f"{metric} {formatting.headline(row)}" for metric, row in rows])
+    return entries([f"{metric} {formatting.ratio(row)}" for metric, row in rows])
 
 
 def direction(row: Row) -> str:

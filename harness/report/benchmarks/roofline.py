@@ -38,7 +38,10 @@ def plots(bench: RunRecords) -> list[Plot]:
                 description=(
                     "Every verified arm by its arithmetic intensity (FLOP for each byte that it has to move) and its "
                     "speed; lines are the ceilings measured in this run. Below the slope memory is the limit, below a "
-                    "flat line arithmetic. A hollow mark is an arm limited by launching operations."
+                    "flat line arithmetic; of reading, the fastest and the slowest amount. The legend has the colour "
+                    "and the shape of each topic. A name stands beside the arm of a topic that comes nearest to its "
+                    "ceiling, where there is room; each mark has its own under the pointer. A hollow mark is an arm "
+                    "limited by launching operations."
                 ),
                 caption=provenance(bench),
                 height=5.2,

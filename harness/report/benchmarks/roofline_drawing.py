@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 MARKERS = "osD^vPX"  # with the colours, enough to distinguish some forty comparisons
-NAMED = 10  # at most so many dots have their name beside them; all are in the tables
+NAMED = 8  # at most so many dots have their name beside them; all are in the tables
 # Possible positions of a name, in points from its dot: beside, above or below it, or further off with a line to it.
 DIAGONALS = ((24, 14), (24, -14), (-24, 14), (-24, -14))
 NEAR = 10  # points; a name further off gets a line to its dot
 LEADER = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 2, "shrinkB": 3}
-SIDES = ((7, 0), (-7, 0), (0, 6), (0, -6), *((far * x, far * y) for far in (1, 1.8, 2.6, 4) for x, y in DIAGONALS))
+SIDES = ((7, 0), (-7, 0), (0, 6), (0, -6), *((far * x, far * y) for far in (1, 1.8) for x, y in DIAGONALS))
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,9 @@ class Dot:
 
 
 def draw(ceilings: list[Ceiling], dots: list[Dot], canvas: Canvas) -> None:
-    """Draw the ceilings, the dots and a legend of comparisons."""
+    """Draw the ceilings, the dots and a legend of topics."""
     (axes,) = canvas.panels([2.35], left=0.95, above=0.1)
-    flat, slopes = (
-        highest_of_each_type([ceiling for ceiling in ceilings if ceiling.kind == kind])
-        for kind in ("compute", "bandwidth")
-    )
+    flat, slopes = products_of_each_type(ceilings), fastest_and_slowest_read(ceilings)
     left = min(0.1, *(dot.intensity / 2 for dot in dots))
     right = max(flat[0].rate / slopes[-1].rate * 4, *(dot.intensity * 2 for dot in dots))
     low = min(dot.rate for dot in dots) / 3
@@ -70,20 +67,31 @@ def draw(ceilings: list[Ceiling], dots: list[Dot], canvas: Canvas) -> None:
     if any(dot.regime == "launch" for dot in dots):
         handles += axes.plot([], [], "o", color=INK, markerfacecolor="white", label="hollow: launches")
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(1.02, -0.02), frameon=False, handletextpad=0.1,
-                fontsize=8.5 if len(marks) <= 16 else 7, borderpad=0, labelspacing=0.35)  # fmt: skip
+                fontsize=8.5 if len(marks) <= 16 else 7, borderpad=0, labelspacing=0.35,
+                title="topic", alignment="left", title_fontproperties={"size": 8.5, "weight": "bold"})  # fmt: skip
 
 
-def highest_of_each_type(ceilings: list[Ceiling]) -> list[Ceiling]:
-    """Return the highest ceiling of each type of product, and of reading and copying; the table has the others.
+def products_of_each_type(ceilings: list[Ceiling]) -> list[Ceiling]:
+    """Return the highest ceiling of products in each dtype; the table has the others.
 
-    A ceiling may be measured for each shape of the products and for several amounts of bytes, which end its name:
-    `gemm float32 head`, `read 512 MiB`.
+    The shape of the products ends the name of a ceiling: `gemm float32 head`.
     """
     by_type: dict[str, Ceiling] = {}
     for ceiling in ceilings:
-        name = " ".join(ceiling.name.split()[: 2 if ceiling.kind == "compute" else 1])
-        by_type.setdefault(name, replace(ceiling, name=name))
+        if ceiling.kind == "compute":
+            dtype = " ".join(ceiling.name.split()[1:2])
+            by_type.setdefault(dtype, replace(ceiling, name=f"products in {dtype}"))
     return list(by_type.values())
+
+
+def fastest_and_slowest_read(ceilings: list[Ceiling]) -> list[Ceiling]:
+    """Return the bandwidths between which those of the comparisons lie: a cache contains a part of fewer bytes.
+
+    Without a measured read, the bandwidth of copying.
+    """
+    moving = [ceiling for ceiling in ceilings if ceiling.kind == "bandwidth"]
+    reads = [ceiling for ceiling in moving if ceiling.name.startswith("read")] or moving[:1]
+    return [reads[0], *([reads[-1]] if len(reads) > 1 else [])]
 
 
 def draw_ceilings(axes: Axes, flat: list[Ceiling], slopes: list[Ceiling], dots: list[Dot]) -> None:
@@ -119,7 +127,7 @@ def name_slope(axes: Axes, ceiling: Ceiling, top: float, dots: list[Dot], side: 
             found += -8 < dx * across + dy * up < length and abs(dy * across - dx * up) < 20
         return found
 
-    start = first * (ends[1][0] / first) ** min((0.04, 0.15, 0.3, 0.45, 0.6), key=covered)
+    start = first * (ends[1][0] / first) ** min((0.1, 0.2, 0.3, 0.45, 0.6), key=covered)
     axes.annotate(words, (start, start * ceiling.rate), rotation=math.degrees(angle), rotation_mode="anchor", va=side,
                   xytext=(0, 3 if side == "bottom" else -3), textcoords="offset points", size=9)  # fmt: skip
 

@@ -87,8 +87,8 @@ def headline(curves: list[Curve], laws: Laws, *, axis: str, metric: str) -> str:
         key=lambda curve: as_float(curve.rows[last]["ratio"]) or 1.0,
     )
     results = [f"{curve.arm} {against_control(curve.rows[last], control.rows[last])}" for curve in ranked]
-    where = f"{start}at {formatting.at(round(last), axis)}, against {control.arm}: {first_results(results)}"
-    return as_sentence([where, growth(laws, axis)])
+    point = formatting.where(round(last), axis)
+    return as_sentence([f"{start}{point}, against {control.arm}: {first_results(results)}", growth(laws, axis)])
 
 
 def as_sentence(parts: list[str]) -> str:
@@ -100,18 +100,14 @@ def as_sentence(parts: list[str]) -> str:
 def ends_of(curve: Curve, axis: str) -> str:
     """Return the time of an arm at both ends of the axis, for a comparison without a control."""
     (low, cheap), *_, (high, dear) = curve.of("median_seconds") * 2
-    ends = (f"{formatting.timing(cheap)} at {low:,.0f}", f"{formatting.timing(dear)} at {high:,.0f} {axis}")
+    ends = (f"{formatting.timing(each)} {formatting.where(round(x), axis)}" for x, each in ((low, cheap), (high, dear)))
     return ", ".join(dict.fromkeys(ends))
 
 
 def growth(laws: Laws, axis: str) -> str:
     """Return `Memory grows as naive T^1.98, flash T^1.01`; the growth of the time if none of the memory was fitted."""
     for quantity in ("peak_memory_bytes", "median_seconds"):
-        grown = [
-            f"{arm} {symbol(axis)}^{law.exponent:.2f}"
-            for (arm, what), law in laws.items()
-            if what == quantity and law.conclusive
-        ]
+        grown = [f"{arm} {symbol(axis)}^{law.exponent:.2f}" for (arm, what), law in laws.items() if what == quantity]
         if grown:
             return f"{QUANTITY_NAMES[quantity].capitalize()} grows as {', '.join(grown[:4])}"
     return ""
@@ -124,7 +120,7 @@ def symbol(axis: str) -> str:
 
 def against_control(row: Row, control: Row) -> str:
     """Return one arm's ratios to the control: `2.38x faster [2.22, 2.50], 31.9x less memory in a call`."""
-    phrases = [formatting.headline(row)]
+    phrases = [formatting.ratio(row)]
     for quantity, fewer, noun in (
         ("peak_memory_bytes", "less", "memory in a call"),
         ("positions", "fewer", "positions"),
@@ -166,7 +162,7 @@ def draw(curves: list[Curve], laws: Laws, shown: list[str], axis: str, canvas: C
             draw_laws(axes, curves, laws, quantity, colours)
             label_points(axes, written, gap=25.0 if any("\n" in text for _, _, text, _ in written) else 13.0)
             panel_title(axes, QUANTITIES[quantity])
-            axes.set_xlabel(axis)
+            axes.set_xlabel(formatting.axis_title(axis))
 
 
 def draw_panel(axes: Axes, curves: list[Curve], quantity: str, colours: dict[str, str], most_ticks: int) -> None:
@@ -200,7 +196,7 @@ def point_text(curve: Curve, quantity: str, at: float) -> str:
         text = ", ".join(filter(None, (formatting.timing(value, row["spread_seconds"]), ratio)))
     else:
         text = formatting.memory(value) if quantity == "peak_memory_bytes" else f"{value:,.0f} positions"
-    return f"{curve.arm} at {formatting.at(round(at), row['axis'])}: {text}"
+    return f"{curve.arm} {formatting.where(round(at), row['axis'])}: {text}"
 
 
 def draw_laws(axes: Axes, curves: list[Curve], laws: Laws, quantity: str, colours: dict[str, str]) -> None:

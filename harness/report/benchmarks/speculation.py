@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.core.record_files import Row
+from harness.report import formatting
 from harness.report.axes import label_points, log_axis, panel_title
 from harness.report.benchmarks.arm_rows import arms, by_comparison
 from harness.report.benchmarks.curves import is_speculation
@@ -110,11 +111,13 @@ def headline(series: Sequence[Series]) -> str:
     """Return the best speed-up of the best draft, and the worst of the worst, as sentences."""
     best, worst = series[0], series[-1]
     x, up, low, high = max(best.speed_ups(), key=lambda point: point[1])
-    text = f"Speculative decoding: {up:.2f}x [{low:.2f}, {high:.2f}] at α = {best.acceptance:.2f} with {x:.0f} drafts"
+    drafts = f"{x:.0f} drafts a round, of which {formatting.percent(best.acceptance)} are accepted"
+    text = f"With {drafts}, {up:.2f}x the speed of the target alone [{low:.2f}, {high:.2f}]"
     if worst is not best:
         x, up, low, high = min(worst.speed_ups(), key=lambda point: point[1])
         pays = "it pays there too" if low > 1 else "it does not pay there" if high < 1 else "about even"
-        text += f"; {up:.2f}x [{low:.2f}, {high:.2f}] at α = {worst.acceptance:.2f} with {x:.0f}: {pays}"
+        drafts = f"{x:.0f}, of which {formatting.percent(worst.acceptance)} are accepted"
+        text += f"; with {drafts}, {up:.2f}x [{low:.2f}, {high:.2f}]: {pays}"
     return text
 
 

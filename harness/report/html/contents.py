@@ -18,6 +18,7 @@ from harness.report.json_values import as_list, as_mapping
 from harness.report.markdown import plot_anchor, prose
 
 HEADING = re.compile(r"^(#{1,6}) (.*)$")
+INTERVAL = re.compile(r"\[([-\d.]+), ([-\d.]+)\]")
 DEEPEST = 6
 RESERVED = ("content", "results", "tip", "not-in-this-report")  # ids of the template
 
@@ -142,8 +143,8 @@ def heads(table: Table) -> list[tuple[Markup, bool]]:
 
 
 def cell(text: str) -> tuple[Markup, float | None]:
-    """Return a cell and the number that it is sorted by, if it has one."""
-    return inline(text), text.key if isinstance(text, Cell) else None
+    """Return a cell, in which an interval stays on one line, and the number that it is sorted by, if it has one."""
+    return inline(INTERVAL.sub("[\\1,\N{NO-BREAK SPACE}\\2]", text)), text.key if isinstance(text, Cell) else None
 
 
 def without_empty(items: Sequence[Item]) -> tuple[list[Item], list[Markup]]:

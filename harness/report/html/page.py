@@ -7,11 +7,11 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
-from harness.report.benchmarks import comparisons, false_alarms
+from harness.report.benchmarks import comparisons, false_alarms, setup
 from harness.report.benchmarks.arm_rows import by_comparison
 from harness.report.claims import page as claims_page
 from harness.report.claims.claim_rows import claims_of
@@ -29,6 +29,7 @@ from harness.report.verifications.failures import in_order, name_of
 if TYPE_CHECKING:
     from jinja2 import Template
 
+MOST_CAUSES = 3  # of a diagnosis in the verdict; all are in its section
 MOST_RESULTS = 12  # headlines of benchmarks at the top; all are in the overview
 
 
@@ -66,7 +67,7 @@ def page(
     if claimed and claims_of(claimed):
         of_claims = claims_page.body(claimed, claims_plots(claimed), runs)
         items += [Item("part", id=contents.unique("claims")), *contents.items(of_claims, deeper=1)]
-    results = results_of(bench, drawn)
+    results, found = results_of(bench, drawn), findings_of(items)
     script = asset("page.js")
     return template().render(
         subject=run.subject if run else "nothing",
@@ -77,9 +78,12 @@ def page(
         warning=block("\n".join(false_alarms.warning(bench))) if bench and bench.comparisons else "",
         excepted=[inline(line) for line in excepted(verify)],
         results=results[:MOST_RESULTS],
+        words=setup.ANCHOR,
         more_results=max(0, len(results) - MOST_RESULTS),
         first_failures=first_failures(verify),
-        provenance=provenance(run) if run else "",
+        causes=found[:MOST_CAUSES],
+        more_causes=max(0, len(found) - MOST_CAUSES),
+        provenance=("Verified on " if verify and bench else "") + (provenance(run) if run else ""),
         notes=[plain(note) for note in notes],
         items=items,
         missing=missing,
@@ -126,6 +130,12 @@ def results_of(bench: RunRecords | None, drawn: Iterable[Plot]) -> list[Result]:
     topics = {name: plain(comparisons.title(name, rows), 80) for name, rows in named.items()}
     shown.sort(key=lambda plot: plot is not first[plot.section])
     return [Result(topics[plot.section], plot.headline, plot_anchor(plot)) for plot in shown]
+
+
+def findings_of(items: Iterable[Item]) -> list[dict[str, Any]]:
+    """Return the findings of the diagnosis that are not declared, as the page shows them."""
+    shown = [found for item in items if item.kind == "findings" for found in item.more["findings"]]
+    return [found for found in shown if not found["declared"]]
 
 
 def first_failures(verify: RunRecords | None) -> list[tuple[str, str]]:

@@ -91,6 +91,12 @@ def test_rows_are_the_recorded_block_minima_and_can_be_saved_and_compared(run_be
     recorded = {arm["arm"]: arm for arm in comparisons(pytester.path)["precision", "decode"]["arms"]}
     packed = {"fp32-packed", "bf16-packed"}
     assert set(recorded) == {"fp32", "bf16", "bf16-autocast", "int8", "int4", "fp32-again", *packed}
+    assert all(arm["error"] <= arm["allowed"] for arm in recorded.values())
+    assert recorded["int4"]["extras"]["weights_bytes"] < recorded["bf16"]["extras"]["weights_bytes"]
+    assert recorded["bf16"]["description"] == "parameters and products in bfloat16"
+    decode = comparisons(pytester.path)["precision", "decode"]
+    assert decode["parameters"] == 96_576
+    assert decode["why"].startswith("One row at a time reads every weight once")
     saved = json.loads((pytester.path / "out.json").read_text())["benchmarks"]
     assert {row["params"]["arm"] for row in saved} == set(recorded)
     for row in saved:

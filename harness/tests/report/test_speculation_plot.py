@@ -33,9 +33,9 @@ def speculated():
 
 def test_the_headline_has_the_best_speed_up_and_where_it_does_not_pay():
     (plot,) = plots(RunRecords.of(run("bench", speculated())))
-    assert plot.headline.startswith("Speculative decoding: 2.20x [")
-    assert "at α = 0.95 with 4 drafts; 0.40x [" in plot.headline
-    assert plot.headline.endswith("at α = 0.10 with 8: it does not pay there")
+    assert plot.headline.startswith("With 4 drafts a round, of which 95% are accepted, 2.20x the speed of the target")
+    assert "; with 8, of which 10% are accepted, 0.40x [" in plot.headline
+    assert plot.headline.endswith(": it does not pay there")
     drawn = texts(plot)
     for text in ("target alone", "α = 0.95", "α = 0.10", "closed form", "drafts a round, γ"):
         assert text in drawn

@@ -14,6 +14,7 @@ from harness.bench.arms.model_pool import ModelPool, autocast
 from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.verifiers import Answers, oracle_verifier
 from harness.bench.arms.workloads.cost_terms import element_bytes, weight_bytes
+from harness.bench.tensor_bytes import tensor_bytes, weight_figures
 from harness.bench.work import Sample, Work
 from harness.core.errors import MissingAbility
 from harness.subjects.model import Model
@@ -120,7 +121,7 @@ def decode(pool: ModelPool, arm: ArmSpec, copy: int, *, context: int, batch: int
         if cache is None:
             fill()
         expected = costs.cache_bytes(pool.size, tokens=context, batch=batch, element_bytes=element_bytes(arm))
-        return {"cache_bytes": filled, "held_cache_bytes": expected}
+        return {**weight_figures(model.module), "cache_bytes": filled, "cache_closed_form_bytes": expected}
 
     middle = (context + end) // 2
     cost = costs.decode_step(
@@ -137,27 +138,3 @@ def decode(pool: ModelPool, arm: ArmSpec, copy: int, *, context: int, batch: int
         computes=arm.computes,
         extras=extras,
     )
-
-
-def tensor_bytes(holder: object) -> int:
-    """Return the bytes of all tensors that `holder` refers to, each storage once."""
-    storages: dict[int, int] = {}
-    seen: set[int] = set()
-
-    def walk(value: object) -> None:
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-        elif isinstance(value, Mapping):
-            for item in value.values():
-                walk(item)
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                walk(item)
-        elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)):
-            walk(vars(value))
-
-    walk(holder)
-    return sum(storages.values())

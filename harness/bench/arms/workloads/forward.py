@@ -16,6 +16,7 @@ from harness.bench.arms.verifiers import Answers, kept_rows, oracle_verifier, sa
 from harness.bench.arms.workloads.compilation import as_cuda_graph, first_call_figures
 from harness.bench.arms.workloads.cost_terms import attention_cost_kind, element_bytes
 from harness.bench.ceilings import last_level_cache_bytes
+from harness.bench.tensor_bytes import weight_figures
 from harness.bench.work import Work
 from harness.subjects.model import Model
 
@@ -53,6 +54,7 @@ def forward(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int, batch: int
 
     if arm.options.get("graph"):
         call = as_cuda_graph(call)
+    first_call = first_call_figures(arm, call)
     cost = costs.forward(
         pool.size,
         batch=batch,
@@ -67,7 +69,7 @@ def forward(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int, batch: int
         use_input=functools.partial(pool.use_ids, ids),
         sample=sample_rows,
         tokens=ids.numel(),
-        extras=first_call_figures(arm, call),
+        extras=lambda: {**weight_figures(model.module), **first_call()},
         flops=cost.flops,
         moved_bytes=cost.moved_bytes,
         computes=arm.computes,

@@ -18,6 +18,7 @@ from harness.bench.arms.registry import ArmSpec, Verifier, work_kind
 from harness.bench.arms.stored_linears import ROUNDED
 from harness.bench.arms.verifiers import Generated, GenerationVerifier
 from harness.bench.arms.workloads.cost_terms import element_bytes, weight_bytes
+from harness.bench.tensor_bytes import weight_figures
 from harness.bench.work import Sample, Work
 from harness.core.errors import MissingAbility
 from harness.subjects.forward_answer import unpack
@@ -97,7 +98,9 @@ def generate(pool: ModelPool, arm: ArmSpec, copy: int, *, prompt: int, new_token
         witness_call=(lambda: generate_tokens(WITNESSED_TOKENS)) if new_tokens > WITNESSED_TOKENS else None,
         flops=cost.flops,
         moved_bytes=cost.moved_bytes,
+        passes=new_tokens,
         computes=arm.computes,
+        extras=lambda: weight_figures(model.module),
     )
 
 

@@ -148,6 +148,7 @@ def speculate(
         # The closed form is that of the target alone: how much more a draft computes depends on the text.
         flops=cost.flops if kind is None else None,
         moved_bytes=cost.moved_bytes if kind is None else None,
+        passes=new_tokens,
         computes=arm.computes,
         extras=extras,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
+import io
 import json
 import os
 import select
@@ -13,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 30  # seconds for one answer
@@ -84,11 +89,17 @@ class Browser:
         return found["result"].get("value")
 
     def press(self, key: str) -> None:
-        """Press a key: Tab, Enter."""
+        """Press a key: Tab, Enter, ArrowRight."""
         text = {"text": "\r"} if key == "Enter" else {}
-        code = {"Enter": 13, "Tab": 9}[key]
+        code = {"Enter": 13, "Tab": 9, "ArrowRight": 39}[key]
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+
+    def pixels(self) -> Any:
+        """Return what the window shows, as an array (height, width, 3) of 0 to 255."""
+        shot = self.call("Page.captureScreenshot", format="png")["data"]
+        with Image.open(io.BytesIO(base64.b64decode(shot))) as image:
+            return np.asarray(image.convert("RGB"))
 
     def complaints(self) -> list[Any]:
         """Return errors, warnings and messages of the console, and requests to anything but the file itself."""

@@ -250,3 +250,30 @@ def test_the_top_has_each_topic_once_before_a_second_result_of_one():
     text = page(None, RunRecords.of(run("bench", rows)))
     top = text[text.index('<h2 id="results">') : text.index("</ul>", text.index('<h2 id="results">'))]
     assert re.findall(r"<li><b>(.*?)\.</b>", top) == ["Attention", "The subject and its peers", "Attention"]
+
+
+def test_the_verdict_says_what_is_wrong_and_where(wrong):
+    verdict = wrong.split('<section class="verdict')[1].split("</section>")[0]
+    assert (
+        '<li>the exact (erf) GELU: <a href="#finding-gelu-erf-for-tanh"><code>my_gpt.py:40</code></a></li>' in verdict
+    )
+
+
+def test_the_verdict_names_no_declared_cause_and_counts_those_that_it_leaves_out():
+    found = [
+        {**sample_pages.DIAGNOSIS["findings"][0], "fault": f"fault-{n}", "source": f"a.py:{n}", "declared": n == 0}
+        for n in range(6)
+    ]
+    diagnosis = {**sample_pages.DIAGNOSIS, "findings": found}
+    text = page(RunRecords.of(run("verify", [*verify_rows(wrong=True), diagnosis])), None)
+    verdict = text.split('<section class="verdict')[1].split("</section>")[0]
+    assert re.findall(r"<code>(a\.py:\d)</code>", verdict) == ["a.py:1", "a.py:2", "a.py:3"]
+    assert "2 more in the diagnosis" in verdict
+
+
+def test_an_interval_in_a_table_is_not_broken_between_its_ends():
+    rows = [comparison("precision", "forward", {"fp32": 2.0, "bf16": 1.0})]
+    assert re.search(
+        r"<td data-key=\"0\.5\">2\.00x faster \[\d\.\d\d,\N{NO-BREAK SPACE}\d\.\d\d\]</td>",
+        page(None, RunRecords.of(run("bench", rows))),
+    )

@@ -141,6 +141,55 @@ def test_a_window_of_390_pixels_scrolls_in_one_direction_only(tab, pages, name):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+EDGES = """(() => {
+    const [box] = [...document.querySelectorAll('.scroll')].filter((each) => each.scrollWidth > each.clientWidth + 100);
+    box.scrollIntoView({block: 'center'});
+    box.scrollLeft = %s;
+    const at = box.getBoundingClientRect();
+    return [at.left + 2, at.left + box.clientWidth - 2, at.top + box.clientHeight - 3]; // without the scroll bars
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_table_that_goes_on_has_a_shadow_at_that_edge_and_none_where_it_ends(tab, pages, dark):
+    tab.open(pages["wrong"], width=390, dark=dark)
+    shadows = []
+    for scrolled in ("0", "box.scrollWidth / 2 - box.clientWidth / 2", "box.scrollWidth"):
+        left, right, y = tab.evaluate(EDGES % scrolled)
+        pixels = tab.pixels()
+        paper = pixels[int(y), 2].astype(int)  # beside the box
+        shadows.append([bool(abs(pixels[int(y), int(x)].astype(int) - paper).max() > 25) for x in (left, right)])
+    assert shadows == [[False, True], [True, True], [True, False]]
+
+
+def test_a_table_that_goes_on_is_scrolled_with_the_keyboard(tab, pages):
+    tab.open(pages["wrong"], width=390)
+    tab.evaluate(EDGES % "0")
+    found = "[...document.querySelectorAll('.scroll')].find((each) => each.scrollWidth > each.clientWidth + 100)"
+    # Chromium gives a region that scrolls the focus by itself; other browsers need the attribute.
+    attributes = "(each) => ['tabindex', 'role', 'aria-label'].map((name) => each.getAttribute(name))"
+    for focus, role, label in tab.evaluate(f"[...document.querySelectorAll('.scroll')].map({attributes})"):
+        assert (focus, role) == ("0", "region")
+        assert label.startswith(("Table: ", "Figure: "))
+    tab.evaluate(f"{found}.focus()")
+    for _ in range(50):
+        tab.press("ArrowRight")
+        if tab.evaluate(f"{found}.scrollLeft") > 0:
+            break
+    assert tab.evaluate(f"{found}.scrollLeft") > 0
+
+
+def test_the_link_to_the_words_opens_them(tab, pages):
+    tab.open(pages["wrong"])
+    assert tab.evaluate("document.getElementById('words').open") is False
+    tab.evaluate("[...document.links].find((link) => link.hash === '#words').click()")
+    for _ in range(20):
+        if tab.evaluate("document.getElementById('words').open"):
+            break
+        time.sleep(0.1)
+    assert tab.evaluate("document.getElementById('words').open") is True
+
+
 CONTRAST = """(() => {
   const light = (colour) => {
     const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((each) => each / 255)
