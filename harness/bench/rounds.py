@@ -45,8 +45,8 @@ EFFECT, EFFECT_OF_LONG_CALLS = 0.05, 0.10
 SHORT_ROUND_SECONDS, FEWEST_SHORT_ROUNDS = 2.0, 8
 # A long round in which the machine was plainly busy is repeated: of four, none can be left out.
 MOST_REPEATED_ROUNDS = 2
-# A call takes up to about four times as long under the profiler: a call above this is long by itself.
-LONG_WITNESSED_SECONDS = 4 * LONG_CALL_SECONDS
+# If only a part of a call was witnessed, nothing else says that the first time of the whole is not a stall.
+LONG_FIRST_SECONDS = 2 * LONG_CALL_SECONDS
 
 
 def time_in_rounds(
@@ -70,18 +70,23 @@ def time_in_rounds(
     removed from `works` if it did so while it was warmed up.
     """
     started = clock()
-    warm = _warm_up_arms(result, works, clock, timer)
+    blocks = {name: Block(work, 1, clock, timer, count) for name, work in works.items()}
+    first = _first_round(result, works, blocks, rng)
+    counts = bool(first) and all(seconds > _long_first_seconds(result, name) for name, seconds in first.items())
+    warm = {name: [] for name in works} if counts else _warm_up_arms(result, works, first, clock, timer)
     if not warm:
         return
-    calls = result.calls_per_block = calls_per_block([min(series, default=math.inf) for series in warm.values()])
-    blocks = {name: Block(work, calls, clock, timer, count) for name, work in works.items()}
+    calls = result.calls_per_block = 1 if counts else calls_per_block([min(series) for series in warm.values()])
+    if not counts:
+        blocks = {name: Block(work, calls, clock, timer, count) for name, work in works.items()}
     ceiling_blocks = {name: ceiling_block(work, calls, clock, timer) for name, work in ceilings.items()}
     result.seconds = {name: block.best for name, block in blocks.items()}
     result.effect = effect or (EFFECT_OF_LONG_CALLS if calls == 1 else EFFECT)
     round_seconds: list[float] = []
     for rounds in range(1, INTERVAL_CHECKS[-1] + 1):
-        round_started = clock()
-        _run_round(result, blocks, ceiling_blocks, rng, rounds)
+        made = counts and rounds == 1  # only the ceilings of that round are left to measure
+        round_started = started if made else clock()
+        _run_round(result, {} if made else blocks, ceiling_blocks, rng, rounds if counts else rounds + bool(first))
         round_seconds.append(clock() - round_started)
         short = median(round_seconds) <= SHORT_ROUND_SECONDS
         fewest = FEWEST_SHORT_ROUNDS if short else FEWEST_ROUNDS + _repeated_rounds(result)
@@ -107,21 +112,41 @@ def time_in_rounds(
             result.samples[name] = block.sample
 
 
-def _warm_up_arms(
-    result: ComparisonResult, works: dict[str, Work], clock: Clock, timer: Timer
-) -> dict[str, list[float]]:
-    """Return the times of each arm's calls until they settled. Removes an arm that raises from `works`.
+def _first_round(
+    result: ComparisonResult, works: dict[str, Work], blocks: dict[str, Block], rng: random.Random
+) -> dict[str, float]:
+    """Return the time of one call of each arm, if all of them may be long, else nothing.
 
-    The lists are empty if every arm is long: each was called already to be verified and to be witnessed. That is
-    all or none, because an arm that was called once more than its control would start warmer.
+    Each was called already to be verified and to be witnessed. If all are long, this is the first round. That is all or
+    none, because an arm that was called once more than its control would start warmer. An arm that raises is removed
+    from `works`.
     """
-    witnessed = {name: result.witnessed_seconds.get(name, 0.0) for name in works}
-    if min(witnessed.values()) > LONG_WITNESSED_SECONDS:
-        return {name: [] for name in works}
+    witnessed = [result.witnessed_seconds.get(name) for name in works]
+    if any(seconds is None or 0 < seconds <= LONG_CALL_SECONDS for seconds in witnessed):
+        return {}
+    _run_round(result, blocks, {}, rng, 1)
+    for name in works.keys() - blocks.keys():
+        del works[name]
+    return {name: block.best[0] for name, block in blocks.items()}
+
+
+def _long_first_seconds(result: ComparisonResult, name: str) -> float:
+    """Return the time above which an arm's first call says that it is long."""
+    return LONG_CALL_SECONDS if result.witnessed_seconds[name] else LONG_FIRST_SECONDS
+
+
+def _warm_up_arms(
+    result: ComparisonResult, works: dict[str, Work], first: Mapping[str, float], clock: Clock, timer: Timer
+) -> dict[str, list[float]]:
+    """Return the times of each arm's calls until they settled, `first` among them.
+
+    Removes an arm that raises from `works`.
+    """
     warm: dict[str, list[float]] = {}
     for name, work in list(works.items()):
+        made, witnessed = [first[name]] if first else [], result.witnessed_seconds.get(name, 0.0)
         try:
-            warm[name] = warm_up(work, clock, timer, witnessed_seconds=witnessed[name])
+            warm[name] = warm_up(work, clock, timer, made=made, witnessed_seconds=witnessed)
         except ARM_ERRORS as error:
             del works[name]
             result.reject(name, Verification.from_error(error, "while it was warmed up"))

@@ -58,19 +58,21 @@ def timer_by_cuda_events(device: str) -> Timer:
     return timer
 
 
-def warm_up(work: Work, clock: Clock, timer: Timer, *, witnessed_seconds: float = 0.0) -> list[float]:
-    """Call `work` until its times have settled or a limit is reached, and return the times.
+def warm_up(
+    work: Work, clock: Clock, timer: Timer, *, made: Sequence[float] = (), witnessed_seconds: float = 0.0
+) -> list[float]:
+    """Call `work` until its times have settled or a limit is reached, and return the times, after those `made` already.
 
     A call that was long under the profiler too (`witnessed_seconds`) is made once, for its time: it was called already
     to be verified and to be witnessed.
     """
     work.prepare()
-    series: list[float] = []
+    series = list(made)
     started = clock()
-    while len(series) < WARM_CALLS and (not series or clock() - started < WARM_SECONDS):
-        series.append(timer(work.call)[0])
-        if min(series[0], witnessed_seconds) > LONG_CALL_SECONDS or warmed_up(series) is not None:
+    while not series or (len(series) < WARM_CALLS and clock() - started < WARM_SECONDS):
+        if series and (min(series[0], witnessed_seconds) > LONG_CALL_SECONDS or warmed_up(series) is not None):
             break
+        series.append(timer(work.call)[0])
     return series
 
 

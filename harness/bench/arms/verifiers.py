@@ -64,20 +64,31 @@ def oracle_verifier(
     bound: float,
     rounded_answer: Callable[[Model, torch.dtype], Tensor] | None = None,
     sampled: Callable[[Model], Answers] | None = None,
+    answer_of: Callable[[Answers], Tensor] | None = None,
 ) -> Verifier:
     """Return a verifier that compares answers with what `answer` computes by the float64 oracle.
 
     Arms in 16 bits may be off by a multiple of what rounding the oracle's weights alone changes. `rounded_answer`
     computes that answer for work that also writes the weights; by default it is `answer`. `sampled` returns what should
-    be kept of timed calls.
+    be kept of timed calls, and `answer_of` takes the answer from that, where it has all of it.
     """
 
     def coarse(dtype: torch.dtype) -> Tensor:
         model = pool.oracle(stored_in=dtype)
         return answer(model) if rounded_answer is None else rounded_answer(model, dtype)
 
-    def storing(arm: ArmSpec) -> Model:
-        return pool.oracle_storing(str(arm.weights), getattr(torch, arm.computes))
+    def of_stored(arm: ArmSpec) -> tuple[Callable[[], Tensor], Answers]:
+        """Return what computes the answer with weights stored as the arm's, and what is kept of its timed calls."""
+
+        def storing() -> Model:
+            return pool.oracle_storing(str(arm.weights), getattr(torch, arm.computes))
+
+        @functools.cache
+        def kept() -> Answers:
+            assert sampled is not None
+            return sampled(storing())
+
+        return lambda: answer(storing()) if answer_of is None else answer_of(kept()), lambda number: kept()(number)
 
     @functools.cache
     def exact() -> Answers:
@@ -88,16 +99,20 @@ def oracle_verifier(
         pool.oracle()  # restores the weights: `coarse` has rounded them since
         return exact()(number)
 
-    rounded = {name: functools.partial(storing, arm) for name, arm in arm_specs.items() if arm.weights in ROUNDED}
+    stored: dict[str, Callable[[], Tensor]] = {}
+    sampled_stored: dict[str, Answers] = {}
+    for name, arm in arm_specs.items():
+        if arm.weights in ROUNDED:
+            stored[name], sampled_stored[name] = of_stored(arm)
     return TensorVerifier(
-        expected=lambda: answer(pool.oracle()),
+        expected=lambda: answer(pool.oracle()) if answer_of is None else answer_of(exact()),
         control=control,
         bound=bound,
         coarse=coarse,
         dtypes=coarse_dtypes(arm_specs),
-        stored={name: lambda model=model: answer(model()) for name, model in rounded.items()},  # type: ignore[misc]
+        stored=stored,
         sampled=sampled_exact if sampled else None,
-        sampled_stored={name: lambda n, model=model: sampled(model())(n) for name, model in rounded.items() if sampled},  # type: ignore[misc]
+        sampled_stored=sampled_stored,
         oracle_name=pool.oracle_name,
     )
 

@@ -1,5 +1,6 @@
 """The rounds of timing on a simulated machine: the order of the arms, the blocks, warming up, and when rounds end."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -199,16 +200,39 @@ def seconds_under_profiler(seconds):
     return lambda work: WitnessedCall(ledgers={}, seconds=seconds)
 
 
-def test_arms_that_are_all_long_are_not_called_again_to_warm_up():
-    """They were called to be verified and witnessed. If one arm is shorter, neither may start warmer than the other."""
-    for seconds, calls in ((3.0, 4), (0.5, 5), (0.0, 5)):
-        machine = Machine()
-        arms = machine.arm("control", 2.0), machine.arm("b", 2.0)
-        result = machine.measure(comparison(*arms), seconds=1.0, witness=seconds_under_profiler(seconds))
-        assert (machine.log.count("control"), result.calls_per_block) == (calls, 1)
+@pytest.mark.parametrize(("witnessed", "calls"), [(3.0, 4), (0.5, 4), (0.0, 4), (0.2, 5), (None, 5)])
+def test_arms_that_are_all_long_are_not_called_again_to_warm_up(witnessed, calls):
+    """They were called to be verified and witnessed; 0 seconds are those of a part of a call."""
+    machine = Machine()
+    arms = machine.arm("control", 2.0), machine.arm("b", 2.0)
+    witness = None if witnessed is None else seconds_under_profiler(witnessed)
+    result = machine.measure(comparison(*arms), seconds=1.0, witness=witness)
+    assert (machine.log.count("control"), result.calls_per_block) == (calls, 1)
+    assert len(result.seconds["control"]) == len(result.seconds["b"]) == 4
 
 
-def test_one_slow_call_does_not_make_an_arm_long():
+def test_beside_a_shorter_arm_the_first_round_of_long_arms_does_not_count():
+    """Neither may start warmer than the other, and no round has an input that an arm has seen before."""
+    machine, inputs = Machine(), []
+    long = Arm("control", lambda: dataclasses.replace(machine.arm("control", 2.0).build(), use_input=inputs.append))
+    result = machine.measure(comparison(long, machine.arm("b", 0.2)), seconds=1.0, witness=seconds_under_profiler(0.9))
+    assert (machine.log.count("control"), len(result.seconds["control"])) == (5, 4)
+    assert machine.log.count("b") > 5
+    assert inputs == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("seconds", [2.0, 0.2])
+def test_an_arm_that_raises_in_the_first_round_costs_the_others_nothing(seconds):
+    machine = Machine()
+    fragile = Arm("fragile", lambda: Work(call=lambda: 1 / 0, answer=lambda: 42, tokens=1))
+    arms = machine.arm("control", 2.0), machine.arm("b", seconds), fragile
+    result = machine.measure(comparison(*arms), seconds=1.0, witness=seconds_under_profiler(3.0))
+    assert "ZeroDivisionError" in result.verifications["fragile"].message
+    assert set(result.seconds) == {"control", "b"}
+
+
+@pytest.mark.parametrize("witnessed", [0.03, 0.0])
+def test_one_slow_call_does_not_make_an_arm_long(witnessed):
     """A call is long if it was long under the profiler too: a stall in the first call does not make it long."""
     machine, stalls = Machine(), iter([0.3])
 
@@ -217,7 +241,7 @@ def test_one_slow_call_does_not_make_an_arm_long():
         machine.now += next(stalls, 0.02)
 
     arm = Arm("control", lambda: Work(call=call, answer=lambda: 42, tokens=1))
-    result = machine.measure(comparison(arm), witness=seconds_under_profiler(0.03))
+    result = machine.measure(comparison(arm), witness=seconds_under_profiler(witnessed))
     assert result.figures["control"]["warm"]["calls"] >= 8
     assert result.calls_per_block == 3
 

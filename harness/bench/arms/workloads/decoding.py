@@ -58,7 +58,13 @@ def _make_verifier(
         later = model.logits(ids[_kept(batch)])[:, context:]  # (rows, steps, V)
         return lambda position: later[:, position - context]
 
-    return oracle_verifier(pool, control, arm_specs, answer, bound=float32_bound(pool.size), sampled=sampled)
+    def answer_of(kept: Answers) -> Tensor:
+        return torch.stack([kept(position) for position in range(context, context + VERIFIED_STEPS)], dim=1)
+
+    return oracle_verifier(
+        pool, control, arm_specs, answer, bound=float32_bound(pool.size), sampled=sampled,
+        answer_of=answer_of if len(_kept(batch)) == batch else None,
+    )  # fmt: skip
 
 
 def _kept(batch: int) -> list[int]:

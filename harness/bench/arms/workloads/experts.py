@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy as copies
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +25,8 @@ from harness.subjects.expert_layer import ExpertLayer
 from harness.subjects.protocols import MixesExperts
 
 DENSE = {"dense-active": "active", "dense-total": "total"}
+# By the arguments of `_numbers`: a dense arm needs the numbers of the layer, and not the layer.
+_KNOWN: weakref.WeakKeyDictionary[ModelPool, dict[tuple[int, int], _Numbers]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,15 @@ def _layer(pool: ModelPool, experts: int, per_token: int, dtype: str = "float32"
     return pool.subject.build_experts(pool.size, experts=experts, per_token=per_token, dtype=dtype, device=pool.device)
 
 
-def _numbers(layer: ExpertLayer, per_token: int) -> _Numbers:
+def _numbers(pool: ModelPool, experts: int, per_token: int) -> _Numbers:
+    """Return the sizes of the subject's layer, which is built once to count them."""
+    known = _KNOWN.setdefault(pool, {})
+    if (experts, per_token) not in known:
+        known[experts, per_token] = _counted(_layer(pool, experts, per_token), per_token)
+    return known[experts, per_token]
+
+
+def _counted(layer: ExpertLayer, per_token: int) -> _Numbers:
     k = layer.per_token or per_token
     one = [part.of(part.parameter) for part in layer.expert_parameters[0]]
     matrices = sum(part.numel() for part in one if part.dim() > 1)
@@ -88,12 +98,11 @@ def _make_verifier(
 
     def answer(name: str) -> Tensor:
         x = _inputs(pool, tokens).double()
-        layer = _layer(pool, experts, per_token, "float64")
-        numbers = _numbers(layer, per_token)
+        numbers = _numbers(pool, experts, per_token)
         with torch.no_grad():
             if name in DENSE:
                 return _dense(pool.size, _hidden(name, numbers), pool.device, torch.float32).double()(x)  # type: ignore[no-any-return]
-            return _by_definition(layer, x, numbers.per_token)
+            return _by_definition(_layer(pool, experts, per_token, "float64"), x, numbers.per_token)
 
     # Two products after each other, the longest sum over 4C.
     return _LayerVerifier(functools.cache(answer), 4 * float32_bound(Size("a layer", 1, 1, 1, 1, pool.size.width)))
@@ -144,8 +153,7 @@ def expert_layer(
 
     The dense layer of the active size has k times an expert's hidden width, that of the total size E times.
     """
-    layer = _layer(pool, experts, per_token)
-    numbers = _numbers(layer, per_token)
+    numbers = _numbers(pool, experts, per_token)
     x = _inputs(pool, tokens)
     module: Callable[[Tensor], Tensor]
     if arm.name in DENSE:
@@ -155,7 +163,7 @@ def expert_layer(
         module, total, active = dense, parameters, parameters
         cost = dense_layer_cost(pool.size, tokens=tokens, hidden=hidden)
     else:
-        module, total, active = copies.copy(layer), numbers.total, numbers.active
+        module, total, active = _layer(pool, experts, per_token), numbers.total, numbers.active
         cost = expert_layer_cost(
             pool.size,
             tokens=tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from harness.core.sizes import Size
 from harness.subjects.protocols import Serves, Subject
 
 LONGEST_PROMPT, MOST_TOKENS = 16, 16
-WITNESSED = 2  # requests of a plan that a witness sees; the operations of further ones are the same
+WITNESSED = 2  # requests of a plan that a witness sees, and tokens of each; the operations of further ones are the same
 
 
 def serving_subject(subject: Subject) -> Serves:
@@ -55,11 +55,12 @@ def serve(pool: ModelPool, arm: ArmSpec, copy: int, *, requests: int, slots: int
     plan, static = _plan(pool.size, requests, rate), bool(arm.options.get("static"))
     prompts = _prompts(pool, plan)
     longest = max(each.prompt + each.new_tokens for each in plan)
+    short = [replace(each, new_tokens=min(WITNESSED, each.new_tokens)) for each in plan[:WITNESSED]]
     runs: list[Timeline] = []
 
-    def run(first: int = requests) -> Timeline:
+    def run(served: Sequence[Arrival] = plan) -> Timeline:
         engine = subject.new_engine(model, requests=slots, positions=slots * (longest + 4))
-        return serving.serve(engine, plan[:first], prompts[:first], slots=slots, static=static)
+        return serving.serve(engine, served, prompts[: len(served)], slots=slots, static=static)
 
     def call() -> Timeline:
         runs.append(run())
@@ -70,7 +71,7 @@ def serve(pool: ModelPool, arm: ArmSpec, copy: int, *, requests: int, slots: int
         answer=run,
         sample=lambda found, number: Sample(number, found),  # of one plan: its lengths decide about the work
         tokens=sum(each.new_tokens for each in plan),
-        witness_call=lambda: run(WITNESSED),
+        witness_call=lambda: run(short),
         flops=sum(_flops(pool.size, arm, each) for each in plan),
         computes=arm.computes,
         extras=lambda: serving.figures(runs, slots=slots, static=static),

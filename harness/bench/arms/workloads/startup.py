@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from harness.subjects.model import Model
 from harness.subjects.protocols import Checkpoints
 
 CHECKED_TOKENS = 16
+# The checkpoint that all arms of a pool load.
+_CHECKPOINTS: weakref.WeakKeyDictionary[ModelPool, tempfile.TemporaryDirectory[str]] = weakref.WeakKeyDictionary()
 
 
 def _make_build_verifier(pool: ModelPool, control: str, arm_specs: Mapping[str, ArmSpec]) -> Verifier:
@@ -81,11 +84,7 @@ def load(pool: ModelPool, arm: ArmSpec, copy: int) -> Work:
         raise MissingAbility(f"{subject.name} has no ability 'Checkpoints': it does not read a Hugging Face directory")
     if pool.size not in SIZES.values():
         raise MissingResource(f"no checkpoint of {pool.size.name}")
-    folder = tempfile.TemporaryDirectory(prefix="gpt-harness-")
-    writer = HuggingFace("eager")
-    source = writer.build(pool.size)
-    writer.save_checkpoint(source, Path(folder.name))
-    del source
+    folder = _checkpoint(pool)
     ids, _ = pool.ids(rows=1, length=CHECKED_TOKENS)
 
     @torch.no_grad()
@@ -100,6 +99,16 @@ def load(pool: ModelPool, arm: ArmSpec, copy: int) -> Work:
         measures_memory=False,
         extras=lambda: {"read_bytes": _bytes(Path(folder.name))},
     )
+
+
+def _checkpoint(pool: ModelPool) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder with the checkpoint of the pool's size, written once."""
+    if pool not in _CHECKPOINTS:
+        folder = tempfile.TemporaryDirectory(prefix="gpt-harness-")
+        writer = HuggingFace("eager")
+        writer.save_checkpoint(writer.build(pool.size), Path(folder.name))
+        _CHECKPOINTS[pool] = folder
+    return _CHECKPOINTS[pool]
 
 
 def _bytes(folder: Path) -> float:

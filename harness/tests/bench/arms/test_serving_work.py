@@ -30,6 +30,11 @@ def test_both_arms_are_verified_and_take_the_steps_of_their_closed_forms():
     assert work.extras()["occupancy_share"] == work.extras()["ideal_occupancy_share"]
 
 
+def test_a_witness_sees_two_tokens_of_two_requests():
+    _, work = verified(adapt("gpt:GPT"), "continuous")
+    assert [len(tokens) for tokens in work.witness_call().tokens] == [2, 1]  # the plan's second asks for one
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [("batching-prompt-end-twice", "not the likeliest"), ("batching-one-token-too-few", "and asked for")],

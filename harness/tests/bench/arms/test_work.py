@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from harness.bench.arms import ModelPool, arm_specs, work_kinds, work_of
-from harness.bench.arms.workloads import training
+from harness.bench.arms.workloads import attention, training
 from harness.bench.arms.workloads.generation import cached_positions, uncached_positions
 from harness.bench.arms.workloads.training import adamw, with_allocated_state
 from harness.bench.memory import peak_bytes
@@ -152,6 +152,32 @@ def nearly(built):
 def test_an_arm_that_is_wrong_only_while_it_is_timed_gets_no_time(reference_pool, work, arms):
     found = samples_of(reference_pool, work, arms[:1], call=nearly)
     assert found[arms[0]].verdict == "fail", found
+
+
+def test_float64s_answer_is_computed_once_for_what_is_decoded_and_for_what_is_timed():
+    pool = ModelPool(HuggingFace("sdpa"), DEBUG)
+    verify = work_kinds()["decode"].make_verifier(pool, "cached", {"cached": arm_specs()["cached"]}, context=12)
+    passes = []
+    pool.oracle().module.register_forward_hook(lambda *_: passes.append(1))
+    decoding = work_of(pool, "decode", "cached", context=12)
+    assert verify("cached", decoding).verdict == "pass"
+    assert verify.verify_sample("cached", decoding, decoding.sample(decoding.call(), 1)).verdict == "pass"
+    assert len(passes) == 1
+
+
+def test_attention_in_float64_is_the_formula_at_every_position():
+    inputs = attention.attention_inputs(tokens=attention.QUERIES_AT_ONCE + 40, heads=2, head_width=4).double()
+    torch.testing.assert_close(attention._exact(inputs), attention._attention("naive", inputs)())
+
+
+def test_all_arms_load_one_checkpoint(monkeypatch):
+    saved, save = [], HuggingFace.save_checkpoint
+    monkeypatch.setattr(HuggingFace, "save_checkpoint", lambda *given: (saved.append(given), save(*given)))
+    pool = ModelPool(HuggingFace("sdpa"), DEBUG)
+    assert [work_of(pool, "load", arm).call().shape for arm in ("subject", "hf-eager")] == [
+        (1, 16, DEBUG.vocab_size)
+    ] * 2
+    assert len(saved) == 1
 
 
 def test_a_text_in_paragraphs_has_the_tokens_of_the_whole(pool):
