@@ -1,4 +1,4 @@
-"""The linear layer: torch's own results, by a matrix-vector product for one row in 16 bits."""
+"""The linear layer: torch's own results, by other products for the few rows of a decoding step."""
 
 import copy
 
@@ -27,7 +27,7 @@ def products(layer, x):
     """Return the names of the matrix products that the layer runs."""
     with Calls() as calls:
         layer(x)
-    return calls.names & {"mv", "addmv", "mm", "addmm", "bmm", "linear"}
+    return calls.names & {"mv", "addmv", "mm", "addmm", "bmm", "baddbmm", "linear"}
 
 
 def pair(dtype, *, bias=True, sizes=(48, 144)):
@@ -78,27 +78,48 @@ def test_one_row_in_sixteen_bits_is_the_product_that_reads_the_weight_faster(cpu
     assert products(pair(dtype, bias=False)[0], row) == {"mv"}
 
 
-@pytest.mark.parametrize("rows", [2, 7])
-def test_more_rows_use_torchs_own_product(rows):
-    ours, theirs = pair(torch.bfloat16)
-    x = torch.randn(1, rows, 48).bfloat16()
-    with torch.no_grad():
-        assert torch.equal(ours(x), theirs(x))
-        assert products(ours, x) == products(theirs, x)
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.bfloat16, 2), (torch.bfloat16, 7), (torch.float32, 5)])
+@torch.no_grad()
+def test_more_rows_use_torchs_own_product(dtype, rows):
+    ours, theirs = pair(dtype)
+    x = torch.randn(1, rows, 48).to(dtype)
+    assert torch.equal(ours(x), theirs(x))
+    assert products(ours, x) == products(theirs, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_row_in_full_precision_uses_torchs_own_product(dtype):
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(48,), (1, 48), (1, 1, 48), (2, 1, 48), (1, 3, 48), (2, 2, 48)], ids=str)
+@torch.no_grad()
+def test_few_rows_in_full_precision_are_multiplied_by_slices_of_the_weight(dtype, bias, shape):
+    ours, theirs = pair(dtype, bias=bias)
+    x = torch.randn(shape).to(dtype)
+    found = ours(x)
+    assert (found.shape, found.dtype, found.is_contiguous()) == (theirs(x).shape, dtype, True)
+    torch.testing.assert_close(found, theirs(x))
+    assert products(ours, x) == {"baddbmm" if bias else "bmm"}
+
+
+@torch.no_grad()
+def test_a_prime_number_of_outputs_has_no_slices():
+    ours, theirs = pair(torch.float32, sizes=(48, 37))
+    assert products(ours, torch.randn(1, 48)) == products(theirs, torch.randn(1, 48))
+
+
+@torch.no_grad()
+def test_few_rows_are_multiplied_by_a_weight_that_is_stored_transposed():
+    """As a checkpoint's (in, out) that was assigned, not copied."""
+    ours, theirs = pair(torch.float32)
+    for layer in (ours, theirs):
+        layer.weight = nn.Parameter(layer.weight.t().contiguous().t())
+    x = torch.randn(2, 48)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_with_gradients_the_layer_uses_torchs_own_product(dtype):
     ours, theirs = pair(dtype)
     x = torch.randn(1, 1, 48).to(dtype)
-    with torch.no_grad():
-        assert torch.equal(ours(x), theirs(x))
-        assert products(ours, x) == products(theirs, x)
-
-
-def test_with_gradients_the_layer_uses_torchs_own_product():
-    ours, theirs = pair(torch.bfloat16)
-    x = torch.randn(1, 1, 48).bfloat16()
     assert products(ours, x) == products(theirs, x)
     ours(x).sum().backward()
     theirs(x).sum().backward()
@@ -115,28 +136,31 @@ def test_under_autocast_the_layer_computes_in_autocasts_dtype():
 
 @torch.no_grad()
 def test_inputs_that_do_not_fit_are_errors_as_in_torchs_own_layer():
-    ours, theirs = pair(torch.bfloat16)
-    for wrong in (torch.randn(1, 47).bfloat16(), torch.randn(1, 48), torch.randn(1, 48, dtype=torch.float16)):
-        for layer in (ours, theirs):
-            with pytest.raises(RuntimeError):
-                layer(wrong)
+    for dtype in (torch.bfloat16, torch.float32):
+        other = torch.float64 if dtype == torch.float32 else torch.float32
+        for wrong in (torch.randn(1, 47).to(dtype), torch.randn(48, 1).to(dtype), torch.randn(1, 48).to(other)):
+            for layer in pair(dtype):
+                with pytest.raises(RuntimeError):
+                    layer(wrong)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @torch.no_grad()
-def test_a_row_may_be_non_contiguous():
-    ours, theirs = pair(torch.bfloat16)
-    x = torch.randn(48, 3).bfloat16().T[1:2]
+def test_a_row_may_be_non_contiguous(dtype):
+    ours, theirs = pair(dtype)
+    x = torch.randn(48, 3).to(dtype).T[1:2]
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @torch.no_grad()
-def test_decoding_in_sixteen_bits_sees_a_weight_that_was_just_edited():
+def test_decoding_sees_a_weight_that_was_just_edited(dtype):
     """A copy of the weight would be stale: torch's version counter does not count an edit of `.data`."""
-    model, row = debug().bfloat16(), ids(1, 1)
+    model, row = debug().to(dtype), ids(1, 1)
     before, _ = model(row, cache=model.new_cache(1))
     model.lm_head.weight.data.mul_(-2)
     found, _ = model(row, cache=model.new_cache(1))
-    fresh = debug().bfloat16()
+    fresh = debug().to(dtype)
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(found, fresh(row, cache=fresh.new_cache(1))[0])
     assert not torch.equal(found, before)
