@@ -9,6 +9,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+from harness.core.captured_output import shorten
 from harness.core.printable import printable
 from harness.core.process_exit import subject_at_work
 
@@ -67,10 +68,18 @@ def _message(error: BaseException) -> str:
         return f"(its message cannot be shown: {type(second).__name__})"
 
 
+def describe_refusal(error: OSError) -> str:
+    """Return what the system refuses, and for which path, which may have thousands of characters, in one line."""
+    return printable(f"{error.strerror}{f': {shorten(str(error.filename), 200)!r}' if error.filename else ''}")
+
+
 def describe_exit(status: int) -> str:
     """Return how a process ended: its exit status, or the signal, which is a negative one."""
     if status >= 0:
         return f"the process exited with status {status}"
-    killed = " (out of memory, or killed from outside)" if status == -signal.SIGKILL else ""
+    because = {
+        -signal.SIGKILL: " (out of memory, or killed from outside)",
+        -signal.SIGALRM: " (its time limit, in a program that had taken its place)",
+    }
     name = next((each.name for each in signal.Signals if each == -status), f"signal {-status}")  # real-time: no name
-    return f"the process ended with {name}{killed}"
+    return f"the process ended with {name}{because.get(status, '')}"

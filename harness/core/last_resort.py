@@ -12,6 +12,7 @@ import threading
 import time
 
 from harness.core.error_text import display_path, is_user_file
+from harness.core.marked_processes import MARK, kill_marked
 from harness.core.patience import Patience
 
 LAST = 10.0  # seconds from the time that is over to the end of the process; an isolated one has 5
@@ -95,6 +96,8 @@ def _watch(read: int, stderr: int, owner: int, main: int) -> None:
             _say(stderr, received[1:].removeprefix(OVER).partition(b"\n")[0].decode().format(at=_place(received, main)))
             os.kill(owner, signal.SIGKILL)
             return
+    if mark := os.environ.get(MARK):  # an isolated worker, which may be killed together with the run
+        kill_marked(mark)
     if OVER not in received:
         _say(stderr, f"the process ended before its run did. {ADVICE}")
 

@@ -36,6 +36,7 @@ def kill_marked(mark: str) -> None:
     """
     for _ in range(ROUNDS):
         found = [process for process in _processes() if _has(process, f"{MARK}={mark}")]
+        found.sort(key=lambda process: process == os.getpid())  # this one last
         for process in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)

@@ -17,19 +17,19 @@ HOME = Path(__file__).resolve().parents[2]  # the folder of harness/, gpt/ and v
 SUITES = HOME / "verifications"
 # Modules that are out of sys.modules at the moment because another package has their name.
 _set_aside: dict[str, ModuleType] = {}
-_imported: set[str] = set()  # packages that `installed_packages` has found
+_give_way: set[str] = set()  # installed packages that are imported already, and give way to the user's
 
 
 def prefer_user_modules(folder: Path) -> None:
     """Remove packages from sys.modules whose names `folder` has too, so that an import finds the user's.
 
-    They are the shipped ones and what `installed_packages` has found. An example is a user's own gpt.py. The user's
-    modules then stay imported, since their functions may import them again later.
+    They are the shipped ones and those of `installed_packages(give_way=True)`. An example is a user's own gpt.py. The
+    user's modules then stay imported, since their functions may import them again later.
     """
     if folder.resolve() == HOME:
         return
     shipped = {name.split(".")[0] for name, module in sys.modules.items() if _is_shipped(module)} - {"harness"}
-    for name in shipped | _imported:
+    for name in shipped | _give_way:
         if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
             _set_aside.update(_remove_modules(name))
 
@@ -58,11 +58,12 @@ def shipped_package(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def installed_packages() -> Iterator[None]:
+def installed_packages(*, give_way: bool = False) -> Iterator[None]:
     """Let imports inside the block find installed packages and Python's own before the user's files.
 
     The user's folders are the last of sys.path meanwhile, and modules of theirs that have the name of an installed
-    package (a matplotlib.py beside the GPT) are out of sys.modules.
+    package (a matplotlib.py beside the GPT) are out of sys.modules. With `give_way`, a subject that is read later
+    finds its own modules all the same.
     """
     before = list(sys.path)
     own = [folder for folder in before if is_user_file(os.path.join(os.path.abspath(folder), "file.py"))]
@@ -76,7 +77,8 @@ def installed_packages() -> Iterator[None]:
     try:
         yield
     finally:
-        _imported.update(name for name in set(sys.modules) - loaded if "." not in name)
+        if give_way:
+            _give_way.update(name for name in set(sys.modules) - loaded if "." not in name)
         sys.path[:] = before
         for name in {name.split(".")[0] for name in users}:
             _remove_modules(name)

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from os import getpid  # the function itself: a subject may replace the one in `os`
 from typing import Any
 
-from harness.core.captured_output import shorten
-from harness.core.error_text import describe_error, error_location
+from harness.core.error_text import describe_error, describe_refusal, error_location
 from harness.core.errors import SubjectError
+from harness.core.forked import end_with_parent
 from harness.core.limits import Limits, TooLong
-from harness.core.marked_processes import mark_this_process
+from harness.core.marked_processes import kill_marked, mark_this_process
 from harness.core.process_exit import UNFINISHED, ExitGuard
 from harness.core.record_files import decode
 from harness.core.resources import Resources
@@ -43,13 +43,14 @@ def serve(mark: str, read_from: int, write_to: int, dump: int) -> None:
         dump: the descriptor that stacks are written to.
     """
     mark_this_process(mark)
+    end_with_parent()
     for descriptor in (read_from, write_to, dump):
         os.set_inheritable(descriptor, False)  # a child process of the subject must not keep them open
     faulthandler.enable(dump, all_threads=False)
     faulthandler.register(signal.SIGUSR1, dump, all_threads=False)
     ExitGuard().install()
     questions: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_read_questions, args=(read_from, questions), daemon=True).start()
+    threading.Thread(target=_read_questions, args=(read_from, questions, mark), daemon=True).start()
     answers = os.fdopen(write_to, "w", encoding="utf-8")
     worker, process = _Worker(), getpid()
     while True:
@@ -71,11 +72,12 @@ def _answer(worker: _Worker, question: Mapping[str, Any]) -> dict[str, Any]:
         return {"raised": describe_error(error)}
 
 
-def _read_questions(descriptor: int, questions: queue.SimpleQueue[dict[str, Any]]) -> None:
+def _read_questions(descriptor: int, questions: queue.SimpleQueue[dict[str, Any]], mark: str) -> None:
     with os.fdopen(descriptor, encoding="utf-8") as lines:
         for line in lines:
             questions.put(decode(json.loads(line)))
-    os.killpg(0, signal.SIGKILL)  # the pipe is closed: the process that asks has ended
+    kill_marked(mark)  # the pipe is closed: the process that asks has ended
+    os.killpg(0, signal.SIGKILL)
 
 
 class _Worker:
@@ -110,7 +112,7 @@ class _Worker:
         except SubjectError as error:
             return {"error": str(error)}
         except OSError as error:  # a path that is too long, or a folder that may not be entered
-            return {"error": f"{error.strerror}: {shorten(str(error.filename), 200)!r}"}
+            return {"error": describe_refusal(error)}
         # Imported now, so that it does not count as the first check's time.
         measures()
         load_installed()

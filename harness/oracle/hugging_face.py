@@ -105,7 +105,7 @@ def load_installed() -> None:
         if not is_user_file(str(getattr(loaded, "__file__", "") or "")):
             return
         restore_installed("transformers")
-    with installed_packages(), lasting_objects():
+    with installed_packages(give_way=True), lasting_objects():
         importlib.import_module(MODULES[0])
     ORIGINALS.extend()
 

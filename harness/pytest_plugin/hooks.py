@@ -19,6 +19,7 @@ from harness.core.printable import printable
 from harness.core.process_exit import ExitGuard
 from harness.core.record_files import encode
 from harness.core.resources import Resources
+from harness.core.shipped_packages import installed_packages
 from harness.core.waiting import said_if_slow
 from harness.pytest_plugin.items import CheckItem, SuiteFile
 from harness.pytest_plugin.options import (
@@ -155,7 +156,7 @@ def _require_subjects(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from None
         if config.getoption("--subject") is not None:
             try:
-                with lasting_objects():
+                with lasting_objects(), installed_packages():  # python -m pytest finds a tqdm.py beside the GPT first
                     import harness.judging.runner  # noqa: F401  # torch takes seconds, which are not the subject's
 
                 with _said_while_waiting(config, f"--subject {name}"):

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.core.captured_output import shorten
+from harness.core.error_text import describe_refusal
 from harness.core.forked import can_fork
 from harness.core.limits import MEMORY_SHARE, SECONDS
-from harness.core.printable import printable
 
 if TYPE_CHECKING:
     from harness.oracle.deviations import Deviation
@@ -45,8 +44,8 @@ def number_between(least: float, most: float, unit: str) -> Callable[[str], floa
 
 
 def usage_error(error: OSError) -> pytest.UsageError:
-    """Return the usage error for a path that the system refuses. Its name may have thousands of characters."""
-    return pytest.UsageError(printable(f"{error.strerror}: {shorten(str(error.filename), 200)!r}"))
+    """Return the usage error for a path that the system refuses, or for what else it does not give."""
+    return pytest.UsageError(describe_refusal(error))
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from harness.core import record_files
 from harness.core.errors import HarnessError, SubjectError
+from harness.core.interrupts import interrupts_wait
 from harness.core.printable import printable
 from harness.core.record_files import Row
 from harness.core.shipped_packages import installed_packages
@@ -140,12 +141,22 @@ class Session:
         """Diagnose failures, close the record files and write the report from them, also after Ctrl-C."""
         if not self._writers and not self.rows:
             return
-        from harness.core.environment import peak_memory_bytes
-        from harness.report import write_latest
-
         ended = session.exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         if not (ended or self._interrupted):
             self._conclude(session)
+        try:
+            with interrupts_wait():
+                self._close_all(session, ended=ended)
+            if self._writers:  # otherwise the disk is full, which has been said: there is nothing to report from
+                self._write_report()
+        except KeyboardInterrupt:
+            self.trouble.append("the report was not written (Ctrl-C): `gpt-harness report` makes it from the records")
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+
+    def _close_all(self, session: pytest.Session, *, ended: bool) -> None:
+        """Write the footers of the records."""
+        from harness.core.environment import peak_memory_bytes
+
         stopped = bool(session.shouldstop or session.shouldfail)  # -x, --maxfail, or a subject that calls pytest.exit
         complete = not (ended or self._interrupted or stopped or unjudged(session) or self.lost)
         footer = {
@@ -158,8 +169,10 @@ class Session:
         }
         for writer in self._writers.values():
             self._close(writer, footer)
-        if not self._writers:  # the disk is full, which has been said: there is nothing to report from
-            return
+
+    def _write_report(self) -> None:
+        from harness.report import write_latest
+
         try:
             with installed_packages():  # a matplotlib.py beside the GPT is not for drawing plots
                 self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
@@ -167,9 +180,6 @@ class Session:
                     github_actions.write_summary(self._step_summary())
         except (OSError, HarnessError) as error:
             self.lost.append(f"the report was not written: {error}")
-        except KeyboardInterrupt:
-            self.trouble.append("the report was not written (Ctrl-C): `gpt-harness report` makes it from the records")
-            session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     def _step_summary(self) -> str:
         from harness.report.run_records import RunRecords

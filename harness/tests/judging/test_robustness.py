@@ -1,5 +1,6 @@
 """Whatever a subject does to the process, its input or itself is named, and the other checks run."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -275,6 +276,46 @@ def test_a_process_in_a_session_of_its_own_does_not_outlive_the_isolated_subject
     finally:
         runner.close()
     assert not alive(marker)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="no /proc, in which such processes are found")
+@pytest.mark.parametrize(
+    "then", ["time.sleep(1000)", "os.kill(os.getpid(), signal.SIGSTOP)", "sum(itertools.repeat(0))"]
+)
+def test_a_run_that_is_killed_leaves_no_process_behind(project, then):
+    """A worker that is stopped, or in a loop in C, does not see that its pipe has ended; its children never do."""
+    marker = f"{time.time_ns() % 10**9 + 10**9}"
+    started = f"subprocess.Popen(['sleep', '{marker}'], start_new_session=True); open('started', 'w').close()"
+    line = f"import itertools, subprocess\nif idx.shape != (2, 4): {started}; {then}"
+    subject(project.path, FORWARD, line)
+    arguments = ["-m", "pytest", "--subject", "naughty.py:GPT", "-p", "no:cacheprovider"]
+    run = subprocess.Popen([sys.executable, *arguments], cwd=project.path, stdout=subprocess.DEVNULL)
+    try:
+        _until(lambda: (project.path / "started").exists())
+        assert alive(marker)
+        time.sleep(0.5)
+    finally:
+        run.kill()
+        run.wait()
+    _until(lambda: not alive(marker) and not _in_folder(project.path))
+    assert not alive(marker)
+    assert not _in_folder(project.path)
+
+
+def _until(condition, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _in_folder(folder):
+    """Return the other processes whose current folder this is."""
+    found = []
+    for process in {each for each in os.listdir("/proc") if each.isdecimal()} - {str(os.getpid())}:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{process}/cwd") == str(folder):
+                found.append(process)
+    return found
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memfd_create, by which such processes are found")

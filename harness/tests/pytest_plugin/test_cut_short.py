@@ -41,6 +41,29 @@ def test_a_second_ctrl_c_before_pytest_has_noted_the_first_does_not_make_a_run_c
     assert not records(project)[-1]["complete"]
 
 
+@pytest.mark.parametrize("where", ["harness.report.write_latest", "harness.pytest_plugin.session.Session._close"])
+def test_ctrl_c_while_a_run_ends_costs_no_more_than_the_report(project, where):
+    """It was a traceback in place of the summary, and a run without a footer."""
+    module, _, name = where.rpartition(".")
+    owner, of = (module.rpartition(".")[0], "session.Session") if "Session" in module else (module, "report")
+    project.makeconftest(
+        f"""
+import os, signal
+from {owner.rpartition(".")[0]} import {owner.rpartition(".")[2]}
+original = {of}.{name}
+def interrupted(*arguments, **keywords):
+    os.kill(os.getpid(), signal.SIGINT)
+    return original(*arguments, **keywords)
+{of}.{name} = interrupted
+"""
+    )
+    result = project.runpytest_subprocess("-k", "right")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "complete" in records(project)[-1]
+    result.stdout.fnmatch_lines(["*the report was not written (Ctrl-C)*"])
+    result.stderr.no_fnmatch_line("*Traceback*")
+
+
 def test_records_that_a_subject_deletes_are_written_again(project):
     project.makepyfile(mine="import shutil\n" + MINE.format(second="shutil.rmtree('reports')"))
     result = project.runpytest("--subject", "mine.py:Mine", "-k", "right or wrong")
