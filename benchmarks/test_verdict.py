@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.faults import read_catalogue
-from harness.faults.matrix import debug_checks, judge_fault
+from harness.faults.matrix import debug_checks
 from harness.judging.run_check import run
 from harness.pytest_plugin.runners import subject_of
 
@@ -31,13 +30,3 @@ def test_verdict_on_the_subject(benchmark: Any, pytestconfig: pytest.Config) -> 
 
     benchmark.pedantic(judge, rounds=2)
     benchmark.extra_info.update({suite: round(seconds, 3) for suite, seconds in shares.items()})
-
-
-@pytest.mark.benchmark(group="verdict: one fault of the matrix")
-def test_verdict_on_a_fault(benchmark: Any, pytestconfig: pytest.Config) -> None:
-    """Time all checks and the diagnosis: the most that one column of `gpt-harness faults` costs."""
-    if pytestconfig.getoption("--quick"):
-        pytest.skip("left out by --quick: a fault takes 3 to 4 s, twice")
-    checks, (chosen,) = debug_checks(SUITES), read_catalogue().chosen(["mask-allows-next"])
-    row = benchmark.pedantic(lambda: judge_fault(chosen, checks), rounds=2)
-    assert row["killed"]
