@@ -31,7 +31,10 @@ _KNOWN: weakref.WeakKeyDictionary[ModelPool, dict[tuple[int, int], _Numbers]] = 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """The sizes of a layer: E experts, k a token, and the hidden width of a dense layer with one expert's matrices."""
+    """The sizes of a layer: E experts, k a token, and the hidden width of a dense layer with one expert's matrices.
+
+    `linear` is the class of its linear layers: a dense layer of another class would be compared with that class, too.
+    """
 
     experts: int
     per_token: int
@@ -39,6 +42,7 @@ class _Numbers:
     router: int
     total: int
     active: int
+    linear: type[nn.Linear]
 
 
 def _layer(pool: ModelPool, experts: int, per_token: int, dtype: str = "float32") -> ExpertLayer:
@@ -68,17 +72,22 @@ def _counted(layer: ExpertLayer, per_token: int) -> _Numbers:
         router=layer.router_parameters[0].numel(),
         total=total,
         active=total - (layer.experts - k) * sum(part.numel() for part in one),
+        linear=next((type(part) for part in layer.module.modules() if isinstance(part, nn.Linear)), nn.Linear),
     )
 
 
-def _dense(size: Size, hidden: int, device: str, dtype: torch.dtype) -> nn.Module:
-    """Return the dense MLP, C to `hidden` to C, with seeded weights that are the same for every copy and dtype."""
-    layers = nn.Sequential(nn.Linear(size.width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, size.width))
+def _dense(size: Size, numbers: _Numbers, hidden: int, device: str) -> nn.Module:
+    """Return the dense MLP, C to `hidden` to C, in float32, with seeded weights that are the same for every copy."""
+    try:
+        ends = numbers.linear(size.width, hidden), numbers.linear(hidden, size.width)
+    except TypeError:  # a class of the subject's with other arguments
+        ends = nn.Linear(size.width, hidden), nn.Linear(hidden, size.width)
+    layers = nn.Sequential(ends[0], nn.GELU(approximate="tanh"), ends[1])
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in layers.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.size(-1) ** 0.5)
-    return layers.to(device=device, dtype=dtype)
+    return layers.to(device=device)
 
 
 def _inputs(pool: ModelPool, tokens: int) -> Tensor:
@@ -101,7 +110,7 @@ def _make_verifier(
         numbers = _numbers(pool, experts, per_token)
         with torch.no_grad():
             if name in DENSE:
-                return _dense(pool.size, _hidden(name, numbers), pool.device, torch.float32).double()(x)  # type: ignore[no-any-return]
+                return _dense(pool.size, numbers, _hidden(name, numbers), pool.device).double()(x)  # type: ignore[no-any-return]
             return _by_definition(_layer(pool, experts, per_token, "float64"), x, numbers.per_token)
 
     # Two products after each other, the longest sum over 4C.
@@ -158,7 +167,7 @@ def expert_layer(
     module: Callable[[Tensor], Tensor]
     if arm.name in DENSE:
         hidden = _hidden(arm.name, numbers)
-        dense = _dense(pool.size, hidden, pool.device, torch.float32)
+        dense = _dense(pool.size, numbers, hidden, pool.device)
         parameters = sum(parameter.numel() for parameter in dense.parameters())
         module, total, active = dense, parameters, parameters
         cost = dense_layer_cost(pool.size, tokens=tokens, hidden=hidden)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gpt.linear import Linear
 from harness.bench.arms import ModelPool, arm_specs, work_kinds
 from harness.bench.arms.all_arms import work_of
 from harness.bench.arms.workloads.cost_terms import dense_layer_cost, expert_layer_cost
@@ -67,3 +68,12 @@ def test_a_wrong_answer_is_refused(pool, arm):
 def test_a_subject_without_experts_is_skipped_by_name():
     with pytest.raises(MissingAbility, match="has no mixture of experts"):
         work_of(ModelPool(adapt("harness.faults.specimen:GPT"), SMALL), "expert-layer", "experts", tokens=4)
+
+
+def test_dense_layers_are_made_of_the_experts_own_linear_layers(pool, monkeypatch):
+    """With torch's own, one token was slower by a product that the experts do not use."""
+    calls = []
+    original = Linear._by_slices
+    monkeypatch.setattr(Linear, "_by_slices", lambda *arguments: calls.append(1) or original(*arguments))
+    work_of(pool, "expert-layer", "dense-active", tokens=1).call()
+    assert calls
