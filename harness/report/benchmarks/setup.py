@@ -56,8 +56,12 @@ def lines(run: RunRecords) -> Iterator[str]:
 
 def setup(run: RunRecords) -> str:
     """Return the model, its dtype, the machine and the number of rounds in two sentences, as far as they are known."""
-    sizes = dict.fromkeys(size_of(comparison) for comparison in run.comparisons if comparison.get("size"))
-    parts = [f"`{escape(run.subject, 60)}`", f"at the size {', '.join(sizes)}" if sizes else "", common_dtype(run)]
+    sizes = {}  # the parameters are known once a comparison has built the model
+    for comparison in sorted(run.comparisons, key=lambda each: isinstance(each.get("parameters"), int)):
+        if comparison.get("size"):
+            sizes[plain(comparison["size"], 40)] = size_of(comparison)
+    size = f"at the size {', '.join(sizes.values())}" if sizes else ""
+    parts = [f"`{escape(run.subject, 60)}`", size, common_dtype(run)]
     environment = run.environment
     memory = as_float(environment.get("memory_gib"))
     threads = dict.fromkeys(plural(comparison.get("threads"), "thread") for comparison in run.comparisons)

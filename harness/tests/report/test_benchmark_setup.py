@@ -141,3 +141,9 @@ def test_the_shares_of_every_position_of_a_draft_are_in_the_table_of_all_rows_on
     text = page_of([row])
     assert "| acceptance |" in text
     assert "acceptance at" not in text
+
+
+def test_a_comparison_that_ran_before_the_model_was_built_does_not_repeat_the_size():
+    """Attention alone needs no model: the head said "at the size 124M, 124M (124,439,808 parameters)"."""
+    rows = ({"size": "124M"}, {"size": "124M", "parameters": 124_439_808}, {"size": "124M"})
+    assert "at the size 124M (124,439,808 parameters); on" in setup.setup(RunRecords(comparisons=rows))
