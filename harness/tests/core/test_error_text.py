@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from harness.core.error_text import describe_error, describe_exit
+from harness.core.error_text import describe_error, describe_exit, describe_refusal
 
 
 class ExitsError(Exception):
@@ -56,9 +56,26 @@ def test_a_process_that_a_message_forks_does_not_go_on():
         (3, "exited with status 3"),
         (-15, "ended with SIGTERM"),
         (-9, "SIGKILL (out of memory"),
+        (-14, "SIGALRM (its time limit"),
         (-35, "ended with signal 35"),
     ],
 )
 def test_how_a_process_ended_is_said_for_every_signal(status, text):
     """Regression: a real-time signal without a name of its own, as 35, was a ValueError."""
     assert text in describe_exit(status)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (OSError(2, "No such file", "a.py"), "No such file: 'a.py'"),
+        (OSError(36, "File name too long", "a" * 5000), "File name too long: 'aaaa"),
+    ],
+)
+def test_what_the_system_refuses_is_said_with_the_path_that_it_is_about(error, text):
+    """Without a path, it was "Too many open files: 'None'"."""
+    said = describe_refusal(error)
+    assert said.startswith(text)
+    assert "None" not in said
+    assert len(said) < 400

@@ -104,3 +104,11 @@ def test_a_file_that_is_called_like_a_package_of_the_oracle_is_the_subjects_alon
     (project.path / "mine.py").write_text("from transformers import Base\nclass GPT(Base): pass\n")
     result = project.runpytest_subprocess("--subject", "mine.py:GPT", "-k", "logits")
     result.assert_outcomes(passed=1)
+
+
+def test_a_file_that_is_called_like_a_package_of_torch_does_not_end_the_run(project):
+    """`python -m pytest` finds the files of the current folder first: torch imported this one, an INTERNALERROR."""
+    (project.path / "tqdm.py").write_text("raise RuntimeError('not for torch')\n")
+    (project.path / "mine.py").write_text("from gpt import GPT\n")
+    result = project.runpytest_subprocess("--subject", "mine.py:GPT", "-k", "logits")
+    result.assert_outcomes(passed=1)
