@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             "benchmarks take one --subject and run in this process: remove --isolate and further subjects"
         )
-    config.option.isolate = False
+    config.option.isolate = False  # also of suites that are named beside the benchmarks
     try:
         config.stash[_declared] = {found.label: found for found in read_comparisons(Path(__file__).parent)}
     except SuiteError as error:

@@ -289,7 +289,7 @@ def _forked(mark: str, passed: tuple[int, int, int], output: int | None) -> Fork
 def _started(mark: str, passed: tuple[int, int, int], output: int | None) -> subprocess.Popen[bytes]:
     """Return a worker that imports everything itself."""
     return subprocess.Popen(
-        # -P: do not import from the current folder, which may hold a queue.py of the user.
+        # -P: do not import from the current folder, which may have a queue.py of the user.
         [sys.executable, "-P", "-m", "harness.judging.worker", mark, *map(str, passed)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(HOME), os.environ.get("PYTHONPATH"))))},
         pass_fds=passed,

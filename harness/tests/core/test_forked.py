@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -36,3 +38,27 @@ def test_a_process_that_the_question_starts_and_leaves_behind_is_not_waited_for(
     assert answer_of_fork(question, 60.0) == answer
     assert is_running(int(pid.read_text()))
     os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+THREADS = """
+import torch
+torch.set_num_threads(2)
+import harness.judging.runner
+from harness.core.forked import threads_of_fork
+from harness.measures.all_measures import measures
+from harness.oracle.hugging_face import load_installed
+measures(), load_installed()
+print(threads_of_fork())
+torch.ones(1 << 20).exp()
+print(threads_of_fork())
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
+def test_a_worker_has_every_thread_for_as_long_as_the_run_has_computed_nothing_with_them():
+    """What the harness computed when it was imported had started OpenMP's threads: a forked worker hung."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    found = subprocess.run(
+        [sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert found.stdout.split() == ["2", "1"]

@@ -1,11 +1,15 @@
 """The work of one feed-forward layer: its costs are those that are counted, and each arm is verified."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from gpt.linear import Linear
 from harness.bench.arms import ModelPool, arm_specs, work_kinds
 from harness.bench.arms.all_arms import work_of
+from harness.bench.arms.workloads import experts
 from harness.bench.arms.workloads.cost_terms import dense_layer_cost, expert_layer_cost
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
@@ -77,3 +81,13 @@ def test_dense_layers_are_made_of_the_experts_own_linear_layers(pool, monkeypatc
     monkeypatch.setattr(Linear, "_by_slices", lambda *arguments: calls.append(1) or original(*arguments))
     work_of(pool, "expert-layer", "dense-active", tokens=1).call()
     assert calls
+
+
+def test_a_class_of_linear_layers_that_takes_other_arguments_is_replaced_by_torchs(pool):
+    class Other(nn.Linear):
+        def __init__(self, config):
+            super().__init__(config.width, config.width)
+
+    numbers = replace(experts._numbers(pool, 8, 2), linear=Other)
+    dense = experts._dense(SMALL, numbers, 8, "cpu")
+    assert [type(part) for part in dense] == [nn.Linear, nn.GELU, nn.Linear]
