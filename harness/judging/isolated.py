@@ -178,8 +178,9 @@ class WorkerProcess:
         self.dump: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `leave`
         self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `leave`
         passed = (to_worker, from_worker, self.dump.fileno())
-        self._shared = resident_bytes(os.getpid()) if forks else 0  # bytes that are not the subject's
         self.process = (_forked if forks else _started)(mark, passed, None if echo else self.printed.fileno())
+        # Bytes that are not the subject's: what the process was forked with, after the imports that the first one needs.
+        self._shared = resident_bytes(os.getpid()) if forks else 0
         os.close(to_worker)
         os.close(from_worker)
         self.questions, self.answers = os.fdopen(questions, "w", encoding="utf-8"), answers
