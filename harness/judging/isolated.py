@@ -179,7 +179,7 @@ class WorkerProcess:
         self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `leave`
         passed = (to_worker, from_worker, self.dump.fileno())
         self.process = (_forked if forks else _started)(mark, passed, None if echo else self.printed.fileno())
-        # Bytes that are not the subject's: what the process was forked with, after the imports that the first one needs.
+        # Bytes that are not the subject's: what the process was forked with, after the imports that the first needs.
         self._shared = resident_bytes(os.getpid()) if forks else 0
         os.close(to_worker)
         os.close(from_worker)
