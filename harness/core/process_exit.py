@@ -83,9 +83,13 @@ class ExitGuard:
         self.status = status
 
     def remove(self) -> None:
-        """Restore the original functions."""
+        """Restore the original functions, and close the copy of standard error."""
         if self in _guards:
             _guards.remove(self)
+        if self.stderr is not None:
+            with contextlib.suppress(OSError):  # the subject has closed it
+                os.close(self.stderr)
+            self.stderr = None
         while self._originals:
             owner, name, original = self._originals.pop()
             setattr(owner, name, original)

@@ -59,7 +59,7 @@ LINE = HEAD.count("\n") + 1
         ("sum(itertools.repeat(0))", "", ENDS.format(LINE), -9),
         ("threading.Thread(target=lambda: sum(itertools.repeat(0)), daemon=True).start()", "", ENDS.format(LINE), -9),
         ("ctypes.CDLL(None)._exit(0)", "", DIED, 0),
-        ("os.closerange(3, 64)\ntime.sleep(0.4)", "over", "", 0),
+        ("os.closerange(3, 65_536)\ntime.sleep(0.4)", "over", "", 0),
         ("atexit.register(time.sleep, 60)", "over", STAYS, -9),
         ("threading.Thread(target=time.sleep, args=(60,)).start()", "over", STAYS, -9),
     ],

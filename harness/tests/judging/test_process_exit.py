@@ -1,5 +1,6 @@
 """A subject that ends the process costs one check, and a run that ends early is not green."""
 
+import os
 import signal
 import sys
 import textwrap
@@ -154,3 +155,11 @@ def test_a_process_that_a_subject_forks_may_exit_as_it_likes(project):
     line = "child = os.fork()\nif child == 0: os._exit(0)\nassert os.waitpid(child, 0)[1] == 0"
     subject(project.path, FORWARD, line)
     project.runpytest_subprocess("--subject", "naughty.py:GPT", "--no-diagnosis").assert_outcomes(passed=5)
+
+
+def test_a_run_that_passed_leaves_no_descriptor_open(project):
+    """The guard's copy of standard error stayed: a process of a thousand runs had a thousand."""
+    project.runpytest("-k", "counted")  # what is imported once may stay open
+    before = len(os.listdir("/dev/fd"))
+    assert project.runpytest("-k", "counted").ret == 0
+    assert len(os.listdir("/dev/fd")) == before
