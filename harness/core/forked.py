@@ -7,12 +7,12 @@ import ctypes
 import faulthandler
 import gc
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from pathlib import Path
 
 POLL = 0.05  # seconds between two looks at whether the process still lives
@@ -44,7 +44,7 @@ def answer_of_fork(question: Callable[[], str], seconds: float) -> str:
     try:
         while not answer.endswith(_END):
             ended = ended or os.waitpid(child, os.WNOHANG)[0]
-            if select.select([read], [], [], POLL)[0]:
+            if connection.wait([read], POLL):
                 part = os.read(read, 1 << 16)
                 answer += part
                 if not part:

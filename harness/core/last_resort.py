@@ -6,10 +6,10 @@ import contextlib
 import faulthandler
 import os
 import re
-import select
 import signal
 import threading
 import time
+from multiprocessing import connection
 
 from harness.core.error_text import display_path, is_user_file
 from harness.core.marked_processes import MARK, kill_marked
@@ -86,7 +86,7 @@ def _watch(read: int, stderr: int, owner: int, main: int) -> None:
     """Be the other process: wait for a stack, and kill the owner if nothing follows it. Return when that has ended."""
     received, patience = NEXT, Patience(LAST)
     while os.getppid() == owner:
-        if select.select([read], [], [], POLL)[0]:
+        if connection.wait([read], POLL):
             if not (piece := os.read(read, 1 << 16)):
                 time.sleep(POLL)
                 if os.getppid() == owner:

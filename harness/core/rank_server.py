@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from multiprocessing import connection
 
 import torch
 
@@ -83,7 +83,7 @@ class RankServer:
                 os.write(ask, f"{command}\n".encode())
         for rank, answer in enumerate(self._answers):
             patience = Patience(self.seconds)
-            while not select.select([answer], [], [], POLL)[0]:
+            while not connection.wait([answer], POLL):
                 if patience.is_over():
                     self.close()
                     raise SubjectError(f"rank {rank}, asked to {command}: no answer in time")

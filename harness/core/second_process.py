@@ -10,11 +10,11 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -131,7 +131,7 @@ class SecondProcess:
 
     def _receive(self, until: float | None) -> bool:
         """Wait for a part of an answer. Return False if none will come: the process has ended, or takes too long."""
-        while not select.select([self._read], [], [], POLL)[0]:
+        while not connection.wait([self._read], POLL):
             # Asked, because a child of the other process may still have the pipe.
             if self._process is None or os.waitpid(self._process, os.WNOHANG)[0]:
                 self._process = None

@@ -12,13 +12,13 @@ import json
 import os
 import re
 import secrets
-import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import connection
 from typing import IO, Any
 
 import torch
@@ -213,7 +213,7 @@ class WorkerProcess:
                 raise WorkerEnded(f"did not answer within {limits.seconds:g} s{self._place()}")
             if len(self._read) > LONGEST_ANSWER:
                 raise WorkerEnded(f"no verdict: more than {LONGEST_ANSWER:,} bytes came where an answer was expected")
-            if select.select([self.answers], [], [], POLL)[0]:
+            if connection.wait([self.answers], POLL):
                 piece = os.read(self.answers, PIECE)
                 if not piece:
                     raise WorkerEnded(self._how_it_ended())

@@ -1,5 +1,6 @@
 """Fixtures of the harness tests: pytest's pytester, the shipped suites, Ctrl-C and one thread."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -55,3 +56,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def many_descriptors():
+    """Open so many that the next has a number which select() does not take: data kept in a thousand files does it."""
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    while opened[-1] < 1_024:
+        opened.append(os.dup(opened[0]))
+    yield
+    for descriptor in opened:
+        os.close(descriptor)

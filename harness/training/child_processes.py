@@ -8,7 +8,6 @@ import functools
 import json
 import math
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 from harness.core.errors import SubjectError
@@ -136,7 +136,7 @@ class ChildProcesses:
         """Return the next answer, or {} if there is none within the time. Raises SubjectError if the server ended."""
         until = time.monotonic() + seconds
         while b"\n" not in self._read:
-            if not select.select([self._answers], [], [], max(0.0, until - time.monotonic()))[0]:
+            if not connection.wait([self._answers], max(0.0, until - time.monotonic())):
                 return {}
             piece = os.read(self._answers, 1 << 16)
             if not piece:

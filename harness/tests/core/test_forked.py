@@ -12,6 +12,7 @@ from harness.core.forked import answer_of_fork
 from harness.tests.processes import is_running
 
 
+@pytest.mark.usefixtures("many_descriptors")
 def test_the_answer_comes_back_whatever_its_length():
     assert answer_of_fork(lambda: "long" * 100_000, 30.0) == "long" * 100_000
 

@@ -193,6 +193,7 @@ def test_ranks_that_cannot_all_be_started_are_ended(tmp_path, monkeypatch, start
     assert raised.value.args == ("Resource temporarily unavailable",)
 
 
+@pytest.mark.usefixtures("many_descriptors")
 def test_ranks_that_stay_do_what_they_are_asked_until_they_are_closed():
     def make(place):
         count = [0]

@@ -32,6 +32,7 @@ def asked(second, here=lambda question: f"{question} here"):
     return [found if (found := second.answer(question)) is not None else here(question) for question in QUESTIONS]
 
 
+@pytest.mark.usefixtures("many_descriptors")
 def test_the_second_begins_with_the_last_question_and_none_is_answered_twice(begun):
     second = begun(lambda question: time.sleep(0.2) or f"{question} there")
 

@@ -124,6 +124,7 @@ def _hangs(subject, records):
         (_hangs, "the diagnosis broke: no answer within the time limit: it was at "),
     ],
 )
+@pytest.mark.usefixtures("many_descriptors")
 def test_what_an_isolated_diagnosis_raises_is_said(tmp_path, monkeypatch, diagnosis, trouble):
     """The worker ended with status 1 and that was all that the summary said."""
     monkeypatch.setattr(in_process, "diagnose", diagnosis)

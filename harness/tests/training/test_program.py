@@ -30,6 +30,7 @@ steps = options.max_steps
 # ---------------------------------------------------------------------------- names
 
 
+@pytest.mark.usefixtures("many_descriptors")
 def test_a_program_is_a_script_a_module_or_a_function_with_arguments(program):
     assert isinstance(program(script(), "--flag=1"), Trains)
     assert ProgramSource.parse("a/train.py:main") == ProgramSource("a/train.py", "main")

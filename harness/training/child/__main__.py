@@ -10,11 +10,11 @@ import contextlib
 import json
 import os
 import random
-import select
 import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Server:
         self._answer({"ready": os.getpid()})
         read = b""
         while True:
-            if select.select([self.read_from], [], [], POLL if self.running else None)[0]:
+            if connection.wait([self.read_from], POLL if self.running else None):
                 piece = os.read(self.read_from, 1 << 16)
                 if not piece:
                     break

@@ -7,12 +7,12 @@ import fcntl
 import io
 import json
 import os
-import select
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Browser:
     def _read(self, method: str) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))
+            ready = connection.wait([self._answers], max(0.0, deadline - time.monotonic()))
             data = os.read(self._answers, 1 << 20) if ready else b""
             assert data, f"Chromium has not answered {method} within {PATIENCE} s"
             self._buffer += data
