@@ -14,6 +14,7 @@ from harness.diagnosis import failed_checks, reproduction, teacher_forcing
 from harness.diagnosis.consequences import without_consequences
 from harness.diagnosis.finding import NO_VARIANT, Diagnosis, Finding
 from harness.diagnosis.searches import (
+    compiled,
     computation,
     conditions,
     dropout,
@@ -26,6 +27,7 @@ from harness.diagnosis.searches import (
 )
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
+from harness.subjects.compiled import eagerly
 from harness.subjects.protocols import Subject
 from harness.suites.record import Record
 
@@ -47,7 +49,9 @@ _COMPUTES = frozenset(
 )
 # Each search, and the suites whose failures it explains. In the order in which findings are reported: what a model is
 # made of, what it computes, how it starts, what is done with it.
-SEARCHES: tuple[tuple[Callable[[Subject], list[Finding]], frozenset[str]], ...] = (
+Searches = tuple[tuple[Callable[[Subject], list[Finding]], frozenset[str]], ...]
+COMPILED: Searches = ((compiled.search, _COMPUTES),)
+SEARCHES: Searches = (
     (structure.search, frozenset(("structure", "behaviour", "loading", "interface"))),
     (computation.search, _COMPUTES),
     (tying.search, frozenset(("structure",))),
@@ -66,7 +70,18 @@ def diagnose(subject: Subject, records: Sequence[Record] = ()) -> Diagnosis:
     Nothing that the subject raises is raised, but for KeyboardInterrupt: `trouble` says which searches failed.
     """
     failed = [record for record in records if record.verdict in ("fail", "error")]
-    found, trouble = _searched(subject, None if not records else {record.check.suite for record in failed})
+    suites = None if not records else {record.check.suite for record in failed}
+    by_compiling, of_compiling = _searched(subject, suites, COMPILED)
+    with eagerly():
+        return _diagnosis(subject, failed, suites, by_compiling, of_compiling)
+
+
+def _diagnosis(
+    subject: Subject, failed: Sequence[Record], suites: set[str] | None, found: list[Finding], trouble: list[str]
+) -> Diagnosis:
+    """Return the diagnosis: what is already `found`, and what the searches find that run the subject eagerly."""
+    eager, failing = _searched(subject, suites, SEARCHES)
+    found, trouble = [*found, *eager], [*trouble, *failing]
     if not found:  # a failed check's own cause counts only where no search found one: one mistake fails many checks
         found = failed_checks.findings_from(failed)
     elif all(finding.cause == NO_VARIANT for finding in found):
@@ -107,11 +122,11 @@ def _at_the_condition(
     return replayed + [each for each in found if each.fault not in {one.fault for one in replayed} and each.fault]
 
 
-def _searched(subject: Subject, suites: set[str] | None) -> tuple[list[Finding], list[str]]:
+def _searched(subject: Subject, suites: set[str] | None, searches: Searches) -> tuple[list[Finding], list[str]]:
     """Return the findings of the searches that concern these suites (None: of all), and why searches failed."""
     found: list[Finding] = []
     trouble: list[str] = []
-    for search, concerns in SEARCHES:
+    for search, concerns in searches:
         if suites is not None and not suites & concerns:
             continue
         if concerns == {"generation"} and _is_noisy(found):

@@ -22,6 +22,7 @@ from harness.diagnosis.finding import Finding
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
 from harness.subjects.build import build_with_weights
+from harness.subjects.compiled import original
 from harness.subjects.dropout_calls import has_dropout_setting
 from harness.subjects.forward_style import style_of
 from harness.subjects.model import Model
@@ -86,7 +87,7 @@ def reproduction(subject: Subject, finding: Finding) -> tuple[str, str]:
     with ConstructionRecorder() as recorder:
         options = {"device": CPU, **_without_dropout(subject)}  # the script needs no other device
         model = build_with_weights(subject, size, state(SIZE, "probe"), "float64", **options)
-    module = model.module
+    module = original(model.module)
     arguments = recorder.arguments.get(id(module), {})
     kind = type(module)
     home = sys.modules.get(kind.__module__)

@@ -31,6 +31,7 @@ from harness.subjects.adapters.key_value_cache import PASTS
 from harness.subjects.adapters.scaling_law import FUNCTIONS, scaling_function_of
 from harness.subjects.adapters.serving import STEP, SUBMIT
 from harness.subjects.build import build_with_weights
+from harness.subjects.compiled import class_of
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.forward_style import forward_parameters, style_of
 from harness.subjects.model import Model
@@ -246,7 +247,7 @@ def _describe_logits(logits: Tensor, ids: Tensor) -> str:
 
 
 def _add_abilities(result: Inspection, subject: Subject, model: Model) -> None:
-    how = generate_function_of(type(model.module), getattr(subject, "module", None))
+    how = generate_function_of(class_of(model.module), getattr(subject, "module", None))
     details: dict[Any, Callable[[Any], str]] = {
         ChoosesAttention: lambda s: ", ".join(s.attentions),
         ChoosesInit: lambda s: ", ".join(s.recipes),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.subjects.compiled import class_of, original
 from harness.subjects.forward_arguments import Argument
 
 TARGETS = ("targets", "target", "y", "tgt", "target_ids", "next_tokens", "target_tokens", "labels_shifted", "ys")
@@ -47,13 +48,13 @@ _styles: weakref.WeakKeyDictionary[type, ForwardStyle] = weakref.WeakKeyDictiona
 
 def style_of(module: nn.Module) -> ForwardStyle:
     """Return how a module is called: as it was found for its class, or else as the names of its parameters say."""
-    known = _styles.get(_kind(module))
+    known = _styles.get(class_of(module))
     return stated_style(module) if known is None else known
 
 
 def is_known(module: nn.Module) -> bool:
     """Return True if it has been found out how this class is called."""
-    return _kind(module) in _styles
+    return class_of(module) in _styles
 
 
 def says_how_it_is_called(module: nn.Module) -> bool:
@@ -68,7 +69,7 @@ def says_how_it_is_called(module: nn.Module) -> bool:
 
 def remember(module: nn.Module, style: ForwardStyle) -> None:
     """Call all modules of this class in this style from now on."""
-    _styles[_kind(module)] = style
+    _styles[class_of(module)] = style
 
 
 def stated_style(module: nn.Module) -> ForwardStyle:
@@ -104,7 +105,7 @@ def parameters_of(kind: type, method: str) -> dict[str, inspect.Parameter]:
 
 def forward_parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
     """Return the parameters of `forward`, also of one set on the instance, or of a compiled module's original."""
-    module = getattr(module, "_orig_mod", module)
+    module = original(module)
     if "forward" in vars(module):
         return dict(inspect.signature(module.forward).parameters)
     return parameters_of(type(module), "forward")
@@ -120,10 +121,6 @@ def ids_parameter(parameters: Mapping[str, inspect.Parameter]) -> str:
     if needed and needed[0] in TARGETS and not set(needed) & set(free):
         return needed[0]
     return next(iter(free or parameters), "")
-
-
-def _kind(module: Any) -> type:
-    return type(getattr(module, "_orig_mod", module))
 
 
 def call_forward(module: nn.Module, ids: Tensor, style: ForwardStyle, **options: Any) -> Any:

@@ -14,6 +14,7 @@ from harness.core.devices import moved
 from harness.core.errors import MissingAbility, SubjectError
 from harness.core.originals import originals
 from harness.core.sizes import Size
+from harness.subjects.compiled import eagerly
 from harness.subjects.float32_as_float64 import in_float64_throughout
 from harness.subjects.forward_call import call, without_targets
 from harness.subjects.forward_hooks import hooked
@@ -163,7 +164,7 @@ class Model:
         Raises MissingAbility for a component that is no module of the subject.
         """
         modules = {place: self.component(published) for place, published in components.items()}
-        with hooked(modules, self._stream_shape, read=read, given=given, answered=answered):
+        with eagerly(), hooked(modules, self._stream_shape, read=read, given=given, answered=answered):
             yield
         for found in (read, answered):
             if found is not None:

@@ -21,6 +21,7 @@ from harness.subjects.adapters.parallel import parallel_program_of
 from harness.subjects.adapters.scaling_abilities import SCALING_ABILITIES
 from harness.subjects.adapters.serving_engine import AdaptedEngine, new_engine
 from harness.subjects.adapters.tensor_loader import TensorLoader, tensor_loader_of
+from harness.subjects.compiled import class_of
 from harness.subjects.expert_layer import ExpertLayer
 from harness.subjects.model import Model
 from harness.subjects.ranks.program import ParallelProgram
@@ -116,7 +117,7 @@ class _Generates(_Ability):
         return generation.at_temperature_zero(function, model.module, model.size, ids, new_tokens)
 
     def _function(self, model: Model) -> generation.GenerateFunction:
-        function = generation.generate_function_of(type(model.module), self.module)
+        function = generation.generate_function_of(class_of(model.module), self.module)
         if function is None:
             raise MissingAbility(f"{self.name} has no generate(ids, new tokens, ...)")
         return function
@@ -129,7 +130,7 @@ class _Speculates(_Ability):
 
     def drafts(self, model: Model) -> tuple[str, ...]:
         """Return the kinds of drafts; see `Speculates.drafts`."""
-        found = speculation.speculators_of(type(model.module), self.module)
+        found = speculation.speculators_of(class_of(model.module), self.module)
         return tuple(dict.fromkeys(draft for each in found for draft in each.drafts))
 
     def speculation_line(self, model: Model, draft: str) -> tuple[str, int]:
@@ -159,7 +160,7 @@ class _Speculates(_Ability):
             )
 
     def _speculator(self, model: Model, draft: str) -> speculation.Speculator:
-        for found in speculation.speculators_of(type(model.module), self.module):
+        for found in speculation.speculators_of(class_of(model.module), self.module):
             if draft in found.drafts:
                 return found
         raise MissingAbility(f"{self.name} has no speculative decoding with the draft '{draft}'")

@@ -23,6 +23,7 @@ from harness.subjects.adapters.weight_discovery.discovery import discover
 from harness.subjects.adapters.weight_discovery.map_at_other_sizes import at_size
 from harness.subjects.adapters.weight_discovery.map_by_registration import by_registration
 from harness.subjects.adapters.weight_discovery.name_map import read_names
+from harness.subjects.compiled import eagerly
 from harness.subjects.forward_call import call
 from harness.subjects.forward_search import find_style
 from harness.subjects.forward_style import is_known, says_how_it_is_called
@@ -108,7 +109,9 @@ class AdaptedSubject:
         self._has_been_called = True
         for small in (SMALL, size):
             with contextlib.suppress(Exception, ProcessExit), torch.random.fork_rng(), torch.device("cpu"):
-                find_style(self.constructor.build(small))
+                module = self.constructor.build(small)
+                with eagerly():
+                    find_style(module)
                 return  # where no call is found, each check that calls the model reports why
 
     def weight_map(self, shaping: BuildOptions = ()) -> WeightMap | None:
@@ -141,9 +144,10 @@ class AdaptedSubject:
             with torch.random.fork_rng(), torch.device("cpu"), torch.enable_grad():
                 module = in_dtype(self._built(size, dict(shaping)).eval(), torch.float64)
                 self._refuse_another_size(module, size)
-                with contextlib.suppress(Exception):
-                    self.calling(module, torch.tensor([[1, 2]]), None)  # the trace has to know how it is called
-                return discover(module, size, self.calling)
+                with eagerly():
+                    with contextlib.suppress(Exception):
+                        self.calling(module, torch.tensor([[1, 2]]), None)  # the trace has to know how it is called
+                    return discover(module, size, self.calling)
         except Exception:
             return None  # building fails in every check, with its own error
 

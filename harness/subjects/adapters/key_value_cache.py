@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from harness.core.errors import MissingAbility
+from harness.subjects.compiled import class_of
 from harness.subjects.forward_answer import unpack
 from harness.subjects.forward_style import forward_parameters, parameters_of, style_of
 
@@ -57,7 +58,7 @@ def new_cache(module: Any, batch_size: int, *, growing: bool = False) -> Any:
     """Return an empty cache; see `ChoosesCache.new_cache`."""
     if callable(getattr(module, "new_cache", None)):
         return module.new_cache(batch_size, **({GROWING: True} if growing else {}))
-    if (reset := _reset_of(type(module))) is not None:
+    if (reset := _reset_of(class_of(module))) is not None:
         getattr(module, reset)()
     return ReturnedCache()
 

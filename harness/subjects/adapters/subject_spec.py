@@ -21,6 +21,7 @@ from harness.subjects.adapters.construction.find_constructor import find_constru
 from harness.subjects.adapters.construction.module_constants import constructor_in
 from harness.subjects.adapters.importing.project import Project
 from harness.subjects.adapters.locate import locate, locate_module
+from harness.subjects.compiled import class_of
 from harness.subjects.protocols import Subject
 
 
@@ -83,6 +84,6 @@ def _class_built_by(target: Any, constructor: Constructor) -> type | None:
         return None  # the factory has one size, which may be a large one
     try:
         with torch.random.fork_rng():
-            return type(constructor.build(SMALL))
+            return class_of(constructor.build(SMALL))
     except Exception:
         return None  # each check that builds the model reports the error

@@ -157,7 +157,7 @@ def test_the_name_of_a_suite_alone_localises_nothing():
 
 
 # One fault and one control in so many, unless GPT_HARNESS_FAULTS=all: `gpt-harness faults` is for the whole.
-SHARE, SHARE_OF_CONTROLS = 12, 4
+SHARE, SHARE_OF_CONTROLS = 18, 6
 
 
 def test_the_matrix_meets_its_requirements(tmp_path, pytestconfig, capsys):

@@ -30,7 +30,8 @@ def test_a_program_that_fails_is_told_with_its_last_lines_and_is_not_run_again(p
     ("ends", "message", "seconds"),
     [
         ("import sys; sys.exit('no data')", "exited with status no data", 60.0),
-        ("import os; os._exit(4)", "the process exited with status 4", 60.0),
+        ("import os; os._exit(4)", ": exited with status 4", 60.0),
+        ("import ctypes; ctypes.CDLL(None)._exit(4)", "the process exited with status 4", 60.0),
         ("import os; os.abort()", "the process ended with SIGABRT", 60.0),
         ("import time; time.sleep(60)", "did not end within 1 s", 1.0),
     ],
@@ -38,6 +39,13 @@ def test_a_program_that_fails_is_told_with_its_last_lines_and_is_not_run_again(p
 def test_a_program_that_ends_or_hangs_costs_its_rehearsal_only(program, ends, message, seconds):
     with pytest.raises(SubjectError, match=message):
         program(script(before_step=ends), limits=Limits(seconds, 8.0)).record("plain")
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "child = os.fork()\nif child == 0: os._exit(3)\nos.waitpid(child, 0)"])
+def test_a_program_that_ends_by_os_exit_is_recorded_to_its_end(program, end):
+    """Some do, not to wait for a thread. All of its checks failed: 'the process exited with status 0'."""
+    recording = program(f"{script()}\nimport os\n{end}\n").record("plain")
+    assert (len(recording.steps), recording.ended) == (12, "finished")
 
 
 def test_a_program_that_makes_no_step_is_not_tried_in_each_rehearsal(program, monkeypatch):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from harness.core.error_text import describe_error
 from harness.training.child.options import find_options
@@ -56,7 +58,25 @@ def run(request: Request) -> None:
 
 
 def _run_program(request: Request) -> None:
-    run_as_main(ProgramSource.parse(request.program), request.arguments, request.replaced)
+    with _exit_raises():
+        run_as_main(ProgramSource.parse(request.program), request.arguments, request.replaced)
+
+
+@contextlib.contextmanager
+def _exit_raises() -> Iterator[None]:
+    """Have os._exit end the program, not its recording: programs call it at their end, not to wait for a thread."""
+    process, own = os.getpid(), os._exit
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() != process or threading.current_thread() is not threading.main_thread():
+            own(status)
+        raise SystemExit(status)
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = own
 
 
 @contextlib.contextmanager
