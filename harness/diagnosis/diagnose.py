@@ -24,6 +24,7 @@ from harness.diagnosis.searches import (
     loading,
     structure,
     tying,
+    unrecorded,
 )
 from harness.oracle.probe_weights import state
 from harness.oracle.tokens import batch
@@ -142,6 +143,8 @@ def _searched(subject: Subject, suites: set[str] | None, searches: Searches) -> 
             if search is computation.search and (broken := _broken(subject, error)) is not None:
                 found.append(broken)
                 break  # the other searches would fail in the same line
+    if any(each.fault in unrecorded.FAULTS for each in found):
+        trouble = [each for each in trouble if unrecorded.RAISED not in each]
     return found, trouble
 
 

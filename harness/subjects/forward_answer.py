@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.core.errors import SubjectError
@@ -36,11 +37,22 @@ def unpack(answer: Any, ids: Tensor | None = None) -> tuple[Tensor, Tensor | Non
 
 
 def loss_in(answer: Any, logits: Tensor | None = None) -> Tensor | None:
-    """Return the loss in an answer: the scalar that is called 'loss', else the first; None if there is none."""
+    """Return the loss in an answer: the scalar that is called 'loss', else the first; None if there is none.
+
+    A loss that is a Python number, as `loss.item()` makes one, becomes a tensor, which has no gradient.
+    """
     scalars = [(name, t) for name, t in _tensors(answer) if t.numel() == 1 and t is not logits]
     scalars = [(name, t) for name, t in scalars if t.is_floating_point()]
     scalars.sort(key=lambda pair: pair[0] != "loss")  # stable
-    return scalars[0][1].reshape(()) if scalars else None
+    return scalars[0][1].reshape(()) if scalars else _number_in(answer)
+
+
+def _number_in(answer: Any) -> Tensor | None:
+    if isinstance(answer, tuple | list):
+        found = next((each for each in answer if isinstance(each, float)), None)
+    else:
+        found = answer.get("loss") if isinstance(answer, Mapping) else getattr(answer, "loss", None)
+    return torch.tensor(found) if isinstance(found, float) else None
 
 
 def token_losses_in(answer: Any, tokens: int) -> Tensor | None:

@@ -13,6 +13,7 @@ from harness.core.source_lines import SourceLine, location, user_stack
 from harness.diagnosis.finding import Finding
 from harness.diagnosis.observation import Observation
 from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder
+from harness.diagnosis.searches import unrecorded
 from harness.diagnosis.searches.forward.alignment import Alignment
 from harness.diagnosis.searches.forward.where import ranges
 from harness.diagnosis.variants.gradient_change import GradientChange, TrainingPass, fitted_changes
@@ -41,6 +42,8 @@ def search(
     The formula with `changes` computes what the model computes in its forward pass.
     """
     passed = _own_pass(model, ids, targets, sites)
+    if isinstance(passed, Finding):
+        return [passed]
     own = passed.gradients
     if HEAD in own:  # an untied head, which another search reports: its gradient is not the embedding's
         weights = {HEAD: weights["transformer.wte.weight"], **weights}
@@ -81,10 +84,13 @@ class _OwnPass:
     backward: SourceLine | None
 
 
-def _own_pass(model: Model, ids: Tensor, targets: Tensor, sites: ModuleCreationSites) -> _OwnPass:
+def _own_pass(model: Model, ids: Tensor, targets: Tensor, sites: ModuleCreationSites) -> _OwnPass | Finding:
+    """Return both passes, or the finding that there is no backward pass."""
     model.module.zero_grad(set_to_none=True)
     with OperationRecorder(sites) as recorder:
         logits, loss = model.logits_and_loss(ids, targets)
+    if not loss.requires_grad:
+        return unrecorded.finding(model, logits)
     outside = {line for line, _ in user_stack()}  # who calls the harness
     with OperationRecorder(sites) as in_backward:
         loss.backward()
