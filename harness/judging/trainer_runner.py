@@ -69,17 +69,18 @@ class TrainerRunner:
 
         It is {} if no check failed: an error says itself what was raised, and where.
         """
-        records = [Record.from_row(Check.from_row(row), row) for row in rows if not row.get("declared")]
+        judged = [row for row in rows if not row.get("declared")]
+        records = [Record.from_row(Check.from_row(row), row) for row in judged]
         if not any(record.verdict == "fail" for record in records):
             return {}
         source = Source(self.program.files, self.program.settings.called("steps"))
         diagnosis, explained = diagnose_training(self.program, records, source)
-        ids = {f"{row['suite']}/{Check.from_row(row).id}": row["id"] for row in rows}
+        ids = {id(record): row["id"] for record, row in zip(records, judged, strict=True)}
         of = sum(record.verdict in ("fail", "error") for record in records)
         row = diagnosis.as_row()
         for finding, own in zip(row["findings"], explained, strict=True):
             finding["explains"] = len(own)
-        found = [ids[f"{each.check.suite}/{each.check.id}"] for own in explained for each in own]
+        found = [ids[id(each)] for own in explained for each in own]
         return {**row, "explained": found, "explained_of": of, "in_order": True}
 
     def close(self) -> None:

@@ -135,6 +135,15 @@ class Backward(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MadeNaN(Event):
+    """The first call of a step that made a NaN of tensors without one."""
+
+    step: int
+    function: str
+    line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Zeroed(Event):
     """One call of `zero_grad`."""
 

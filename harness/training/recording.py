@@ -18,6 +18,7 @@ from harness.training.events import (
     Forward,
     Load,
     LookAhead,
+    MadeNaN,
     Phase,
     Printed,
     Save,
@@ -135,7 +136,7 @@ class Recording:
     def _counts_since(self, step: int) -> int:
         """Return the event after which the backward passes before a step count."""
         zeroed = max(each.order for each in self._of(Zeroed) if each.step == step)
-        backward = [each for each in self._of(Backward) if each.step == step]
+        backward = [each for each in self.backward_passes if each.step == step]
         kept = {each.line for each in backward if each.order > zeroed}
         dropped = {each.line for each in backward if each.order < zeroed}
         return zeroed if kept and dropped and not kept & dropped else -1
@@ -143,6 +144,16 @@ class Recording:
     def forwards_of(self, step: int) -> list[Forward]:
         """Return the micro-batches of a step: the passes that its backward passes used."""
         return [each for each in self.trained if each.step == step]
+
+    @property
+    def backward_passes(self) -> list[Backward]:
+        """Return the backward passes, in order."""
+        return list(self._of(Backward))
+
+    @property
+    def made_nan(self) -> list[MadeNaN]:
+        """Return the first call of each step that made a NaN of tensors without one."""
+        return list(self._of(MadeNaN))
 
     def clips_of(self, step: int) -> list[Clip]:
         """Return the calls of torch's clipping functions before step `step`."""

@@ -24,6 +24,7 @@ from harness.training.events import (
     Forward,
     Load,
     LookAhead,
+    MadeNaN,
     Printed,
     Save,
     Seeded,
@@ -37,7 +38,7 @@ EVENTS, TENSORS = "events.jsonl", "tensors.bin"
 ALIGNMENT = 64  # bytes; a multiple of every element's size, so that a stored tensor can be viewed in its own type
 KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
-    for kind in (Forward, Backward, Zeroed, Clip, Step, Save, Load, Stream, Printed, LookAhead, Seeded)
+    for kind in (Forward, Backward, MadeNaN, Zeroed, Clip, Step, Save, Load, Stream, Printed, LookAhead, Seeded)
 }
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness.core.errors import HarnessError, Missing
 from harness.diagnosis.finding import Diagnosis, Finding
-from harness.diagnosis.training.events import EVENTS, Judged
+from harness.diagnosis.training.events import EVENTS, FINITE, Judged
 from harness.diagnosis.training.looks import Seen
 from harness.diagnosis.training.source_lines import Source
 from harness.measures.training.judged_rehearsals import rehearsals_of
@@ -15,6 +15,7 @@ from harness.suites.record import Record
 from harness.training.protocols import Trains
 
 LINE = re.compile(r"(?P<source>[^:]+:\d+): (?P<text>.*)", re.DOTALL)
+NOT_FINITE = re.compile(r"\b(nan|inf)\b")
 STEP = re.compile(r"^(step \d+|before step \d+|epoch \d+)(, [\w.]+)?: ")
 
 
@@ -52,6 +53,8 @@ def diagnose_training(
 
 
 def _follows(record: Record, from_: Sequence[Record]) -> bool:
+    if from_[0].check.name == FINITE and NOT_FINITE.search(f"{record.message} {record.details.get('hint', '')}"):
+        return True
     return any(record.check.name in EVENTS[each.check.name].explains for each in from_)
 
 

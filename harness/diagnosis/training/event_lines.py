@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from harness.training.events import Backward, Forward, Zeroed
+from harness.training.events import Forward, Zeroed
 from harness.training.recording import Recording
 
 VALIDATION = "validation"  # how the place of a failure in a validation batch begins
@@ -39,13 +39,13 @@ def of_the_loss(recording: Recording, place: str) -> str:
 
 def of_the_backward(recording: Recording, place: str) -> str:
     """Return the line of the first backward pass."""
-    return _first(each.line for each in recording.events if isinstance(each, Backward))
+    return _first(each.line for each in recording.backward_passes)
 
 
 def of_the_zeroing(recording: Recording, place: str) -> str:
     """Return the line that zeroes the gradients between two micro-batches of a step, or else the backward pass's."""
     ends = [step.order for step in recording.steps]
-    passes = [each.order for each in recording.events if isinstance(each, Backward)]
+    passes = [each.order for each in recording.backward_passes]
     for each in recording.events:
         if isinstance(each, Zeroed) and each.line:
             end = next((order for order in ends if order > each.order), math.inf)

@@ -47,6 +47,7 @@ class Judged:
     explains: tuple[str, ...] = ()
 
 
+FINITE = "numbers-stay-finite"
 BITWISE = ("validation-leaves-no-trace", "resume-is-continuation", "checkpoint-is-complete")
 LOSS_LEVELS = ("plateau-of-the-next-token", "loss-below-entropy", "overfits-one-batch")
 
@@ -80,6 +81,12 @@ SUMS_RANKS = r"\b(all_reduce|reduce_scatter\w*|DistributedDataParallel|DDP|no_sy
 
 # By check, in the order of a run's events. What depends on another event comes after it.
 EVENTS: Mapping[str, Judged] = {
+    FINITE: Judged(
+        "numbers",
+        line.of_the_step,
+        "a number is not finite",
+        explains=("best-checkpoint-is-the-best", "best-checkpoint-has-its-weights"),
+    ),
     "padding-is-no-target": Judged(
         "targets",
         line.of_the_targets,

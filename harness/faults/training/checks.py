@@ -12,6 +12,7 @@ BATCHES = "data::batches-differ"
 COVERAGE = "data::epoch-coverage,rehearsal=epoch"
 COVERAGE_WORKERS = "data::epoch-coverage,rehearsal=workers"
 UNIFORM = "data::starts-are-uniform"
+FINITE = tuple(f"training::numbers-stay-finite,rehearsal={each}" for each in ("plain", "markov", "overfit"))
 GRADIENT = "training::gradient-is-of-this-batch,rehearsal=plain"
 GRADIENT_OWN = "training::gradient-is-of-this-batch,rehearsal=own-precision"
 ACCUMULATION = "training::accumulation-is-one-batch"

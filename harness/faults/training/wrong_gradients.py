@@ -8,13 +8,20 @@ from harness.faults.training.changes import (
 )
 from harness.faults.training.checks import (
     ACCUMULATION,
+    BEST,
     CLIPPING,
+    ENTROPY,
+    FINITE,
     GRADIENT,
     LOGGED_K,
+    OVERFIT,
+    PLATEAU,
     SCHEDULE_K,
     STEPS,
+    UPDATE,
 )
 
+NOT_FINITE = (*FINITE, CLIPPING, *UPDATE, ENTROPY, PLATEAU, OVERFIT)
 GRADIENTS = (
     Trainer(
         "zero-grad-missing",
@@ -55,6 +62,28 @@ GRADIENTS = (
         ((LOSS, LOSS.replace("count", "(y != -100).sum() / gradient_accumulation_steps")),),
         (ACCUMULATION, LOGGED_K),
         "the mean of the micro-batches' means",
+    ),
+    Trainer(
+        "attention-row-without-keys",
+        "The mask hides a token from itself: the first one sees none, and its softmax is NaN.",
+        "folklore",
+        (
+            (
+                "y = F.scaled_dot_product_attention(q, k, v, is_causal=True)",
+                "scores = (q @ k.mT * q.size(-1) ** -0.5).masked_fill(~torch.ones(T, T).tril(-1).bool(), -math.inf)\n"
+                "        y = scores.softmax(-1) @ v",
+            ),
+        ),
+        NOT_FINITE,
+        "softmax makes the first NaN",
+    ),
+    Trainer(
+        "gradient-of-root-at-zero",
+        "A penalty is the root of a sum of squares that starts at 0: its gradient is NaN.",
+        "folklore",
+        ((LOSS, LOSS + " + 1e-3 * model.ln_f.bias.square().sum().sqrt()"),),
+        (*NOT_FINITE, BEST),
+        "the loss is finite, and the gradient of ln_f.bias is not",
     ),
     Trainer(
         "clip-inside-accumulation",

@@ -76,6 +76,16 @@ def test_a_training_program_is_judged_recorded_and_diagnosed_with_its_line(proje
     assert diagnosis["subject"] == "half.py"
 
 
+def test_a_mistake_that_two_rehearsals_show_explains_both_failures(project):
+    """It explained one of them twice, and the other one was listed as what else fails."""
+    text = suite("every-parameter-once", "times_in_groups", "{}", "{ equals = 1 }")
+    text = text.replace("parameters = {}", 'matrix = { rehearsal = ["plain", "again"] }')
+    (project.path / "verifications" / "training.toml").write_text(text)
+    result = project.runpytest("--trainer", "half.py")
+    result.stdout.fnmatch_lines(["   this explains 2 of the 2 failures"])
+    result.stdout.no_fnmatch_line("*what else fails*")
+
+
 DECLARED = '[[deviation]]\nchecks = ["training::groups"]\nreason = "the head is frozen"\n'
 
 

@@ -113,6 +113,14 @@ def test_a_pass_has_its_ids_targets_and_loss_and_ignored_targets_are_marked(tmp_
         assert ": loss = F.cross_entropy(model(x)" in forward.line
 
 
+def test_the_call_that_makes_the_first_nan_of_a_step_is_recorded(tmp_path):
+    """Memory that is only allocated may have NaN in it by chance, and one in the weights is no call's."""
+    line = "scores = torch.empty(3, 4).fill_(float('nan')); ratio = model.hidden.bias * 0 / 0"
+    found = record(tmp_path, script(before_step=line)).made_nan
+    assert [(each.step, each.function) for each in found] == [(0, "div"), (1, "div"), (2, "div")]
+    assert found[0].line.endswith(f": {line}")
+
+
 def test_validation_is_told_from_training_and_shows_the_modules_flags(tmp_path):
     recording = record(
         tmp_path,

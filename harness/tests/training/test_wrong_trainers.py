@@ -53,13 +53,17 @@ OF_STEPS = {
     *("training::lr-at-each-step,rehearsal=past-horizon", "training::printed-validation-loss,rehearsal=plain"),
     "training::validation-leaves-no-trace",
 }
-ONE_TEXT = {"training::loss-below-entropy", "training::plateau-of-the-next-token"}
+FINITE = "training::numbers-stay-finite,rehearsal=overfit"
+ONE_TEXT = {
+    f"training::{check}"
+    for check in ("loss-below-entropy", "plateau-of-the-next-token", "numbers-stay-finite,rehearsal=markov")
+}
 MUON = {"training::muon-step"}
 LACKS = {
     SCRIPT: MUON | BY_EPOCHS | OWN_PRECISION | {"data::padding-is-no-target", MEAN, WORKERS},
-    TRAINER_CLASS: MUON | BY_EPOCHS | OWN_PRECISION | RANKS | SIDE_BY_SIDE | {OVERFIT, BEST, BEST_WEIGHTS},
+    TRAINER_CLASS: MUON | BY_EPOCHS | OWN_PRECISION | RANKS | SIDE_BY_SIDE | {OVERFIT, FINITE, BEST, BEST_WEIGHTS},
     FUNCTIONS: MUON | BY_EPOCHS | OWN_PRECISION | RANKS | SIDE_BY_SIDE | {MEAN, BEST, BEST_WEIGHTS, WORKERS},
-    EPOCHS: MUON | RANKS | SIDE_BY_SIDE | OF_STEPS | ONE_TEXT | {OVERFIT, BEST, MEAN},
+    EPOCHS: MUON | RANKS | SIDE_BY_SIDE | OF_STEPS | ONE_TEXT | {OVERFIT, FINITE, BEST, MEAN},
 }
 
 

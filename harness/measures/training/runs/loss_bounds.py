@@ -127,7 +127,7 @@ def plateau(program: Trains, *, rehearsal: str = "markov") -> Reading:
     _symbol_numbers(Batches(recording), _source(recording))
     loss = _settled(recording)
     levels = plateaus(_source(recording))
-    nearest = min(levels, key=lambda name: abs(levels[name] - loss))
+    nearest = _nearest(loss, levels)
     shown = ", ".join(f"{name} {level:.3f}" for name, level in levels.items())
     return Reading(nearest, "", {"hint": f"the loss settles at {loss:.3f} nats; {shown}"})
 
@@ -153,8 +153,12 @@ def _settled(recording: Recording) -> float:
 
 def _plateau_hint(recording: Recording) -> str:
     loss, levels = _settled(recording), plateaus(_source(recording))
-    nearest = min(levels, key=lambda name: abs(levels[name] - loss))
+    nearest = _nearest(loss, levels)
     return f"the loss ends at {loss:.3f} nats, the source's entropy is {levels[NEXT]:.3f}: it predicts {nearest}"
+
+
+def _nearest(loss: float, levels: Mapping[str, float]) -> str:
+    return min(levels, key=lambda name: abs(levels[name] - loss)) if math.isfinite(loss) else "no token"
 
 
 def _require_rate(recording: Recording) -> None:

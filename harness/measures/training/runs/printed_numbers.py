@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.measures.training.largest_error import largest
 from harness.training.events import Printed
 from harness.training.recording import Recording
 
-NUMBER = re.compile(r"(?<![\w.])-?\d+\.(\d+)(?:e([+-]?\d+))?(?![\w.]*\w)")
+NUMBER = re.compile(r"(?<![\w.])(?:-?\d+\.(\d+)(?:e([+-]?\d+))?|-?inf|nan)(?![\w.]*\w)", re.IGNORECASE)
 
 # The relative error of a mean that a program computes in float32: some units of 2^-24 (a number with all its digits).
 ROUNDING = 8 * 2.0**-24
@@ -45,18 +45,25 @@ def nearest_print(
     lines = [line for line in recording.printed if after < line.order < end]
     named = [line for line in lines if any(word in line.text.lower() for word in words)]
     numbers = [number for line in named or lines for number in _numbers(line, value)]
-    nearest = min(numbers, key=lambda number: abs(number.value - value), default=None)
+    nearest = min(numbers, key=lambda number: _distance(number.value, value), default=None)
     if nearest is None or nearest.half_digits <= 1 or not words:
         return nearest
     after_words = [number for number in numbers if any(word in number.before for word in words)]
-    return min(after_words or numbers, key=lambda number: abs(number.value - value))
+    return min(after_words or numbers, key=lambda number: _distance(number.value, value))
+
+
+def _distance(number: float, value: float) -> float:
+    """Return the distance of two numbers: 0 if both are NaN, infinity if one of them is."""
+    if math.isnan(number) or math.isnan(value):
+        return 0.0 if math.isnan(number) and math.isnan(value) else math.inf
+    return 0.0 if number == value else abs(number - value)
 
 
 def _numbers(line: Printed, value: float) -> Iterator[PrintedNumber]:
     end = 0
     for match in NUMBER.finditer(line.text):
         before, end = line.text[end : match.start()].lower(), match.end()
-        half = 0.5 * 10.0 ** (int(match.group(2) or 0) - len(match.group(1)))
+        half = 0.5 * 10.0 ** (int(match.group(2) or 0) - len(match.group(1) or ""))
         number = float(match.group(0))
-        distance = largest([0.0, abs(number - value) - ROUNDING * abs(value)])
-        yield PrintedNumber(match.group(0), number, half, distance / half, line.line, before)
+        beyond_rounding = max(0.0, _distance(number, value) - (ROUNDING * abs(value) if math.isfinite(value) else 0.0))
+        yield PrintedNumber(match.group(0), number, half, beyond_rounding / half, line.line, before)

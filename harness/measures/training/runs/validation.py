@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from harness.core.errors import MissingAbility
@@ -141,7 +143,8 @@ def printed_validation_losses(program: Trains, *, rehearsal: str = "plain") -> R
             if any(each.label_smoothing for each in own):
                 known[mean_loss(own)] = "the loss with label smoothing, the criterion of training"
             why = next((known[value] for value in known if abs(near.value - value) <= near.half), "")
-            why = why or f"another number, {'smaller' if near.value < mean else 'larger'} than it should be"
+            another = f"another number, {'smaller' if near.value < mean else 'larger'} than it should be"
+            why = why or (another if math.isfinite(near.value) else "no loss")
             hint = f"before step {step}: printed {near.text}, which is {why}; the mean over the targets is {mean:.6f}"
     if not found:
         raise MissingAbility(f"{program.name} prints no validation loss")

@@ -125,7 +125,7 @@ def _of_micro_batches(recording: Recording, step: Step, found: Tensor, like: Gra
     """
     counts = [each.counted for each in recording.forwards_of(step.number)]
     parts = {int(number): _vector(part, like) for number, part in step.micro_batches.items()}
-    if len(parts) < 2 or len(parts) != len(counts):
+    if len(parts) < 2 or len(parts) != len(counts) or not bool(found.isfinite().all()):
         return ""
     own = torch.stack([parts[number] * (sum(counts) / counts[number]) for number in sorted(parts)])
     weights = torch.linalg.lstsq(own @ own.T, own @ found).solution

@@ -113,6 +113,21 @@ def test_a_number_that_is_printed_beside_a_loss_of_nan_does_not_pass(judge):
     assert record.where == ("step 1",)
 
 
+def test_a_printed_nan_is_the_loss_of_a_step_only_if_that_is_nan(judge):
+    """It was no number: a program that prints NaN was skipped, as one that prints no loss."""
+
+    class PrintsNaN(Trainer):
+        def printed(self, losses, counts):
+            return f"step {self.number} loss nan"
+
+    run = PrintsNaN().run()
+    record = judge("training::printed-loss,rehearsal=accumulate", accumulate=run)
+    assert (record.verdict, record.where[0]) == ("fail", "step 0")
+    events = tuple(replace(each, loss=math.nan) if isinstance(each, Forward) else each for each in run.events)
+    record = judge("training::printed-loss,rehearsal=accumulate", accumulate=replace(run, events=events))
+    assert record.verdict == "pass", record.message
+
+
 def test_a_program_that_prints_no_loss_is_skipped(judge):
     class Silent(Trainer):
         def printed(self, losses, counts):

@@ -28,6 +28,15 @@ READS = (
     *("square", "sum", "dot", "cat", "stack", "double", "float"),
 )
 PRODUCTS = ("mul", "__mul__")
+# Functions that copy or look at numbers, or allocate memory, with any numbers in it.
+MAKE_NO_NAN = frozenset(
+    getattr(torch.Tensor, name)
+    for name in (
+        *("view", "reshape", "transpose", "permute", "expand", "unsqueeze", "squeeze", "flatten", "contiguous"),
+        *("split", "chunk", "size", "dim", "numel", "detach", "item", "tolist", "new_empty", "__getitem__", "to"),
+    )
+) | {torch.empty_like}
+MOST_NUMBERS = 1 << 24  # of a result in which NaN is looked for
 # Functions that change a gradient in its place.
 CHANGES = (
     *("mul_", "div_", "__imul__", "__itruediv__", "clamp_", "clip_", "clamp_max_", "clamp_min_", "copy_"),
@@ -44,6 +53,7 @@ class FunctionSeam(TorchFunctionMode):
         self.recorder, self.passes, self.watch, self.streams = recorder, passes, watch, streams
         self.updates = updates
         self.lines = passes.lines
+        self._step_with_nan = -1
         self._of_gradients: dict[Any, Callable[..., None]] = {
             **_by_function(READS, self._reads),
             **_by_function(PRODUCTS, self._multiplies),
@@ -90,7 +100,24 @@ class FunctionSeam(TorchFunctionMode):
         if type(result) is Tensor and result.dtype in INTEGERS and result.dim() > 0 and self.recorder.active:
             with self.recorder.observing():
                 self.lines.made(function, args, result)
+        if self._step_with_nan != self.recorder.step and function not in MAKE_NO_NAN and torch.is_grad_enabled():
+            self._look_for_nan(function, (*args, *options.values()), result)
         return result
+
+    # ------------------------------------------------------------------------ numbers
+
+    def _look_for_nan(self, function: Callable[..., Any], given: Sequence[Any], result: Tensor) -> None:
+        """Record the call if it makes the first NaN of a step's training passes, of tensors that have none."""
+        if type(result) is not Tensor or not result.is_floating_point() or not self.recorder.active:
+            return
+        if result.numel() > MOST_NUMBERS or not bool((result != result).any()):
+            return
+        with self.recorder.observing():
+            of = [each for each in given if isinstance(each, Tensor) and each.is_floating_point()]
+            if of and not any(bool(each.isnan().any()) for each in of):
+                self._step_with_nan = self.recorder.step
+                name = getattr(function, "__name__", "")
+                self.recorder.event("MadeNaN", step=self.recorder.step, function=name, line=self.recorder.line())
 
     # ------------------------------------------------------------------------ forward passes
 
