@@ -55,21 +55,21 @@ def _places(recording: Recording) -> Iterator[_Place]:
         wrong = [each for each in losses if not math.isfinite(each.loss)]
         if wrong:
             of_finite = " of finite parameters" if step is not None and "before" in step.tensors else ""
-            says, line = (
-                f"the forward pass{of_finite} has a loss of {wrong[0].loss}",
-                wrong[0].loss_line or wrong[0].line,
-            )
+            says = f"the forward pass{of_finite} has a loss of {wrong[0].loss}"
+            line = wrong[0].loss_line or wrong[0].line
             if made := next((each for each in recording.made_nan if each.step == number), None):
-                says, line = f"{says}; {made.function} makes the first NaN, of numbers that are none", made.line or line
+                says, line = f"{says}; {made.function} makes the first NaN", made.line or line
             yield _Place(number, len(wrong), says, line)
         if step is not None:
             backward = next((each.line for each in recording.backward_passes if each.step == number), step.line)
-            yield _of(step, "unclipped", "the loss is finite, and the gradient of {} is not", backward)
+            of_finite = (
+                "the loss is finite, and the gradient of {} is not" if losses else "the gradient of {} is not finite"
+            )
+            yield _of(step, "unclipped", of_finite, backward)
             clipped = next((clip.line for clip in recording.clips_of(number)), step.clip_line or step.line)
             yield _of(step, "gradient", "the gradient of {} is finite before it is clipped, and not after", clipped)
-            yield _of(
-                step, "after", f"the gradients are finite, and {{}} is not after the step{_rate(step)}", step.line
-            )
+            after = f"the gradients are finite, and {{}} is not after the step{_rate(step)}"
+            yield _of(step, "after", after, step.line)
 
 
 def _of(step: Step, part: str, says: str, line: str) -> _Place:
