@@ -110,7 +110,10 @@ class FunctionSeam(TorchFunctionMode):
         """Record the call if it makes the first NaN of a step's training passes, of tensors that have none."""
         if type(result) is not Tensor or not result.is_floating_point() or not self.recorder.active:
             return
-        if result.numel() > MOST_NUMBERS or not bool((result != result).any()):
+        try:
+            if result.numel() > MOST_NUMBERS or not bool((result != result).any()):
+                return
+        except Exception:  # on the meta device, or inside of torch.vmap, no number can be read
             return
         with self.recorder.observing():
             of = [each for each in given if isinstance(each, Tensor) and each.is_floating_point()]
