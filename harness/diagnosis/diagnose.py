@@ -143,7 +143,7 @@ def _searched(subject: Subject, suites: set[str] | None, searches: Searches) -> 
             if search is computation.search and (broken := _broken(subject, error)) is not None:
                 found.append(broken)
                 break  # the other searches would fail in the same line
-    if any(each.fault in unrecorded.FAULTS for each in found):
+    if any(each.fault in unrecorded.NOTHING_LEARNED for each in found):
         trouble = [each for each in trouble if unrecorded.RAISED not in each]
     return found, trouble
 

@@ -16,7 +16,7 @@ from harness.subjects.model import Model
 UNRECORDED = r"no_grad|inference_mode|set_grad_enabled"
 DETACHED = rf"{UNRECORDED}|\bdetach|\.item\(|\.data\b|\bfloat\("
 FROZEN = r"requires_grad"
-FAULTS = ("forward-unrecorded", "loss-detached", "gradient-frozen")
+NOTHING_LEARNED = ("gradient-unrecorded", "loss-detached", "gradient-frozen")
 RAISED = "does not require grad"  # in the error of each other search that takes a gradient
 
 
@@ -32,7 +32,7 @@ def finding(model: Model, logits: Tensor) -> Finding:
         return Finding("loss", "loss-detached", cause, evidence, *_line(model, DETACHED))
     cause = "the forward pass runs without recording gradients: no gradient reaches a parameter"
     evidence = "the logits have no gradient, although gradients are enabled when it is called"
-    return Finding("blocks", "forward-unrecorded", cause, evidence, *_line(model, f"{UNRECORDED}|{DETACHED}"))
+    return Finding("blocks", "gradient-unrecorded", cause, evidence, *_line(model, f"{UNRECORDED}|{DETACHED}"))
 
 
 def _line(model: Model, pattern: str) -> tuple[str, str]:

@@ -15,9 +15,10 @@ INIT = "        self.head.weight = self.tokens.weight\n"
 @pytest.mark.parametrize(
     ("find", "put", "place", "fault", "line"),
     [
-        (FORWARD, f"    @torch.no_grad()\n{FORWARD}", "blocks", "forward-unrecorded", "@torch.no_grad()"),
-        (FORWARD, f"    @torch.inference_mode()\n{FORWARD}", "blocks", "forward-unrecorded", "@torch.inference_mode()"),
-        (HEAD, HEAD.replace(")\n", ").detach()\n"), "blocks", "forward-unrecorded",
+        (FORWARD, f"    @torch.no_grad()\n{FORWARD}", "blocks", "gradient-unrecorded", "@torch.no_grad()"),
+        (FORWARD, f"    @torch.inference_mode()\n{FORWARD}", "blocks", "gradient-unrecorded",
+         "@torch.inference_mode()"),
+        (HEAD, HEAD.replace(")\n", ").detach()\n"), "blocks", "gradient-unrecorded",
          "logits = self.head(self.last_norm(x)).detach()"),
         (LOSS, f"{LOSS}.detach()", "loss", "loss-detached", f"loss = None if targets is None else {LOSS}.detach()"),
         (LOSS, f"{LOSS}.item()", "loss", "loss-detached", f"loss = None if targets is None else {LOSS}.item()"),
