@@ -48,10 +48,11 @@ _COMPUTES = frozenset(
         "dropout",
     )
 )
-# Each search, and the suites whose failures it explains. In the order in which findings are reported: what a model is
-# made of, what it computes, how it starts, what is done with it.
+# Each search, and the suites whose failures it explains.
 Searches = tuple[tuple[Callable[[Subject], list[Finding]], frozenset[str]], ...]
 COMPILED: Searches = ((compiled.search, _COMPUTES),)
+# Those that run the subject eagerly, in the order in which findings are reported: what a model is made of, what it
+# computes, how it starts, what is done with it.
 SEARCHES: Searches = (
     (structure.search, frozenset(("structure", "behaviour", "loading", "interface"))),
     (computation.search, _COMPUTES),

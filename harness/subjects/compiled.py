@@ -22,13 +22,19 @@ def class_of(module: Any) -> type[nn.Module]:
     return type(original(module))
 
 
+def may_be_compiled() -> bool:
+    """Return False if nothing in this process is compiled: what torch.compile needs is not even imported."""
+    return "torch._dynamo" in sys.modules
+
+
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
     """Run compiled modules and functions uncompiled inside the block.
 
     A compiled graph does not call the hooks of its modules, and an observer of operations would be compiled with it.
+    Nor is it worth seconds of compiling to find out how a GPT is called and what its weights are.
     """
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+    if not may_be_compiled():  # importing it takes seconds
         yield
         return
     with torch.compiler.set_stance("force_eager"):

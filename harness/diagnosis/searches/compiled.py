@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import linecache
 import math
-import sys
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from harness.diagnosis.finding import Finding
 from harness.diagnosis.searches import computation
 from harness.measures.device.errors_in_floors import outputs_and_gradients
 from harness.oracle.noise_verdict import relative_distance
-from harness.subjects.compiled import eagerly
+from harness.subjects.compiled import eagerly, may_be_compiled
 from harness.subjects.protocols import Subject
 
 FAULT = "compiled-differs"
@@ -25,8 +24,8 @@ SAME = 1e-9  # relative, in float64: operations that are fused round differently
 
 def search(subject: Subject) -> list[Finding]:
     """Return that the compiled subject's logits, loss or gradients differ from the eager one's; [] if none does."""
-    computation.built(subject, "probe", training=False)
-    if "torch._dynamo" not in sys.modules:
+    computation.built(subject, "probe", training=False)  # it may compile itself only now
+    if not may_be_compiled():
         return []
     try:
         expected = _eager(subject)

@@ -60,11 +60,31 @@ def test_of_a_right_compiled_gpt_nothing_is_said(build):
     assert compiled.search(build("same")) == []
 
 
+def test_what_computes_each_time_anew_is_no_fault_of_compiling(build):
+    head = "self.head(self.last_norm(x))"
+    counting = GPT.replace(head, f"{head} * next(CALLS)").replace("import math\n", "import itertools, math\n", 1)
+    build("same", f"{counting}\n\nCALLS = itertools.count(1)\n")
+    torch.compiler.reset()  # imports what makes a GPT one that may be compiled
+    assert compiled.may_be_compiled()
+    assert compiled.search(adapt("compiles.py:GPT")) == []
+
+
 def test_what_the_class_of_a_compiled_gpt_offers_is_judged(build):
     """Its generation was skipped: torch.compile returns a module of another class."""
     subject = build("same", GPT + GENERATE)
     assert isinstance(subject, Generates)
     assert subject.generate(subject.build(SIZES["debug"]), torch.tensor([[1, 2]]), 3, temperature=0.0).shape == (1, 5)
+
+
+def test_the_blocks_of_a_compiled_gpt_are_read_after_its_first_call(build):
+    """A compiled graph does not call the hooks that are registered after it was made: nothing was read."""
+    model = build("same").build(SIZES["debug"])
+    ids, read = torch.tensor([[1, 2, 3]]), {}
+    with torch.no_grad():
+        model.logits(ids)
+        with model.watched({"block 0": "transformer.h.0"}, answered=read):
+            model.logits(ids)
+    assert read["block 0"].shape == (1, 3, SIZES["debug"].width)
 
 
 def test_what_compiling_alone_changes_is_said_with_the_line_that_compiles(build):

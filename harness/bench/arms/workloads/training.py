@@ -20,6 +20,7 @@ from harness.bench.arms.workloads.compilation import first_call_figures
 from harness.bench.arms.workloads.cost_terms import attention_cost_kind, element_bytes
 from harness.bench.ceilings import last_level_cache_bytes
 from harness.bench.work import Work
+from harness.subjects.compiled import eagerly
 from harness.subjects.model import Model
 
 # The lessons' recipe; the rate is the peak of their schedule. Fused: the loop over single tensors takes six times as
@@ -71,13 +72,12 @@ def logits_after_step(
     optimizer: torch.optim.Optimizer | None = None,
     stored_in: torch.dtype | None = None,
     cast: str | None = None,
-    compiled: bool = False,
 ) -> Tensor:
     """Return the logits (B, T, V) of `ids` after one step of AdamW from the run's weights.
 
     A fault in the forward pass, the backward pass or the step shows in them. The step is taken by `optimizer`, which is
     the one that is timed, or by AdamW with the lessons' recipe. With `stored_in`, the parameters are rounded to that
-    dtype each time they are written. The logits of a `compiled` model are computed eagerly: the step is what is
+    dtype each time they are written. The logits of a compiled model are computed eagerly: the step is what is
     verified, and another graph would take as long to compile again.
     """
     pool.restore(model, stored_in)
@@ -85,8 +85,7 @@ def logits_after_step(
     (with_zeroed_state(optimizer) if optimizer else adamw(model)).step()
     model.module.zero_grad(set_to_none=True)
     round_parameters(model, stored_in)
-    eagerly = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    with torch.no_grad(), autocast(pool.device, cast), eagerly:
+    with torch.no_grad(), autocast(pool.device, cast), eagerly():
         return model.logits(ids)
 
 
@@ -160,7 +159,7 @@ def training_step(pool: ModelPool, arm: ArmSpec, copy: int, *, tokens: int, batc
     )
     answer = functools.partial(
         logits_after_step, pool, model, gradients, ids=ids[:1], optimizer=optimizer, cast=arm.autocast,
-        compiled=arm.compiled, stored_in=getattr(torch, arm.dtype) if arm.dtype != "float32" else None,
+        stored_in=getattr(torch, arm.dtype) if arm.dtype != "float32" else None,
     )  # fmt: skip
     model_flops = costs.model_flops(pool.size, tokens=tokens) * ids.numel()
     first_call = first_call_figures(arm, gradients)
