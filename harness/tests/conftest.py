@@ -1,6 +1,7 @@
 """Fixtures of the harness tests: pytest's pytester, the shipped suites, Ctrl-C and one thread."""
 
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -61,9 +62,15 @@ def one_thread():
 @pytest.fixture
 def many_descriptors():
     """Open so many that the next has a number which select() does not take: data kept in a thousand files does it."""
+    least, most = 2_048, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != most[1] < least:
+        pytest.skip(f"the system allows {most[1]} open files; {least} are needed")
+    if resource.RLIM_INFINITY != most[0] < least:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most[1]))
     opened = [os.open(os.devnull, os.O_RDONLY)]
     while opened[-1] < 1_024:
         opened.append(os.dup(opened[0]))
     yield
     for descriptor in opened:
         os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, most)
