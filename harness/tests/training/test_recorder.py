@@ -113,21 +113,6 @@ def test_a_pass_has_its_ids_targets_and_loss_and_ignored_targets_are_marked(tmp_
         assert ": loss = F.cross_entropy(model(x)" in forward.line
 
 
-def test_the_call_that_makes_the_first_nan_of_a_step_is_recorded(tmp_path):
-    """Memory that is only allocated may have NaN in it by chance, and one in the weights is no call's."""
-    line = "scores = torch.empty(3, 4).fill_(float('nan')); ratio = model.hidden.bias * 0 / 0"
-    found = record(tmp_path, script(before_step=line)).made_nan
-    assert [(each.step, each.function) for each in found] == [(0, "div"), (1, "div"), (2, "div")]
-    assert found[0].line.endswith(f": {line}")
-
-
-def test_numbers_that_cannot_be_read_are_not_looked_for(tmp_path):
-    """`gpt.train` builds a model on the meta device: looking for NaN in it ended the program."""
-    line = "torch.ones(2, device='meta').exp(); torch.vmap(lambda x: x.exp())(model.hidden.weight)"
-    found = record(tmp_path, script(before_step=line))
-    assert (found.ended, len(found.steps), found.made_nan) == ("finished", 3, [])
-
-
 def test_validation_is_told_from_training_and_shows_the_modules_flags(tmp_path):
     recording = record(
         tmp_path,
