@@ -17,15 +17,15 @@ UNRECORDED = r"no_grad|inference_mode|set_grad_enabled"
 DETACHED = rf"{UNRECORDED}|\bdetach|\.item\(|\.data\b|\bfloat\("
 FROZEN = r"requires_grad"
 NOTHING_LEARNED = ("gradient-unrecorded", "loss-detached", "gradient-frozen")
-RAISED = "does not require grad"  # in the error of each other search that takes a gradient
+RAISED = "does not require grad"  # in the error of each other search that takes a gradient, as that of dropout
 
 
 def finding(model: Model, logits: Tensor) -> Finding:
     """Return why the loss that came with these logits has no gradient. The line is the first that says a word of it."""
     parameters = list(model.module.parameters())
     if not any(parameter.requires_grad for parameter in parameters):
-        cause, evidence = "requires_grad is off", f"of none of {len(parameters)} parameters is it on"
-        return Finding("blocks", "gradient-frozen", f"every parameter's {cause}", evidence, *_line(model, FROZEN))
+        cause = "requires_grad is off for every parameter"
+        return Finding("blocks", "gradient-frozen", cause, f"all {len(parameters)}", *_line(model, FROZEN))
     if logits.requires_grad:
         cause = "the loss is detached from the logits: no gradient reaches a parameter"
         evidence = "the logits have a gradient, and the loss that is returned with them has none"

@@ -92,6 +92,21 @@ def test_what_follows_from_another_failure_is_no_finding_of_its_own():
     assert [finding.where for finding in alone.findings] == ["loss"]
 
 
+def test_what_a_number_that_is_not_finite_spoils_is_no_finding_of_its_own():
+    """The diagnosis said of a loss of NaN that the model sees its answers."""
+    records = [
+        failed("plateau-of-the-next-token", "the loss settles at nan nats"),
+        failed("clipping", "each tensor is clipped by its own norm"),
+        failed("numbers-stay-finite", "step 3: the loss is finite, and the gradient of w is not"),
+    ]
+    diagnosis, explained = diagnose_training(Program(*events()), records)
+    assert [finding.where for finding in diagnosis.findings] == ["numbers", "clipping"]
+    assert [[record.check.name for record in own] for own in explained] == [
+        ["numbers-stay-finite", "plateau-of-the-next-token"],
+        ["clipping"],
+    ]
+
+
 def test_one_cause_in_several_rehearsals_is_one_finding():
     hint = "the learning rate follows: cosine without a warm-up"
     records = [failed("lr-at-each-step", hint), failed("lr-at-each-step", hint, other="past-horizon")]

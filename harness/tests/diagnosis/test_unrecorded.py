@@ -31,7 +31,12 @@ def test_why_nothing_is_learned_is_said_with_the_line(tmp_path, monkeypatch, fin
     """Fifty checks failed with autograd's error, and the diagnosis named none of these: it failed by that error too."""
     monkeypatch.chdir(tmp_path)
     assert GPT.count(find) == 1
-    (tmp_path / "learns_nothing.py").write_text(GPT.replace(find, put))
+    text = (
+        GPT.replace(find, put)
+        .replace("self.feed_forward(", "F.dropout(self.feed_forward(")
+        .replace("self.norm_2(x))\n", "self.norm_2(x)), 0.1, self.training)\n")
+    )
+    (tmp_path / "learns_nothing.py").write_text(text)
     found = diagnose(adapt("learns_nothing.py:GPT"))
     assert [(each.where, each.fault, each.text) for each in found.findings] == [(place, fault, line)]
     assert found.trouble == ""

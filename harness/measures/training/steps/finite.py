@@ -62,10 +62,8 @@ def _places(recording: Recording) -> Iterator[_Place]:
             yield _Place(number, len(wrong), says, line)
         if step is not None:
             backward = next((each.line for each in recording.backward_passes if each.step == number), step.line)
-            of_finite = (
-                "the loss is finite, and the gradient of {} is not" if losses else "the gradient of {} is not finite"
-            )
-            yield _of(step, "unclipped", of_finite, backward)
+            beside = "the loss is finite, and the gradient of {} is not" if losses else "{}'s gradient is not finite"
+            yield _of(step, "unclipped", beside, backward)
             clipped = next((clip.line for clip in recording.clips_of(number)), step.clip_line or step.line)
             yield _of(step, "gradient", "the gradient of {} is finite before it is clipped, and not after", clipped)
             after = f"the gradients are finite, and {{}} is not after the step{_rate(step)}"

@@ -1,4 +1,4 @@
-"""The measure of numbers that are not finite: each place where the first one may come from is told apart."""
+"""The measure of numbers that are not finite: the place where the first one comes from is named."""
 
 import math
 from dataclasses import replace

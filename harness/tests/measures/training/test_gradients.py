@@ -103,3 +103,15 @@ def test_a_gradient_that_is_nan_does_not_pass(judge, name):
     recording = Trainer().run(2)
     recording.steps[1].tensors["unclipped"][name] *= math.nan
     assert judge("training::gradient-is-of-this-batch,rehearsal=plain", plain=recording).where == ("step 1",)
+
+
+def test_a_gradient_of_micro_batches_that_is_nan_is_a_failure_and_no_error(judge):
+    """The fit of their weights ended in an internal assertion of LAPACK's wrapper."""
+    recording = MeanOfMeans().run(2)
+    tensors = recording.steps[0].tensors
+    tensors["unclipped"] = {name: each * math.nan for name, each in tensors["unclipped"].items()}
+    count = len(recording.forwards_of(0))
+    assert count > 1
+    tensors["micro_batches"] = {str(number): tensors["unclipped"] for number in range(count)}
+    record = judge("training::accumulation-is-one-batch", accumulate=recording)
+    assert (record.verdict, record.where[0]) == ("fail", "step 0"), record.message

@@ -67,6 +67,7 @@ def test_the_plateau_names_what_the_targets_are(judge):
         ("a token that it sees", 0.1),
         ("the token two on", SOURCE.entropy_ahead(2)),
         ("a token of another place", SOURCE.unigram_entropy),
+        ("no token", math.nan),
     ):
         flat = predicted(lambda phase, step, own, level=level: level * 8 * T)
         assert judge("training::plateau-of-the-next-token", markov=flat).value == name

@@ -111,6 +111,7 @@ def test_other_validation_windows_are_found(judge):
         ("val loss 2.8000", "pass"),
         ("val loss 2.8", "pass"),
         ("val loss 2.5000", "fail"),
+        ("val loss nan", "fail"),
         ("validation 16.445 (perplexity), loss 2.80", "pass"),
         ("train loss 2.8000\nval loss 2.7", "fail"),  # a line with "val" counts, if there is one
         ("train loss 2.7\nval loss 2.8000", "pass"),
@@ -122,6 +123,8 @@ def test_a_printed_validation_loss_is_the_mean_over_the_targets(judge, printed, 
     assert record.verdict == verdict, record.message
     if "2.5" in printed:
         assert "the mean of the batches' means" in record.details["hint"]
+    if "nan" in printed:
+        assert "printed nan, which is no loss" in record.details["hint"]
 
 
 @pytest.mark.parametrize(("printed", "verdict"), [("2.8000 (weights), 1.8000 (mean)", "pass"), ("2.3000", "fail")])
