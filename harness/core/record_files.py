@@ -12,6 +12,7 @@ from harness.core.errors import HarnessError
 
 SCHEMA = 1
 NOT_FINITE = ("nan", "inf", "-inf")  # numbers that JSON does not have
+DEEPEST = 100  # lists and objects within one another; Python's own limit changes while a program runs
 Row = dict[str, Any]  # one JSON row of a record file: a header, a record or a footer
 
 
@@ -31,18 +32,20 @@ def encode(value: Any) -> Any:
     return str(value)
 
 
-def decode(value: Any) -> Any:
+def decode(value: Any, *, depth: int = 0) -> Any:
     """Return the value that `encode` was given, for values that JSON can represent, NaN and the infinities.
 
-    Raises ValueError for a float that `encode` does not write.
+    Raises ValueError for a float that `encode` does not write, and for what is nested deeper than DEEPEST.
     """
+    if depth > DEEPEST:
+        raise ValueError(f"nested deeper than {DEEPEST} levels")
     if isinstance(value, dict):
         if set(value) == {"float"}:
             if value["float"] not in NOT_FINITE:
                 raise ValueError(f"a float is one of {', '.join(NOT_FINITE)}, found {str(value['float'])[:40]}")
             return float(value["float"])
-        return {key: decode(item) for key, item in value.items()}
-    return [decode(item) for item in value] if isinstance(value, list) else value
+        return {key: decode(item, depth=depth + 1) for key, item in value.items()}
+    return [decode(item, depth=depth + 1) for item in value] if isinstance(value, list) else value
 
 
 def comparison_label(comparison: str, metric: str, axis: str | None, point: int | None) -> str:

@@ -1,5 +1,6 @@
 """Record files: written row by row, readable after a run that was killed, and valid JSON with NaN."""
 
+import functools
 import json
 import math
 
@@ -55,7 +56,7 @@ def test_an_incomplete_last_line_is_dropped_and_the_other_rows_are_read(tmp_path
 
 @pytest.mark.parametrize(
     "value",
-    ['{"float": null}', '{"float": []}', '{"float": "1_0"}', "9" * 5000, "[" * 900 + "]" * 900, "[" * 10**5],
+    ['{"float": null}', '{"float": []}', '{"float": "1_0"}', "9" * 5000, "[" * 101 + "]" * 101, "[" * 10**5],
     ids=lambda value: value[:20],
 )
 def test_a_value_that_nobody_wrote_is_an_error_with_its_line(tmp_path, value):
@@ -65,6 +66,11 @@ def test_a_value_that_nobody_wrote_is_an_error_with_its_line(tmp_path, value):
     writer.path.write_text(f'{header}\n{{"kind": "record", "value": {value}}}\n{footer}\n')
     with pytest.raises(HarnessError, match=r"verify-1\.jsonl:2: not a JSON line of a record"):
         read(writer.path)
+
+
+def test_a_hundred_levels_are_read():
+    value = functools.reduce(lambda inner, _: [inner], range(99), {"deepest": 0})
+    assert decode(json.loads(json.dumps(encode(value)))) == value
 
 
 def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path):
