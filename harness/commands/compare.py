@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import csv
 import itertools
 import math
@@ -10,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.core import github_actions
 from harness.core.errors import HarnessError
-from harness.history.benchmark_runs import ArmKey, BenchmarkRun, find_runs, read_run
+from harness.core.printable import printable
+from harness.history.benchmark_runs import ArmKey, BenchmarkRun, ceiling_seconds, find_runs, read_run
 from harness.history.change_estimates import BETWEEN_RUNS
 from harness.history.compare_runs import ALPHA, Change, RunComparison, compare
 from harness.history.gates import FIELDS, Gate
+from harness.report.formatting import plural
 
 A_RUN = (
     "a record file, a folder of them, `latest`, `latest~1`, or the beginning of a run's time (20261122T17); several "
@@ -32,8 +36,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "compare",
         help="compare every arm of two benchmark runs",
         description="Compare benchmark runs, of different days or machines too, by the ratio of each arm to what the "
-        "same run measured beside it. Exit status 1 if a --fail-if is met, or an arm that is now wrong has lost its "
-        "time.",
+        "same run measured beside it. Exit status 1 if a --fail-if is met, or if with one an arm that is now wrong has "
+        "lost its time or a run ended early. In GitHub Actions the table goes to the page of the step too.",
     )
     command.add_argument("before", metavar="A", help=A_RUN)
     command.add_argument("after", metavar="B", help="the same, for the runs that are compared with A")
@@ -66,18 +70,36 @@ def run(options: argparse.Namespace) -> int:
         [read_run(path) for path in find_runs(name, options.records)] for name in (options.before, options.after)
     )
     result = compare(before, after, words=options.words, against=options.against)
-    print("\n".join([*heading(before, after), "", *table(result), "", *limits(before, after, result)]))
+    lines = [*heading(before, after), "", *table(result), "", *limits(before, after, result)]
+    failures = list(failures_of_runs([*before, *after], result)) if options.gates else []
+    try:
+        for gate in options.gates:
+            line, exceeded = apply_gate(gate, result.changes)
+            (failures if exceeded else lines).append(line)
+    finally:
+        print("\n".join(map(printable, [*lines, *failures])))
+        report_to_step([*lines, *failures], failures)
     if options.output:
         write_csv(options.output, result.changes)
-    failed = bool(options.gates and result.lost)
-    if failed:
+    return int(bool(failures))
+
+
+def failures_of_runs(runs: Sequence[BenchmarkRun], result: RunComparison) -> Iterator[str]:
+    """Yield the reasons for which no gate can pass: arms that lost their time, and runs that ended early."""
+    if result.lost:
         lost = "; ".join(f"{key.label} ({result.left_out[key]})" for key in result.lost)
-        print(f"--fail-if: FAILED by arms with a time in A and none in B: {lost}")
-    for gate in options.gates:
-        line, exceeded = apply_gate(gate, result.changes)
-        failed |= exceeded
-        print(line)
-    return int(failed)
+        yield f"--fail-if: FAILED by arms with a time in A and none in B: {lost}"
+    if early := [run.path.stem for run in runs if run.interrupted]:
+        yield f"--fail-if: FAILED because {', '.join(early)} ended early: not every arm was measured; run it again"
+
+
+def report_to_step(lines: Sequence[str], failures: Sequence[str]) -> None:
+    """In GitHub Actions, annotate the failures and append the table to the page of the step."""
+    if github_actions.is_running_there():
+        for failure in failures:
+            print(github_actions.command(failure, title="gpt-harness compare"))
+        text = "\n".join(map(printable, lines)).replace("~~~", "~ ~")
+        github_actions.write_summary(f"## Benchmarks compared\n\n~~~\n{text}\n~~~")
 
 
 def heading(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> Iterator[str]:
@@ -102,6 +124,11 @@ def table(result: RunComparison) -> Iterator[str]:
             yield f"  {change.key.arm:<{width}}  {figures}"
     for key, reason in result.left_out.items():
         yield f"not compared: {key.label}: {reason}"
+    for side, keys in result.absent.items():
+        if keys:
+            counts = collections.Counter(f"{key.comparison} {key.metric}" for key in keys)
+            found = ", ".join(f"{name} ({plural(number, 'arm')})" for name, number in counts.items())
+            yield f"not compared: absent in {side}: {found}"
 
 
 def _title(change: Change) -> tuple[str, str]:
@@ -123,7 +150,16 @@ def limits(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun], result
         )
     flagged = [change for change in result.twins if change.ratio.verdict in ("FASTER", "SLOWER")]
     if result.twins:
-        yield f"{len(result.twins)} pairs of identical arms, {len(flagged)} called changed."
+        doubt = ": so may an arm above be that has not changed" if flagged else ""
+        yield f"{plural(len(result.twins), 'pair')} of identical arms, {len(flagged)} called changed{doubt}."
+    ceilings = {name for run in before for each in run.arms.values() for name in ceiling_seconds(each.comparison)}
+    if controls := sorted({change.against for change in result.changes} - ceilings):
+        yield (
+            f"Arms are compared with {', '.join(controls)}, which the subject may contain: a change of all arms alike "
+            "is not seen."
+        )
+    for side, runs in (("A", before), ("B", after)):
+        yield from doubts(side, runs)
     yield from other_load(before, after)
     differs = differences(before, after)
     for name, (a, b) in differs.items():
@@ -133,6 +169,17 @@ def limits(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun], result
             "A machine that is faster at all work does not change these ratios. A machine that is faster at some work "
             "does, so that a change above may come from the machine or from a library."
         )
+
+
+def doubts(side: str, runs: Sequence[BenchmarkRun]) -> Iterator[str]:
+    """Yield a line for each run that ended early, or whose identical arms differ too often."""
+    for run in runs:
+        if run.interrupted:
+            yield f"{run.path.stem} ({side}) ended early: the arms that it has are compared."
+        alarms = run.footer.get("false_alarms")
+        if isinstance(alarms, dict) and alarms.get("pairs") and alarms.get("evidence") is False:
+            counts = f"{alarms.get('flagged')} of {alarms['pairs']} pairs"
+            yield f"{run.path.stem} ({side}) is no evidence: it called {counts} of identical arms different."
 
 
 def other_load(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> Iterator[str]:
@@ -171,8 +218,11 @@ def apply_gate(gate: Gate, changes: Sequence[Change]) -> tuple[str, bool]:
         raise HarnessError(f"--fail-if {gate}: no arm above has that figure on both sides, so it would always pass")
     exceeded = gate.exceeded(changes)
     arms = "; ".join(f"{change.key.label} {_growth(gate, change)}" for change in exceeded)
-    line = f"--fail-if {gate}: {f'FAILED by {arms}' if exceeded else 'passed'} ({len(applicable)} arms judged"
+    judged = plural(len(applicable), "arm")
+    line = f"--fail-if {gate}: {f'FAILED by {arms}' if exceeded else 'passed'} ({judged} judged"
     if gate.quantity == "slower":
+        if open_ := [change for change in applicable if change not in exceeded and change.ratio.high > gate.factor]:
+            line += f", {len(open_)} of them undecided: their intervals reach beyond the limit"
         line += (
             f"; of comparisons in which no arm became slower by more than that, at most {ALPHA:.0%} fail, if the "
             "errors are those stated above: one-sided tests, Holm"

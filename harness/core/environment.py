@@ -27,11 +27,16 @@ def enable_huge_pages() -> None:
 
 
 def environment(folder: Path) -> dict[str, Any]:
-    """Return the machine, the versions and the git commit of `folder`, as a JSON-ready mapping."""
+    """Return the machine, the versions and the git commit of `folder`, as a JSON-ready mapping.
+
+    `git_dirty` is True if the commit is not all of the code: a tracked file has changed, or a Python file is not
+    tracked. A folder that is not tracked may be another repository, and does not count.
+    """
     import torch  # here to save start-up time: the rest of this module does not need it
 
     versions = {name: _version(name) for name in PACKAGES}
     commit = _git(folder, "rev-parse", "--short", "HEAD")
+    changes = (_git(folder, "status", "--porcelain") or "").splitlines() if commit else []
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -47,8 +52,12 @@ def environment(folder: Path) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "git_commit": commit,
-        "git_dirty": bool(_git(folder, "status", "--porcelain")) if commit else None,
+        "git_dirty": any(map(_is_change, changes)) if commit else None,
     }
+
+
+def _is_change(line: str) -> bool:
+    return not line.startswith("?? ") or line.rstrip('"').endswith(".py")
 
 
 def peak_memory_bytes() -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from harness.bench.statistics import FEWEST_ROUNDS, Estimate, trimmed_mean
 from harness.core.errors import HarnessError
 from harness.core.record_files import Row, age, comparison_label, read
+
+EXACT_FIELDS = ("peak_memory_bytes", "error")  # of an arm's row, and without noise
+SAME_WORK = ("tokens_per_call", "flops", "positions_closed_form")  # of an arm's row: equal where the work is
+NUMBERS = (*EXACT_FIELDS, *SAME_WORK)
 
 
 class ArmKey(NamedTuple):
@@ -46,11 +50,17 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """One record file of a benchmark run."""
+    """One record file of a benchmark run. `footer` is empty if the run died before its end."""
 
     path: Path
     header: Row
     arms: Mapping[ArmKey, ArmResult]
+    footer: Row
+
+    @property
+    def interrupted(self) -> bool:
+        """True if the run ended before it had finished."""
+        return not self.footer.get("complete")
 
 
 def find_runs(spec: str, records: Path) -> list[Path]:
@@ -92,13 +102,64 @@ def read_run(path: Path) -> BenchmarkRun:
 
 
 def run_from_rows(path: Path, rows: Sequence[Row]) -> BenchmarkRun:
-    """Return the run that `rows`, a header first, are the record of."""
+    """Return the run that `rows`, a header first, are the record of.
+
+    Raises HarnessError, with the number of the line, for a row that no run has written.
+    """
     arms = {}
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if trouble := next(troubles(row), None):
+            raise HarnessError(f"{path}:{number}: {trouble}; the file was edited or damaged")
         for arm in row["arms"] if row.get("kind") == "comparison" else ():
             point = (str(row.get("size")), row["comparison"], row["metric"], row.get("axis") or "", row["point"])
             arms[ArmKey(*point, arm["arm"])] = ArmResult(arm, row)
-    return BenchmarkRun(path, rows[0], arms)
+    return BenchmarkRun(path, rows[0], arms, next((row for row in rows if row.get("kind") == "footer"), {}))
+
+
+def troubles(row: Row) -> Iterator[str]:
+    """Yield what a row has that comparing runs reads and no run writes."""
+    if row.get("kind") == "header" and not isinstance(row.get("environment", {}), dict):
+        yield "environment: expected an object"
+    if row.get("kind") != "comparison":
+        return
+    for name in ("comparison", "metric", "control"):
+        if not isinstance(row.get(name), str):
+            yield f"{name}: expected a text"
+    if not isinstance(row.get("axis"), str | None) or not isinstance(row.get("point", ""), int | None):
+        yield "axis and point: expected a text and a whole number, or null"
+    for name in ("load", "threads"):
+        if row.get(name) is not None and not _is_number(row[name]):
+            yield f"{name}: expected a number"
+    arms, ceilings = row.get("arms"), row.get("ceilings") or []
+    if not isinstance(arms, list) or not isinstance(ceilings, list):
+        yield "arms and ceilings: expected lists"
+        return
+    for each, name in (*((arm, "arm") for arm in arms), *((ceiling, "name") for ceiling in ceilings)):
+        if not isinstance(each, dict) or not isinstance(each.get(name), str):
+            yield f"{name}: expected a text"
+        elif not _are_times(each.get("seconds", "")):
+            yield f"seconds of {each[name]}: expected finite numbers above 0, or null"
+        elif name == "arm":
+            yield from _troubles_of_arm(each)
+
+
+def _troubles_of_arm(arm: Row) -> Iterator[str]:
+    verified = arm.get("verified")
+    if not isinstance(verified, dict) or not {"verdict", "message"} <= set(verified):
+        yield f"verified of {arm['arm']}: expected a verdict and a message"
+    if not isinstance(arm.get("twin_of", 0), str | None):
+        yield f"twin_of of {arm['arm']}: expected the name of an arm, or null"
+    for name in NUMBERS:
+        if arm.get(name) is not None and not _is_number(arm[name]):
+            yield f"{name} of {arm['arm']}: expected a number, or null"
+
+
+def _are_times(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(_is_number(each) and each > 0 for each in value))
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def ceiling_seconds(comparison: Row) -> dict[str, list[float]]:

@@ -58,21 +58,35 @@ def _ceiling_changes(before: Row, after: Row) -> list[float]:
 def change_of_several_runs(before: Sequence[Estimate], after: Sequence[Estimate]) -> Estimate:
     """Return the difference of the sides' means: Student's two-sample estimate, the variance pooled over runs.
 
-    A side with a single run is assumed to have the variance of the other side.
+    A side with a single run is assumed to have the variance of the other side. Runs that scatter less than the noise of
+    their own rounds do so by chance: then that noise is the error.
     """
     sides = [[run.centre for run in side] for side in (before, after)]
     freedom = len(before) + len(after) - 2
     squares = math.fsum((centre - mean(side)) ** 2 for side in sides for centre in side)
-    error = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
+    scatter = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
+    rounds = _added_in_squares(
+        [(run.error / len(side), run.freedom) for side in (before, after) for run in side if run.error]
+    )
+    error, freedom = max((scatter, freedom), rounds)
     return Estimate(mean(sides[1]) - mean(sides[0]), error, freedom)
 
 
 def change_of_two_runs(before: Estimate, after: Estimate, run_to_run: Estimate) -> Estimate:
     """Return the difference of two runs: errors added in squares, Welch-Satterthwaite degrees of freedom."""
-    errors = [(before.error, before.freedom), (after.error, after.freedom), (run_to_run.centre, run_to_run.freedom)]
+    error, freedom = _added_in_squares(
+        [(before.error, before.freedom), (after.error, after.freedom), (run_to_run.centre, run_to_run.freedom)]
+    )
+    return Estimate(after.centre - before.centre, error, freedom)
+
+
+def _added_in_squares(errors: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    """Return the error of a sum, from the errors of its terms and their degrees of freedom."""
     variance = math.fsum(error**2 for error, _ in errors)
+    if not variance:
+        return 0.0, MANY
     freedom = variance**2 / math.fsum(error**4 / freedom for error, freedom in errors)
-    return Estimate(after.centre - before.centre, math.sqrt(variance), max(1, min(int(freedom), MANY)))
+    return math.sqrt(variance), max(1, min(int(freedom), MANY))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Literal
 from harness.bench.statistics import CONFIDENCE, Estimate, Ratio, describe_ratio, holm, median
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.record_files import Row
-from harness.history.benchmark_runs import ArmKey, ArmResult, BenchmarkRun, common_ceilings
+from harness.history.benchmark_runs import EXACT_FIELDS, SAME_WORK, ArmKey, ArmResult, BenchmarkRun, common_ceilings
 from harness.history.change_estimates import (
     change_of_several_runs,
     change_of_two_runs,
@@ -22,7 +23,6 @@ from harness.history.change_estimates import (
 
 HOPELESS = 3  # an interval of this factor either way says nothing, and its bounds would only be long numbers
 ALPHA = 1 - CONFIDENCE
-EXACT_FIELDS = ("peak_memory_bytes", "error")  # of an arm's row, and without noise
 
 Against = Literal["yardstick", "control"]
 
@@ -51,7 +51,8 @@ class RunComparison:
     """The table of changes: arms that both sides have, twins (arms identical to another), and arms left out.
 
     `left_out` gives the reason for each arm that could not be compared. Of those, `lost` are the arms that had a time
-    in A and were refused one in B: they are wrong now, or crashed.
+    in A and were refused one in B: they are wrong now, or crashed. `absent` are the arms that a run of A or of B does
+    not have, by that side.
 
     `run_to_run` is by how much two single runs differ besides the noise of their rounds; None if a side has several
     runs, whose scatter shows it.
@@ -62,6 +63,7 @@ class RunComparison:
     twins: list[Change]
     left_out: dict[ArmKey, str]
     lost: list[ArmKey]
+    absent: Mapping[str, list[ArmKey]]
 
 
 def compare(
@@ -71,20 +73,26 @@ def compare(
 
     Arms are compared by their ratio to the first ceiling that all runs have, which measures the machine's speed and
     does not depend on the subject. Without a common ceiling, they are compared by their ratio to the control.
-    `against` chooses one of the two. Raises HarnessError if no arm is left, or if one run is on both sides.
+    `against` chooses one of the two. Raises HarnessError if no arm is left, or if a run is given twice.
     """
-    _check_distinct(before, after)
+    _check_distinct([*before, *after])
     runs = [*before, *after]
     common = [key for key in runs[0].arms if all(key in run.arms for run in runs)]
     chosen = [key for key in common if selects(words, key.label)]
     if not chosen:
         raise HarnessError(_nothing_in_common(before, after, common, words))
-    result = RunComparison(run_to_run_estimate(before, after), [], [], {}, [])
+    absent = {
+        side: [key for key in _of_any(runs) if selects(words, key.label) and not all(key in run.arms for run in each)]
+        for side, each in (("A", before), ("B", after))
+    }
+    result = RunComparison(run_to_run_estimate(before, after), [], [], {}, [], absent)
     for key in chosen:
         a, b = ([run.arms[key] for run in side] for side in (before, after))
         twin_of = a[0].arm["twin_of"]
         other = twin_of or _reference(a + b, against)
         if not any(each.arm["seconds"] for each in a + b):
+            if refused := next((each for each in b if _refused(each.arm)), None):
+                result.left_out[key] = f"no time in A and B: {_refusal(refused.arm)}"
             continue  # no run has a time for it, and each run says why: an arm for another device, for example
         if reason := _why_not_comparable(a, b, other):
             result.left_out[key] = reason
@@ -99,15 +107,25 @@ def _refused(arm: Row) -> bool:
     return not arm["seconds"] and arm["verified"]["verdict"] in ("fail", "error")
 
 
+def _refusal(arm: Row) -> str:
+    return f"{arm['verified']['verdict']}: {arm['verified']['message']}"
+
+
+def _of_any(runs: Sequence[BenchmarkRun]) -> list[ArmKey]:
+    return list(dict.fromkeys(key for run in runs for key in run.arms))
+
+
 def selects(words: str, label: str) -> bool:
     """Return True if the label contains every word, ignoring case."""
     return all(word in label.lower() for word in words.lower().split())
 
 
-def _check_distinct(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun]) -> None:
-    twice = {run.path.resolve() for run in before} & {run.path.resolve() for run in after}
-    if twice:
-        raise HarnessError(f"{min(twice)} is on both sides; expected two runs, such as `latest~1 latest`")
+def _check_distinct(runs: Sequence[BenchmarkRun]) -> None:
+    for one, other in itertools.combinations(runs, 2):
+        if one.path.resolve() == other.path.resolve():
+            raise HarnessError(f"{one.path} is on both sides; expected two runs, such as `latest~1 latest`")
+        if one.arms and (one.header, one.arms) == (other.header, other.arms):
+            raise HarnessError(f"{other.path} is a copy of {one.path}; expected runs that were measured apart")
 
 
 def _nothing_in_common(
@@ -142,12 +160,12 @@ def _why_not_comparable(before: Sequence[ArmResult], after: Sequence[ArmResult],
     for side, results in (("A", before), ("B", after)):
         for each in results:
             if not each.arm["seconds"]:
-                return f"no time in {side}: {each.arm['verified']['verdict']}: {each.arm['verified']['message']}"
+                return f"no time in {side}: {_refusal(each.arm)}"
             if other is None:
                 return "no yardstick in common"
             if other != each.arm["arm"] and each.log_ratio_to(other) is None:
                 return f"{other}, which it is compared with, has no time in {side}"
-    for field in ("tokens_per_call", "flops", "positions_closed_form"):
+    for field in SAME_WORK:
         values = sorted({each.arm[field] for each in (*before, *after) if each.arm.get(field) is not None})
         if len(values) > 1:
             return f"not the same work: {field} {' and '.join(f'{value:,}' for value in values)}"

@@ -27,7 +27,10 @@ class Gate:
         quantity, _, amount = text.partition(":")
         if quantity not in FIELDS or amount[-1:] not in ("%", "x"):
             raise ValueError(f"'{text}': expected slower:5%, memory:5% or error:2x")
-        number = float(amount[:-1])
+        try:
+            number = float(amount[:-1])
+        except ValueError:
+            raise ValueError(f"'{text}': {amount[:-1]!r} is no number; expected slower:5%, for example") from None
         factor = 1 + number / 100 if amount.endswith("%") else number
         if not 1 <= factor < math.inf:
             raise ValueError(f"'{text}': expected a limit of at least 0% or 1x, at which nothing may grow")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness.core import github_actions
 from harness.core.captured_output import shorten
 from harness.core.errors import HarnessError
 from harness.core.garbage import lasting_objects
@@ -21,6 +22,7 @@ from harness.core.record_files import encode
 from harness.core.resources import Resources
 from harness.core.shipped_packages import installed_packages
 from harness.core.waiting import said_if_slow
+from harness.pytest_plugin.annotations import usage_error_line
 from harness.pytest_plugin.items import CheckItem, SuiteFile
 from harness.pytest_plugin.options import (
     DEFAULT_DEVICE,
@@ -35,6 +37,7 @@ from harness.pytest_plugin.options import (
 )
 from harness.pytest_plugin.runners import close_runners, runner_of, trainer_runner_of
 from harness.pytest_plugin.session import SESSION, Session, only_skipped, unjudged
+from harness.report.markdown import escape
 from harness.suites.suite_order import place_of
 
 SUITE_FOLDER = "verifications"
@@ -134,8 +137,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     try:
         _require_subjects(config)
-    except OSError as error:  # a path that is too long, or a folder that may not be entered
-        raise usage_error(error) from None
+    except (OSError, pytest.UsageError) as error:  # OSError: a path that is too long, a folder that may not be entered
+        wrong = usage_error(error) if isinstance(error, OSError) else error
+        if github_actions.is_running_there():
+            _report_to_step(str(wrong))
+        raise wrong from None
+
+
+def _report_to_step(message: str) -> None:
+    """Tell GitHub Actions why nothing was judged, at the line that the message names."""
+    print(usage_error_line(printable(message)), flush=True)
+    with contextlib.suppress(OSError):
+        github_actions.write_summary(f"## Nothing was judged\n\n{escape(printable(message))}")
 
 
 def _require_subjects(config: pytest.Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,15 @@ class RunWriter:
         return True
 
 
+def _folder(config: pytest.Config) -> Path:
+    """Return the folder whose commit is the subject's: its file's, the current one for a module, ours by default."""
+    if config.getoption("--subject") is None and config.getoption("--trainer") is None:
+        return config.rootpath
+    names = (*subject_names(config), *trainer_names(config))
+    files = (Path(file) for name in names for file in (name, name.rpartition(":")[0]) if Path(file).is_file())
+    return next((file.parent for file in files), config.invocation_params.dir)
+
+
 def open_record_file(config: pytest.Config, folder: Any, run: str, started: str) -> RecordWriter:
     """Create the record file of a run and write its header.
 
@@ -62,7 +72,7 @@ def open_record_file(config: pytest.Config, folder: Any, run: str, started: str)
         "trainers": trainer_names(config),
         "arguments": list(config.invocation_params.args),
         "device": config.getoption("--device"),
-        "environment": environment(config.rootpath),
+        "environment": environment(_folder(config)),
     }
     stamp = started.replace(":", "").replace("-", "")
     for attempt in range(ATTEMPTS):

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.core import record_files
+from harness.core import github_actions, record_files
 from harness.core.errors import HarnessError, SubjectError
 from harness.core.interrupts import interrupts_wait
 from harness.core.printable import printable
 from harness.core.record_files import Row
 from harness.core.shipped_packages import installed_packages
-from harness.pytest_plugin import github_actions, terminal_summary
+from harness.pytest_plugin import terminal_summary
+from harness.pytest_plugin.annotations import error_lines
 from harness.pytest_plugin.excerpts import with_excerpts
 from harness.pytest_plugin.failure_text import FailureText
 from harness.pytest_plugin.items import CheckItem
@@ -176,10 +177,14 @@ class Session:
         try:
             with installed_packages():  # a matplotlib.py beside the GPT is not for drawing plots
                 self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
-                if github_actions.is_running_there():
-                    github_actions.write_summary(self._step_summary())
         except (OSError, HarnessError) as error:
             self.lost.append(f"the report was not written: {error}")
+            return
+        if github_actions.is_running_there():
+            try:
+                github_actions.write_summary(self._step_summary())
+            except (OSError, HarnessError) as error:
+                self.lost.append(f"the summary of the step was not written: {error}")
 
     def _step_summary(self) -> str:
         from harness.report.run_records import RunRecords
@@ -301,7 +306,7 @@ class Session:
         for trouble in dict.fromkeys([*self.trouble, *self.lost]):
             terminalreporter.write_line(printable(trouble), red=True)
         if github_actions.is_running_there():
-            for line in github_actions.error_lines(checks, self.diagnoses):
+            for line in error_lines(checks, self.diagnoses):
                 terminalreporter.write_line(printable(line))
         if self.written:
             # The HTML page first: it has everything, and can be passed on.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.history.benchmark_runs import run_from_rows
 
+FOOTER = {"kind": "footer", "complete": True}
 ARMS = ("naive", "flash", "naive-again")
 
 
@@ -39,7 +40,7 @@ def header(cpu="one", **environment):
     return {"kind": "header", "schema": 1, "run": "bench", "environment": {"cpu": cpu, **environment}}
 
 
-def record(folder, stamp, rows, *, footer=None, cpu="one"):
+def record(folder, stamp, rows, *, footer=FOOTER, cpu="one"):
     path = folder / f"bench-{stamp}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [header(cpu), *rows, *([footer] if footer else [])]))
     return path

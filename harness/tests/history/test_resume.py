@@ -13,7 +13,7 @@ def rows_of(points, mark="x"):
 def test_the_next_run_resumes_with_the_comparisons_of_interrupted_ones(tmp_path):
     record(tmp_path, "20261120T000000Z", rows_of([128]), footer={"kind": "footer", "complete": True})
     record(tmp_path, "20261121T000000Z", rows_of([256, 512]), footer={"kind": "footer", "complete": False})
-    torn = record(tmp_path, "20261122T000000Z", rows_of([512, 1024]))
+    torn = record(tmp_path, "20261122T000000Z", rows_of([512, 1024]), footer=None)
     torn.write_text(torn.read_text() + '{"kind": "comparison", "compar')
     record(tmp_path, "20261123T000000Z", rows_of([2048], mark="another"), footer={"kind": "footer", "complete": True})
     found = {row["point"]: row["resumed_from"] for row in resumable(tmp_path, "x")}

@@ -2,8 +2,9 @@
 
 import pytest
 
+from harness.core.github_actions import command
+from harness.pytest_plugin.annotations import MOST, error_lines, usage_error_line
 from harness.pytest_plugin.excerpts import excerpt, with_excerpts
-from harness.pytest_plugin.github_actions import MOST, command, error_lines
 
 
 @pytest.fixture
@@ -33,6 +34,24 @@ def test_a_summary_that_cannot_be_written_costs_one_line_and_no_verdict(project,
     result = project.runpytest()
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     assert (project.path / "reports" / "index.html").exists()
+    result.stdout.fnmatch_lines(["the summary of the step was not written: *"])
+    result.stdout.no_fnmatch_line("the report was not written*")
+
+
+def test_a_subject_that_cannot_be_built_is_annotated_at_its_line(project, step):
+    (project.path / "mine.py").write_text(
+        "class GPT:\n    def __init__(self):\n        raise ValueError('no <size>')\n"
+    )
+    result = project.runpytest("--subject", "mine.py:GPT")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["::error file=mine.py,line=3,title=gpt-harness%3A nothing was judged::*no <size>*"])
+    text = step.read_text(encoding="utf-8")
+    assert text.startswith("## Nothing was judged")
+    assert "&lt;size" in text
+
+
+def test_a_usage_error_without_a_file_has_no_place():
+    assert usage_error_line("--subject x:1: no") == "::error title=gpt-harness%3A nothing was judged::--subject x:1: no"
 
 
 def test_a_command_escapes_what_would_end_it():
@@ -49,7 +68,8 @@ def test_a_file_is_named_from_the_root_of_the_repository(tmp_path, monkeypatch):
 
 
 def row(name, **more):
-    return {"verdict": "fail", "subject": "my_gpt.py:GPT", "id": name, "message": "m", "rerun": "pytest x", **more}
+    fields = {"verdict": "fail", "subject": "my_gpt.py:GPT", "message": "m", "rerun": "pytest x", "details": {}}
+    return {**fields, "id": name, **more}
 
 
 def test_findings_are_at_their_lines_and_what_they_explain_is_not_repeated():
@@ -64,8 +84,26 @@ def test_findings_are_at_their_lines_and_what_they_explain_is_not_repeated():
     checks = [row("a"), row("b"), row("c", declared=True), row("d", verdict="pass")]
     assert error_lines(checks, {"my_gpt.py:GPT": diagnosis}) == [
         "::error file=my_gpt.py,line=40,title=post-norm::norms after; seen",
-        "::error title=b::m; run again: pytest x",
+        "::error title=what else fails::m; run again: pytest x",
     ]
+
+
+def test_errors_at_one_line_are_one_annotation_and_none_where_a_finding_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_gpt.py").touch()
+    place = [{"raised": {"type": "E", "place": f"my_gpt.py:{line} in forward"}} for line in (33, 40)]
+    checks = [
+        *(row(f"x{n}", verdict="error", details=place[0]) for n in range(3)),
+        row("y", verdict="error", details=place[1]),
+        row("z", verdict="error", details={"raised": {"type": "E", "place": ""}}),
+    ]
+    finding = {"where": "h.*", "fault": "", "cause": "c", "evidence": "e", "source": "my_gpt.py:40"}
+    assert error_lines(checks, {"my_gpt.py:GPT": {"findings": [finding]}}) == [
+        "::error file=my_gpt.py,line=40,title=h.*::c; e",
+        "::error file=my_gpt.py,line=33,title=x0::m; run again: pytest x; 2 more checks fail so",
+        "::error title=what else fails::m; run again: pytest x",
+    ]
+    assert error_lines([row("a")], {}) == ["::error file=my_gpt.py,line=1,title=a::m; run again: pytest x"]
 
 
 def test_no_more_annotations_than_github_shows():
