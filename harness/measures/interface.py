@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from harness.core.error_text import error_location
 from harness.core.errors import MissingAbility
 from harness.core.sizes import SIZES
 from harness.oracle import noise_verdict
@@ -13,6 +14,8 @@ from harness.subjects.build import build_with_weights
 from harness.subjects.forward_call import targets_keyword, why_no_targets
 from harness.subjects.protocols import Generates, Subject
 from harness.suites.measure_registry import Reading, measure
+
+AT_ZERO = "greedy, or an error that names the temperature"
 
 
 @measure
@@ -58,8 +61,10 @@ def temperature_zero(
     except MissingAbility:
         raise
     except Exception as error:
-        message = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        return Reading({"greedy, or refused in words": "temperature" in str(error).lower()}, details={"hint": message})
+        place = error_location(error)
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}{place and f': at {place}'}"
+        raised = {"type": type(error).__name__, "place": place}
+        return Reading({AT_ZERO: "temperature" in str(error).lower()}, details={"hint": message, "raised": raised})
     differing = int((answer != greedy).sum())
     hint = f"{differing} tokens are not the most probable ones" if differing else ""
-    return Reading({"greedy, or refused in words": differing == 0}, details={"hint": hint})
+    return Reading({AT_ZERO: differing == 0}, details={"hint": hint})

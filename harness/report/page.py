@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from harness.core.record_files import Row
@@ -32,14 +33,21 @@ from harness.report.verifications.failures import name_of
 VERIFY = "pytest verifications/"
 
 
-def page(verify: list[Row] | None, bench: list[Row] | None, earlier: Earlier = NONE_EARLIER) -> str:
+def page(
+    verify: list[Row] | None,
+    bench: list[Row] | None,
+    earlier: Earlier = NONE_EARLIER,
+    notes: Sequence[str] = (),
+) -> str:
     """Return the whole page, from the records of a verification run and of a benchmark run; either may be None.
 
-    `earlier` are runs of the same subject that the page compares them with.
+    `earlier` are runs of the same subject that the page compares them with; `notes` say which records were left out.
     """
     verify_run, bench_run = (RunRecords.of(records) if records else None for records in (verify, bench))
     drawn = plots(verify_run, bench_run)
-    return as_markdown([*head(verify_run, bench_run, drawn), *body(verify_run, bench_run, drawn, earlier)])
+    first, *rest = head(verify_run, bench_run, drawn)
+    named = [line for note in notes for line in ("", f"> {escape(note)}")]
+    return as_markdown([first, *named, *rest, *body(verify_run, bench_run, drawn, earlier)])
 
 
 def as_markdown(blocks: Iterable[str]) -> str:
@@ -152,7 +160,7 @@ def run_summary(run: RunRecords, did: str) -> Iterator[str]:
     left_out = deselected(run)
     if left_out:
         arguments = run.header.get("arguments")
-        command = code("pytest " + " ".join(map(str, arguments))) if isinstance(arguments, list) else "its options"
+        command = code(shlex.join(["pytest", *map(str, arguments)])) if isinstance(arguments, list) else "its options"
         yield f"This was a selection: {plural(left_out, 'check')} {was_or_were(left_out)} left out by {command}."
     if run.interrupted and not run.checks:
         recorded = len(run.comparisons)

@@ -75,7 +75,7 @@ def write(
         return [of_claims[0], folder / HTML_PAGE, *of_claims[1:]]
     path = folder / PAGE
     before = linked_files(path)
-    write_page(path, page(verify, bench, related.earlier))
+    write_page(path, page(verify, bench, related.earlier, related.notes))
     link_other_pages(folder)
     written = [
         *write_tables(folder / "tables", verify_run, bench_run),
@@ -128,14 +128,18 @@ def write_latest(folder: Path, records: Path | None = None, *, of: Iterable[Path
     records = records or folder / "records"
     paths = sorted((path for kind in KINDS for path in records.glob(f"{kind}-*.jsonl")), key=age, reverse=True)
     reported = list(of)
-    own = reported or paths[:1]
-    if not own:
+    read = Reader()
+    own = reported or list(itertools.islice((path for path in paths if read(path)), 1))
+    if not paths:
         raise HarnessError(
             f"no records in {records}: looked for verify-*.jsonl and bench-*.jsonl; "
             "`pytest verifications/` or `pytest benchmarks/` writes them"
         )
-    same_subject = [*own, *(each for each in paths if each not in own and subject_of(each) == subject_of(own[0]))]
-    read = Reader()
+    subjects = {path: subject_of(path) for path in paths}
+    for path in paths:
+        if not subjects[path]:
+            read(path)  # for the note that says why it cannot be read
+    same_subject = [*own, *(each for each in paths if own and each not in own and subjects[each] == subject_of(own[0]))]
     verify, bench = ([path for path in same_subject if path.name.startswith(f"{kind}-")] for kind in KINDS)
     judged = [path for path in verify if path in reported] or verify[:MOST_RUNS]
     shown = next((path for path in judged if (rows := read(path)) and not RunRecords.of(rows).only_claims), None)

@@ -92,7 +92,7 @@ def test_an_interrupted_benchmark_says_how_far_it_came():
 @pytest.mark.parametrize("counts", [{"collected": 100, "selected": 88}, {"deselected": 12}])
 def test_a_selection_is_called_a_selection(counts):
     text = page(run("verify", [check()], arguments=["verifications/", "-k", "a|b"], **counts), None)
-    assert "This was a selection: 12 checks were left out by <code>pytest verifications/ -k a&#124;b</code>." in text
+    assert "This was a selection: 12 checks were left out by <code>pytest verifications/ -k 'a&#124;b'</code>." in text
 
 
 def test_a_missing_section_names_the_command_that_fills_it():

@@ -163,11 +163,23 @@ def test_records_that_cannot_be_read_are_named_on_the_page_and_cost_no_other(tmp
     save(records, "verify-20261121T110000Z.jsonl", run("verify", [check()], schema=99))
     (records / "verify-20261120T100000Z.jsonl").write_text("")
     write_latest(tmp_path, of=[own])
+    assert "> left out: " in (tmp_path / "index.md").read_text(encoding="utf-8")
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "verify-20261120T100000Z.jsonl:1: expected a header row" in text
     assert "bench-20261122T090000Z.jsonl:2: not a JSON line" in text
     assert "verify-20261121T110000Z.jsonl:1: schema 99, this version reads 1" in text
     assert older.exists()
     assert "Benchmarked 2026-11-22" in text, "of the run before the damaged one"
+
+
+def test_the_newest_run_that_can_be_read_is_reported_and_the_newer_file_is_named(tmp_path):
+    records = tmp_path / "records"
+    save(records, "verify-20261121T100000Z.jsonl", run("verify", [check()]))
+    (records / "verify-20261122T100000Z.jsonl").write_text("\0\1\nno record\n")
+    assert cli.main(["report", "--records", str(records), "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "verify-20261122T100000Z.jsonl:1: not a JSON line" in text
+    assert "The one check that was judged passes" in text
 
 
 def test_only_records_that_cannot_be_read_are_one_clear_error(tmp_path):
