@@ -15,7 +15,7 @@ import torch
 from benchmarks.budget import Budget, total_seconds
 from benchmarks.evidence import Evidence
 from benchmarks.show import show
-from benchmarks.undecided import undecided_lines
+from benchmarks.undecided import command, undecided_lines
 from harness.bench.arms import (
     ArmCeilings,
     DeclaredComparison,
@@ -107,7 +107,7 @@ class ComparisonRunner:
         """Yield the run's last lines, each with True if it is bad news. Lines that begin with '# ' are headings."""
         yield "# identical arms (A/A)", False
         yield from self.evidence.summary()
-        if undecided := list(undecided_lines(list(self.rows.values()))):
+        if undecided := list(undecided_lines(list(self.rows.values()), command(self.config))):
             yield "# undecided", False
             yield from ((line, False) for line in undecided)
         if self.expectations:

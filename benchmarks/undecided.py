@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pytest
 
 from benchmarks.show import label, ratio_of
 from harness.bench.rounds import rounds_to_decide
 from harness.core.record_files import Row
+from harness.pytest_plugin.options import DEFAULT_DEVICE
 from harness.report.formatting import duration
 
 SHOWN = 6
+# Options that decide what is compared, with their defaults.
+SETTINGS = {
+    "--size": "124M", "--device": DEFAULT_DEVICE, "--deviations": None, "--threads": None, "--nanogpt": None,
+    "--reports": None, "--quick": False,
+}  # fmt: skip
 # What a quiet machine stays below: a share of a core, times a second, and pages of 4 KiB a call.
 STOLEN, PREEMPTIONS, FRESH_PAGES = 0.02, 20.0, 2000
 
 
-def undecided_lines(rows: Collection[Row]) -> Iterator[str]:
-    """Yield a line for each comparison with a ratio that is undecided, and the command that goes on until it is not."""
+def command(config: pytest.Config) -> str:
+    """Return the command of this run without its selection: `pytest benchmarks/ --subject my_gpt.py:GPT`."""
+    own, folder = Path(__file__).parent, config.invocation_params.dir
+    words = ["pytest", f"{own.relative_to(folder) if own.is_relative_to(folder) else own}/"]
+    for subject in config.getoption("--subject") or ():
+        words += ["--subject", subject]
+    for option, default in SETTINGS.items():
+        if (value := config.getoption(option)) != default:
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
+
+
+def undecided_lines(rows: Collection[Row], run: str = "pytest benchmarks/") -> Iterator[str]:
+    """Yield a line for each comparison with a ratio that is undecided, and how to go on until it is not.
+
+    `run` is the command of the run without its selection.
+    """
     found = [row for row in rows if _undecided(row)]
     for row in found[:SHOWN]:
         ratios = _undecided(row)
@@ -32,7 +57,7 @@ def undecided_lines(rows: Collection[Row]) -> Iterator[str]:
         seconds = math.fsum(seconds_to_decide(row) for row in alike)
         yield (
             f"about {duration(seconds)} decide {len(alike)} of them: "
-            f"pytest benchmarks/ -k '{' or '.join(words)}' --resolve {effect:.0%}"
+            f"{run} -k '{' or '.join(words)}' --resolve {effect:.0%}"
         )
 
 

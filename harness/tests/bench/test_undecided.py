@@ -3,11 +3,14 @@
 import dataclasses
 import math
 import random
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import undecided
 from benchmarks.run import ComparisonRunner
-from benchmarks.undecided import SHOWN, seconds_to_decide, undecided_lines
+from benchmarks.undecided import SETTINGS, SHOWN, command, seconds_to_decide, undecided_lines
 from harness.bench.statistics import paired_ratio
 
 QUIET = {"processor_seconds": 1.0, "fresh_pages": 0, "preemptions": 0.0, "stolen": 0.0}
@@ -77,7 +80,21 @@ def test_of_many_a_few_have_a_line_and_all_are_in_the_command():
     assert all(f"(training and work{number})" in command for number in range(SHOWN + 2))
 
 
+def config(folder, **options):
+    chosen = {**SETTINGS, "--subject": None, **{f"--{name}": value for name, value in options.items()}}
+    return SimpleNamespace(getoption=chosen.__getitem__, invocation_params=SimpleNamespace(dir=folder))
+
+
+def test_the_command_has_the_folder_and_the_options_of_the_run(tmp_path):
+    home = Path(undecided.__file__).parents[1]
+    assert command(config(home)) == "pytest benchmarks/"
+    chosen = {"subject": ["my gpt.py:GPT"], "size": "debug", "quick": True, "threads": 1}
+    assert command(config(tmp_path, **chosen)) == (
+        f"pytest {home}/benchmarks/ --subject 'my gpt.py:GPT' --size debug --threads 1 --quick"
+    )
+
+
 def test_a_run_ends_with_what_is_undecided():
-    made = ComparisonRunner(config=None, declared={}, rows={("training backward", 64): row(noise=0.3)})
+    made = ComparisonRunner(config=config(Path.cwd()), declared={}, rows={("training backward", 64): row(noise=0.3)})
     lines = [line for line, _ in made.summary()]
     assert lines[lines.index("# undecided") + 1].startswith("training backward, tokens=64: hf-sdpa: known to")
