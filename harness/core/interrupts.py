@@ -1,4 +1,4 @@
-"""Ctrl-C that waits until something short is done."""
+"""Ctrl-C: waiting with it until something short is done, and its traceback."""
 
 from __future__ import annotations
 
@@ -22,3 +22,15 @@ def interrupts_wait() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
+
+
+def without_entries_of_no_line(error: BaseException) -> None:
+    """Remove, below the first, the entries of a traceback that have no line, which pytest cannot show.
+
+    Python 3.11 has such entries where Ctrl-C comes between two lines.
+    """
+    entry = error.__traceback__
+    while entry is not None:
+        while entry.tb_next is not None and entry.tb_next.tb_lineno is None:
+            entry.tb_next = entry.tb_next.tb_next
+        entry = entry.tb_next

@@ -16,7 +16,7 @@ import pytest
 
 from harness.core import github_actions, record_files
 from harness.core.errors import HarnessError, SubjectError
-from harness.core.interrupts import interrupts_wait
+from harness.core.interrupts import interrupts_wait, without_entries_of_no_line
 from harness.core.printable import printable
 from harness.core.record_files import Row
 from harness.core.shipped_packages import installed_packages
@@ -121,6 +121,7 @@ class Session:
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note Ctrl-C at once: a second one may come before pytest has set the exit status."""
         self._interrupted = True
+        without_entries_of_no_line(excinfo.value)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:

@@ -116,6 +116,20 @@ def test_a_record_file_that_is_gone_is_the_same_once_it_is_written_again(tmp_pat
     assert read(writer.recorder.path) == before
 
 
+def test_ctrl_c_between_two_lines_ends_the_run_as_interrupted(project):
+    """Python 3.11 then has an entry without a line in the traceback, over which pytest broke: exit status 1."""
+    project.makeconftest(
+        "import sys, types\n"
+        "def pytest_runtest_call(item):\n"
+        "    nowhere = types.TracebackType(None, sys._getframe(), 10**6, -1)\n"
+        "    assert nowhere.tb_lineno is None\n"
+        "    raise KeyboardInterrupt().with_traceback(nowhere)\n"
+    )
+    result = project.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.no_fnmatch_line("*TypeError*")
+
+
 @pytest.mark.parametrize("option", ["--time-limit=-1", "--time-limit=nan", "--time-limit=1e300", "--memory-limit=nan"])
 def test_a_limit_that_is_none_is_a_usage_error(project, option):
     result = project.runpytest(option)
