@@ -117,6 +117,19 @@ def test_a_gate_that_judged_nothing_does_not_pass(gpt_harness, tmp_path):
     assert "it would always pass" in output
 
 
+def test_a_gate_fails_where_every_arm_has_lost_its_time(gpt_harness, tmp_path):
+    path = two_runs(tmp_path)
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[1])
+    for arm in row["arms"]:
+        arm |= {"seconds": None, "verified": {"verdict": "fail", "message": "because"}}
+    path.write_text("\n".join([lines[0], json.dumps(row), *lines[2:]]))
+    status, output = gpt_harness("compare", "latest~1", "latest", "--fail-if", "slower:5%")
+    assert status == 1
+    assert "FAILED by arms with a time in A and none in B: attention forward, tokens=512: naive" in output
+    assert "always pass" not in output
+
+
 def test_a_run_that_ended_early_passes_no_gate(gpt_harness, tmp_path):
     path = two_runs(tmp_path)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
