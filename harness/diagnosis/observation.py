@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.core.source_lines import TORCH, SourceLine
-from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder, Step
+from harness.diagnosis.recorders import ModuleCreationSites, OperationRecorder, Step, is_square
+from harness.oracle.formula import visible
 from harness.subjects.model import Model
 
 # Relative. Two float64 programs for one function differ by some 1e-15 of the values' size; a bug by far more.
@@ -24,11 +25,15 @@ Sums = tuple[float, float, float]  # of a tensor's values, of their absolute val
 
 @dataclass
 class Observation:
-    """One forward pass of a subject: its steps, its logits (B, T, V) in float64, and its tensors that may be masks."""
+    """One forward pass of a subject: its steps, its logits (B, T, V) in float64, and its tensors that may be masks.
+
+    `wrong_mask`: the line that gives a module a mask that is not the causal one; None if no line does.
+    """
 
     steps: list[Step]
     logits: Tensor
     masks: list[Tensor] = field(default_factory=list)
+    wrong_mask: SourceLine | None = None
     # By number of values: (sum of the values, number of the step, sums), sorted, so that `find` can bisect.
     _index: dict[int, list[tuple[float, int, Sums]]] = field(default_factory=dict, repr=False)
 
@@ -71,7 +76,23 @@ def observe(model: Model, ids: Tensor, sites: ModuleCreationSites | None = None)
     """Run one forward pass over `ids` (B, T) without gradients and return the observation."""
     with torch.no_grad(), OperationRecorder(sites) as recorder:
         logits = model.logits(ids)
-    return Observation(recorder.steps, logits.detach().double(), recorder.masks)
+    wrong_mask = None if sites is None else line_of_wrong_mask(model.module, sites)
+    return Observation(recorder.steps, logits.detach().double(), recorder.masks, wrong_mask)
+
+
+def line_of_wrong_mask(module: nn.Module, sites: ModuleCreationSites) -> SourceLine | None:
+    """Return the line that gives a module a tensor of two values, (..., T, T), that is no causal mask; None if none.
+
+    A causal mask is one half of the square, in either polarity: 1 and 0, True and False, 0 and -inf.
+    """
+    for part in module.modules():
+        for name, line in sites.square.get(part, {}).items():
+            value = getattr(part, name, None)
+            if isinstance(value, Tensor) and is_square(value) and len(values := value.unique()) <= 2:
+                half = visible(*value.shape[-2:]).to(value.device)
+                if not any(bool(((value == each) == half).all()) for each in values):
+                    return line
+    return None
 
 
 def own_files(model: Model) -> set[str]:

@@ -37,14 +37,25 @@ class Step:
         return next((line for line, own in self.stack if owners and own in owners), self.line)
 
 
+def is_square(tensor: Tensor) -> bool:
+    """Return True for the shape of a mask: (..., T, T)."""
+    return 2 <= tensor.ndim <= 4 and tensor.shape[-1] == tensor.shape[-2] > 1
+
+
 class ModuleCreationSites:
-    """Record the line of the user's source that creates each module, inside the block."""
+    """Record the line of the user's source that creates each module, inside the block.
+
+    `square`: the lines that give a module a tensor, by its name, whose last two axes are as long as each other, as a
+    mask's are.
+    """
 
     def __init__(self) -> None:
         self.lines: weakref.WeakKeyDictionary[nn.Module, SourceLine] = weakref.WeakKeyDictionary()
+        self.square: weakref.WeakKeyDictionary[nn.Module, dict[str, SourceLine]] = weakref.WeakKeyDictionary()
 
     def __enter__(self) -> ModuleCreationSites:
         self._original = original = nn.Module.__init__
+        self._register, self._set = register, set_attribute = nn.Module.register_buffer, nn.Module.__setattr__
 
         def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             original(module, *args, **kwargs)
@@ -53,11 +64,27 @@ class ModuleCreationSites:
             if made:
                 self.lines[module] = made[0]
 
+        def register_buffer(module: nn.Module, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+            register(module, name, tensor, persistent)
+            self._note(module, name, tensor)
+
+        def set_any(module: nn.Module, name: str, value: Any) -> None:
+            set_attribute(module, name, value)
+            self._note(module, name, value)
+
         nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
+        nn.Module.register_buffer = register_buffer  # type: ignore[method-assign, assignment]
+        nn.Module.__setattr__ = set_any  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *error: object) -> None:
         nn.Module.__init__ = self._original  # type: ignore[method-assign]
+        nn.Module.register_buffer = self._register  # type: ignore[method-assign]
+        nn.Module.__setattr__ = self._set  # type: ignore[method-assign]
+
+    def _note(self, module: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and is_square(value) and (stack := user_stack(1)):
+            self.square.setdefault(module, {})[name] = stack[0][0]
 
 
 class OperationRecorder(TorchDispatchMode):
@@ -96,7 +123,7 @@ class OperationRecorder(TorchDispatchMode):
         return self._sites.lines.get(module)
 
     def _note_mask(self, tensor: Tensor) -> None:
-        if 2 <= tensor.ndim <= 4 and tensor.shape[-1] == tensor.shape[-2] > 1:
+        if is_square(tensor):
             if tensor.dtype != torch.bool:
                 hidden = tensor < -1e4
                 if not bool((hidden | (tensor == 0)).all()):

@@ -117,6 +117,8 @@ def _unregistered(model: Model, sites: ModuleCreationSites) -> list[Finding]:
         tensors = [item for item in items if isinstance(item, Tensor) and item.ndim > 1 and id(item) not in registered]
         if tensors and not found:
             cause = f"{name} is a plain tensor, which .to(device) and state_dict leave out"
+            set_at = sites.square.get(owner, {}).get(name.rpartition(".")[2])
+            at = location(set_at) if set_at else at
             found = [Finding("structure", "mask-in-an-attribute", cause, "use register_buffer", *at)]
     return found
 

@@ -56,6 +56,8 @@ def matched_finding(
     first = 0 if layer is None and variant.operation == "block" else layer
     owner = owners.get(first) if is_wiring else None
     line = _source_line(alignment, wrong, place(variant.operation, first), owner, made=is_setting)
+    if variant.component == "attn.mask":  # a mask that is made wrongly shows where it is used
+        line = alignment.observed.wrong_mask or line
     return Finding(
         where=place(variant.component, first),
         fault=variant.fault,
