@@ -82,6 +82,8 @@ def _find(name: str, records: Path) -> list[Path]:
     known = sorted(folder.glob("bench-*.jsonl"), key=age)
     if path.is_dir() and known:
         return known
+    if path.is_dir():
+        raise HarnessError(f"{path} has no bench-*.jsonl; expected the folder of the records that benchmarks write")
     word, _, back = name.partition("~")
     if word == "latest" and (back or "0").isdecimal() and int(back or 0) < len(known):
         return [known[-1 - int(back or 0)]]

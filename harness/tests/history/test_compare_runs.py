@@ -130,6 +130,12 @@ def test_several_runs_are_named_by_commas_a_folder_or_the_beginning_of_their_tim
     assert find_runs(f"latest,latest~1,{paths[2]}", tmp_path) == [paths[2], paths[1]]
 
 
+def test_a_folder_without_benchmark_runs_is_named(tmp_path):
+    (tmp_path / "verify-1.jsonl").touch()
+    with pytest.raises(HarnessError, match=r"has no bench-\*\.jsonl"):
+        find_runs(str(tmp_path), Path("nowhere"))
+
+
 def test_records_of_verifications_are_no_benchmark_run(tmp_path):
     path = tmp_path / "verify-1.jsonl"
     path.write_text(json.dumps({"kind": "header", "schema": 1, "run": "verify"}) + "\n")
