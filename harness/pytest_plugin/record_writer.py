@@ -41,7 +41,7 @@ class RunWriter:
         return True
 
 
-def _folder(config: pytest.Config) -> Path:
+def code_folder(config: pytest.Config) -> Path:
     """Return the folder whose commit is the subject's: its file's, the current one for a module, ours by default."""
     if config.getoption("--subject") is None and config.getoption("--trainer") is None:
         return config.rootpath
@@ -72,7 +72,7 @@ def open_record_file(config: pytest.Config, folder: Any, run: str, started: str)
         "trainers": trainer_names(config),
         "arguments": list(config.invocation_params.args),
         "device": config.getoption("--device"),
-        "environment": environment(_folder(config)),
+        "environment": environment(code_folder(config)),
     }
     stamp = started.replace(":", "").replace("-", "")
     for attempt in range(ATTEMPTS):
