@@ -79,7 +79,8 @@ def run(options: argparse.Namespace) -> int:
             line, exceeded = apply_gate(gate, result.changes)
             (failures if exceeded else lines).append(line)
     finally:
-        print("\n".join(map(printable, [*lines, *failures])))
+        lines, failures = (list(map(one_line, each)) for each in (lines, failures))
+        print("\n".join([*lines, *failures]))
         report_to_step([*lines, *failures], failures)
     if options.output:
         write_csv(options.output, result.changes)
@@ -92,7 +93,12 @@ def failures_of_runs(runs: Sequence[BenchmarkRun], result: RunComparison) -> Ite
         lost = "; ".join(f"{key.label} ({result.left_out[key]})" for key in result.lost)
         yield f"--fail-if: FAILED by arms with a time in A and none in B: {lost}"
     if early := [run.path.stem for run in runs if run.interrupted]:
-        yield f"--fail-if: FAILED because {', '.join(early)} ended early: not every arm was measured; run it again"
+        yield f"--fail-if: FAILED because {', '.join(early)} ended early: run it again, or leave it out"
+
+
+def one_line(text: str) -> str:
+    """Return what records say without control characters, and on one line: GitHub obeys a line that begins with ::."""
+    return printable(text).replace("\n", " ")
 
 
 def report_to_step(lines: Sequence[str], failures: Sequence[str]) -> None:
@@ -100,7 +106,7 @@ def report_to_step(lines: Sequence[str], failures: Sequence[str]) -> None:
     if github_actions.is_running_there():
         for failure in failures:
             print(github_actions.command(failure, title="gpt-harness compare"))
-        text = "\n".join(map(printable, lines)).replace("~~~", "~ ~")
+        text = "\n".join(lines).replace("~~~", "~ ~")
         github_actions.write_summary(f"## Benchmarks compared\n\n~~~\n{text}\n~~~")
 
 
@@ -157,8 +163,8 @@ def limits(before: Sequence[BenchmarkRun], after: Sequence[BenchmarkRun], result
     ceilings = {name for run in before for each in run.arms.values() for name in ceiling_seconds(each.comparison)}
     if controls := sorted({change.against for change in result.changes} - ceilings):
         yield (
-            f"Arms are compared with {', '.join(controls)}, which the subject may contain: a change of all arms alike "
-            "is not seen."
+            f"Arms are compared with {', '.join(controls)}, the control: a change of all arms and the control alike is "
+            "not seen."
         )
     for side, runs in (("A", before), ("B", after)):
         yield from doubts(side, runs)
@@ -223,8 +229,9 @@ def apply_gate(gate: Gate, changes: Sequence[Change]) -> tuple[str, bool]:
     judged = plural(len(applicable), "arm")
     line = f"--fail-if {gate}: {f'FAILED by {arms}' if exceeded else 'passed'} ({judged} judged"
     if gate.quantity == "slower":
-        if open_ := [change for change in applicable if change not in exceeded and change.ratio.high > gate.factor]:
-            line += f", {len(open_)} of them undecided: their intervals reach beyond the limit"
+        undecided = [change for change in applicable if change not in exceeded and change.ratio.high > gate.factor]
+        if undecided:
+            line += f", {len(undecided)} of them undecided: their intervals reach beyond the limit"
         line += (
             f"; of comparisons in which no arm became slower by more than that, at most {ALPHA:.0%} fail, if the "
             "errors are those stated above: one-sided tests, Holm"

@@ -30,13 +30,13 @@ def environment(folder: Path) -> dict[str, Any]:
     """Return the machine, the versions and the git commit of `folder`, as a JSON-ready mapping.
 
     `git_dirty` is True if the commit is not all of the code: a tracked file has changed, or a Python file is not
-    tracked. A folder that is not tracked may be another repository, and does not count.
+    tracked. Another repository inside this one does not count. None if git does not say.
     """
     import torch  # here to save start-up time: the rest of this module does not need it
 
     versions = {name: _version(name) for name in PACKAGES}
     commit = _git(folder, "rev-parse", "--short", "HEAD")
-    changes = (_git(folder, "status", "--porcelain") or "").splitlines() if commit else []
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=all") if commit else None
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -52,7 +52,7 @@ def environment(folder: Path) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "git_commit": commit,
-        "git_dirty": any(map(_is_change, changes)) if commit else None,
+        "git_dirty": None if changes is None else any(map(_is_change, changes.splitlines())),
     }
 
 

@@ -83,7 +83,8 @@ class ModuleCreationSites:
         nn.Module.__setattr__ = self._set  # type: ignore[method-assign]
 
     def _note(self, module: nn.Module, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and is_square(value) and (stack := user_stack(1)):
+        is_mask = isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and is_square(value)
+        if is_mask and (stack := user_stack(1)):
             self.square.setdefault(module, {})[name] = stack[0][0]
 
 

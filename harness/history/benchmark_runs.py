@@ -78,12 +78,11 @@ def _find(name: str, records: Path) -> list[Path]:
     path = Path(name)
     if path.is_file():
         return [path]
-    folder = path if path.is_dir() else records
-    known = sorted(folder.glob("bench-*.jsonl"), key=age)
-    if path.is_dir() and known:
-        return known
+    known = sorted((path if path.is_dir() else records).glob("bench-*.jsonl"), key=age)
     if path.is_dir():
-        raise HarnessError(f"{path} has no bench-*.jsonl; expected the folder of the records that benchmarks write")
+        if not known:
+            raise HarnessError(f"{path} has no bench-*.jsonl; expected the folder of the records that benchmarks write")
+        return known
     word, _, back = name.partition("~")
     if word == "latest" and (back or "0").isdecimal() and int(back or 0) < len(known):
         return [known[-1 - int(back or 0)]]
@@ -91,7 +90,7 @@ def _find(name: str, records: Path) -> list[Path]:
     matching = [path for path in known if stamp and path.stem.removeprefix("bench-").startswith(stamp)]
     if not matching:
         newest = ", ".join(path.stem for path in known[-3:]) or "none; `pytest benchmarks/` writes them"
-        raise HarnessError(f"'{name}' is neither a file nor a run in {folder}; the newest runs there: {newest}")
+        raise HarnessError(f"'{name}' is neither a file nor a run in {records}; the newest runs there: {newest}")
     return matching
 
 

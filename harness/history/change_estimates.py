@@ -65,9 +65,7 @@ def change_of_several_runs(before: Sequence[Estimate], after: Sequence[Estimate]
     freedom = len(before) + len(after) - 2
     squares = math.fsum((centre - mean(side)) ** 2 for side in sides for centre in side)
     scatter = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
-    rounds = _added_in_squares(
-        [(run.error / len(side), run.freedom) for side in (before, after) for run in side if run.error]
-    )
+    rounds = _added_in_squares([(run.error / len(side), run.freedom) for side in (before, after) for run in side])
     error, freedom = max((scatter, freedom), rounds)
     return Estimate(mean(sides[1]) - mean(sides[0]), error, freedom)
 

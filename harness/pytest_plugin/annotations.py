@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,8 +46,8 @@ def _failures(bad: Sequence[Row], findings: Sequence[Row]) -> Iterator[str]:
             file, _, line = place.rpartition(":")
             yield command(_text(rows), file=file, line=line, title=str(rows[0]["id"]))
     for rows in [without] if findings and without else [[row] for row in without]:
-        file = str(rows[0]["subject"]).rpartition(":")[0]
-        known = "" if findings else file if Path(file).is_file() else ""
+        file = str(rows[0]["subject"]).rpartition(":")[0] or str(rows[0]["subject"])  # a training program has no colon
+        known = file if not findings and Path(file).is_file() else ""
         title = "what else fails" if findings else str(rows[0]["id"])
         yield command(_text(rows), file=known, line="1" if known else "", title=title)
 
@@ -60,7 +61,7 @@ def _place(row: Row) -> str:
 def usage_error_line(message: str) -> str:
     """Return the line that annotates why a run did not begin, at the first line of a file that the message names."""
     at = re.search(r"([^\s:'\"]+\.(?:py|toml)):(\d+)", message)
-    file, line = at.groups() if at and Path(at[1]).is_file() else ("", "")
+    file, line = at.groups() if at and os.path.isfile(at[1]) else ("", "")  # False for a path that is too long
     return command(message, file=file, line=line, title="gpt-harness: nothing was judged")
 
 

@@ -135,11 +135,11 @@ def write_latest(folder: Path, records: Path | None = None, *, of: Iterable[Path
             f"no records in {records}: looked for verify-*.jsonl and bench-*.jsonl; "
             "`pytest verifications/` or `pytest benchmarks/` writes them"
         )
-    subjects = {path: subject_of(path) for path in paths}
+    subject, subjects = subject_of(own[0]) if own else None, {path: subject_of(path) for path in paths}
     for path in paths:
         if not subjects[path]:
             read(path)  # for the note that says why it cannot be read
-    same_subject = [*own, *(each for each in paths if own and each not in own and subjects[each] == subject_of(own[0]))]
+    same_subject = [*own, *(each for each in paths if each not in own and subjects[each] == subject)]
     verify, bench = ([path for path in same_subject if path.name.startswith(f"{kind}-")] for kind in KINDS)
     judged = [path for path in verify if path in reported] or verify[:MOST_RUNS]
     shown = next((path for path in judged if (rows := read(path)) and not RunRecords.of(rows).only_claims), None)

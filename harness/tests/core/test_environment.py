@@ -28,14 +28,21 @@ def new_file(folder):
     (folder / "new.py").touch()
 
 
-def new_folder(folder):
-    """As the harness that a workflow checks out beside the code, and the reports."""
-    (folder / ".harness").mkdir()
+def new_package(folder):
+    (folder / "models").mkdir()
+    (folder / "models" / "my_gpt.py").touch()
+
+
+def another_repository(folder):
+    """As the harness that a workflow checks out beside the code; and a report."""
+    subprocess.run(["git", "init", "-q", str(folder / ".harness")], check=True)
     (folder / ".harness" / "tool.py").touch()
-    (folder / "notes.txt").touch()
+    (folder / "index.html").touch()
 
 
-@pytest.mark.parametrize(("what", "dirty"), [(change, True), (new_file, True), (new_folder, False)])
+@pytest.mark.parametrize(
+    ("what", "dirty"), [(change, True), (new_file, True), (new_package, True), (another_repository, False)]
+)
 def test_a_commit_is_dirty_if_it_is_not_all_of_the_code(repository, what, dirty):
     assert environment(repository)["git_dirty"] is False
     what(repository)

@@ -50,7 +50,15 @@ def test_a_subject_that_cannot_be_built_is_annotated_at_its_line(project, step):
     assert "&lt;size" in text
 
 
+def test_a_training_program_is_annotated_at_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    lines = error_lines([row("a", subject="train.py")], {})
+    assert lines == ["::error file=train.py,line=1,title=a::m; run again: pytest x"]
+
+
 def test_a_usage_error_without_a_file_has_no_place():
+    assert "file=" not in usage_error_line(f"{'a' * 5000}.py:1: File name too long")
     assert usage_error_line("--subject x:1: no") == "::error title=gpt-harness%3A nothing was judged::--subject x:1: no"
 
 
