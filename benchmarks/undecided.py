@@ -12,7 +12,7 @@ import pytest
 from benchmarks.show import label, ratio_of
 from harness.bench.rounds import rounds_to_decide
 from harness.core.record_files import Row
-from harness.pytest_plugin.options import DEFAULT_DEVICE
+from harness.pytest_plugin.options import DEFAULT_DEVICE, as_typed
 from harness.report.formatting import duration
 
 SHOWN = 6
@@ -27,8 +27,7 @@ STOLEN, PREEMPTIONS, FRESH_PAGES = 0.02, 20.0, 2000
 
 def command(config: pytest.Config) -> str:
     """Return the command of this run without its selection: `pytest benchmarks/ --subject my_gpt.py:GPT`."""
-    own, folder = Path(__file__).parent, config.invocation_params.dir
-    words = ["pytest", f"{own.relative_to(folder) if own.is_relative_to(folder) else own}/"]
+    words = ["pytest", f"{as_typed(Path(__file__).parent, config)}/"]
     for subject in config.getoption("--subject") or ():
         words += ["--subject", subject]
     for option, default in SETTINGS.items():

@@ -11,7 +11,7 @@ import pytest
 
 from harness.core.errors import SuiteError
 from harness.pytest_plugin.failure_text import format_failure
-from harness.pytest_plugin.options import DEFAULT_DEVICE, subject_names, trainer_names
+from harness.pytest_plugin.options import DEFAULT_DEVICE, as_typed, subject_names, trainer_names
 from harness.pytest_plugin.runners import runner_of, trainer_runner_of
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class CheckItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the text of a failed check; for other exceptions, pytest's own."""
         if isinstance(excinfo.value, CheckFailed):
-            place = f"{_relative(self.path, self.config)}:{self.check.line}"
+            place = f"{as_typed(self.path, self.config)}:{self.check.line}"
             return format_failure(excinfo.value.record, place, self.rerun())
         return super().repr_failure(excinfo)
 
@@ -92,7 +92,7 @@ class CheckItem(pytest.Item):
 
     def rerun(self) -> str:
         """Return the command that runs this check again, alone."""
-        words = ["pytest", f"{_relative(self.path, self.config)}::{self.check.id}"]
+        words = ["pytest", f"{as_typed(self.path, self.config)}::{self.check.id}"]
         option = "--trainer" if self.trains else "--subject"
         if self.config.getoption(option) is not None:
             words += [option, self.subject]
@@ -113,9 +113,3 @@ class CheckFailed(Exception):  # noqa: N818 - named by what happened
     def __init__(self, record: Record) -> None:
         super().__init__(record.message)
         self.record = record
-
-
-def _relative(path: Path, config: pytest.Config) -> str:
-    """Return a path relative to the folder where pytest was started, if it is inside."""
-    folder = config.invocation_params.dir
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)

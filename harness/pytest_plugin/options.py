@@ -151,6 +151,12 @@ def _named(config: pytest.Config, option: str, default: str) -> list[str]:
     return [default] if neither else []
 
 
+def as_typed(path: Path, config: pytest.Config) -> str:
+    """Return a path relative to the folder where pytest was started, if it is inside."""
+    folder = config.invocation_params.dir
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
 def reports_folder(config: pytest.Config) -> Path:
     """Return the folder of the reports: --reports, or reports/ in the rootdir."""
     if (named := config.getoption("--reports")) is not None:

@@ -180,7 +180,6 @@ class Session:
                 self.written = write_latest(self.folder, of=[writer.recorder.path for writer in self._writers.values()])
         except (OSError, HarnessError) as error:
             self.lost.append(f"the report was not written: {error}")
-            return
         if github_actions.is_running_there():
             try:
                 github_actions.write_summary(self._step_summary())
